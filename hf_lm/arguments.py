@@ -1,0 +1,275 @@
+"""One parser for YAML and the command line: `parse_arguments` gives a recipe its resolved run.
+
+Precedence: dataclass < recipe default < YAML (`--config`) < command line. A YAML file is turned into command-line
+tokens, so file and terminal share one validator, and a misspelt key or value ends in one line that names where it is.
+"""
+
+import difflib
+import json
+import os
+import re
+import sys
+import traceback
+from collections.abc import Iterable
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NoReturn, TypeVar
+
+import transformers
+import yaml
+from transformers import HfArgumentParser
+
+Arguments = TypeVar("Arguments")
+
+
+@dataclass
+class TrainingArguments(transformers.TrainingArguments):
+    """The Trainer's own arguments and the few that hf_lm adds. They work for every recipe."""
+
+    muon_learning_rate: float = field(
+        default=0.0, metadata={"help": "Muon's rate for the hidden matrices; 0 trains every weight with --optim"}
+    )
+    muon_weight_decay: float = field(default=0.0, metadata={"help": "decoupled weight decay of Muon's matrices"})
+    decay_share: float = field(
+        default=0.4, metadata={"help": "share of the steps in which warmup_stable_decay lowers the rate to 0"}
+    )
+    skip_proofs: list[str] = field(
+        default_factory=list, metadata={"help": "proofs to leave out, by name; the report then says so"}
+    )
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "replace a run that --output_dir already holds"}
+    )
+    resume_with_changes: bool = field(
+        default=False, metadata={"help": "resume although the checkpoint was written by another configuration"}
+    )
+    run: dict[str, Any] = field(default_factory=dict, init=False)  # the resolved run, as run.yaml holds it
+
+
+# About one invocation rather than about the run: they do not belong in run.yaml.
+ONE_INVOCATION = ("resume_from_checkpoint", "overwrite_output_dir", "resume_with_changes")
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def parse_arguments(
+    arguments_class: type[Arguments],
+    training_arguments_class: type[TrainingArguments] = TrainingArguments,
+    argv: list[str] | None = None,
+    **recipe_defaults: Any,
+) -> tuple[Arguments, TrainingArguments]:
+    """Resolve a recipe's run from its dataclasses, its own defaults, `--config FILE` and the command line.
+
+    Also takes `--print_config` (show the resolved run and exit) and a bare `--debug` (errors with a traceback;
+    without it an error is one line). The resolved run is kept in `training_args.run` and holds no token.
+    A wrong key or value ends the process with exit code 2.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    report_errors(debug=_take_flag(argv, "--debug"))
+    try:
+        return _parse(arguments_class, training_arguments_class, argv, recipe_defaults)
+    except (ValueError, OSError) as error:
+        if sys.excepthook is not _one_line:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _parse(arguments_class, training_arguments_class, argv, recipe_defaults):
+    print_config = _take_flag(argv, "--print_config")
+    main = sys.modules["__main__"]
+    parser = _Parser(
+        (arguments_class, training_arguments_class), allow_abbrev=False, description=main.__doc__, prog=_program(main)
+    )
+    parser.add_argument("--config", metavar="FILE", help="YAML file with any of these keys")
+    own = {f.name for c in (arguments_class, training_arguments_class) for f in fields(c) if f.init}
+    if unknown := set(recipe_defaults) - own:
+        raise TypeError(f"the recipe sets defaults for unknown arguments: {sorted(unknown)}")
+    parser.set_defaults(**recipe_defaults)
+
+    origin: dict[str, str] = {}  # key -> where its value was given
+    config = _option(argv, "--config")
+    if config is not None:
+        values = _read_yaml(config)
+        _check_keys(values, own, where=config)
+        given = {}
+        for key, value in values.items():
+            given[key] = None if value is None else _parse_value(parser, key, value, where=config)
+        parser.set_defaults(**given)
+        origin |= dict.fromkeys(values, f"{config}: ")
+    namespace = _parse_command_line(parser, argv, own)
+    origin |= {token[2:].split("=")[0].replace("-", "_"): "--" for token in argv if token.startswith("--")}
+    resolved = {key: value for key, value in vars(namespace).items() if key in own}
+
+    run = _saved_run(resolved, arguments_class, training_arguments_class, recipe_defaults, origin)
+    if print_config:
+        print(yaml.safe_dump(run, sort_keys=False, allow_unicode=True), end="")
+        raise SystemExit(0)
+    try:
+        objects = [c(**{f.name: resolved[f.name] for f in fields(c) if f.init}) for c in parser.dataclass_types]
+    except (ValueError, TypeError) as error:
+        raise ValueError(_name_the_key(str(error), resolved, origin)) from error
+    args, training_args = objects
+    training_args.run = run
+    return args, training_args
+
+
+def _program(main) -> str:
+    return Path(getattr(main, "__file__", None) or "recipe").name
+
+
+def _take_flag(argv: list[str], flag: str) -> bool:
+    """Remove a bare flag from argv. `--debug underflow_overflow`, the Trainer's own option, has a value and stays."""
+    for i, token in enumerate(argv):
+        if token == flag and (i + 1 == len(argv) or argv[i + 1].startswith("--")):
+            del argv[i]
+            return True
+    return False
+
+
+def _option(argv: list[str], name: str) -> str | None:
+    for i, token in enumerate(argv):
+        if token == name and i + 1 < len(argv):
+            return argv[i + 1]
+        if token.startswith(f"{name}="):
+            return token.split("=", 1)[1]
+    return None
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    class Loader(yaml.SafeLoader):
+        """Refuses a key given twice, which YAML would silently resolve to the last one."""
+
+    def mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict:
+        keys = [loader.construct_object(key) for key, _ in node.value]
+        if twice := {key for key in keys if keys.count(key) > 1}:
+            raise ValueError(f"{path}: the key {sorted(map(str, twice))[0]!r} stands there twice; keep one.")
+        return dict(zip(keys, [loader.construct_object(value, deep=True) for _, value in node.value], strict=True))
+
+    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+    try:
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=Loader)
+    except FileNotFoundError:
+        near = sorted(str(p) for p in Path(path).parent.glob("*.y*ml")) if Path(path).parent.is_dir() else []
+        raise FileNotFoundError(
+            f"--config: there is no file {path}{_closest(path, near, ' Did you mean {}?')}"
+        ) from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}, line {mark.line + 1}" if mark else path
+        raise ValueError(f"{where}: not valid YAML: {getattr(error, 'problem', error)}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected lines of `key: value`, got a {type(values).__name__}.")
+    return {str(key): value for key, value in values.items()}
+
+
+def _check_keys(keys: Iterable[str], own: set[str], where: str) -> None:
+    for key in keys:
+        if key not in own:
+            raise ValueError(f"{where}: unknown key {key!r}.{_closest(key, own, ' Did you mean {!r}?')}")
+
+
+def _parse_value(parser: _Parser, key: str, value: Any, where: str) -> Any:
+    """Validate one YAML value as if it had been typed."""
+    if isinstance(value, list):
+        tokens = [str(item) for item in value]
+        if not tokens:
+            return []
+    elif isinstance(value, dict):
+        tokens = [json.dumps(value)]
+    else:
+        tokens = [str(value)]
+    try:
+        # `--key=value` keeps a value that begins with a dash from being read as an option.
+        arguments = [f"--{key}={tokens[0]}"] if len(tokens) == 1 else [f"--{key}", *tokens]
+        return getattr(parser.parse_args(arguments), key)
+    except ValueError as error:
+        raise ValueError(f"{where}: {_plain(str(error))}") from None
+
+
+def _parse_command_line(parser: _Parser, argv: list[str], own: set[str]) -> SimpleNamespace:
+    try:
+        namespace, unknown = parser.parse_known_args(argv)
+    except ValueError as error:
+        raise ValueError(f"command line: {_plain(str(error))}") from None
+    for token in unknown:
+        if token.startswith("--"):
+            key = token[2:].split("=")[0].replace("-", "_")
+            options = own | {"config", "print_config", "debug", "help"}
+            raise ValueError(f"command line: unknown option --{key}.{_closest(key, options, ' Did you mean --{}?')}")
+    if unknown:
+        raise ValueError(
+            f"command line: do not know what to do with {unknown[0]!r}; options are given as --key value."
+        )
+    return namespace
+
+
+def _plain(message: str) -> str:
+    """argparse's message with one spelling of the option and the closest choice."""
+    message = re.sub(r"argument (--\w+)(?:/--[\w-]+)*: ", lambda m: f"{m[1]}: ", message)
+    if match := re.search(r"invalid choice: '?(.*?)'? \(choose from (.*)\)", message):
+        choices = [choice.strip().strip("'") for choice in match[2].split(",")]
+        message += f".{_closest(match[1], choices, ' Did you mean {}?')}"
+    return message
+
+
+def _closest(word: str, words: Iterable[str], sentence: str) -> str:
+    near = difflib.get_close_matches(str(word), [str(w) for w in words], n=1, cutoff=0.5)
+    return sentence.format(near[0]) if near else ""
+
+
+def _name_the_key(message: str, resolved: dict[str, Any], origin: dict[str, str]) -> str:
+    """Say which key holds the value that the Trainer's own checks refused: they name only the value."""
+    for key, where in origin.items():
+        value = resolved.get(key)
+        if value not in (None, True, False) and repr(value) in message:
+            choices = re.findall(r"'([\w-]+)'", message)
+            near = _closest(str(value), [c for c in choices if c != str(value)], " Did you mean {}?")
+            return f"{where}{key}: {message.splitlines()[0].rstrip('.')}.{near}"
+    return message.splitlines()[0]
+
+
+def _saved_run(resolved, arguments_class, training_arguments_class, recipe_defaults, origin) -> dict[str, Any]:
+    """What run.yaml holds: every argument of the recipe, and of the Trainer's those that are not its default.
+
+    Values are taken before TrainingArguments changes them, and no token is among them.
+    """
+    run = {f.name: resolved[f.name] for f in fields(arguments_class)}
+    for f in fields(training_arguments_class):
+        if not f.init or f.name in ONE_INVOCATION or f.name.endswith("_token"):
+            continue
+        default = f.default_factory() if f.default_factory is not MISSING else f.default
+        if f.name in recipe_defaults or f.name in origin or resolved[f.name] != default:
+            run[f.name] = resolved[f.name]
+    return {key: _plain_value(value) for key, value in run.items()}
+
+
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain_value(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain_value(item) for item in value]
+    return getattr(value, "value", value)  # an enum is saved as its value
+
+
+def report_errors(debug: bool) -> None:
+    """From now on an uncaught error is one line on stderr and exit code 1; with debug, Python's own traceback."""
+    sys.excepthook = sys.__excepthook__ if debug else _one_line
+
+
+def _one_line(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    rank = int(os.environ.get("RANK", "0"))
+    prefix = f"[process {rank}] " if rank else ""
+    if issubclass(kind, KeyboardInterrupt):
+        print(f"\n{prefix}interrupted", file=sys.stderr)
+        return
+    said = " ".join(str(error).split()) or kind.__name__
+    if not issubclass(kind, (ValueError, OSError, FloatingPointError, ImportError)):
+        last = traceback.extract_tb(trace)[-1] if trace else None
+        said = f"{kind.__name__}: {said}" + (f" ({Path(last.filename).name}:{last.lineno})" if last else "")
+    print(f"{prefix}error: {said}  (--debug shows the traceback)", file=sys.stderr)

@@ -1,0 +1,110 @@
+"""Precedence, one validator for file and terminal, and errors that name the key, its file and the closest key."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import pytest
+import yaml
+
+from hf_lm.arguments import TrainingArguments, parse_arguments
+
+
+@dataclass
+class Arguments:
+    dataset: str = "demo"
+    block_size: int = 64
+    packing: Literal["isolate", "concatenate"] = "isolate"
+    tied: bool = True
+
+
+@pytest.fixture
+def parse(tmp_path, capsys):
+    """Parse a command line (and a config given as text); an error comes back as the one line printed."""
+
+    def run(*argv: str, config: str | None = None):
+        tokens = [*argv, "--output_dir", str(tmp_path / "out")]
+        if config is not None:
+            (tmp_path / "run.yaml").write_text(config)
+            tokens = ["--config", str(tmp_path / "run.yaml"), *tokens]
+        try:
+            return parse_arguments(Arguments, TrainingArguments, tokens, learning_rate=3e-4, report_to="none")
+        except SystemExit as stop:
+            captured = capsys.readouterr()
+            lines = captured.err.count("\n")
+            return captured.out if stop.code == 0 else captured.err if lines == 1 else f"{lines} lines"
+
+    return run
+
+
+def test_precedence_is_dataclass_recipe_yaml_command_line(parse):
+    _, training_args = parse()
+    assert training_args.learning_rate == 3e-4  # the recipe's, not the Trainer's 5e-5
+    args, training_args = parse(config="learning_rate: 6e-4\nblock_size: 128\n")
+    assert (args.block_size, training_args.learning_rate) == (128, 6e-4)  # PyYAML reads 6e-4 as a string
+    args, training_args = parse("--learning_rate", "1e-3", config="learning_rate: 6e-4\nblock_size: 128\n")
+    assert (args.block_size, training_args.learning_rate) == (128, 1e-3)
+
+
+def test_values_of_every_kind_pass_through_yaml(parse):
+    args, training_args = parse(
+        config="tied: false\nmax_steps: -1\nskip_proofs: [learnable, load_back]\n"
+        "lr_scheduler_kwargs: {num_decay_steps: 3}\nsave_total_limit: null\nlr_scheduler_type: warmup_stable_decay\n"
+    )
+    assert args.tied is False
+    assert training_args.max_steps == -1
+    assert training_args.skip_proofs == ["learnable", "load_back"]
+    assert training_args.lr_scheduler_kwargs == {"num_decay_steps": 3}
+    assert training_args.save_total_limit is None
+
+
+@pytest.mark.parametrize(
+    ("argv", "config", "expected"),
+    [
+        (["--learning_rte", "1"], None, ["command line", "--learning_rte", "--learning_rate"]),
+        (["--block-sise=3"], None, ["--block_sise", "--block_size"]),
+        ([], "learning_rte: 1\n", ["run.yaml", "'learning_rte'", "'learning_rate'"]),
+        (["--packing", "isolat"], None, ["--packing", "isolat", "isolate"]),
+        ([], "packing: isolat\n", ["run.yaml", "--packing", "isolate"]),
+        ([], "block_size: many\n", ["run.yaml", "--block_size", "'many'"]),
+        (["--lr_scheduler_type", "cosin"], None, ["lr_scheduler_type", "'cosin'", "cosine"]),
+        ([], "lr_scheduler_type: cosin\n", ["run.yaml", "lr_scheduler_type", "cosine"]),
+        ([], "block_size: 1\nblock_size: 2\n", ["run.yaml", "'block_size'", "twice"]),
+        ([], "block_size: [1\n", ["run.yaml", "line", "not valid YAML"]),
+        ([], "- block_size\n", ["run.yaml", "expected", "list"]),
+        (["out/model"], None, ["out/model", "--key value"]),
+        (["--config", "missing.yaml"], None, ["--config", "missing.yaml"]),
+    ],
+)
+def test_a_wrong_key_or_value_ends_in_one_line_that_names_it(parse, argv, config, expected):
+    line = parse(*argv, config=config)
+    assert isinstance(line, str), "the mistake was accepted"
+    for part in expected:
+        assert part in line
+
+
+def test_abbreviations_are_not_taken(parse):
+    assert "--learning_rate" in parse("--learning_rat", "1")
+
+
+def test_print_config_shows_the_resolved_run_and_run_yaml_repeats_it(parse, tmp_path):
+    printed = yaml.safe_load(parse("--print_config", "--learning_rate", "1e-3", config="block_size: 128\n"))
+    assert printed["block_size"] == 128
+    assert printed["learning_rate"] == 1e-3
+    _, first = parse("--learning_rate", "1e-3", config="block_size: 128\nlr_scheduler_type: cosine\n")
+    _, again = parse(config=yaml.safe_dump(first.run))
+    assert first.run == again.run
+    assert first.learning_rate == again.learning_rate
+    assert first.lr_scheduler_type == again.lr_scheduler_type
+
+
+def test_a_token_never_reaches_run_yaml(parse):
+    _, training_args = parse("--hub_token", "hf_secret")
+    assert "hf_secret" not in yaml.safe_dump(training_args.run)
+    assert training_args.hub_token == "hf_secret"
+
+
+def test_a_bare_debug_is_ours_and_one_with_a_value_is_the_trainers(parse):
+    _, training_args = parse("--debug", "underflow_overflow")
+    assert [option.value for option in training_args.debug] == ["underflow_overflow"]
+    with pytest.raises(ValueError, match="learning_rte"):
+        parse("--learning_rte", "1", "--debug")
