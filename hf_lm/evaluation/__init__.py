@@ -1,0 +1,1 @@
+"""Numbers that can be believed: what is measured, and how sure it is."""

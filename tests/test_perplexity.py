@@ -1,0 +1,109 @@
+"""The numbers equal a float64 reference, whatever the windows, and the intervals cover what they should."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hf_lm.evaluation.intervals import bootstrap_ratio
+from hf_lm.evaluation.perplexity import score_documents, unigram_likelihood, windows
+
+
+@given(st.integers(2, 200), st.integers(1, 32), st.data())
+def test_windows_score_every_prediction_once_with_enough_context(length, block_size, data):
+    stride = data.draw(st.integers(1, block_size))
+    scored = []
+    for start, end, count in windows(length, block_size=block_size, stride=stride):
+        assert 0 <= start < end <= length - 1
+        assert end - start <= block_size
+        scored += range(end - count + 1, end + 1)  # the ids predicted
+        if start:
+            assert end - count - start >= block_size - stride  # context of the first id scored
+    assert scored == list(range(1, length))
+
+
+def reference_nll(model, ids, *, block_size, stride):
+    """Token by token in float64: each id from the ids of its window that precede it."""
+    model = model.double()
+    total = 0.0
+    for position in range(1, len(ids)):
+        for start, end, count in windows(len(ids), block_size=block_size, stride=stride):
+            if end - count < position <= end:
+                context = torch.tensor([ids[start:position].tolist()])
+                with torch.no_grad():
+                    logits = model(context).logits[0, -1]
+                total -= torch.log_softmax(logits, -1)[int(ids[position])].item()
+    return total
+
+
+@pytest.mark.parametrize("stride", [8, 16, 32])
+def test_likelihood_equals_a_float64_reference(model, stream, stride):
+    likelihood = score_documents(model, stream, block_size=32, stride=stride)
+    model.eval()
+    for i in (0, 7, 33):
+        expected = reference_nll(model, stream.document(i), block_size=32, stride=stride)
+        assert likelihood.nll[i] == pytest.approx(expected, rel=1e-5)
+        model.float()
+
+
+def test_likelihood_does_not_depend_on_how_windows_are_batched(model, stream):
+    one = score_documents(model, stream, block_size=32, stride=16, max_logits=1)
+    many = score_documents(model, stream, block_size=32, stride=16)
+    np.testing.assert_allclose(one.nll, many.nll, rtol=1e-5)
+
+
+def test_metrics_are_the_likelihood_over_tokens_words_and_bytes(model, stream, texts):
+    likelihood = score_documents(model, stream, block_size=32, stride=16)
+    metrics = likelihood.metrics()
+    nll = likelihood.nll.sum()
+    assert metrics["perplexity"].value == pytest.approx(math.exp(nll / likelihood.tokens.sum()))
+    assert metrics["word_perplexity"].value == pytest.approx(math.exp(nll / sum(len(t.split()) for t in texts)))
+    assert metrics["bits_per_byte"].value == pytest.approx(nll / math.log(2) / sum(len(t.encode()) for t in texts))
+    for interval in metrics.values():
+        assert interval.low < interval.value < interval.high
+    assert likelihood.tokens.sum() == stream.total - 1  # every id of the stream but the very first is predicted
+
+
+def test_an_untrained_model_is_as_good_as_guessing(model, stream):
+    likelihood = score_documents(model, stream, block_size=32, stride=32)
+    assert likelihood.loss == pytest.approx(math.log(model.config.vocab_size), rel=0.05)
+
+
+def test_unigram_baseline_is_the_entropy_of_the_tokens_plus_smoothing(stream, tokenizer):
+    likelihood = unigram_likelihood(stream, stream, vocab_size=len(tokenizer))
+    counts = np.bincount(stream.tokens, minlength=len(tokenizer)) + 1.0
+    log_probs = np.log(counts / counts.sum())
+    assert likelihood.nll.sum() == pytest.approx(-log_probs[np.asarray(stream.tokens[1:])].sum())
+
+
+def test_stride_must_fit_the_block(model, stream):
+    with pytest.raises(ValueError, match="eval_stride"):
+        score_documents(model, stream, block_size=32, stride=33)
+
+
+def test_bootstrap_interval_of_a_mean_agrees_with_the_normal_one():
+    values = np.random.default_rng(1).normal(3.0, 1.0, size=2000)
+    interval = bootstrap_ratio(values, np.ones(2000))
+    half = 1.96 * values.std() / math.sqrt(2000)
+    assert interval.value == pytest.approx(values.mean())
+    assert interval.low == pytest.approx(values.mean() - half, abs=0.01)
+    assert interval.high == pytest.approx(values.mean() + half, abs=0.01)
+
+
+def test_a_bootstrap_repeats_and_one_example_has_no_interval():
+    a, b = np.arange(1.0, 9), np.arange(2.0, 10)
+    assert bootstrap_ratio(a, b) == bootstrap_ratio(a, b)
+    assert bootstrap_ratio(a[:1], b[:1]).report() == {"value": 0.5}
+
+
+def test_bootstrap_intervals_cover_the_truth_as_often_as_they_say():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for seed in range(200):
+        values = rng.exponential(2.0, size=200)
+        interval = bootstrap_ratio(values, np.ones(200), resamples=400, seed=seed)
+        covered += interval.low <= 2.0 <= interval.high
+    assert 0.90 <= covered / 200 <= 0.99
