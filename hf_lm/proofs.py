@@ -1,0 +1,262 @@
+"""A run proves itself: the silent errors of the field, looked for on the actual model, collator and first batches.
+
+Each proof returns what it found; `prove` stops the run at the first that fails. They leave the model's weights, its
+gradients and the random state as they were.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What a proof found. `passed` is None when it was switched off."""
+
+    passed: bool | None
+    said: str
+    largest_difference: float | None = None
+
+    def report(self) -> dict[str, Any]:
+        return {key: value for key, value in asdict(self).items() if value is not None or key == "passed"}
+
+
+def prove(
+    proofs: dict[str, Callable[[], Proof]], *, skip: list[str], say: Callable[[str], None]
+) -> dict[str, dict[str, Any]]:
+    """Run proofs by name, each but those in `skip`. Raises ValueError with what differed when one fails."""
+    found = {}
+    for name, check in proofs.items():
+        if name in skip:
+            found[name] = Proof(None, "switched off").report()
+            continue
+        proof = check()
+        if not proof.passed:
+            raise ValueError(f"the proof {name} failed: {proof.said} (--skip_proofs {name} goes on regardless)")
+        say(f"  proved {name.replace('_', ' ')}: {proof.said}")
+        found[name] = proof.report()
+    return found
+
+
+@contextmanager
+def _untouched(model: PreTrainedModel) -> Iterator[None]:
+    """Without dropout, and with the mode, the gradients and the random state restored afterwards."""
+    was_training = model.training
+    model.eval()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            model.zero_grad(set_to_none=True)
+            model.train(was_training)
+
+
+def loss_invariance(trainer: Any, features: list[dict[str, Any]], *, tolerance: float = 1e-4) -> Proof:
+    """One batch of n rows and n accumulated batches of 1 must give the same loss and the same gradients.
+
+    A third of the labels of the first row is left out, so that the rows differ in their number of labels: a mean of
+    means then shows. Differences are relative; gradients are compared as one vector.
+    """
+    model = trainer.model
+
+    def accumulate(batches: list[dict[str, torch.Tensor]]) -> tuple[float, list[torch.Tensor]]:
+        model.zero_grad(set_to_none=True)
+        items = trainer._get_num_items_in_batch(batches, trainer.args.device)
+        loss = 0.0
+        for batch in batches:
+            batch_loss = trainer.compute_loss(model, trainer._prepare_inputs(batch), num_items_in_batch=items)
+            batch_loss.backward()
+            loss += batch_loss.item()
+        return loss, [p.grad for p in model.parameters() if p.grad is not None]
+
+    together = trainer.data_collator(features)
+    together["labels"] = together["labels"].clone()
+    together["labels"][0, : together["labels"].shape[1] // 3] = -100
+    one_by_one = [{key: value[i : i + 1] for key, value in together.items()} for i in range(len(features))]
+    with _untouched(model):
+        loss, gradients = accumulate([together])
+        loss_again, gradients_again = accumulate(one_by_one)
+        difference = abs(loss - loss_again) / abs(loss)
+        distance = sum(((a - b).float() ** 2).sum() for a, b in zip(gradients, gradients_again, strict=True)) ** 0.5
+        size = sum((a.float() ** 2).sum() for a in gradients) ** 0.5
+        worst = max(difference, float(distance / size))
+    n = len(features)
+    said = (
+        f"a batch of {n} and {n} accumulated batches of 1 give the loss {loss:.6f} and {loss_again:.6f}; "
+        f"largest relative difference, gradients included, {worst:.1e}"
+    )
+    return Proof(worst < tolerance, said, worst)
+
+
+def packing_isolation(
+    model: PreTrainedModel, collate: Callable, feature: dict[str, Any], *, isolate: bool, tolerance: float = 1e-4
+) -> Proof:
+    """Editing one document of a block must leave the logits of the next one alone; without isolation, say how far not.
+
+    `feature` is a block in which a document begins after the first position. The edit must also change the edited
+    document's own logits, or nothing would have been shown.
+    """
+    batch = collate([feature])
+    ids = batch["input_ids"]  # (1, time)
+    starts = feature["starts"]
+    begin = int(starts[0])
+    device = next(model.parameters()).device
+
+    def logits(input_ids: torch.Tensor) -> torch.Tensor:
+        inputs = {"input_ids": input_ids, **({"position_ids": batch["position_ids"]} if isolate else {})}
+        with torch.no_grad():
+            return model(**{k: v.to(device) for k, v in inputs.items()}).logits.float()[0]  # (time, vocab)
+
+    edited = ids.clone()
+    edited[0, : begin // 2 + 1] = (ids[0, : begin // 2 + 1] + 1) % min(256, model.config.vocab_size)
+    with _untouched(model):
+        change = (logits(ids) - logits(edited)).abs()
+    own, leak = float(change[: begin // 2 + 1].max()), float(change[begin:].max())
+    if own == 0:
+        return Proof(False, "editing a document changed none of its own logits")
+    if not isolate:
+        said = f"packed documents see each other, as --packing concatenate asks: an edit moves the next by {leak:.2g}"
+        return Proof(True, said, leak)
+    said = f"editing one document of a block moves the logits of the next by {leak:.1e} (its own by {own:.2g})"
+    if leak >= tolerance:
+        said += "; this model does not keep packed documents apart: use --packing concatenate"
+    return Proof(leak < tolerance, said, leak)
+
+
+def tokenizer_round_trip(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], encode: Callable, *, rows: int, lossless: bool
+) -> Proof:
+    """Text must come back from its token ids, and no id may lie outside the model's `rows` embedding rows.
+
+    A word-level tokenizer normalises text and has unknown words: there, text that has been through it once must come
+    back unchanged.
+    """
+    unknown, total, largest = 0, 0, 0
+    for text, ids in zip(texts, encode(texts), strict=True):
+        ids = np.asarray(ids)
+        largest, total = max(largest, int(ids.max(initial=0))), total + len(ids)
+        back = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        if not lossless:
+            unknown += int((ids == tokenizer.unk_token_id).sum())
+            again = np.asarray(encode([back])[0])
+            text, back = back, tokenizer.decode(again, skip_special_tokens=False)
+        if back != text:
+            at = next(
+                (i for i, (a, b) in enumerate(zip(text, back, strict=False)) if a != b), min(len(text), len(back))
+            )
+            return Proof(
+                False, f"{text[max(0, at - 10) : at + 20]!r} came back as {back[max(0, at - 10) : at + 20]!r}"
+            )
+    if largest >= rows:
+        return Proof(False, f"the tokenizer gives id {largest}, the model has {rows} embedding rows")
+    said = f"{sum(len(text.encode()) for text in texts):,} bytes come back unchanged from {total:,} ids below {rows}"
+    if not lossless:
+        said = (
+            f"{total:,} ids below {rows}, {unknown / max(1, total):.1%} of them unknown words; decoded text is stable"
+        )
+    return Proof(True, said)
+
+
+def label_coverage(
+    collate: Callable, features: list[dict[str, Any]], tokens: np.ndarray, *, end: int, pad: int | None
+) -> Proof:
+    """The labels of the first blocks must be exactly their tokens, ends of documents included, and no padding."""
+    labels = collate(features)["labels"].flatten().numpy()
+    wrong = int((labels != tokens[: len(labels)]).sum())
+    ends, expected = int((labels == end).sum()), int((tokens[: len(labels)] == end).sum())
+    if wrong or ends != expected:
+        return Proof(
+            False, f"{wrong} of {len(labels)} labels differ from the text; {ends} of {expected} document ends"
+        )
+    if pad is not None and pad != end and (labels == pad).any():
+        return Proof(False, f"{int((labels == pad).sum())} labels are padding")
+    return Proof(
+        True, f"{len(labels):,} labels are the text itself with its {ends} document ends, none of them padding"
+    )
+
+
+def learnable(trainer: Any, features: list[dict[str, Any]], *, steps: int = 4) -> Proof:
+    """A few steps down the gradient of one batch must lower its loss."""
+    model = trainer.model
+    weights = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    batch = trainer._prepare_inputs(trainer.data_collator(features))
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    losses = []
+    with _untouched(model):
+        optimizer = torch.optim.AdamW(parameters, lr=1e-3)
+        for _ in range(steps + 1):
+            loss = trainer.compute_loss(model, batch)
+            losses.append(loss.item())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                if name in weights:
+                    p.copy_(weights[name])
+    said = f"{steps} steps on one batch bring its loss from {losses[0]:.3f} to {losses[-1]:.3f}"
+    return Proof(losses[-1] < losses[0], said)
+
+
+LOAD_BACK = """
+import json, sys
+import numpy as np, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+folder, probe, remote = sys.argv[1], json.load(open(sys.argv[2])), sys.argv[3] == "remote"
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=remote, dtype="float32").eval()
+tokenizer = AutoTokenizer.from_pretrained(folder)
+with torch.no_grad():
+    logits = model(torch.tensor([probe["ids"]])).logits[0].numpy()
+np.save(sys.argv[4], logits)
+tokenizer.backend_tokenizer.encode_special_tokens = True
+print(json.dumps([tokenizer.encode(text, add_special_tokens=False) for text in probe["texts"]]))
+"""
+
+
+def load_back(
+    folder: str | Path,
+    model: PreTrainedModel,
+    ids: list[int],
+    texts: list[str],
+    encoded: list[Any],
+    *,
+    tolerance: float = 1e-3,
+) -> Proof:
+    """A fresh process that knows nothing of hf_lm must load the folder and give the same token ids and logits.
+
+    A model that carries its own code (hf_lm.models.recurrent) is loaded with it: that code was written by this run.
+    """
+    config = json.loads((Path(folder) / "config.json").read_text())
+    device = next(model.parameters()).device
+    with _untouched(model), torch.no_grad():
+        expected = model(torch.tensor([ids], device=device)).logits[0].float().cpu().numpy()  # (time, vocab)
+    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
+    with tempfile.TemporaryDirectory() as aside:
+        probe, logits = Path(aside) / "probe.json", Path(aside) / "logits.npy"
+        probe.write_text(json.dumps({"ids": [int(i) for i in ids], "texts": texts}))
+        remote = "remote" if "auto_map" in config else "plain"
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", LOAD_BACK, str(folder), str(probe), remote, str(logits)],
+            capture_output=True,
+            text=True,
+            env=environment | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONIOENCODING": "utf-8"},
+        )
+        if done.returncode:
+            return Proof(False, f"a fresh process could not load {folder}: {done.stderr.strip().splitlines()[-1]}")
+        loaded, loaded_ids = np.load(logits), json.loads(done.stdout.strip().splitlines()[-1])
+    if [list(map(int, row)) for row in encoded] != loaded_ids:
+        return Proof(False, f"the tokenizer loaded from {folder} gives other ids")
+    difference = float(np.abs(loaded - expected).max())
+    said = f"a fresh process loads the folder and gives the same ids and logits (largest difference {difference:.1e})"
+    return Proof(difference < tolerance, said, difference)

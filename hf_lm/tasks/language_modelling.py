@@ -1,0 +1,166 @@
+"""Causal language modelling: documents packed into blocks, every token predicted from those before it."""
+
+import lzma
+from collections.abc import Callable
+from itertools import islice
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator, PartialState
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_lm import proofs
+from hf_lm.data.packing import Blocks, cache_folder, collate_blocks, tokenize_documents
+from hf_lm.data.sources import Corpus
+from hf_lm.evaluation.perplexity import Likelihood, score_documents, unigram_likelihood
+from hf_lm.proofs import Proof
+from hf_lm.tokenizer import encode_documents, measure_tokenizer
+
+SEEN_BY_LZMA = 2**24  # bytes of training text that the compressor reads: more would take longer than it tells
+
+
+class LanguageModelling:
+    """What `fit` needs to train and measure a causal model on a corpus.
+
+    `block_size`: tokens in a block. `packing`: "isolate" keeps the documents of a block from seeing each other,
+    "concatenate" does not. `eval_stride`: tokens that an evaluation window moves by; 0 means half a block.
+    Tokenizing happens here, once per run and on the main process first; a second run finds the cache.
+    """
+
+    recipe = "pretrain"
+    main_metric = "bits_per_byte"
+    collate = staticmethod(collate_blocks)
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        block_size: int,
+        packing: Literal["isolate", "concatenate"] = "isolate",
+        eval_stride: int = 0,
+    ) -> None:
+        self.corpus, self.tokenizer, self.block_size = corpus, tokenizer, block_size
+        self.isolate = packing == "isolate"
+        self.eval_stride = eval_stride or max(1, block_size // 2)
+        self.streams = {}
+        with PartialState().main_process_first():
+            for split in corpus.splits:
+                self.streams[split] = tokenize_documents(
+                    corpus.documents(split),
+                    tokenizer=tokenizer,
+                    folder=cache_folder(corpus.fingerprint, tokenizer, split),
+                    count_words=split != "train",
+                )
+        self.train_dataset = Blocks(self.streams["train"], block_size=block_size, isolate=self.isolate)
+
+    def measure(self, model: PreTrainedModel, split: str, accelerator: Accelerator | None = None) -> Likelihood:
+        return score_documents(
+            model, self.streams[split], block_size=self.block_size, stride=self.eval_stride, accelerator=accelerator
+        )
+
+    def baseline(self, split: str) -> tuple[str, Likelihood]:
+        """The name of the trivial model and its likelihood on a split."""
+        stream = unigram_likelihood(self.streams["train"], self.streams[split], vocab_size=len(self.tokenizer))
+        return "unigram", stream
+
+    def texts(self, split: str, max_characters: int = 50_000) -> list[str]:
+        """The first documents of a split, as far as `max_characters` reach."""
+        texts, total = [], 0
+        for text in self.corpus.documents(split):
+            texts.append(text[: max_characters - total])
+            total += len(texts[-1])
+            if total >= max_characters:
+                break
+        return texts
+
+    def proofs_before(self, trainer: Any) -> dict[str, Callable[[], Proof]]:
+        blocks, stream = self.train_dataset, self.streams["train"]
+        first = [blocks[i] for i in range(min(4, len(blocks)))]
+        encode = lambda texts: encode_documents(self.tokenizer, texts)  # noqa: E731
+        model = trainer.model
+        return {
+            "tokenizer_round_trip": lambda: proofs.tokenizer_round_trip(
+                self.tokenizer,
+                self.texts("validation"),
+                encode,
+                rows=model.get_input_embeddings().weight.shape[0],
+                lossless=self.tokenizer.unk_token_id is None,
+            ),
+            "label_coverage": lambda: proofs.label_coverage(
+                collate_blocks, first, stream.tokens, end=stream.end, pad=self.tokenizer.pad_token_id
+            ),
+            "packing_isolation": lambda: proofs.packing_isolation(
+                model, collate_blocks, self._block_of_two(), isolate=self.isolate
+            ),
+            "loss_invariance": lambda: proofs.loss_invariance(trainer, first),
+            "learnable": lambda: proofs.learnable(trainer, first[:1]),
+        }
+
+    def proofs_after(self, model: PreTrainedModel, folder: str) -> dict[str, Callable[[], Proof]]:
+        ids = self.streams["validation"].document(0)[: min(64, self.block_size)].tolist()
+        texts = self.texts("validation", 2_000)
+        return {
+            "load_back": lambda: proofs.load_back(folder, model, ids, texts, encode_documents(self.tokenizer, texts))
+        }
+
+    def _block_of_two(self) -> dict[str, Any]:
+        """A block of at most 512 tokens in which the second half of the room belongs to a second document."""
+        stream, half = self.streams["train"], min(self.block_size, 512) // 2
+        long = [stream.document(i)[:half] for i in islice(range(len(stream)), 200)]
+        one, two = sorted(long, key=len)[-2:] if len(long) > 1 else (long[0], long[0])
+        ids = torch.from_numpy(one.astype("int64")), torch.from_numpy(two.astype("int64"))
+        positions = torch.cat([torch.arange(len(part)) for part in ids])
+        feature = {"input_ids": torch.cat(ids), "starts": [len(one)]}
+        return feature | ({"position_ids": positions} if self.isolate else {})
+
+    def report(self) -> dict[str, Any]:
+        """The report's parts about data, tokenizer and yardsticks."""
+        data = self.corpus.report()
+        for split, stream in self.streams.items():
+            data[split] = {
+                "documents": len(stream),
+                "tokens": int(stream.total),
+                "bytes": int(stream.bytes.sum()),
+            }
+        measured = measure_tokenizer(self.tokenizer, {split: self.corpus.documents(split) for split in self.streams})
+        return {"data": data, "tokenizer": measured, "yardsticks": self._yardsticks()}
+
+    def _yardsticks(self) -> dict[str, float]:
+        """Bits per byte of the test text under a general compressor, alone and after it has read training text.
+
+        Where the second is far below the first, the test text repeats the training text, and a low number of the
+        model's own is worth less.
+        """
+        test = "\n".join(self.texts("test" if "test" in self.streams else "validation", 2**20)).encode()
+        train = "\n".join(self.texts("train", SEEN_BY_LZMA)).encode()
+        alone = len(lzma.compress(test))
+        after = len(lzma.compress(train + test)) - len(lzma.compress(train))
+        return {"lzma": 8 * alone / len(test), "lzma_with_train": 8 * after / len(test)}
+
+    def samples(self, model: PreTrainedModel, *, count: int = 2, max_new_tokens: int = 80) -> list[dict[str, str]]:
+        """Continuations of the first words of held-out documents, drawn at temperature 0.8 with a fixed seed."""
+        stream, found = self.streams["test" if "test" in self.streams else "validation"], []
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            for i in range(min(count, len(stream))):
+                ids = stream.document(i * len(stream) // count)[: min(13, self.block_size // 2)]
+                prompt = torch.from_numpy(ids.astype("int64"))[None].to(model.device)
+                room = self.block_size - prompt.shape[1]
+                output = model.generate(
+                    prompt,
+                    attention_mask=torch.ones_like(prompt),
+                    max_new_tokens=min(max_new_tokens, room),
+                    do_sample=True,
+                    temperature=0.8,
+                    top_p=0.95,
+                    pad_token_id=self.tokenizer.pad_token_id or stream.end,
+                    eos_token_id=stream.end,
+                )[0]
+                found.append(
+                    {
+                        "prompt": self.tokenizer.decode(output[: len(ids)], skip_special_tokens=True),
+                        "continuation": self.tokenizer.decode(output[len(ids) :], skip_special_tokens=True),
+                    }
+                )
+        return found

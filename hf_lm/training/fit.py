@@ -1,0 +1,133 @@
+"""`fit`: prove, train, evaluate, save, report, push."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from transformers import PreTrainedModel
+
+from hf_lm.arguments import TrainingArguments
+from hf_lm.hub import push_to_hub
+from hf_lm.proofs import prove
+from hf_lm.report import peak_memory_bytes, save_report, show_report, versions
+from hf_lm.training.checkpoints import check_same_run, find_checkpoint, prepare_output, save_run
+from hf_lm.training.trainer import Trainer
+
+
+def fit(model: PreTrainedModel, task: Any, training_args: TrainingArguments) -> dict[str, Any]:
+    """Train a model on a task and leave the whole output folder; returns the report.
+
+    Before training, the proofs and, if asked, the checkpoint to resume; after it, the numbers on validation and, once,
+    on test, the load-back in a fresh process, the card and the push. Raises ValueError when a proof fails and
+    FileExistsError when the output folder holds a run; a signal ends the process after a checkpoint.
+    """
+    started = time.time()
+    state = PartialState()
+    say = state.print
+    folder = Path(training_args.output_dir)
+    resume = training_args.resume_from_checkpoint
+    if training_args.push_to_hub and "/" not in (training_args.hub_model_id or ""):
+        raise ValueError("--push_to_hub needs --hub_model_id user/name.")
+    with state.main_process_first():
+        if state.is_main_process:
+            prepare_output(folder, resume=bool(resume), overwrite=training_args.overwrite_output_dir)
+    checkpoint = find_checkpoint(resume, folder) if resume else None
+    if checkpoint is not None and not training_args.resume_with_changes:
+        check_same_run(checkpoint, training_args.run)
+    if state.is_main_process:
+        save_run(training_args.run, folder)
+
+    def measure(model: PreTrainedModel) -> dict[str, float]:
+        likelihood = task.measure(model, "validation", trainer.accelerator)
+        numbers = {"loss": likelihood.loss}
+        for name, interval in likelihood.metrics().items():
+            numbers |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+        return {name: number for name, number in numbers.items() if number is not None}
+
+    trainer = Trainer(
+        model,
+        training_args,
+        measure=measure,
+        train_dataset=task.train_dataset,
+        data_collator=task.collate,
+        processing_class=task.tokenizer,
+    )
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    say(
+        f"{type(model).__name__}: {model.num_parameters():,} parameters, {trainable:,} trained, on {describe(trainer)}"
+    )
+    found = prove(task.proofs_before(trainer), skip=training_args.skip_proofs, say=say)
+    if checkpoint is not None:
+        say(f"resuming from {checkpoint}")
+
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if trainer.stop.signal is not None and trainer.state.global_step < trainer.state.max_steps:
+        step = trainer.state.global_step
+        say(
+            f"stopped by a signal after step {step}; checkpoint-{step} is complete. Go on with the same command and "
+            f"--resume_from_checkpoint latest, or --config {folder / 'run.yaml'} --resume_from_checkpoint latest."
+        )
+        raise SystemExit(128 + trainer.stop.signal)
+
+    splits = [split for split in ("validation", "test") if split in task.streams]
+    measured = {split: task.measure(trainer.model, split, trainer.accelerator).metrics() for split in splits}
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    model.config.use_cache = True  # the Trainer turned it off for training, and would save that
+    model.eval()
+    trainer.save_model(str(folder))
+    report: dict[str, Any] = {}
+    if state.is_main_process:
+        (folder / "training_args.bin").unlink(missing_ok=True)  # pickled; run.yaml holds the same
+        found |= prove(task.proofs_after(model, str(folder)), skip=training_args.skip_proofs, say=say)
+        report = {
+            "recipe": task.recipe,
+            "seconds": 0.0,
+            "versions": versions(),
+            "processes": state.num_processes,
+            "device": describe(trainer),
+            **task.report(),
+            "model": {
+                "architecture": type(model).__name__,
+                "parameters": model.num_parameters(),
+                "trainable": trainable,
+                "model_type": model.config.model_type,
+            },
+            "proofs": found,
+            "metrics": {split: with_baseline(task, split, metrics) for split, metrics in measured.items()},
+            "samples": task.samples(model),
+            "speed": trainer.speedometer.speed | {"peak_memory_bytes": peak_memory_bytes()},
+            "history": trainer.state.log_history,
+        }
+        if training_args.run.get("model"):
+            report["model"]["base"] = training_args.run["model"]
+        report["seconds"] = time.time() - started
+        save_report(report, folder)
+        show_report(report, folder)
+        if training_args.push_to_hub:
+            url = push_to_hub(
+                folder,
+                training_args.hub_model_id,
+                private=bool(training_args.hub_private_repo),
+                token=training_args.hub_token,
+            )
+            say(f"pushed to {url}")
+    state.wait_for_everyone()
+    return report
+
+
+def with_baseline(task: Any, split: str, metrics: dict[str, Any]) -> dict[str, Any]:
+    """The metrics of a split as report.json holds them, each beside the trivial model's."""
+    name, likelihood = task.baseline(split)
+    trivial = likelihood.metrics()
+    return {
+        key: interval.report() | {"baseline": {"name": name, "value": trivial[key].value}}
+        for key, interval in metrics.items()
+    }
+
+
+def describe(trainer: Trainer) -> str:
+    """The devices of a run in words: a launch that silently started one process is seen here."""
+    n, kind = trainer.args.world_size, trainer.args.device.type
+    precision = "bf16" if trainer.args.bf16 else "fp16" if trainer.args.fp16 else "float32"
+    return f"{n} process{'es' if n > 1 else ''} ({kind}), {precision}"

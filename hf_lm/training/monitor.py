@@ -1,0 +1,113 @@
+"""What a run shows while it trains: loss, tokens per second, utilisation and the time that is left."""
+
+import functools
+import time
+from typing import Any, ClassVar
+
+import torch
+from transformers import PreTrainedModel
+from transformers.trainer_callback import ProgressCallback, TrainerCallback, TrainerControl, TrainerState
+
+
+def flops_per_token(model: PreTrainedModel, context: int) -> int:
+    """Floating-point operations of a training step per token: 6 per matrix weight, and attention over `context`.
+
+    Embedding tables are looked up, not multiplied, so only the output head counts of them; attention costs
+    12 n_layer n_embd context (Chowdhery et al., PaLM, arXiv 2204.02311, appendix B). A recurrent model has none.
+    """
+    head = model.get_output_embeddings()
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
+    weights = sum(p.numel() for p in model.parameters() if p.ndim == 2 and id(p) not in tables)
+    if head is not None and id(head.weight) in tables:  # tied
+        weights += head.weight.numel()
+    config = model.config
+    layers, width = getattr(config, "num_hidden_layers", 0), getattr(config, "hidden_size", 0)
+    attends = any("attention" in type(module).__name__.lower() for module in model.modules())
+    return 6 * weights + (12 * layers * width * context if attends else 0)
+
+
+@functools.cache
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations per second of a large matrix product on this device, measured: what utilisation is a share of."""
+    size = 1024 if device.type == "cpu" else 8192
+    a = torch.randn(size, size, device=device, dtype=dtype)
+
+    def product_seconds() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        for _ in range(3):
+            a @ a
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return (time.perf_counter() - start) / 3
+
+    product_seconds()
+    return 2 * size**3 / min(product_seconds() for _ in range(3))
+
+
+class Speedometer(TrainerCallback):
+    """Adds tokens_per_second and utilisation to the logs: training alone, without evaluation and saving.
+
+    `tokens_seen()` counts the tokens of all processes; `flops` is what one of them costs.
+    """
+
+    def __init__(self, tokens_seen: Any, flops: int, dtype: torch.dtype) -> None:
+        self.tokens_seen, self.flops, self.dtype = tokens_seen, flops, dtype
+        self.seconds, self.tokens = 0.0, 0  # of the whole run, for the report
+        self._start: tuple[float, int] | None = None
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.peak = peak_flops(args.device, self.dtype) * args.world_size
+
+    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._start is None:
+            self._start = (time.perf_counter(), self.tokens_seen())
+
+    def measure(self) -> dict[str, float]:
+        """The speed since the last call; the clock starts again with the next step."""
+        if self._start is None:
+            return {}
+        seconds, tokens = time.perf_counter() - self._start[0], self.tokens_seen() - self._start[1]
+        self._start = None
+        self.seconds, self.tokens = self.seconds + seconds, self.tokens + tokens
+        return {"tokens_per_second": tokens / seconds, "utilisation": tokens * self.flops / seconds / self.peak}
+
+    @property
+    def speed(self) -> dict[str, float]:
+        """Of the whole run, as report.json holds it."""
+        if not self.seconds:
+            return {}
+        rate = self.tokens / self.seconds
+        return {"tokens_per_second": rate, "utilisation": rate * self.flops / self.peak}
+
+
+class Progress(ProgressCallback):
+    """The Trainer's bar, with the last measurements on it in place of a dictionary per log; tqdm adds the ETA."""
+
+    SHOWN: ClassVar = {
+        "loss": "loss {:.3f}",
+        "eval_bits_per_byte": "val {:.3f} bits/byte",
+        "tokens_per_second": "{:,.0f} tok/s",
+        "utilisation": "{:.0%} of peak",
+    }
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last: dict[str, float] = {}
+
+    def on_log(
+        self, args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, float] | None = None, **_: Any
+    ) -> None:
+        if not state.is_world_process_zero or self.training_bar is None or not logs:
+            return
+        self.last |= {key: value for key, value in logs.items() if key in self.SHOWN}
+        self.training_bar.set_postfix_str(
+            ", ".join(said.format(self.last[key]) for key, said in self.SHOWN.items() if key in self.last)
+        )
+        if "eval_loss" in logs:
+            shown = [f"{key.removeprefix('eval_')} {value:.3f}" for key, value in logs.items() if key in EVALUATED]
+            self.training_bar.write(f"step {state.global_step}: validation " + ", ".join(shown))
+
+
+EVALUATED = ("eval_loss", "eval_perplexity", "eval_word_perplexity", "eval_bits_per_byte")

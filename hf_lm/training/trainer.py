@@ -1,0 +1,181 @@
+"""The project's Trainer: transformers' own, right by construction where it was found wrong (docs/architecture.md)."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import nn
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import SchedulerType, rotate_checkpoints
+
+from hf_lm.arguments import TrainingArguments
+from hf_lm.training.checkpoints import StopOnSignal, save_aside, save_run
+from hf_lm.training.monitor import Progress, Speedometer, flops_per_token
+from hf_lm.training.optimizers import Muon, OptimizerPair, muon_groups
+
+
+def token_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Summed cross-entropy in nats: logits (batch, time, vocab) at i predict labels (batch, time) at i + 1."""
+    shifted = F.pad(labels[:, 1:], (0, 1), value=-100)  # moving the labels spares a copy of the logits
+    return F.cross_entropy(logits.float().flatten(0, 1), shifted.flatten(), ignore_index=-100, reduction="sum")
+
+
+class Trainer(transformers.Trainer):
+    """A Trainer for causal language models whose loss is the mean over all label tokens of an optimizer step.
+
+    Whatever the batch size, the accumulation and the number of processes: n rows in one batch, n accumulated batches
+    of 1 and n processes give the same loss and gradients. `measure(model)` gives the evaluation's numbers without the
+    `eval_` prefix, on every process.
+    """
+
+    loss_is_scaled_for_ga = True  # compute_loss divides by the tokens of the whole step
+    args: TrainingArguments
+
+    def __init__(
+        self, model: nn.Module, args: TrainingArguments, *, measure: Callable[[nn.Module], dict], **kwargs: Any
+    ) -> None:
+        args.logging_nan_inf_filter = False  # it would hide a NaN; training_step stops at one
+        self.measure = measure
+        self.tokens_seen = 0  # by all processes
+        self._aside: Path | None = None
+        super().__init__(model, args, **kwargs)
+        self.model_accepts_loss_kwargs = True  # so that num_items_in_batch is counted,
+        self._loss_shifts_labels = True  # over the labels that are predicted
+        self.stop = StopOnSignal()
+        self.add_callback(self.stop)
+        dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
+        context = getattr(args, "block_size", None) or getattr(model.config, "max_position_embeddings", 0) or 0
+        self.speedometer = Speedometer(lambda: self.tokens_seen, flops_per_token(model, context), dtype)
+        self.add_callback(self.speedometer)
+        if self.pop_callback(ProgressCallback) or self.pop_callback(PrinterCallback):
+            self.add_callback(Progress)
+
+    # Loss
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> Any:
+        outputs = model(**{key: value for key, value in inputs.items() if key != "labels"})
+        loss = token_loss(outputs.logits, inputs["labels"])
+        if num_items_in_batch is None:
+            loss = loss / (inputs["labels"][:, 1:] != -100).sum()
+        else:
+            # num_items_in_batch counts all processes, and DDP takes the mean of their gradients: undo the mean.
+            loss = loss * self.accelerator.num_processes / num_items_in_batch
+        return (loss, outputs) if return_outputs else loss
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        self.tokens_seen += inputs["input_ids"].numel() * self.args.world_size
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not torch.isfinite(loss):
+            self._stop_at("loss", loss)
+        return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if norm is not None and self.accelerator.scaler is None and not torch.isfinite(torch.as_tensor(norm)):
+            self._stop_at(
+                "gradient norm", norm
+            )  # before the weights take it in; fp16's scaler skips such a step itself
+        return norm
+
+    def _stop_at(self, what: str, value: Any) -> None:
+        raise FloatingPointError(
+            f"the {what} became {float(value)} at step {self.state.global_step + 1}, learning rate "
+            f"{self._get_learning_rate():.3g}. The last checkpoint is untouched: lower --learning_rate"
+            + (" and --muon_learning_rate" if self.args.muon_learning_rate else "")
+            + " or lengthen --warmup_steps."
+        )
+
+    # Optimizer and schedule
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is not None or not self.args.muon_learning_rate:
+            return super().create_optimizer(model)
+        model = self.model if model is None else model
+        matrices = muon_groups(model)
+        by_muon = {id(param) for group in matrices for param in group["params"]}
+        decayed = set(self.get_decay_parameter_names(model))
+        rest = [(n, p) for n, p in model.named_parameters() if p.requires_grad and id(p) not in by_muon]
+        adamw_class, adamw_arguments = self.get_optimizer_cls_and_kwargs(self.args, model)
+        self.optimizer = OptimizerPair(
+            # AdamW stands first: its rate is the one that the logs call learning_rate.
+            adamw_class(
+                [
+                    {"params": [p for n, p in rest if n in decayed], "weight_decay": self.args.weight_decay},
+                    {"params": [p for n, p in rest if n not in decayed], "weight_decay": 0.0},
+                ],
+                **adamw_arguments,
+            ),
+            Muon(matrices, lr=self.args.muon_learning_rate, weight_decay=self.args.muon_weight_decay),
+        )
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        if self.args.lr_scheduler_type == SchedulerType.WARMUP_STABLE_DECAY:
+            decay = {
+                "num_decay_steps": max(1, round(self.args.decay_share * num_training_steps)),
+                "decay_type": "linear",
+            }
+            self.args.lr_scheduler_kwargs = decay | (self.args.lr_scheduler_kwargs or {})
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    # Evaluation and logs
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        metrics = {f"{metric_key_prefix}_{key}": value for key, value in self.measure(self.model).items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs.update(self.speedometer.measure())
+        super().log(logs, start_time)
+
+    # Checkpoints
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return super()._get_output_dir(trial) if self._aside is None else str(self._aside)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        name = f"checkpoint-{self.state.global_step}"
+        folder = Path(self.args.output_dir)
+
+        def write(aside: Path) -> None:
+            self._aside = aside
+            best = self.state.best_model_checkpoint
+            try:
+                super(Trainer, self)._save_checkpoint(model, trial)
+            finally:
+                self._aside = None
+            if self.args.should_save:
+                if self.state.best_global_step == self.state.global_step:
+                    best = str(folder / name)
+                self.state.best_model_checkpoint = best  # the Trainer noted the folder aside
+                self.state.save_to_json(str(aside / name / "trainer_state.json"))
+                save_run(self.args.run, aside / name)
+
+        save_aside(folder, name, write, main=self.is_world_process_zero(), wait=self.accelerator.wait_for_everyone)
+        if self.args.should_save:
+            rotate_checkpoints(
+                output_dir=str(folder),
+                save_total_limit=self.args.save_total_limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+                use_mtime=False,
+            )
+
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing touches the network before the result is on disk: hf_lm.hub pushes it, in one commit."""
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """See init_hf_repo."""

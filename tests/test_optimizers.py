@@ -1,0 +1,102 @@
+"""Muon on real matrices: orthogonality, fused parts, transposition, and a pair that resumes exactly."""
+
+import copy
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from hf_lm.training.optimizers import Muon, OptimizerPair, muon_groups, orthogonalise
+
+
+@pytest.fixture
+def gpt2():
+    torch.manual_seed(0)
+    return GPT2LMHeadModel(GPT2Config(vocab_size=64, n_layer=2, n_head=2, n_embd=16, n_positions=16))
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 24), (24, 8)])
+def test_orthogonalise_brings_every_singular_value_near_one(shape):
+    torch.manual_seed(0)
+    x = orthogonalise(torch.randn(3, *shape))
+    values = torch.linalg.svdvals(x)
+    assert values.min() > 0.3
+    assert values.max() < 1.3
+
+
+def test_it_agrees_with_torch_muon_up_to_bfloat16():
+    torch.manual_seed(0)
+    start, gradient = torch.randn(16, 32), torch.randn(16, 32)
+    ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
+    ours.grad, theirs.grad = gradient.clone(), gradient.clone()
+    Muon([{"params": [ours], "parts": (0, 1)}], lr=0.01, weight_decay=0.1).step()
+    torch.optim.Muon([theirs], lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw").step()
+    assert torch.allclose(ours, theirs, atol=0.02 * (ours - start).abs().max().item() + 1e-3)
+
+
+def test_a_fused_matrix_is_trained_as_its_parts():
+    torch.manual_seed(0)
+    start, gradient = torch.randn(8, 24), torch.randn(8, 24)
+    fused = torch.nn.Parameter(start.clone())
+    fused.grad = gradient.clone()
+    parts = [torch.nn.Parameter(part.clone()) for part in start.chunk(3, 1)]
+    for part, part_gradient in zip(parts, gradient.chunk(3, 1), strict=True):
+        part.grad = part_gradient.clone()
+    Muon([{"params": [fused], "parts": (1, 3)}], lr=0.01).step()
+    Muon([{"params": parts, "parts": (0, 1)}], lr=0.01).step()
+    assert torch.allclose(fused, torch.cat(parts, 1), atol=1e-6)
+
+
+def test_transposing_a_matrix_changes_nothing():
+    torch.manual_seed(0)
+    start, gradient = torch.randn(8, 24), torch.randn(8, 24)
+    a, b = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.T.clone())
+    a.grad, b.grad = gradient.clone(), gradient.T.clone()
+    Muon([{"params": [a], "parts": (0, 1)}], lr=0.01).step()
+    Muon([{"params": [b], "parts": (0, 1)}], lr=0.01).step()
+    assert torch.allclose(a, b.T, atol=1e-6)
+
+
+def test_muon_gets_the_hidden_matrices_of_gpt2_and_nothing_else(gpt2):
+    groups = {group["parts"]: group["params"] for group in muon_groups(gpt2)}
+    assert len(groups[(1, 3)]) == 2  # c_attn of two layers, each Q, K and V
+    assert len(groups[(1, 1)]) == 6  # c_proj, c_fc and the MLP's c_proj
+    chosen = {id(param) for params in groups.values() for param in params}
+    assert id(gpt2.transformer.wte.weight) not in chosen
+    assert id(gpt2.transformer.wpe.weight) not in chosen
+
+
+def test_a_pair_saves_and_resumes_exactly_and_follows_a_schedule(gpt2):
+    def make(model):
+        matrices = muon_groups(model)
+        by_muon = {id(p) for group in matrices for p in group["params"]}
+        rest = [p for p in model.parameters() if id(p) not in by_muon]
+        pair = OptimizerPair(torch.optim.AdamW(rest, lr=1e-2), Muon(matrices, lr=1e-2))
+        return pair, torch.optim.lr_scheduler.LambdaLR(pair, lambda step: 1 / (1 + step))
+
+    def step(model, pair, schedule):
+        torch.manual_seed(int(schedule.last_epoch))
+        ids = torch.randint(0, 64, (2, 16))
+        model(input_ids=ids, labels=ids).loss.backward()
+        pair.step()
+        schedule.step()
+        pair.zero_grad()
+
+    gpt2.eval()
+    pair, schedule = make(gpt2)
+    for _ in range(2):
+        step(gpt2, pair, schedule)
+    assert {round(group["lr"], 9) for group in pair.param_groups} == {round(1e-2 / 3, 9)}
+    saved = copy.deepcopy((gpt2.state_dict(), pair.state_dict(), schedule.state_dict()))
+    for _ in range(2):
+        step(gpt2, pair, schedule)
+
+    other = GPT2LMHeadModel(gpt2.config).eval()
+    other.load_state_dict(saved[0])
+    pair_again, schedule_again = make(other)
+    pair_again.load_state_dict(saved[1])
+    schedule_again.load_state_dict(saved[2])
+    for _ in range(2):
+        step(other, pair_again, schedule_again)
+    for a, b in zip(gpt2.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
