@@ -1,0 +1,1 @@
+"""From files, Hub datasets and built-in text to blocks of tokens."""

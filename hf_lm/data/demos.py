@@ -1,0 +1,88 @@
+"""Text that every installation carries: the documentation inside Python and inside the packages hf_lm depends on."""
+
+import ast
+import hashlib
+import importlib.util
+import inspect
+import json
+import os
+import platform
+import sysconfig
+import tempfile
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+PACKAGES = ("numpy", "datasets", "huggingface_hub")
+LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "lib2to3", "_vendor"}
+
+
+def documentation() -> list[dict[str, str]]:
+    """Rows of {"module", "text"}: the docstrings of each module, read with `ast` and never imported.
+
+    Cached after the first read, which takes seconds, under Hugging Face's home.
+    """
+    from huggingface_hub import constants
+
+    versions = [platform.python_version(), *(f"{name}-{version(name)}" for name in PACKAGES)]
+    key = hashlib.blake2b(" ".join(versions).encode(), digest_size=8).hexdigest()
+    path = Path(constants.HF_HOME) / "hf_lm" / f"documentation-{key}.jsonl"
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError):  # not there yet, or damaged
+        rows = [{"module": module, "text": text} for module, text in _modules()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+        os.replace(file.name, path)
+    except OSError:  # a home that cannot be written costs the seconds again
+        pass
+    return rows
+
+
+def docstrings(path: Path, module: str) -> Iterator[tuple[str, str]]:
+    """(heading, docstring) of a source file: the module's name, then each class and function with its signature."""
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (OSError, SyntaxError, ValueError):
+        return
+    definitions = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    waiting = [(tree, module, module)]
+    while waiting:
+        node, heading, name = waiting.pop()
+        if text := ast.get_docstring(node):
+            yield heading, text
+        inner = []
+        for child in node.body:
+            if isinstance(child, definitions):
+                signature = "" if isinstance(child, ast.ClassDef) else f"({ast.unparse(child.args)})"
+                inner.append((child, f"{name}.{child.name}{signature}", f"{name}.{child.name}"))
+        waiting += reversed(inner)
+
+
+def _modules() -> Iterator[tuple[str, str]]:
+    """(module, its documentation). A docstring that an earlier module has word for word is left out."""
+    from pydoc_data import topics
+
+    for topic, text in sorted(topics.topics.items()):
+        yield f"topics.{topic}", inspect.cleandoc(text)
+    seen: set[str] = set()
+    roots = [(Path(sysconfig.get_path("stdlib")), "")]
+    for package in PACKAGES:
+        spec = importlib.util.find_spec(package)
+        if spec is not None and spec.origin is not None:
+            roots.append((Path(spec.origin).parent, package))
+    for root, package in roots:
+        for path in sorted(root.rglob("*.py")):
+            parts = path.relative_to(root).with_suffix("").parts
+            if LEFT_OUT.intersection(parts):
+                continue
+            module = ".".join(part for part in (package, *parts) if part and part != "__init__")
+            parts_of_text = []
+            for heading, text in docstrings(path, module):
+                if text not in seen:
+                    seen.add(text)
+                    parts_of_text.append(f"{heading}\n\n{text}")
+            if parts_of_text:
+                yield module, "\n\n\n".join(parts_of_text)

@@ -1,0 +1,220 @@
+"""From documents to blocks: tokenized once into memory-mapped files, cut into blocks as they are read."""
+
+import hashlib
+import json
+import os
+import queue
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+BATCH = 2**21  # characters tokenized at a time: enough to keep every core busy, little to hold
+FORMAT = "1"  # of the cache
+
+
+@dataclass(frozen=True)
+class TokenStream:
+    """Documents as one run of token ids on disk: `<|endoftext|>` before each, and once more at the end.
+
+    Where a tokenizer begins a document with another token than it ends it with (Llama), documents are `bos ... eos`.
+    """
+
+    tokens: np.ndarray  # (tokens,) memory-mapped
+    starts: np.ndarray  # (documents,) where each document's first marker stands
+    bytes: np.ndarray  # (documents,) of UTF-8
+    words: np.ndarray  # (documents,) as white space parts them; zeros where they were not counted
+    begin: int  # id of the marker before a document
+    end: int  # id of the one after it
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    @property
+    def total(self) -> int:
+        return len(self.tokens)
+
+    def document(self, i: int) -> np.ndarray:
+        """The ids of document i, from its begin marker to its end marker."""
+        last = i + 1 == len(self.starts)
+        stop = len(self.tokens) if last else self.starts[i + 1] + (self.begin == self.end)
+        return self.tokens[self.starts[i] : stop]
+
+
+def default_cache() -> Path:
+    """Where tokenizers and token streams are kept: under Hugging Face's own home."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HOME) / "hf_lm"
+
+
+def cache_folder(fingerprint: str, tokenizer: PreTrainedTokenizerBase, split: str) -> Path:
+    """The cache of a split, named by its text (the corpus' fingerprint) and by what the tokenizer does."""
+    identity = f"{FORMAT} {fingerprint} {split} {_markers(tokenizer)} {tokenizer.backend_tokenizer.to_str()}"
+    return default_cache() / "tokens" / hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
+
+
+def _markers(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
+    end = next(i for i in (tokenizer.eos_token_id, tokenizer.sep_token_id, tokenizer.bos_token_id) if i is not None)
+    return (end if tokenizer.bos_token_id is None else tokenizer.bos_token_id), end
+
+
+def tokenize_documents(
+    documents: Iterable[str], *, tokenizer: PreTrainedTokenizerBase, folder: Path, count_words: bool = False
+) -> TokenStream:
+    """Tokenize documents into `folder`, or open what stands there already without reading a document.
+
+    Memory stays flat: text is read by one thread while another tokenizes, some megabytes at a time. The folder is
+    written aside and renamed; one that is damaged is made again. Raises ValueError if there are no documents.
+    """
+    try:
+        return _open(folder)
+    except (OSError, ValueError, KeyError):
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".aside-"))
+    try:
+        _write(documents, tokenizer, aside, count_words)
+        try:
+            os.replace(aside, folder)
+        except OSError:  # another run was faster
+            return _open(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return _open(folder)
+
+
+def _write(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, folder: Path, count_words: bool) -> None:
+    from hf_lm.tokenizer import encode_documents
+
+    begin, end = _markers(tokenizer)
+    dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
+    starts, sizes, words = [], [], []
+    position = 0
+    with (folder / "tokens.bin").open("wb") as file:
+        for batch in _read_ahead(_batches(documents)):
+            encoded = encode_documents(tokenizer, batch)
+            out = []
+            for text, ids in zip(batch, encoded, strict=True):
+                starts.append(position)
+                sizes.append(len(text.encode()))
+                words.append(len(text.split()) if count_words else 0)
+                out.append(begin)
+                out += ids
+                if begin != end:
+                    out.append(end)
+                position += len(ids) + 1 + (begin != end)
+            np.asarray(out, dtype).tofile(file)
+        if begin == end and starts:
+            np.asarray([end], dtype).tofile(file)
+            position += 1
+    if not starts:
+        raise ValueError("there are no documents to tokenize.")
+    for name, values in (("starts", starts), ("bytes", sizes), ("words", words)):
+        np.save(folder / f"{name}.npy", np.asarray(values, np.int64))
+    about = {"dtype": np.dtype(dtype).name, "tokens": position, "begin": begin, "end": end}
+    (folder / "stream.json").write_text(json.dumps(about))
+
+
+def _open(folder: Path) -> TokenStream:
+    about = json.loads((folder / "stream.json").read_text())
+    tokens = np.memmap(folder / "tokens.bin", about["dtype"], mode="r")
+    if len(tokens) != about["tokens"]:
+        raise ValueError(f"{folder} is damaged")
+    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("starts", "bytes", "words")}
+    return TokenStream(tokens, **arrays, begin=about["begin"], end=about["end"])
+
+
+def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
+    batch, size = [], 0
+    for text in documents:
+        batch.append(text)
+        size += len(text)
+        if size >= BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _read_ahead(batches: Iterator[list[str]]) -> Iterator[list[str]]:
+    """Read the next batch in a thread while the current one is tokenized, which holds no Python lock."""
+    ready: queue.Queue = queue.Queue(maxsize=1)
+    stopped = threading.Event()
+
+    def read() -> None:
+        try:
+            for batch in batches:
+                while not stopped.is_set():
+                    try:
+                        ready.put(batch, timeout=0.1)
+                        break
+                    except queue.Full:
+                        continue
+                if stopped.is_set():
+                    return
+            ready.put(None)
+        except BaseException as error:  # raised again where it is read
+            ready.put(error)
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    try:
+        while (batch := ready.get()) is not None:
+            if isinstance(batch, BaseException):
+                raise batch
+            yield batch
+    finally:
+        stopped.set()
+
+
+class Blocks:
+    """A token stream as a dataset of blocks of `block_size` tokens; the tail that fills no block is left out.
+
+    A block is read from the memory-mapped stream when it is asked for. With `isolate` its `position_ids` restart at
+    each document, which is what keeps documents apart in the model. Raises ValueError if there is not one block.
+    """
+
+    def __init__(self, stream: TokenStream, *, block_size: int, isolate: bool) -> None:
+        if stream.total < block_size:
+            raise ValueError(
+                f"the training text has {stream.total} tokens, fewer than one block of {block_size}: give more text "
+                "or a smaller --block_size."
+            )
+        self.stream, self.block_size, self.isolate = stream, block_size, isolate
+
+    def __len__(self) -> int:
+        return self.stream.total // self.block_size
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        return self.__getitems__([i])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+        import torch
+
+        size = self.block_size
+        ids = np.stack([self.stream.tokens[i * size : (i + 1) * size] for i in indices]).astype(np.int64)
+        features = [{"input_ids": row} for row in torch.from_numpy(ids)]
+        if self.isolate:
+            places = np.arange(size)
+            begins = np.where(ids == self.stream.begin, places, 0)
+            positions = places - np.maximum.accumulate(begins, axis=1)
+            for feature, row in zip(features, torch.from_numpy(positions), strict=True):
+                feature["position_ids"] = row
+        return features
+
+
+def collate_blocks(features: list[dict[str, Any]]) -> dict[str, Any]:
+    """Stack blocks into (batch, time); every token is a label. No attention mask: with one, packed documents leak."""
+    import torch
+
+    batch = {
+        key: torch.stack([f[key] for f in features]) for key in ("input_ids", "position_ids") if key in features[0]
+    }
+    return batch | {"labels": batch["input_ids"]}

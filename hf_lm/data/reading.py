@@ -1,0 +1,284 @@
+"""Files to text: every format, in bounded memory, with what had to be mended counted."""
+
+import codecs
+import csv
+import difflib
+import gzip
+import io
+import itertools
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
+CHUNK = 2**20  # bytes read at a time
+SECTION = 2**16  # characters: a text file is cut into documents of at most this length
+LONGEST = 2**20  # characters: so are rows and documents that begin at document_start
+
+
+def suffix(path: Path) -> str:
+    """The ending that says what a file holds, without .gz or .zst."""
+    return Path(path.stem).suffix.lower() if path.suffix in (".gz", ".zst") else path.suffix.lower()
+
+
+def read_documents(
+    path: Path, *, text_column: str, document_start: re.Pattern[str] | None, cleaned: Counter
+) -> Iterator[str]:
+    """The documents of a file, none empty. What had to be mended is counted in `cleaned`.
+
+    A text file is one document, cut into sections of at most 64 KiB characters where a paragraph, a line or a word
+    ends; a row of any other format is one document. With `document_start`, the lines of the whole file are joined and
+    a document begins at each line that matches. Raises ValueError, naming file and line, for what cannot be read.
+    """
+    if suffix(path) == ".txt":
+        chunks: Iterable[str] = _text_chunks(path, cleaned)
+        longest = SECTION if document_start is None else LONGEST
+        yield from _not_empty(cut(chunks, document_start, longest), cleaned)
+    else:
+        yield from rows_to_documents(_rows(path, text_column), document_start, cleaned)
+
+
+def rows_to_documents(rows: Iterable[str], document_start: re.Pattern[str] | None, cleaned: Counter) -> Iterator[str]:
+    """Rows as documents, or, with document_start, as lines of documents."""
+    if document_start is not None:
+        lines = (row if row.endswith("\n") else row + "\n" for row in (clean(row, cleaned) for row in rows))
+        yield from _not_empty(cut(lines, document_start, LONGEST), cleaned)
+        return
+    for row in rows:
+        text = clean(row, cleaned)
+        if len(text) > LONGEST:
+            cleaned["rows_cut"] += 1
+            yield from _not_empty(cut([text], None, LONGEST), cleaned)
+        elif text and not text.isspace():
+            yield text
+        else:
+            cleaned["empty_rows"] += 1
+
+
+def clean(text: str, cleaned: Counter) -> str:
+    """Line ends as \\n and no NUL; nothing else about a text is changed."""
+    if "\0" in text:
+        cleaned["nul_characters"] += text.count("\0")
+        text = text.replace("\0", "")
+    if "\r" in text:
+        cleaned["carriage_returns"] += text.count("\r")
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return text
+
+
+def cut(chunks: Iterable[str], start: re.Pattern[str] | None, longest: int) -> Iterator[str]:
+    """Cut running text at the lines that match `start`, and where a piece would be longer than `longest` characters.
+
+    The pieces joined are the text again.
+    """
+    buffer = ""
+    for chunk in chunks:
+        buffer += chunk
+        if start is not None and len(buffer) >= CHUNK:
+            *documents, buffer = _split_at(buffer, start, whole=buffer.rfind("\n") + 1)
+            for document in documents:
+                yield from _sections(document, longest)
+        while len(buffer) > 2 * longest and (start is None or len(buffer) > 4 * CHUNK):
+            end = _end_of_section(buffer, longest)
+            yield buffer[:end]
+            buffer = buffer[end:]
+    for document in [buffer] if start is None else _split_at(buffer, start, whole=len(buffer)):
+        yield from _sections(document, longest)
+
+
+def _split_at(text: str, start: re.Pattern[str], whole: int) -> list[str]:
+    cuts = [0, *(match.start() for match in start.finditer(text, 0, whole) if match.start() > 0), len(text)]
+    return [text[a:b] for a, b in itertools.pairwise(cuts)]
+
+
+def _sections(text: str, longest: int) -> Iterator[str]:
+    while len(text) > longest:
+        end = _end_of_section(text, longest)
+        yield text[:end]
+        text = text[end:]
+    if text:
+        yield text
+
+
+def _end_of_section(text: str, longest: int) -> int:
+    """Where to cut: after the last paragraph, line or word in the second half of what fits, or hard."""
+    for mark in ("\n\n", "\n", " "):
+        at = text.rfind(mark, longest // 2, longest)
+        if at > 0:
+            return at + len(mark)
+    return longest
+
+
+def _not_empty(documents: Iterable[str], cleaned: Counter) -> Iterator[str]:
+    for document in documents:
+        if document.isspace():
+            cleaned["empty_rows"] += 1
+        else:
+            yield document
+
+
+def open_bytes(path: Path) -> BinaryIO:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rb")
+    if path.suffix == ".zst":
+        try:
+            import zstandard
+        except ImportError:
+            raise ImportError(f"{path} needs the package zstandard: pip install 'hf-lm[zst]'.") from None
+        return zstandard.ZstdDecompressor().stream_reader(path.open("rb"), closefd=True)
+    return path.open("rb")
+
+
+def _text_chunks(path: Path, cleaned: Counter) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8-sig")("replace")
+    held = ""  # a \r that ends a chunk may belong to a \r\n
+    with _reading(path) as file:
+        first = True
+        while data := file.read(CHUNK):
+            if first:
+                _check_encoding(data, path)
+                first = False
+            text = held + decoder.decode(data)
+            if "\ufffd" in text:
+                cleaned["invalid_utf8"] += text.count("\ufffd") - data.count("\ufffd".encode())
+            held = "\r" if text.endswith("\r") else ""
+            yield clean(text[:-1] if held else text, cleaned)
+        yield clean(held + decoder.decode(b"", final=True), cleaned)
+    if first:
+        cleaned["empty_files"] += 1
+
+
+def _check_encoding(data: bytes, path: Path) -> None:
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ValueError(f"{path} is UTF-16, not UTF-8: convert it first (iconv -f UTF-16 -t UTF-8).")
+    text = data.decode("utf-8", "replace")
+    if text.count("\ufffd") > len(text) // 10:
+        raise ValueError(f"{path} is not UTF-8 text: more than a tenth of its first megabyte cannot be decoded.")
+
+
+class _reading:
+    """Open a file, and turn what the decompressors raise into one line that names it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> BinaryIO:
+        self.file = open_bytes(self.path)
+        return self.file
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        self.file.close()
+        if kind is not None and (issubclass(kind, (gzip.BadGzipFile, EOFError)) or kind.__name__ == "ZstdError"):
+            raise ValueError(f"{self.path} is damaged: {error}") from None
+
+
+def _rows(path: Path, text_column: str) -> Iterator[str]:
+    read = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet, ".arrow": _arrow}
+    yield from column_values(read[suffix(path)](path), text_column, str(path))
+
+
+def column_values(rows: Iterable[dict[str, Any]], text_column: str, where: str) -> Iterator[str]:
+    """The text of each row; the column is chosen by the first row. A list of strings is joined by line ends."""
+    column = None
+    for row in rows:
+        if column is None:
+            if not isinstance(row, dict):
+                raise ValueError(f"{where}: expected rows with named columns, got {type(row).__name__}.")
+            column = choose_column(row, text_column, where)
+        value = row.get(column)
+        if isinstance(value, list):
+            value = "\n".join(str(item) for item in value if item is not None)
+        yield "" if value is None else value if isinstance(value, str) else str(value)
+
+
+def choose_column(row: dict[str, Any], text_column: str, where: str) -> str:
+    """The column to read: the one named, or `text`, `content`, `document`, or the only one that holds text."""
+    names = [name for name in row if name is not None]
+    if text_column:
+        if text_column not in names:
+            near = difflib.get_close_matches(text_column, names, n=1, cutoff=0.4)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{where} has no column {text_column!r}; it has {names}.{hint} Set --text_column.")
+        return text_column
+    for name in ("text", "content", "document"):
+        if name in names:
+            return name
+    textual = [name for name in names if isinstance(row[name], str)]
+    if len(textual) != 1:
+        raise ValueError(f"{where} has the columns {names}; say which holds the text with --text_column.")
+    return textual[0]
+
+
+def _jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    with _reading(path) as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield _parse(line, path, number)
+
+
+def _parse(line: bytes, path: Path, number: int) -> Any:
+    try:
+        return json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8", "replace"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {number}: not JSON: {error.msg} at column {error.colno}.") from None
+
+
+def _json(path: Path) -> Iterator[dict[str, Any]]:
+    """A list of objects, an object that holds one such list, or JSON lines."""
+    with _reading(path) as file:
+        data = file.read()
+    try:
+        found = json.loads(data.decode("utf-8-sig", "replace"))
+    except json.JSONDecodeError:
+        lines = [line for line in data.splitlines() if line.strip()]
+        found = [_parse(line, path, number) for number, line in enumerate(lines, 1)]
+    if isinstance(found, dict):
+        lists = [value for value in found.values() if isinstance(value, list) and value and isinstance(value[0], dict)]
+        found = lists[0] if len(lists) == 1 else [found]
+    if isinstance(found, list) and found and isinstance(found[0], str):
+        found = [{"text": value} for value in found]
+    yield from found
+
+
+def _csv(path: Path) -> Iterator[dict[str, Any]]:
+    csv.field_size_limit(sys.maxsize)
+    with _reading(path) as file:
+        lines = io.TextIOWrapper(file, encoding="utf-8-sig", errors="replace", newline="")
+        without_nul = (line.replace("\0", "") for line in lines)
+        yield from csv.DictReader(without_nul, delimiter="\t" if suffix(path) == ".tsv" else ",")
+
+
+def _parquet(path: Path) -> Iterator[dict[str, Any]]:
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    with _reading(path) as file:
+        source = path if path.suffix == ".parquet" else io.BytesIO(file.read())
+        try:
+            for batch in parquet.ParquetFile(source).iter_batches(batch_size=256):
+                yield from batch.to_pylist()
+        except pyarrow.ArrowException as error:
+            raise ValueError(f"{path} is not a parquet file: {str(error).splitlines()[0]}") from None
+
+
+def _arrow(path: Path) -> Iterator[dict[str, Any]]:
+    import pyarrow
+
+    with _reading(path) as file:
+        source: Any = pyarrow.memory_map(str(path)) if path.suffix == ".arrow" else io.BytesIO(file.read())
+        batches: Iterable[Any]
+        try:
+            try:
+                batches = pyarrow.ipc.open_stream(source)
+            except pyarrow.ArrowInvalid:
+                opened = pyarrow.ipc.open_file(source)
+                batches = (opened.get_batch(i) for i in range(opened.num_record_batches))
+        except pyarrow.ArrowException as error:
+            raise ValueError(f"{path} is not an arrow file: {str(error).splitlines()[0]}") from None
+        for batch in batches:
+            for start in range(0, batch.num_rows, 256):
+                yield from batch.slice(start, 256).to_pylist()

@@ -1,0 +1,299 @@
+"""Which text a run reads: the demo, files, folders, globs, Hub datasets, and weighted mixtures of them."""
+
+import glob
+import hashlib
+import itertools
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hf_lm.data.demos import documentation
+from hf_lm.data.reading import SUFFIXES, column_values, read_documents, rows_to_documents, suffix
+
+SPLITS = ("train", "validation", "test")
+FEW = 400  # documents: of fewer, held-out ones are chosen by rank, so that there is always one
+Reader = Callable[[], Iterator[str]]
+
+
+@dataclass
+class Corpus:
+    """Documents by split, read anew and streamed at each pass, always in the same order.
+
+    `fingerprint` names the content and what was asked of it; `size` estimates the bytes of train; `notes` say in
+    sentences what a reader of the report must know; `cleaned` counts what had to be mended, as far as was read.
+    """
+
+    source: str
+    fingerprint: str
+    size: int
+    readers: dict[str, Reader]
+    notes: list[str] = field(default_factory=list)
+    cleaned: Counter = field(default_factory=Counter)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return tuple(split for split in SPLITS if split in self.readers)
+
+    def documents(self, split: str) -> Iterator[str]:
+        return self.readers[split]()
+
+    def report(self) -> dict[str, Any]:
+        return {
+            "source": self.source,
+            "fingerprint": self.fingerprint,
+            "notes": self.notes,
+            "cleaned": dict(self.cleaned),
+        }
+
+
+def load_corpus(
+    dataset: str,
+    *,
+    text_column: str = "",
+    document_start: str = "",
+    validation_share: float = 0.05,
+    test_share: float = 0.05,
+) -> Corpus:
+    """The corpus that `--dataset` names.
+
+    `demo`; a file (.txt .jsonl .json .csv .tsv .parquet .arrow, also .gz and .zst), a folder of them or a glob; a Hub
+    dataset `name`, `name:config`, `name@revision`; or a mixture `a=0.7,b=0.3` by bytes. `text_column` "" guesses.
+    `document_start` is a regular expression for the line that begins a document. A missing validation or test split is
+    cut from train by document. Raises FileNotFoundError, PermissionError or ValueError in one line.
+    """
+    try:
+        start = re.compile(document_start, re.MULTILINE) if document_start else None
+    except re.error as error:
+        raise ValueError(f"--document_start {document_start!r} is not a regular expression: {error}.") from None
+    shares = {"validation": validation_share, "test": test_share}
+    parts = []
+    for name, weight in _weighted(dataset):
+        corpus = _load_one(name, text_column, start)
+        _hold_out(corpus, shares)
+        parts.append((corpus, weight))
+    corpus = parts[0][0] if len(parts) == 1 else _mix(dataset, parts)
+    options = f"{dataset if len(parts) > 1 else ''} {text_column} {document_start} {shares}"
+    corpus.fingerprint = _hash(f"{corpus.fingerprint} {options}".encode()).hex()
+    return corpus
+
+
+def _weighted(dataset: str) -> list[tuple[str, float]]:
+    pairs = [re.fullmatch(r"(.+)=(\d*\.?\d+)", part.strip()) for part in dataset.split(",")]
+    if len(pairs) > 1 and all(pairs):
+        return [(pair[1], float(pair[2])) for pair in pairs if float(pair[2]) > 0]
+    return [(dataset, 1.0)]
+
+
+def _hash(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()
+
+
+def _load_one(name: str, text_column: str, start: re.Pattern[str] | None) -> Corpus:
+    if name == "demo":
+        return _demo()
+    files = _files(name)
+    if files is not None:
+        return _from_files(name, files, text_column, start)
+    if (
+        name.startswith((".", "/", "~"))
+        or suffix(Path(name)) in SUFFIXES
+        or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?([:@].+)?", name)
+    ):
+        raise FileNotFoundError(f"--dataset: there is no file or folder {name}.")
+    return _from_hub(name, text_column, start)
+
+
+def _files(name: str) -> list[Path] | None:
+    """The files that a path or a glob names; None if it names nothing here."""
+    path = Path(name).expanduser()
+    if path.is_file():
+        if suffix(path) not in SUFFIXES:
+            raise ValueError(
+                f"--dataset {name}: cannot read {path.suffix or 'this'} files; {' '.join(SUFFIXES)} can be."
+            )
+        return [path]
+    if path.is_dir():
+        found = sorted(p for p in path.rglob("*") if p.is_file() and suffix(p) in SUFFIXES)
+        found = [p for p in found if not any(part.startswith(".") for part in p.relative_to(path).parts)]
+        found = [p for p in found if p.stem.upper() not in ("README", "LICENSE", "LICENCE", "NOTICE")]
+        if not found:
+            raise FileNotFoundError(f"--dataset: {name} holds no file that ends in one of {' '.join(SUFFIXES)}.")
+        return found
+    found = sorted(Path(p) for p in glob.glob(str(path), recursive=True))
+    return [p for p in found if p.is_file() and suffix(p) in SUFFIXES] or None
+
+
+def _split_of(path: Path, root: Path) -> str:
+    """The split that a file's or a folder's name says: train..., valid..., val..., dev..., test..., or ...-test."""
+    inside = path.relative_to(root).parts if path.is_relative_to(root) and path != root else (path.name,)
+    for part in inside:
+        stem = part.split(".")[0].lower()
+        for split, words in (("validation", "valid|validation|val|dev"), ("test", "test"), ("train", "train")):
+            if re.fullmatch(rf"(?:{words})(?:[-_\d].*)?|.*[-_](?:{words})", stem):
+                return split
+    return "train"
+
+
+def _from_files(name: str, files: list[Path], text_column: str, start: re.Pattern[str] | None) -> Corpus:
+    root = Path(name).expanduser() if Path(name).expanduser().is_dir() else files[0].parent
+    by_split: dict[str, list[Path]] = {}
+    digest, size = hashlib.blake2b(digest_size=16), 0
+    for path in files:
+        split = _split_of(path, root) if len(files) > 1 else "train"
+        by_split.setdefault(split, []).append(path)
+        digest.update(f"{split} {path.name}\0".encode())
+        with path.open("rb") as file:  # raises PermissionError with the file's name
+            while data := file.read(2**22):
+                digest.update(data)
+        if split == "train":
+            size += path.stat().st_size * (3 if path.suffix in (".gz", ".zst", ".parquet") else 1)
+    if "train" not in by_split:
+        raise ValueError(f"--dataset {name} has no training text, only {sorted(by_split)}.")
+    corpus = Corpus(Path(name).name, digest.hexdigest(), size, {})
+
+    def reader(paths: list[Path]) -> Reader:
+        def read() -> Iterator[str]:
+            for path in paths:
+                yield from read_documents(path, text_column=text_column, document_start=start, cleaned=corpus.cleaned)
+
+        return read
+
+    corpus.readers = {split: reader(paths) for split, paths in by_split.items()}
+    return corpus
+
+
+def _demo() -> Corpus:
+    """Built-in documentation; all documents of a module fall into one split, chosen by the module's name."""
+    rows = documentation()
+    by_split: dict[str, list[str]] = {split: [] for split in SPLITS}
+    for row in rows:
+        place = _hash(row["module"].encode())[0] / 256
+        by_split["validation" if place < 0.04 else "test" if place < 0.08 else "train"].append(row["text"])
+    content = _hash("\0".join(row["module"] + row["text"] for row in rows).encode()).hex()
+    cleaned: Counter = Counter()
+    readers = {
+        split: (lambda texts=texts: rows_to_documents(texts, None, cleaned)) for split, texts in by_split.items()
+    }
+    notes = [
+        f"the documentation of {len(rows)} modules of Python and of packages beside it, one document each; "
+        "split by module, 4 % for validation and 4 % for test; a docstring that occurs twice is kept once",
+    ]
+    size = sum(len(text.encode()) for text in by_split["train"])
+    return Corpus("demo", content, size, readers, notes, cleaned)
+
+
+def _from_hub(name: str, text_column: str, start: re.Pattern[str] | None) -> Corpus:
+    import datasets
+
+    path, _, revision = name.partition("@")
+    path, _, config = path.partition(":")
+    if ":" in revision:
+        revision, _, config = revision.partition(":")
+    try:
+        found = datasets.load_dataset(path, config or None, revision=revision or None)
+    except Exception as error:
+        offline = datasets.config.HF_HUB_OFFLINE or isinstance(error, (ConnectionError, OSError))
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = " The Hub was not reached: this machine is offline or HF_HUB_OFFLINE is set." if offline else ""
+        raise ValueError(
+            f"--dataset {name} is no file or folder here and was not loaded from the Hub: {said}.{reason}"
+        ) from None
+    names = {"train": "train", "validation": "validation", "valid": "validation", "dev": "validation", "test": "test"}
+    by_split = {names[split]: rows for split, rows in found.items() if split in names}
+    if "train" not in by_split:
+        raise ValueError(f"--dataset {name} has no split train, only {sorted(found)}.")
+    content = _hash(" ".join(f"{split} {rows._fingerprint}" for split, rows in by_split.items()).encode()).hex()
+    corpus = Corpus(name, content, by_split["train"].data.nbytes, {})
+
+    def reader(rows: Any) -> Reader:
+        def read() -> Iterator[str]:
+            batches = (batch for batch in rows.iter(batch_size=1000))
+            flat = (
+                dict(zip(batch, values, strict=True))
+                for batch in batches
+                for values in zip(*batch.values(), strict=True)
+            )
+            yield from rows_to_documents(column_values(flat, text_column, name), start, corpus.cleaned)
+
+        return read
+
+    corpus.readers = {split: reader(rows) for split, rows in by_split.items()}
+    return corpus
+
+
+def _hold_out(corpus: Corpus, shares: dict[str, float]) -> None:
+    """Cut the missing validation and test splits from train, by document and by the hash of its text.
+
+    So equal documents fall on one side, and neither the order of files nor adding more of them moves a document.
+    """
+    missing = {split: share for split, share in shares.items() if split not in corpus.readers and share > 0}
+    base = corpus.readers["train"]
+    first = list(itertools.islice(base(), FEW))
+    if not first:
+        raise ValueError(f"--dataset {corpus.source} holds no text: it is empty, or only white space.")
+    if not missing:
+        return
+    hashes = sorted({_hash(text.encode("utf-8", "surrogatepass")) for text in first})
+    if len(first) < FEW:
+        if len(hashes) < len(missing) + 1:
+            raise ValueError(
+                f"--dataset {corpus.source} has {len(hashes)} different documents, too few to hold out "
+                f"{' and '.join(missing)}: say where documents begin with --document_start, or give the splits as files."
+            )
+        bounds, taken = {}, 0
+        for split, share in missing.items():
+            taken += max(1, round(share * len(hashes)))
+            bounds[split] = hashes[min(taken, len(hashes) - 1)]
+    else:
+        bounds, taken = {}, 0.0
+        for split, share in missing.items():
+            taken += share
+            bounds[split] = int(taken * 2**128).to_bytes(16, "big")
+
+    def side(text: str) -> str:
+        place = _hash(text.encode("utf-8", "surrogatepass"))
+        return next((split for split, bound in bounds.items() if place < bound), "train")
+
+    for split in ("train", *missing):
+        corpus.readers[split] = lambda split=split: (text for text in base() if side(text) == split)
+    shown = " and ".join(f"{split} ({share:.0%})" for split, share in missing.items())
+    corpus.notes.append(f"{corpus.source} has no {' and '.join(missing)} split: {shown} cut from train by document")
+
+
+def _mix(dataset: str, parts: list[tuple[Corpus, float]]) -> Corpus:
+    """Sources by weight: each next training document comes from the source furthest behind its share of bytes.
+
+    Train ends with the first source that is used up; validation and test hold all of each source.
+    """
+    total = sum(weight for _, weight in parts)
+
+    def train() -> Iterator[str]:
+        readers = [corpus.documents("train") for corpus, _ in parts]
+        drawn = [0.0] * len(parts)
+        while True:
+            i = min(range(len(parts)), key=lambda i: drawn[i] / parts[i][1])
+            text = next(readers[i], None)
+            if text is None:
+                return
+            drawn[i] += len(text.encode())
+            yield text
+
+    def whole(split: str) -> Reader:
+        return lambda: itertools.chain.from_iterable(
+            corpus.documents(split) for corpus, _ in parts if split in corpus.readers
+        )
+
+    size = min(int(corpus.size * total / weight) for corpus, weight in parts)
+    mixed = ", ".join(f"{weight / total:.0%} {corpus.source}" for corpus, weight in parts)
+    notes = [f"a mixture by bytes, {mixed}, as long as the source that ends first"]
+    cleaned: Counter = Counter()
+    for corpus, _ in parts:
+        notes += corpus.notes
+        corpus.cleaned = cleaned
+    held = {split: whole(split) for split in SPLITS[1:] if any(split in corpus.readers for corpus, _ in parts)}
+    content = " ".join(f"{corpus.fingerprint} {weight}" for corpus, weight in parts)
+    return Corpus(os.path.basename(dataset), content, size, {"train": train} | held, notes, cleaned)

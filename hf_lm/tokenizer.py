@@ -1,0 +1,232 @@
+"""Tokenizers: train one on a corpus, load one by name, and say how well it fits."""
+
+import hashlib
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from accelerate import PartialState
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+if TYPE_CHECKING:
+    from hf_lm.data.sources import Corpus
+
+END_OF_TEXT, PAD, UNKNOWN, END_OF_LINE = "<|endoftext|>", "<|pad|>", "<unk>", "<eol>"
+
+# Where byte-level BPE may not merge across. As GPT-2's, with three differences: numbers go in groups of at most three
+# digits (GPT-4's), line ends stand apart from the words after them, and every run has a longest length, so that a line
+# of a million letters is not one word. Chinese has no spaces: four characters are a word at most there.
+WORDS = (
+    r"'(?:[sdmt]|ll|ve|re)| ?\p{Han}{1,4}| ?[[\p{L}\p{M}]&&\P{Han}]{1,32}| ?\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{M}\p{N}]{1,16}|[^\S\r\n]{0,32}[\r\n]{1,8}|\s{1,32}(?!\S)|\s{1,32}"
+)
+
+
+def train_bpe(
+    texts: Iterable[str],
+    *,
+    vocab_size: int,
+    min_frequency: int = 2,
+    max_bytes: int = 32_000_000,
+    max_document_bytes: int = 2**20,
+) -> PreTrainedTokenizerFast:
+    """Train byte-level BPE; any Unicode text comes back from its ids unchanged.
+
+    `vocab_size` counts `<|endoftext|>` (begin and end) and `<|pad|>`; text with few repetitions gives a smaller one.
+    Of each text the first `max_document_bytes`, of all texts the first `max_bytes` are read: memory is bounded.
+    `encode` adds no special token. Raises ValueError if there is no text or no room for the 256 bytes.
+    """
+    if vocab_size < 258:
+        raise ValueError(f"--vocab_size is {vocab_size}; byte-level BPE needs 258: 256 bytes and two special tokens.")
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORDS), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=min_frequency,
+        special_tokens=[END_OF_TEXT, PAD],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        max_token_length=32,
+        show_progress=False,
+    )
+    backend.train_from_iterator(_some(texts, max_bytes, max_document_bytes), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=END_OF_TEXT,
+        eos_token=END_OF_TEXT,
+        pad_token=PAD,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def train_word_level(
+    texts: Iterable[str],
+    *,
+    min_frequency: int = 1,
+    lowercase: bool = False,
+    max_bytes: int = 2**40,
+    max_document_bytes: int = 2**20,
+) -> PreTrainedTokenizerFast:
+    """Train a word-level tokenizer: each word seen `min_frequency` times is an entry, any other is `<unk>`.
+
+    With `lowercase` text is normalised as torchtext's basic_english does it (lower case, punctuation parted from
+    words, quotes and colons dropped); without, words are what white space parts, for text that is already tokenised,
+    such as WikiText. A line end is the token `<eol>`. Text does not come back unchanged.
+    """
+    steps = [normalizers.Replace(special, UNKNOWN) for special in (END_OF_TEXT, PAD)]  # text cannot forge them
+    if lowercase:
+        steps += [normalizers.Lowercase(), normalizers.Replace("<br />", " ")]
+        steps += [normalizers.Replace(Regex('["]'), ""), normalizers.Replace(Regex("[;:]"), " ")]
+        steps += [normalizers.Replace(mark, f" {mark} ") for mark in ("'", ".", ",", "(", ")", "!", "?")]
+    steps.append(normalizers.Replace("\n", f" {END_OF_LINE} "))
+    backend = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
+    backend.normalizer = normalizers.Sequence(steps)
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    # A space before every word but the first; NUL is a prefix that no word has.
+    backend.decoder = decoders.Sequence(
+        [decoders.WordPiece(prefix="\0", cleanup=False), decoders.Replace(Regex(f" ?{END_OF_LINE}"), "\n")]
+    )
+    trainer = trainers.WordLevelTrainer(
+        vocab_size=2**31,
+        min_frequency=min_frequency,
+        special_tokens=[UNKNOWN, END_OF_TEXT, PAD, END_OF_LINE],
+        show_progress=False,
+    )
+    backend.train_from_iterator(_some(texts, max_bytes, max_document_bytes), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=END_OF_TEXT,
+        eos_token=END_OF_TEXT,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _some(texts: Iterable[str], max_bytes: int, max_document_bytes: int) -> Iterator[str]:
+    total = 0
+    for text in texts:
+        part = text[:max_document_bytes]
+        total += len(part.encode())
+        yield part
+        if total >= max_bytes:
+            return
+    if not total:
+        raise ValueError("there is no text to train a tokenizer on.")
+
+
+def prepare_tokenizer(
+    name: str, corpus: "Corpus", *, vocab_size: int, min_frequency: int, max_bytes: int
+) -> PreTrainedTokenizerBase:
+    """The tokenizer that `--tokenizer` names: `bpe`, `word`, `basic_english` (trained) or a checkpoint's.
+
+    A trained one is cached by the corpus' content, so that it is made once per run, not once per process, and a second
+    run starts at once. Where the corpus is larger than `max_bytes`, documents spread evenly over it are read.
+    """
+    from hf_lm.data.packing import default_cache
+
+    if name not in ("bpe", "word", "basic_english"):
+        return load_tokenizer(name)
+    settings = (
+        f"{name} {vocab_size} {min_frequency} {max_bytes} {WORDS}" if name == "bpe" else f"{name} {min_frequency}"
+    )
+    key = hashlib.blake2b(f"{corpus.fingerprint} {settings}".encode(), digest_size=12).hexdigest()
+    folder = default_cache() / "tokenizers" / key
+    with PartialState().main_process_first():
+        if not (folder / "tokenizer.json").is_file():
+            texts = corpus.documents("train")
+            if name == "bpe":
+                texts = _spread(texts, max_bytes / max(1, corpus.size))
+                tokenizer = train_bpe(texts, vocab_size=vocab_size, min_frequency=min_frequency, max_bytes=max_bytes)
+            else:
+                tokenizer = train_word_level(texts, min_frequency=min_frequency, lowercase=name == "basic_english")
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            aside = tempfile.mkdtemp(dir=folder.parent)
+            tokenizer.save_pretrained(aside)
+            try:
+                os.replace(aside, folder)
+            except OSError:  # another run was faster
+                shutil.rmtree(aside, ignore_errors=True)
+    return load_tokenizer(str(folder))
+
+
+def _spread(texts: Iterable[str], share: float) -> Iterator[str]:
+    due = 0.0
+    for text in texts:
+        due += share
+        if due >= 1 or share >= 1:
+            due -= 1
+            yield text
+
+
+def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
+    """A tokenizer from a folder or the Hub. Raises ValueError or OSError in one line if it cannot serve."""
+    if os.path.isdir(name_or_path) and not any(
+        (Path(name_or_path) / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
+    ):
+        raise FileNotFoundError(f"{name_or_path} has no tokenizer files; give --tokenizer another folder or a Hub id.")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+    except (OSError, ValueError) as error:
+        where = "" if os.path.isdir(name_or_path) else " It is no folder here, and the Hub was not reached (offline?)."
+        raise OSError(f"--tokenizer {name_or_path}: {str(error).splitlines()[0]}{where}") from None
+    if not tokenizer.encode("a b", add_special_tokens=False):
+        raise ValueError(f"the tokenizer in {name_or_path} is empty: it gives no ids for text. Its files are missing.")
+    if tokenizer.eos_token_id is None and tokenizer.bos_token_id is None and tokenizer.sep_token_id is None:
+        raise ValueError(f"the tokenizer {name_or_path} has no token that could part documents (eos, bos or sep).")
+    return tokenizer
+
+
+def encode_documents(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    """Token ids of texts, without any special token: a literal `<|endoftext|>` in a text is encoded as text."""
+    backend = tokenizer.backend_tokenizer
+    before = backend.encode_special_tokens
+    backend.encode_special_tokens = True
+    backend.no_truncation()
+    backend.no_padding()
+    try:
+        return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+    finally:
+        backend.encode_special_tokens = before
+
+
+def measure_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, groups: dict[str, Iterable[str]], *, max_bytes: int = 2_000_000
+) -> dict[str, Any]:
+    """How well a tokenizer fits named groups of texts (splits, languages, files), read up to `max_bytes` each.
+
+    Per group bytes and characters per token, tokens per word as white space parts them, and for word-level tokenizers
+    the share of unknown words; over all, the entries that never occurred.
+    """
+    counts = np.zeros(max(tokenizer.get_vocab().values()) + 1, np.int64)
+    measured = {}
+    for name, texts in groups.items():
+        tokens = characters = words = size = unknown = 0
+        texts = iter(texts)
+        while size < max_bytes and (batch := list(itertools.islice(texts, 64))):
+            for text, ids in zip(batch, encode_documents(tokenizer, batch), strict=True):
+                counts += np.bincount(ids, minlength=len(counts))
+                tokens, characters, words = tokens + len(ids), characters + len(text), words + len(text.split())
+                size += len(text.encode())
+                if tokenizer.unk_token_id is not None:
+                    unknown += ids.count(tokenizer.unk_token_id)
+        if tokens:
+            found = {"bytes_per_token": size / tokens, "characters_per_token": characters / tokens}
+            found["tokens_per_word"] = tokens / max(1, words)
+            if tokenizer.unk_token_id is not None:
+                found["unknown"] = unknown / tokens
+            measured[name] = found
+    special = set(tokenizer.all_special_ids)
+    unused = [i for i in tokenizer.get_vocab().values() if counts[i] == 0 and i not in special]
+    return {"vocab_size": len(tokenizer), "unused": len(unused), "text": measured}
