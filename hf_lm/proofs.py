@@ -114,7 +114,7 @@ def packing_isolation(
     device = next(model.parameters()).device
 
     def logits(input_ids: torch.Tensor) -> torch.Tensor:
-        inputs = {"input_ids": input_ids, **({"position_ids": batch["position_ids"]} if isolate else {})}
+        inputs = {key: value for key, value in batch.items() if key != "labels"} | {"input_ids": input_ids}
         with torch.no_grad():
             return model(**{k: v.to(device) for k, v in inputs.items()}).logits.float()[0]  # (time, vocab)
 
@@ -194,7 +194,7 @@ def learnable(trainer: Any, features: list[dict[str, Any]], *, steps: int = 4) -
     parameters = [p for p in model.parameters() if p.requires_grad]
     losses = []
     with _untouched(model):
-        optimizer = torch.optim.AdamW(parameters, lr=1e-3)
+        optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.0)  # decay alone lowers a fresh loss
         for _ in range(steps + 1):
             loss = trainer.compute_loss(model, batch)
             losses.append(loss.item())

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from torch import nn
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import SchedulerType, rotate_checkpoints
 
 from hf_lm.arguments import TrainingArguments
@@ -50,7 +50,7 @@ class Trainer(transformers.Trainer):
         context = getattr(args, "block_size", None) or getattr(model.config, "max_position_embeddings", 0) or 0
         self.speedometer = Speedometer(lambda: self.tokens_seen, flops_per_token(model, context), dtype)
         self.add_callback(self.speedometer)
-        if self.pop_callback(ProgressCallback) or self.pop_callback(PrinterCallback):
+        if self.pop_callback(ProgressCallback):
             self.add_callback(Progress)
 
     # Loss

@@ -1,0 +1,203 @@
+"""Checkpoints that training goes on from: loaded, or refused in one line."""
+
+from pathlib import Path
+
+import torch
+from huggingface_hub import constants, is_offline_mode
+from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+CONFIG = "config.json"
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+
+
+def load_causal_lm(
+    name_or_path: str,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    block_size: int = 0,  # tokens it will be trained on at once; 0 checks nothing
+) -> PreTrainedModel:
+    """A causal language model from a folder or the Hub, in float32 and ready to train.
+
+    Weights come from safetensors only, and no code from the checkpoint runs. With a `tokenizer` its special ids are
+    set in the configuration and the generation configuration.
+
+    Raises OSError where there is no such checkpoint or it cannot be reached or read, and ValueError where it is no
+    causal language model, does not fit the tokenizer, or has fewer positions than `block_size`.
+    """
+    name_or_path = str(name_or_path)
+    check_checkpoint(name_or_path)
+    config = _load_config(name_or_path)
+    _check_family(config, name_or_path)
+    # Absent, None or -1 where any length will do, as in an LSTM.
+    positions = max(0, getattr(config.get_text_config(), "max_position_embeddings", 0) or 0)
+    if 0 < positions < block_size:
+        raise ValueError(
+            f"block_size={block_size}, but {name_or_path} has {positions} positions; "
+            f"give --block_size {positions} or less."
+        )
+    if tokenizer is not None:
+        _check_vocabulary(tokenizer, name_or_path)
+
+    try:
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            name_or_path,
+            config=config,
+            dtype=torch.float32,  # else the saved one: a bfloat16 checkpoint would be trained in bfloat16
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except Exception as error:  # broken files raise errors of several libraries
+        raise OSError(f"cannot load the weights of {name_or_path}: {_why(error)}") from error
+    if missing := sorted(loading["missing_keys"]):
+        raise ValueError(
+            f"{name_or_path} was saved as {_architecture(config)} and lacks {len(missing)} weights of "
+            f"{type(model).__name__} ({missing[0]}, ...), which would start at random; give a causal language model."
+        )
+    if not _is_causal(model):
+        raise ValueError(
+            f"{name_or_path} ({_architecture(config)}) reads the words after the one it predicts, so training it as "
+            "a language model would teach it to copy; give a causal language model, such as GPT-2 or Llama."
+        )
+    if tokenizer is not None:
+        ids, rows = max(tokenizer.get_vocab().values()) + 1, model.get_input_embeddings().num_embeddings
+        if ids > rows:
+            raise ValueError(
+                f"the tokenizer has {ids} ids and {name_or_path} has embeddings for {rows}; "
+                f"use the checkpoint's own tokenizer: --tokenizer {name_or_path}"
+            )
+        _set_special_ids(model, tokenizer)
+    model.config.use_cache = True  # a run that ended early may have left it off, and generation is slow without
+    if model.generation_config.max_new_tokens is None and model.generation_config.max_length in (None, 20):
+        model.generation_config.max_new_tokens = min(128, positions // 2) if positions else 128
+    return model
+
+
+def check_checkpoint(name_or_path: str) -> None:
+    """Raise OSError where a folder is missing or holds no whole model in safetensors. A name on the Hub passes."""
+    folder = Path(name_or_path)
+    if not folder.is_dir():
+        if folder.exists():
+            raise NotADirectoryError(f"{name_or_path} is a file; give the folder that holds {CONFIG} and the weights.")
+        if name_or_path.startswith(("/", ".", "~")) or name_or_path.count("/") > 1 or "\\" in name_or_path:
+            raise FileNotFoundError(f"there is no folder {name_or_path}.")
+        return
+    names = {path.name for path in folder.iterdir()}
+    if CONFIG in names and names.intersection(WEIGHTS):
+        return
+    pickled = sorted(name for name in names if name.endswith((".bin", ".pt", ".pth")) and name != "training_args.bin")
+    checkpoints = [path.parent for path in folder.glob(f"checkpoint-*/{CONFIG}")]
+    if "adapter_config.json" in names:
+        said = "holds an adapter, not a whole model: merge it into its base model first"
+    elif checkpoints:
+        newest = max(checkpoints, key=lambda path: path.stat().st_mtime)
+        said = f"holds no finished model, but checkpoints of a run: give {newest}"
+    elif CONFIG not in names:
+        said = f"has no {CONFIG}, so it is not the folder of a model"
+    elif pickled:
+        said = f"has its weights pickled ({pickled[0]}), which can run code: save them as safetensors first"
+    else:
+        said = f"has a {CONFIG} but no weights ({' or '.join(WEIGHTS)})"
+    raise FileNotFoundError(f"{name_or_path} {said}.")
+
+
+def _load_config(name_or_path: str) -> PreTrainedConfig:
+    try:
+        # False rather than None: None would ask on the terminal whether to run the checkpoint's code.
+        return AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        causes = _causes(error)
+        what = f"{name_or_path} is neither a folder here nor "
+        if any(isinstance(cause, GatedRepoError) for cause in causes):
+            said = f"{name_or_path} asks for its terms to be accepted: do so on its page, then `hf auth login`."
+        elif any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
+            said = what + "a public model on the Hub; check the name, or `hf auth login` if it is private."
+        elif any(isinstance(cause, LocalEntryNotFoundError) for cause in causes):
+            if is_offline_mode():
+                said = what + "in the local cache, and HF_HUB_OFFLINE keeps the Hub from being asked; unset it."
+            else:
+                said = what + f"in the local cache, and {constants.ENDPOINT} cannot be reached; check the network."
+        elif "custom code" in str(error):
+            raise ValueError(f"{name_or_path} needs code of its own, and hf_lm runs no code from a model.") from error
+        elif isinstance(error, ValueError):
+            said = f"{name_or_path}: transformers knows no such model: {_why(error)}"
+            raise ValueError(said) from error
+        else:
+            said = f"cannot read the {CONFIG} of {name_or_path}: {_why(error)}"
+        raise OSError(said) from error
+
+
+def _causes(error: BaseException | None) -> list[BaseException]:
+    causes = []
+    while error is not None:
+        causes.append(error)
+        error = error.__cause__ or error.__context__
+    return causes
+
+
+def _why(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _architecture(config: PreTrainedConfig) -> str:
+    return (config.architectures or [config.model_type])[0]
+
+
+def _check_family(config: PreTrainedConfig, name_or_path: str) -> None:
+    if config.is_encoder_decoder or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        kind = "an encoder-decoder" if config.is_encoder_decoder else f"of the {config.model_type} family"
+        raise ValueError(
+            f"{name_or_path} is {kind} ({_architecture(config)}), not a causal language model; "
+            "give one such as GPT-2 or Llama."
+        )
+
+
+def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, name_or_path: str) -> None:
+    """Ids that fit the embedding but mean other tokens raise no error later: they only cost what the model knew."""
+    if tokenizer.name_or_path == name_or_path:
+        return
+    try:
+        own = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+    except Exception:  # no tokenizer beside the weights, or one that this machine cannot load: nothing to compare
+        return
+    tokens = {token_id: token for token, token_id in tokenizer.get_vocab().items()}
+    own_tokens = {token_id: token for token, token_id in own.get_vocab().items()}
+    if len(own_tokens) <= len(own.all_special_tokens):
+        return  # a model without tokenizer files: transformers makes one that knows no text
+    other = [i for i in sorted(tokens.keys() & own_tokens.keys()) if tokens[i] != own_tokens[i]]
+    if other:
+        raise ValueError(
+            f"the tokenizer and {name_or_path} disagree on {len(other)} of {len(own_tokens)} ids (id {other[0]} is "
+            f"{tokens[other[0]]!r}, and {own_tokens[other[0]]!r} to the model); "
+            f"use the checkpoint's own tokenizer: --tokenizer {name_or_path}"
+        )
+
+
+@torch.no_grad()
+def _is_causal(model: PreTrainedModel) -> bool:
+    """Whether changing the last of a few tokens leaves the logits before it alone. The model is in eval mode."""
+    ids = torch.arange(6)[None]
+    changed = ids.clone()
+    changed[0, -1] = 6
+    logits = [model(input_ids=each, use_cache=False).logits[:, :-1] for each in (ids, changed)]
+    difference = (logits[0] - logits[1]).abs().max()
+    return bool(difference <= 1e-5 * logits[0].abs().max())
+
+
+def _set_special_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        token_id = getattr(tokenizer, name)
+        for config in (model.config, model.generation_config):
+            known = getattr(config, name, None)
+            several = known if isinstance(known, list) else [known]  # a chat model ends on more than one
+            if token_id is not None and token_id not in several:
+                setattr(config, name, token_id)

@@ -1,0 +1,81 @@
+"""Fresh GPT-2 models by size."""
+
+import difflib
+
+from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
+
+# small to xl are the four that were published (124 M, 355 M, 774 M and 1.6 B parameters with their vocabulary).
+SIZES = {
+    "tiny": {"n_layer": 4, "n_head": 4, "n_embd": 256, "block_size": 256},
+    "mini": {"n_layer": 6, "n_head": 6, "n_embd": 384, "block_size": 512},
+    "small": {"n_layer": 12, "n_head": 12, "n_embd": 768, "block_size": 1024},
+    "medium": {"n_layer": 24, "n_head": 16, "n_embd": 1024, "block_size": 1024},
+    "large": {"n_layer": 36, "n_head": 20, "n_embd": 1280, "block_size": 1024},
+    "xl": {"n_layer": 48, "n_head": 25, "n_embd": 1600, "block_size": 1024},
+}
+
+
+def new_gpt2(
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    size: str = "tiny",
+    n_layer: int = 0,  # 0 = as the size says, here and below
+    n_head: int = 0,
+    n_embd: int = 0,
+    block_size: int = 0,  # tokens the model can see at once
+    dropout: float = 0.0,
+) -> GPT2LMHeadModel:
+    """A GPT-2 with random weights for the tokenizer's vocabulary, embedding and decoder tied.
+
+    The embedding has its rows rounded up to a multiple of 64, which matrix units like, and `config.vocab_size` counts
+    them all, as AutoModel needs. Training pushes the spare rows' logits down; `generate` never picks one, because the
+    generation config lists them in `suppress_tokens`.
+
+    Raises ValueError for an unknown size or a shape that cannot be.
+    """
+    if size not in SIZES:
+        near = difflib.get_close_matches(size, SIZES, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"there is no GPT-2 size {size!r}; choose one of {', '.join(SIZES)}.{hint}")
+    given = {"n_layer": n_layer, "n_head": n_head, "n_embd": n_embd, "block_size": block_size}
+    for name, value in given.items():
+        if value < 0:
+            raise ValueError(f"{name}={value} is negative; give a positive number, or 0 for what size={size!r} says.")
+    shape = {name: value or SIZES[size][name] for name, value in given.items()}
+    _check_shape(shape["n_head"], shape["n_embd"], shape["block_size"], dropout)
+
+    used = set(tokenizer.get_vocab().values())
+    vocab_size = 64 * (max(used) // 64 + 1)
+    special_ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    config = GPT2Config(
+        vocab_size=vocab_size,
+        n_positions=shape["block_size"],
+        n_embd=shape["n_embd"],
+        n_layer=shape["n_layer"],
+        n_head=shape["n_head"],
+        resid_pdrop=dropout,
+        embd_pdrop=dropout,
+        attn_pdrop=dropout,
+        **special_ids,
+    )
+    model = GPT2LMHeadModel(config)
+    model.generation_config = GenerationConfig(
+        max_new_tokens=min(128, shape["block_size"] // 2),  # leaves room for a prompt as long
+        suppress_tokens=sorted(set(range(vocab_size)) - used) or None,
+        **special_ids,
+    )
+    return model
+
+
+def _check_shape(n_head: int, n_embd: int, block_size: int, dropout: float) -> None:
+    if n_embd % n_head:
+        lower = n_embd // n_head * n_head
+        choices = [str(n) for n in (lower, lower + n_head) if n > 0]
+        raise ValueError(
+            f"n_embd={n_embd} is not divisible by n_head={n_head}, so the heads cannot share it evenly; "
+            f"try n_embd={' or '.join(choices)}, or another n_head."
+        )
+    if block_size < 2:
+        raise ValueError(f"block_size={block_size} leaves no next token to predict; give at least 2.")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout={dropout} is not a probability below 1; give 0 (none) up to 0.9.")

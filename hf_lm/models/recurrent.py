@@ -1,0 +1,186 @@
+"""The recurrent language model: embedding, RNN, GRU or LSTM, and a linear decoder, as a transformers model.
+
+Trains, generates, saves and loads like any causal model. This file and recurrent_configuration.py are copied into
+every saved model, so they import torch and transformers and nothing else.
+"""
+
+from typing import ClassVar
+
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_sequence, unpack_sequence
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import can_return_tuple
+
+from .recurrent_configuration import RecurrentConfig
+
+State = tuple[torch.Tensor, ...]  # (h,) or, for an LSTM, (h, c); each (layer, batch, hidden)
+
+
+class RecurrentLMHeadModel(PreTrainedModel, GenerationMixin):
+    """A causal language model whose memory of the past is one vector per layer.
+
+    Every row starts from a zero state unless `past_key_values` carries one over.
+    """
+
+    config_class = RecurrentConfig
+    _input_embed_layer = "embedding"
+    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "embedding.weight"}
+    _is_stateful = True  # the state cannot be rolled back: transformers refuses assisted generation
+
+    def __init__(self, config: RecurrentConfig):
+        super().__init__(config)
+        self.loss_type = "ForCausalLM"
+        cell = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}[config.cell]
+        self.embedding = nn.Embedding(config.vocab_size, config.n_embd)
+        self.rnn = cell(
+            config.n_embd,
+            config.hidden_size,
+            num_layers=config.n_layer,
+            dropout=config.dropout if config.n_layer > 1 else 0.0,  # acts between layers; with one, PyTorch warns
+            batch_first=True,
+        )
+        self.dropout = nn.Dropout(config.dropout)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Embedding | nn.Linear):
+            nn.init.uniform_(module.weight, -0.1, 0.1)
+            if getattr(module, "bias", None) is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.RNNBase):
+            bound = module.hidden_size**-0.5
+            for parameter in module.parameters():
+                nn.init.uniform_(parameter, -bound, bound)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: State | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs,
+    ) -> CausalLMOutputWithPast:
+        """Logits (batch, time, vocab), the loss where there are labels, and the state after the last token.
+
+        input_ids: (batch, time). Only the new tokens where `past_key_values` is given.
+        attention_mask: 0 marks padding, on either side, which leaves the state as it is. May cover earlier tokens too.
+        position_ids: position 0 starts a document, and the state starts from zero there; other values mean nothing.
+        past_key_values: the state that an earlier call returned.
+        labels: input_ids, or -100 where there is nothing to learn; they are shifted here. The loss is their mean, or
+            their sum over `num_items_in_batch` where that is given.
+        """
+        time = input_ids.shape[1]
+        embedded = self.dropout(self.embedding(input_ids))  # (batch, time, n_embd)
+        is_real = torch.ones_like(input_ids, dtype=torch.bool)
+        if attention_mask is not None:
+            is_real = attention_mask[:, -time:].bool()
+        is_start = torch.zeros_like(is_real)
+        if position_ids is not None:
+            is_start = (position_ids[..., -time:] == 0).expand_as(is_real)
+
+        fresh = past_key_values is None
+        if (attention_mask is None or is_real.all()) and (
+            position_ids is None or not is_start[:, 1 if fresh else 0 :].any()
+        ):
+            output, state = self._run(embedded, past_key_values)
+        else:
+            output, state = self._run_documents(embedded, is_real, is_start, past_key_values)
+
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(self.dropout(output[:, kept]))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
+        use_cache = self.config.use_cache if use_cache is None else use_cache
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=state if use_cache else None)
+
+    def _run(self, embedded, state: State | None):
+        """The cell over (batch, time, n_embd) or packed sequences."""
+        is_lstm = self.config.cell == "lstm"
+        output, state = self.rnn(embedded, state if state is None or is_lstm else state[0])
+        return output, state if is_lstm else (state,)
+
+    def _run_documents(self, embedded, is_real, is_start, state: State | None):
+        """The cell over each stretch of real tokens from one start to the next, as sequences of their own.
+
+        What the other tokens are then cannot reach a state: isolation is exact, not a matter of masking.
+        """
+        is_first = is_real & (is_real.cumsum(1) == 1)  # first real token of its row
+        begins = is_real & (is_start | is_first)
+        lengths = (begins[is_real].cumsum(0) - 1).bincount().tolist()  # real tokens per document
+        documents = pack_sequence(embedded[is_real].split(lengths), enforce_sorted=False)
+
+        carried = None
+        if state is not None:
+            row = begins.nonzero()[:, 0]  # of each document
+            continues = (is_first & ~is_start)[begins]
+            carried = tuple(part[:, row] * continues[None, :, None] for part in state)
+        packed, final = self._run(documents, carried)
+
+        real_output = torch.cat(unpack_sequence(packed))
+        output = real_output.new_zeros(*is_real.shape, real_output.shape[-1])
+        output[is_real] = real_output
+        # Of each row: the state after its last document, or the one before where all of it is padding.
+        per_row = begins.sum(1)
+        last = (per_row.cumsum(0) - 1).clamp(min=0)
+        before = state or tuple(torch.zeros_like(part[:, last]) for part in final)
+        has_tokens = (per_row > 0)[None, :, None]
+        return output, tuple(torch.where(has_tokens, f[:, last], b) for f, b in zip(final, before, strict=True))
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        return False  # generate() then starts without a cache and carries over the state that forward returns
+
+    @staticmethod
+    def _reorder_cache(past_key_values: State, beam_idx: torch.Tensor) -> State:
+        """For beam search: the state of the beam that each row goes on from."""
+        return tuple(part.index_select(1, beam_idx.to(part.device)) for part in past_key_values)
+
+
+def new_recurrent(
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    cell: str = "lstm",
+    n_layer: int = 2,
+    n_embd: int = 200,
+    hidden_size: int = 0,  # 0 = n_embd
+    dropout: float = 0.2,
+    tie_weights: bool = True,
+) -> RecurrentLMHeadModel:
+    """A recurrent language model with random weights for the tokenizer's vocabulary.
+
+    Raises ValueError for an unknown cell, and for tied weights where n_embd and hidden_size differ.
+    """
+    special_ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    config = RecurrentConfig(
+        vocab_size=max(tokenizer.get_vocab().values()) + 1,
+        n_embd=n_embd,
+        hidden_size=hidden_size or n_embd,
+        n_layer=n_layer,
+        cell=cell,
+        dropout=dropout,
+        tie_word_embeddings=tie_weights,
+        **special_ids,
+    )
+    model = RecurrentLMHeadModel(config)
+    model.generation_config = GenerationConfig(max_new_tokens=128, **special_ids)
+    return model
+
+
+AutoModelForCausalLM.register(RecurrentConfig, RecurrentLMHeadModel, exist_ok=True)
+# Copies of both files go with every saved model, which then loads with trust_remote_code where hf_lm is not installed.
+RecurrentConfig.register_for_auto_class()
+RecurrentLMHeadModel.register_for_auto_class("AutoModelForCausalLM")

@@ -1,0 +1,227 @@
+"""Recipes run whole, through `accelerate launch` as a user starts them, on text made here."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parent.parent
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
+TINY = {
+    "vocab_size": 320,
+    "n_layer": 2,
+    "n_head": 2,
+    "n_embd": 16,
+    "block_size": 32,
+    "max_steps": 6,
+    "per_device_train_batch_size": 4,
+    "logging_steps": 1,
+    "eval_steps": 3,
+    "save_steps": 2,
+    "save_total_limit": 10,
+    "warmup_steps": 2,
+    "dropout": 0.1,
+    "use_cpu": True,
+}
+
+
+def command(recipe: str, *launch: str, **arguments) -> list[str]:
+    options = [token for key, value in arguments.items() for token in (f"--{key}", str(value))]
+    return [*LAUNCH, *(launch or ("--num_processes", "1")), str(ROOT / "recipes" / recipe), *options]
+
+
+def run(*args, **arguments) -> subprocess.CompletedProcess:
+    return subprocess.run(command(*args, **arguments), capture_output=True, text=True, cwd=ROOT, timeout=240)
+
+
+def last_error(done: subprocess.CompletedProcess) -> str:
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, done.stderr
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def data(texts, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "texts.jsonl"
+    rows = [{"text": f"{text} Number {i}.\n{texts[i % 7]}"} for i, text in enumerate(texts * 6)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory) -> Path:
+    """The output folder of an uninterrupted run."""
+    out = tmp_path_factory.mktemp("out") / "pretrain"
+    done = run("pretrain.py", dataset=data, output_dir=out, **TINY)
+    assert done.returncode == 0, done.stderr
+    assert "1 process (cpu)" in done.stdout
+    assert "bits" in done.stdout
+    return out
+
+
+def test_the_output_folder_is_complete_and_ordinary(finished):
+    for name in (
+        *("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"),
+        *("README.md", "report.json", "run.yaml", "plots/loss.png", "checkpoint-6/model.safetensors"),
+    ):
+        assert (finished / name).is_file(), name
+    assert not list(finished.glob("*.bin"))
+    config = json.loads((finished / "config.json").read_text())
+    assert config["use_cache"] is True
+    assert config["vocab_size"] % 64 == 0
+    assert {config["bos_token_id"], config["eos_token_id"]} != {50256}
+
+
+def test_the_report_has_numbers_with_intervals_baselines_and_proofs(finished, data):
+    report = json.loads((finished / "report.json").read_text())
+    for split in ("validation", "test"):
+        for name in ("bits_per_byte", "perplexity", "word_perplexity"):
+            metric = report["metrics"][split][name]
+            assert metric["low"] < metric["value"] < metric["high"]
+            assert metric["baseline"]["name"] == "unigram"
+        assert report["data"][split]["documents"] > 0
+    assert {name: proof["passed"] for name, proof in report["proofs"].items()} == dict.fromkeys(
+        ("tokenizer_round_trip", "label_coverage", "packing_isolation", "loss_invariance", "learnable", "load_back"),
+        True,
+    )
+    assert report["processes"] == 1
+    assert report["speed"]["tokens_per_second"] > 0
+    assert len(report["samples"]) == 2
+    assert set(report["yardsticks"]) >= {"lzma", "lzma_with_train"}
+    assert str(data.parent.parent) not in (finished / "README.md").read_text()
+
+
+def test_run_yaml_repeats_the_run_exactly(finished, tmp_path):
+    again = tmp_path / "again"
+    done = run("pretrain.py", config=finished / "run.yaml", output_dir=again)
+    assert done.returncode == 0, done.stderr
+    first, second = load_file(finished / "model.safetensors"), load_file(again / "model.safetensors")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    differing = {
+        key
+        for key, value in yaml.safe_load((finished / "run.yaml").read_text()).items()
+        if yaml.safe_load((again / "run.yaml").read_text())[key] != value
+    }
+    assert differing == {"output_dir"}
+
+
+def test_a_terminated_run_resumes_to_the_same_bits(finished, data, tmp_path):
+    out = tmp_path / "stopped"
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    options = command("pretrain.py", dataset=data, output_dir=out, **TINY)[-2 * len(TINY) - 4 :]
+    # Without the launcher, which would take the signal itself; a pause per step leaves time to send it.
+    slow = (
+        "import sys, time, runpy\nfrom hf_lm.training.trainer import Trainer\nstep = Trainer.training_step\n"
+        "def slowed(self, *args):\n    print('step', self.state.global_step, flush=True)\n    time.sleep(0.3)\n"
+        "    return step(self, *args)\nTrainer.training_step = slowed\n"
+        f"sys.argv = ['pretrain.py', *sys.argv[1:]]\nrunpy.run_path({str(ROOT / 'recipes/pretrain.py')!r}, run_name='__main__')"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", slow, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    for line in process.stdout:
+        if line.startswith("step 2"):
+            time.sleep(0.1)
+            process.send_signal(signal.SIGTERM)
+            break
+    rest, errors = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    stopped_after = int(re.search(r"stopped by a signal after step (\d+)", rest)[1])
+    assert 3 <= stopped_after < 6
+    assert "--resume_from_checkpoint latest" in rest
+
+    done = run("pretrain.py", dataset=data, output_dir=out, resume_from_checkpoint="latest", **TINY)
+    assert done.returncode == 0, done.stderr
+    assert f"resuming from {out}/checkpoint-{stopped_after}" in done.stdout
+    whole, resumed = load_file(finished / "model.safetensors"), load_file(out / "model.safetensors")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_two_processes_give_the_loss_curve_of_one_with_twice_the_batch(finished, data, tmp_path):
+    out = tmp_path / "two"
+    settings = TINY | {"per_device_train_batch_size": 2, "dropout": 0.0, "skip_proofs": "learnable"}
+    two = run("pretrain.py", "--multi_gpu", "--num_processes", "2", dataset=data, output_dir=out, **settings)
+    assert two.returncode == 0, two.stderr
+    assert "2 processes (cpu)" in two.stdout
+    one_out = tmp_path / "one"
+    one = run("pretrain.py", dataset=data, output_dir=one_out, **settings | {"per_device_train_batch_size": 4})
+    assert one.returncode == 0, one.stderr
+
+    def curve(folder, key):
+        history = json.loads((folder / "report.json").read_text())["history"]
+        return [entry[key] for entry in history if key in entry]
+
+    assert curve(out, "loss") == pytest.approx(curve(one_out, "loss"), rel=1e-4)
+    assert curve(out, "eval_bits_per_byte") == pytest.approx(curve(one_out, "eval_bits_per_byte"), rel=1e-4)
+    assert json.loads((out / "report.json").read_text())["proofs"]["learnable"]["passed"] is None
+
+
+def test_the_recurrent_model_goes_through_the_same_recipe(data, tmp_path):
+    out = tmp_path / "rnn"
+    done = run(
+        "pretrain.py",
+        dataset=data,
+        output_dir=out,
+        architecture="lstm",
+        tokenizer="word",
+        packing="concatenate",
+        **TINY | {"max_steps": 2},
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads((out / "report.json").read_text())
+    assert report["proofs"]["load_back"]["passed"]
+    assert report["model"]["architecture"] == "RecurrentLMHeadModel"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"dataset": "no/such/file.txt"}, "no/such/file.txt"),
+        ({"block_size": 100_000}, "block"),
+        ({"n_embd": 15}, "n_head"),
+        ({"text_column": "txt"}, "text"),
+        ({"eval_stride": 33}, "--eval_stride"),
+        ({"output_dir": "/proc/nowhere"}, "cannot write to --output_dir"),
+    ],
+)
+def test_bad_input_ends_in_one_line(data, tmp_path, arguments, expected, monkeypatch, capsys):
+    import runpy
+
+    from hf_lm.arguments import _one_line, parse_arguments
+
+    recipe = runpy.run_path(str(ROOT / "recipes" / "pretrain.py"))
+    settings = {"dataset": data, "output_dir": tmp_path / "out", "report_to": "none"} | TINY | arguments
+    argv = [token for key, value in settings.items() for token in (f"--{key}", str(value))]
+    parsed = parse_arguments(recipe["Arguments"], recipe["TrainingArguments"], argv)
+    with pytest.raises((ValueError, OSError)) as caught:
+        recipe["main"](*parsed)
+    _one_line(caught.type, caught.value, caught.tb)
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: ")
+    assert printed.count("\n") == 1
+    assert expected in printed
+
+
+def test_an_existing_run_is_kept_and_a_change_refused_on_resume(finished, data):
+    again = run("pretrain.py", dataset=data, output_dir=finished, **TINY)
+    assert again.returncode != 0
+    assert "already holds a run" in last_error(again)
+    changed = run(
+        "pretrain.py", dataset=data, output_dir=finished, resume_from_checkpoint="latest", **TINY | {"dropout": 0.2}
+    )
+    assert changed.returncode != 0
+    assert "dropout 0.1 -> 0.2" in last_error(changed)
+    assert (finished / "model.safetensors").is_file()
