@@ -119,7 +119,9 @@ def packing_isolation(
             return model(**{k: v.to(device) for k, v in inputs.items()}).logits.float()[0]  # (time, vocab)
 
     edited = ids.clone()
-    edited[0, : begin // 2 + 1] = (ids[0, : begin // 2 + 1] + 1) % min(256, model.config.vocab_size)
+    edited[0, : begin // 2 + 1] = 2 + (ids[0, : begin // 2 + 1] + 1) % (
+        min(258, model.config.vocab_size) - 2
+    )  # no pad
     with _untouched(model):
         change = (logits(ids) - logits(edited)).abs()
     own, leak = float(change[: begin // 2 + 1].max()), float(change[begin:].max())

@@ -19,6 +19,7 @@ def trainer(model, stream, tmp_path):
         model,
         TrainingArguments(output_dir=str(tmp_path / "out"), use_cpu=True, report_to="none", disable_tqdm=True),
         measure=lambda model: {},
+        context=32,
         train_dataset=Blocks(stream, block_size=32, isolate=True),
         data_collator=collate_blocks,
     )

@@ -123,7 +123,8 @@ def test_a_terminated_run_resumes_to_the_same_bits(finished, data, tmp_path):
         "import sys, time, runpy\nfrom hf_lm.training.trainer import Trainer\nstep = Trainer.training_step\n"
         "def slowed(self, *args):\n    print('step', self.state.global_step, flush=True)\n    time.sleep(0.3)\n"
         "    return step(self, *args)\nTrainer.training_step = slowed\n"
-        f"sys.argv = ['pretrain.py', *sys.argv[1:]]\nrunpy.run_path({str(ROOT / 'recipes/pretrain.py')!r}, run_name='__main__')"
+        f"sys.argv = ['pretrain.py', *sys.argv[1:]]\n"
+        f"runpy.run_path({str(ROOT / 'recipes' / 'pretrain.py')!r}, run_name='__main__')"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", slow, *options],

@@ -29,6 +29,7 @@ def make_trainer(model, stream, tmp_path):
             model,
             TrainingArguments(**settings | arguments),
             measure=lambda model: {"loss": 1.0},
+            context=32,
             train_dataset=blocks,
             data_collator=collate_blocks,
         )

@@ -242,7 +242,7 @@ def _hold_out(corpus: Corpus, shares: dict[str, float]) -> None:
         if len(hashes) < len(missing) + 1:
             raise ValueError(
                 f"--dataset {corpus.source} has {len(hashes)} different documents, too few to hold out "
-                f"{' and '.join(missing)}: say where documents begin with --document_start, or give the splits as files."
+                f"{' and '.join(missing)}: say where documents begin with --document_start, or split into files."
             )
         bounds, taken = {}, 0
         for split, share in missing.items():

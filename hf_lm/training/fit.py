@@ -6,6 +6,7 @@ from typing import Any
 
 from accelerate import PartialState
 from transformers import PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
 
 from hf_lm.arguments import TrainingArguments
 from hf_lm.hub import push_to_hub
@@ -23,6 +24,7 @@ def fit(model: PreTrainedModel, task: Any, training_args: TrainingArguments) -> 
     FileExistsError when the output folder holds a run; a signal ends the process after a checkpoint.
     """
     started = time.time()
+    disable_progress_bar()  # transformers' bars for writing shards, which cut through the one of training
     state = PartialState()
     say = state.print
     folder = Path(training_args.output_dir)
@@ -49,6 +51,7 @@ def fit(model: PreTrainedModel, task: Any, training_args: TrainingArguments) -> 
         model,
         training_args,
         measure=measure,
+        context=task.block_size,
         train_dataset=task.train_dataset,
         data_collator=task.collate,
         processing_class=task.tokenizer,

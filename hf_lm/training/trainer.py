@@ -28,26 +28,32 @@ class Trainer(transformers.Trainer):
 
     Whatever the batch size, the accumulation and the number of processes: n rows in one batch, n accumulated batches
     of 1 and n processes give the same loss and gradients. `measure(model)` gives the evaluation's numbers without the
-    `eval_` prefix, on every process.
+    `eval_` prefix, on every process; `context` is the length of a row in tokens, for the FLOPs of attention.
     """
 
     loss_is_scaled_for_ga = True  # compute_loss divides by the tokens of the whole step
     args: TrainingArguments
 
     def __init__(
-        self, model: nn.Module, args: TrainingArguments, *, measure: Callable[[nn.Module], dict], **kwargs: Any
+        self,
+        model: nn.Module,
+        args: TrainingArguments,
+        *,
+        measure: Callable[[nn.Module], dict],
+        context: int,
+        **kwargs: Any,
     ) -> None:
         args.logging_nan_inf_filter = False  # it would hide a NaN; training_step stops at one
+        args.dataloader_pin_memory &= torch.accelerator.is_available()  # or torch warns at every run on a CPU
         self.measure = measure
         self.tokens_seen = 0  # by all processes
         self._aside: Path | None = None
-        super().__init__(model, args, **kwargs)
+        super().__init__(model, args, eval_dataset=[], **kwargs)  # `measure` knows what it evaluates on
         self.model_accepts_loss_kwargs = True  # so that num_items_in_batch is counted,
         self._loss_shifts_labels = True  # over the labels that are predicted
         self.stop = StopOnSignal()
         self.add_callback(self.stop)
         dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
-        context = getattr(args, "block_size", None) or getattr(model.config, "max_position_embeddings", 0) or 0
         self.speedometer = Speedometer(lambda: self.tokens_seen, flops_per_token(model, context), dtype)
         self.add_callback(self.speedometer)
         if self.pop_callback(ProgressCallback):

@@ -54,7 +54,12 @@ def main() -> None:
             disable_tqdm=False,
         )
         return Trainer(
-            model, training_args, measure=lambda model: {}, train_dataset=list(blocks), data_collator=collate
+            model,
+            training_args,
+            measure=lambda model: {},
+            context=args.block_size,
+            train_dataset=list(blocks),
+            data_collator=collate,
         )
 
     def trained(folder: str) -> float:

@@ -1,0 +1,210 @@
+"""The model card, drawn from the report: valid metadata for the Hub, plain words for people."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+def write_card(report: dict[str, Any], folder: str | Path) -> None:
+    """Write README.md. Text that comes from data or from the model is shown as text, whatever it holds."""
+    folder = Path(folder)
+    sections = [
+        _metadata(report, folder),
+        _introduction(report, folder),
+        _numbers(report),
+        _proofs(report),
+        _data(report),
+        _training(report, folder),
+        _samples(report),
+        _limits(report),
+    ]
+    path = folder / "README.md.tmp"
+    path.write_text("\n\n".join(section for section in sections if section) + "\n", encoding="utf-8")
+    os.replace(path, folder / "README.md")
+
+
+def _metadata(report: dict[str, Any], folder: Path) -> str:
+    from huggingface_hub import EvalResult, ModelCardData
+
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type="text",
+            dataset_name=f"{report['data']['source']} ({split})",
+            metric_type=name,
+            metric_name=_interval_name(name, metric),
+            metric_value=metric["value"],
+        )
+        for split, metrics in report.get("metrics", {}).items()
+        for name, metric in metrics.items()
+    ]
+    base = report.get("model", {}).get("base")
+    card = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["hf_lm"],
+        base_model=base if base and _is_hub_id(base) else None,
+        datasets=[source] if _is_hub_id(source := report.get("data", {}).get("source", "").split(":")[0]) else None,
+        model_name=folder.resolve().name,
+        eval_results=results,
+    )
+    return f"---\n{card.to_yaml()}\n---"
+
+
+def _interval_name(name: str, metric: dict[str, Any]) -> str:
+    interval = f" (95 % interval {metric['low']:.4g} to {metric['high']:.4g})" if "low" in metric else ""
+    return name.replace("_", " ") + interval
+
+
+def _is_hub_id(name: str) -> bool:
+    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)) and not Path(name).exists()
+
+
+def _introduction(report: dict[str, Any], folder: Path) -> str:
+    model = report.get("model", {})
+    recurrent = model.get("model_type") == "hf_lm_recurrent"
+    trust = ", trust_remote_code=True" if recurrent else ""
+    lines = [
+        f"# {folder.resolve().name}",
+        "",
+        f"A causal language model ({model.get('architecture')}, {model.get('parameters', 0):,} parameters), "
+        + ("trained further" if model.get("base") else "trained from scratch")
+        + f" on {report.get('data', {}).get('source', 'text')} with hf_lm.",
+        "",
+        "```python",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        'name = "."  # this folder, or its name on the Hub',
+        f"model = AutoModelForCausalLM.from_pretrained(name{trust})",
+        "tokenizer = AutoTokenizer.from_pretrained(name)",
+        "```",
+    ]
+    if recurrent:
+        lines += [
+            "",
+            "The model carries its own code (recurrent.py); after `import hf_lm` it loads without that trust.",
+        ]
+    return "\n".join(lines)
+
+
+def _numbers(report: dict[str, Any]) -> str:
+    from hf_lm.report import SHOWN, in_words
+
+    if not report.get("metrics"):
+        return ""
+    lines = ["## How good it is", "", "| split | metric | value (95 % interval over documents) | baseline |"]
+    lines.append("|---|---|---|---|")
+    for split, metrics in report["metrics"].items():
+        for name, metric in metrics.items():
+            baseline = metric.get("baseline")
+            beside = f"{baseline['name']}: {in_words(name, {'value': baseline['value']})}" if baseline else ""
+            lines.append(f"| {split} | {SHOWN.get(name, (name,))[0]} | {in_words(name, metric)} | {beside} |")
+    yardsticks = report.get("yardsticks", {})
+    if yardsticks:
+        lines += [
+            "",
+            f"As a yardstick, `lzma` needs {yardsticks['lzma']:.3f} bits per byte for the test text alone and "
+            f"{yardsticks['lzma_with_train']:.3f} after it has read the training text: the further apart the two, the "
+            "more the test text repeats the training text.",
+        ]
+    lines += ["", "![validation by step](plots/metric.png)", "", "![loss](plots/loss.png)"]
+    return "\n".join(lines)
+
+
+def _proofs(report: dict[str, Any]) -> str:
+    if not report.get("proofs"):
+        return ""
+    words = {True: "passed", None: "switched off", False: "failed"}
+    lines = [
+        "## What was proved",
+        "",
+        "On the model, data and batches of this run:",
+        "",
+        "| proof | | found |",
+        "|---|---|---|",
+    ]
+    for name, proof in report["proofs"].items():
+        lines.append(f"| {name.replace('_', ' ')} | {words[proof.get('passed')]} | {_in_table(proof['said'])} |")
+    return "\n".join(lines)
+
+
+def _in_table(text: str) -> str:
+    return re.sub(r"\s+", " ", text).replace("|", "\\|").replace("<", "&lt;")
+
+
+def _data(report: dict[str, Any]) -> str:
+    data = report.get("data")
+    if not data:
+        return ""
+    lines = ["## Data", "", f"Source: `{data['source']}`, fingerprint `{data.get('fingerprint', '')[:16]}`.", ""]
+    lines += ["| split | documents | tokens | bytes |", "|---|---|---|---|"]
+    for split in ("train", "validation", "test"):
+        if split in data:
+            part = data[split]
+            lines.append(f"| {split} | {part['documents']:,} | {part['tokens']:,} | {part['bytes']:,} |")
+    lines += ["", *(f"- {_in_table(note)}." for note in data.get("notes", []))]
+    mended = {key: count for key, count in data.get("cleaned", {}).items() if count}
+    if mended:
+        lines.append(
+            "- Mended: " + ", ".join(f"{count:,} {key.replace('_', ' ')}" for key, count in mended.items()) + "."
+        )
+    tokenizer = report.get("tokenizer")
+    if tokenizer:
+        fits = ", ".join(f"{name} {part['bytes_per_token']:.2f}" for name, part in tokenizer.get("text", {}).items())
+        lines.append(
+            f"- Tokenizer: {tokenizer['vocab_size']:,} entries, {tokenizer['unused']:,} unused; bytes per token: {fits}."
+        )
+    return "\n".join(lines)
+
+
+def _training(report: dict[str, Any], folder: Path) -> str:
+    speed = report.get("speed", {})
+    lines = ["## Training", ""]
+    lines.append(f"{report.get('device', '')}; {report.get('seconds', 0) / 60:.1f} minutes in all.")
+    if "tokens_per_second" in speed:
+        lines[-1] += (
+            f" {speed['tokens_per_second']:,.0f} tokens per second, {speed['utilisation']:.0%} of the device's "
+            f"measured matrix speed; peak memory {speed['peak_memory_bytes'] / 2**20:,.0f} MiB."
+        )
+    if (folder / "run.yaml").is_file():
+        run = yaml.safe_load((folder / "run.yaml").read_text(encoding="utf-8"))
+        # Paths of the machine that trained it tell a reader nothing and may tell too much.
+        shown = {k: v for k, v in run.items() if not (isinstance(v, str) and Path(v).is_absolute())}
+        text = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
+        lines += ["", "<details><summary>run.yaml</summary>", "", _fenced(text, "yaml"), "", "</details>"]
+    found = ", ".join(f"{name} {number}" for name, number in report.get("versions", {}).items())
+    lines += ["", f"Versions: {found}."]
+    return "\n".join(lines)
+
+
+def _fenced(text: str, language: str = "") -> str:
+    """A code block that no text can end early: its fence is longer than any run of backticks inside."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
+
+
+def _samples(report: dict[str, Any]) -> str:
+    samples = report.get("samples")
+    if not samples:
+        return ""
+    lines = [
+        "## Samples",
+        "",
+        "Continuations of held-out text, temperature 0.8, not chosen. The prompt stands in brackets.",
+    ]
+    for sample in samples:
+        lines += ["", _fenced(f"[{sample['prompt']}]{sample['continuation']}")]
+    return "\n".join(lines)
+
+
+def _limits(report: dict[str, Any]) -> str:
+    return (
+        "## Limits\n\n"
+        "A language model repeats what its training text holds, errors and prejudices included; neither its bias nor "
+        "the toxicity of what it writes has been measured in this run. The numbers above speak of text like the test "
+        "split and of no other. It may reproduce training text word for word."
+    )

@@ -1,0 +1,85 @@
+"""The pictures of a run, drawn from its report."""
+
+from pathlib import Path
+from typing import Any
+
+INK, BLUE, ORANGE, GREY = "#222222", "#2f6db3", "#d9792b", "#9aa0a6"
+
+
+def draw_plots(report: dict[str, Any], folder: str | Path) -> list[Path]:
+    """Draw plots/*.png of what the report's history holds; returns their paths."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+
+    folder = Path(folder) / "plots"
+    folder.mkdir(parents=True, exist_ok=True)
+    history = report.get("history", [])
+    train = {key: _series(history, key) for key in ("loss", "learning_rate", "tokens_per_second")}
+    drawn = []
+    if train["loss"]:
+        drawn.append(_draw(folder / "loss.png", "Loss", "nats per token", lambda axes: _loss(axes, history, train)))
+    if train["learning_rate"]:
+        drawn.append(
+            _draw(folder / "learning_rate.png", "Learning rate", "", lambda axes: _line(axes, train["learning_rate"]))
+        )
+    if train["tokens_per_second"]:
+        speed = train["tokens_per_second"]
+        drawn.append(
+            _draw(folder / "throughput.png", "Throughput", "tokens per second", lambda axes: _line(axes, speed, 0))
+        )
+    if _series(history, "eval_bits_per_byte"):
+        drawn.append(
+            _draw(folder / "metric.png", "Validation", "bits per byte", lambda axes: _metric(axes, history, report))
+        )
+    return drawn
+
+
+def _series(history: list[dict[str, Any]], key: str) -> list[tuple[int, float]]:
+    return [(entry["step"], entry[key]) for entry in history if key in entry]
+
+
+def _draw(path: Path, title: str, label: str, draw: Any) -> Path:
+    from matplotlib import pyplot
+
+    with pyplot.rc_context({"font.size": 10, "text.color": INK, "axes.edgecolor": GREY, "axes.labelcolor": INK}):
+        figure, axes = pyplot.subplots(figsize=(7, 3.6), dpi=150)
+        draw(axes)
+        axes.set_title(title, loc="left", fontweight="bold")
+        axes.set_xlabel("optimizer step")
+        axes.set_ylabel(label)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+        axes.set_axisbelow(True)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False)
+        figure.tight_layout()
+        figure.savefig(path)
+        pyplot.close(figure)
+    return path
+
+
+def _line(axes: Any, series: list[tuple[int, float]], bottom: float | None = None) -> None:
+    axes.plot(*zip(*series, strict=True), color=BLUE, linewidth=1.6)
+    if bottom is not None:
+        axes.set_ylim(bottom=bottom)
+
+
+def _loss(axes: Any, history: list[dict[str, Any]], train: dict[str, list]) -> None:
+    axes.plot(*zip(*train["loss"], strict=True), color=BLUE, linewidth=1.4, label="training")
+    if validation := _series(history, "eval_loss"):
+        axes.plot(*zip(*validation, strict=True), "o-", color=ORANGE, markersize=4, linewidth=1.2, label="validation")
+
+
+def _metric(axes: Any, history: list[dict[str, Any]], report: dict[str, Any]) -> None:
+    values = _series(history, "eval_bits_per_byte")
+    low, high = (_series(history, f"eval_bits_per_byte_{end}") for end in ("low", "high"))
+    axes.plot(*zip(*values, strict=True), "o-", color=ORANGE, markersize=4, label="model, with 95 % interval")
+    if len(low) == len(high) == len(values):
+        steps = [step for step, _ in values]
+        axes.fill_between(steps, [v for _, v in low], [v for _, v in high], color=ORANGE, alpha=0.18, linewidth=0)
+    baseline = report.get("metrics", {}).get("validation", {}).get("bits_per_byte", {}).get("baseline")
+    if baseline:
+        axes.axhline(baseline["value"], color=GREY, linestyle="--", linewidth=1, label=baseline["name"])
+    if "lzma" in report.get("yardsticks", {}):
+        axes.axhline(report["yardsticks"]["lzma"], color=GREY, linestyle=":", linewidth=1.2, label="lzma, on test")

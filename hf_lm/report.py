@@ -1,0 +1,118 @@
+"""report.json: everything measured; the card, the plots and the terminal's summary are drawn from it."""
+
+import json
+import math
+import os
+import platform
+import resource
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from hf_lm.card import write_card
+from hf_lm.plots import draw_plots
+
+PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "accelerate", "peft")
+
+# Metrics as a reader meets them: name, unit, and how many digits tell something.
+SHOWN = {
+    "bits_per_byte": ("bits per byte", "{:.3f}"),
+    "perplexity": ("token perplexity", "{:.2f}"),
+    "word_perplexity": ("word perplexity", "{:.1f}"),
+}
+
+
+def save_report(report: dict[str, Any], folder: str | Path) -> None:
+    """Write report.json, plots/*.png and the model card (README.md) into a run's folder."""
+    folder = Path(folder)
+    report = _plain(report)
+    aside = folder / "report.json.tmp"
+    aside.write_text(json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(aside, folder / "report.json")
+    draw_plots(report, folder)
+    write_card(report, folder)
+
+
+def _plain(value: Any) -> Any:
+    """Values that JSON has: numpy's as Python's, and what is not finite left out."""
+    if isinstance(value, dict):
+        items = {str(key): _plain(item) for key, item in value.items()}
+        return {key: item for key, item in items.items() if item is not None or value.get("passed", 0) is None}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float):
+        return float(f"{value:.8g}") if math.isfinite(value) else None
+    return value
+
+
+def versions() -> dict[str, str]:
+    from hf_lm import __version__
+
+    found = {"hf_lm": __version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def peak_memory_bytes() -> int:
+    """Peak resident memory of this process; of the GPU's, where one was used, what tensors took."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def in_words(name: str, metric: dict[str, Any]) -> str:
+    """A metric with its interval, as the terminal and the card show it."""
+    number = SHOWN.get(name, (name, "{:.3f}"))[1]
+    if not math.isfinite(metric["value"]) or metric["value"] >= 1e6:
+        number = "{:.2e}"
+    text = number.format(metric["value"])
+    if "low" in metric:
+        text += f" ({number.format(metric['low'])} to {number.format(metric['high'])})"
+    return text
+
+
+def show_report(report: dict[str, Any], folder: str | Path) -> None:
+    """Print what a person wants to know at the end of a run."""
+    lines = [""]
+    for split, metrics in report.get("metrics", {}).items():
+        lines.append(f"{split}, 95 % interval over documents".capitalize())
+        for name, metric in metrics.items():
+            baseline = metric.get("baseline")
+            beside = f"{baseline['name']} {in_words(name, {'value': baseline['value']})}" if baseline else ""
+            lines.append(f"  {SHOWN.get(name, (name,))[0]:<18}{in_words(name, metric):<30}{beside}")
+    yardsticks = report.get("yardsticks", {})
+    if yardsticks:
+        lines.append(
+            f"  Bits per byte of lzma: {yardsticks['lzma']:.3f} alone, {yardsticks['lzma_with_train']:.3f} when it "
+            "has read the training text"
+        )
+    for sample in report.get("samples", []):
+        lines += ["", f"Sample: [{_visible(sample['prompt'])}]{_visible(sample['continuation'])}"]
+    passed = [name for name, proof in report.get("proofs", {}).items() if proof["passed"]]
+    skipped = [name for name, proof in report.get("proofs", {}).items() if proof["passed"] is None]
+    speed = report.get("speed", {})
+    lines.append("")
+    if "tokens_per_second" in speed:
+        lines.append(
+            f"{speed['tokens_per_second']:,.0f} tokens/s, {speed['utilisation']:.0%} of this device's matrix speed, "
+            f"peak memory {speed['peak_memory_bytes'] / 2**20:,.0f} MiB, {report['seconds']:.0f} s in all"
+        )
+    lines.append(
+        f"Proofs passed: {', '.join(passed) or 'none'}" + (f"; left out: {', '.join(skipped)}" if skipped else "")
+    )
+    lines.append(f"In {folder}: the model (AutoModelForCausalLM), README.md, report.json, plots/")
+    print("\n".join(lines))
+
+
+def _visible(text: str) -> str:
+    """Text of a model or of data, without what could move the cursor of a terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else "�" for c in text)
