@@ -16,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn, TypeVar
 
+import torch
 import transformers
 import yaml
 from transformers import HfArgumentParser
@@ -68,6 +69,7 @@ def parse_arguments(
     A wrong key or value ends the process with exit code 2.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    _use_every_core()
     report_errors(debug=_take_flag(argv, "--debug"))
     try:
         return _parse(arguments_class, training_arguments_class, argv, recipe_defaults)
@@ -115,6 +117,13 @@ def _parse(arguments_class, training_arguments_class, argv, recipe_defaults):
     args, training_args = objects
     training_args.run = run
     return args, training_args
+
+
+def _use_every_core() -> None:
+    """Undo `accelerate launch`'s OMP_NUM_THREADS=1, its default even for one process on a CPU: share out the cores."""
+    if os.environ.get("OMP_NUM_THREADS") == "1" and any(name.startswith("ACCELERATE_") for name in os.environ):
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def _program(main) -> str:

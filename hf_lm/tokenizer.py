@@ -14,6 +14,8 @@ from accelerate import PartialState
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from hf_lm.cache import default_cache
+
 if TYPE_CHECKING:
     from hf_lm.data.sources import Corpus
 
@@ -134,8 +136,6 @@ def prepare_tokenizer(
     A trained one is cached by the corpus' content, so that it is made once per run, not once per process, and a second
     run starts at once. Where the corpus is larger than `max_bytes`, documents spread evenly over it are read.
     """
-    from hf_lm.data.packing import default_cache
-
     if name not in ("bpe", "word", "basic_english"):
         return load_tokenizer(name)
     settings = (
@@ -177,7 +177,7 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     ):
         raise FileNotFoundError(f"{name_or_path} has no tokenizer files; give --tokenizer another folder or a Hub id.")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         where = "" if os.path.isdir(name_or_path) else " It is no folder here, and the Hub was not reached (offline?)."
         raise OSError(f"--tokenizer {name_or_path}: {str(error).splitlines()[0]}{where}") from None

@@ -12,7 +12,7 @@ from transformers import set_seed
 
 from hf_lm.arguments import TrainingArguments, parse_arguments
 from hf_lm.data.sources import load_corpus
-from hf_lm.models.checkpoints import load_causal_lm
+from hf_lm.models.checkpoints import context_length, load_causal_lm
 from hf_lm.models.gpt2 import new_gpt2
 from hf_lm.models.recurrent import new_recurrent
 from hf_lm.tasks.language_modelling import LanguageModelling
@@ -71,7 +71,7 @@ def main(args: Arguments, training_args: TrainingArguments) -> dict:
             n_embd=args.n_embd or 256,
             dropout=args.dropout,
         )
-    block_size = args.block_size or getattr(model.config, "max_position_embeddings", 128)
+    block_size = args.block_size or min(1024, context_length(model.config) or 128)
     task = LanguageModelling(
         corpus, tokenizer, block_size=block_size, packing=args.packing, eval_stride=args.eval_stride
     )

@@ -63,7 +63,7 @@ def finished(data, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("out") / "pretrain"
     done = run("pretrain.py", dataset=data, output_dir=out, **TINY)
     assert done.returncode == 0, done.stderr
-    assert "1 process (cpu)" in done.stdout
+    assert "1 process (cpu" in done.stdout
     assert "bits" in done.stdout
     return out
 
@@ -156,7 +156,7 @@ def test_two_processes_give_the_loss_curve_of_one_with_twice_the_batch(finished,
     settings = TINY | {"per_device_train_batch_size": 2, "dropout": 0.0, "skip_proofs": "learnable"}
     two = run("pretrain.py", "--multi_gpu", "--num_processes", "2", dataset=data, output_dir=out, **settings)
     assert two.returncode == 0, two.stderr
-    assert "2 processes (cpu)" in two.stdout
+    assert "2 processes (cpu" in two.stdout
     one_out = tmp_path / "one"
     one = run("pretrain.py", dataset=data, output_dir=one_out, **settings | {"per_device_train_batch_size": 4})
     assert one.returncode == 0, one.stderr

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
+from hf_lm.cache import default_cache
+
 PACKAGES = ("numpy", "datasets", "huggingface_hub")
 LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "lib2to3", "_vendor"}
 
@@ -22,11 +24,9 @@ def documentation() -> list[dict[str, str]]:
 
     Cached after the first read, which takes seconds, under Hugging Face's home.
     """
-    from huggingface_hub import constants
-
     versions = [platform.python_version(), *(f"{name}-{version(name)}" for name in PACKAGES)]
     key = hashlib.blake2b(" ".join(versions).encode(), digest_size=8).hexdigest()
-    path = Path(constants.HF_HOME) / "hf_lm" / f"documentation-{key}.jsonl"
+    path = default_cache() / f"documentation-{key}.jsonl"
     try:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError):  # not there yet, or damaged

@@ -15,6 +15,9 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from hf_lm.cache import default_cache
+from hf_lm.tokenizer import encode_documents
+
 BATCH = 2**21  # characters tokenized at a time: enough to keep every core busy, little to hold
 FORMAT = "1"  # of the cache
 
@@ -45,13 +48,6 @@ class TokenStream:
         last = i + 1 == len(self.starts)
         stop = len(self.tokens) if last else self.starts[i + 1] + (self.begin == self.end)
         return self.tokens[self.starts[i] : stop]
-
-
-def default_cache() -> Path:
-    """Where tokenizers and token streams are kept: under Hugging Face's own home."""
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HOME) / "hf_lm"
 
 
 def cache_folder(fingerprint: str, tokenizer: PreTrainedTokenizerBase, split: str) -> Path:
@@ -91,8 +87,6 @@ def tokenize_documents(
 
 
 def _write(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, folder: Path, count_words: bool) -> None:
-    from hf_lm.tokenizer import encode_documents
-
     begin, end = _markers(tokenizer)
     dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
     starts, sizes, words = [], [], []

@@ -37,8 +37,7 @@ def load_causal_lm(
     check_checkpoint(name_or_path)
     config = _load_config(name_or_path)
     _check_family(config, name_or_path)
-    # Absent, None or -1 where any length will do, as in an LSTM.
-    positions = max(0, getattr(config.get_text_config(), "max_position_embeddings", 0) or 0)
+    positions = context_length(config)
     if 0 < positions < block_size:
         raise ValueError(
             f"block_size={block_size}, but {name_or_path} has {positions} positions; "
@@ -80,6 +79,11 @@ def load_causal_lm(
     if model.generation_config.max_new_tokens is None and model.generation_config.max_length in (None, 20):
         model.generation_config.max_new_tokens = min(128, positions // 2) if positions else 128
     return model
+
+
+def context_length(config: PreTrainedConfig) -> int:
+    """Positions that a model has; 0 where any length will do, as in a recurrent one."""
+    return max(0, getattr(config.get_text_config(), "max_position_embeddings", 0) or 0)
 
 
 def check_checkpoint(name_or_path: str) -> None:

@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
@@ -132,5 +133,7 @@ def with_baseline(task: Any, split: str, metrics: dict[str, Any]) -> dict[str, A
 def describe(trainer: Trainer) -> str:
     """The devices of a run in words: a launch that silently started one process is seen here."""
     n, kind = trainer.args.world_size, trainer.args.device.type
+    if kind == "cpu":
+        kind += f", {torch.get_num_threads()} threads each" if n > 1 else f", {torch.get_num_threads()} threads"
     precision = "bf16" if trainer.args.bf16 else "fp16" if trainer.args.fp16 else "float32"
     return f"{n} process{'es' if n > 1 else ''} ({kind}), {precision}"
