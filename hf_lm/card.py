@@ -155,7 +155,7 @@ def _data(report: dict[str, Any]) -> str:
     if tokenizer:
         fits = ", ".join(f"{name} {part['bytes_per_token']:.2f}" for name, part in tokenizer.get("text", {}).items())
         lines.append(
-            f"- Tokenizer: {tokenizer['vocab_size']:,} entries, {tokenizer['unused']:,} unused; bytes per token: {fits}."
+            f"- Tokenizer: {tokenizer['vocab_size']:,} entries, {tokenizer['unused']:,} unused; bytes a token: {fits}."
         )
     return "\n".join(lines)
 

@@ -16,8 +16,8 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False, toke
     """Upload a run's output folder as a model repository, in one commit; returns its address.
 
     The repository is made if it is not there. Nothing in the folder changes, whatever happens. Raises ValueError if
-    the folder holds no complete model, the name cannot be one or there is no token, and ConnectionError, with the command
-    that tries again, if the Hub did not take it.
+    the folder holds no complete model, the name cannot be one or there is no token, and ConnectionError, with the
+    command that tries again, if the Hub did not take it.
     """
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled

@@ -41,8 +41,12 @@ def fit(model: PreTrainedModel, task: Any, training_args: TrainingArguments) -> 
     if state.is_main_process:
         save_run(training_args.run, folder)
 
+    last: dict[int, Any] = {}  # the newest evaluation while training, by its step
+
     def measure(model: PreTrainedModel) -> dict[str, float]:
         likelihood = task.measure(model, "validation", trainer.accelerator)
+        last.clear()
+        last[trainer.state.global_step] = likelihood
         numbers = {"loss": likelihood.loss}
         for name, interval in likelihood.metrics().items():
             numbers |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
@@ -74,8 +78,11 @@ def fit(model: PreTrainedModel, task: Any, training_args: TrainingArguments) -> 
         )
         raise SystemExit(128 + trainer.stop.signal)
 
-    splits = [split for split in ("validation", "test") if split in task.streams]
-    measured = {split: task.measure(trainer.model, split, trainer.accelerator).metrics() for split in splits}
+    # The last evaluation is that of the final model, unless the best one was loaded after it.
+    validation = None if training_args.load_best_model_at_end else last.get(trainer.state.global_step)
+    measured = {"validation": validation or task.measure(trainer.model, "validation", trainer.accelerator)}
+    if "test" in task.streams:
+        measured["test"] = task.measure(trainer.model, "test", trainer.accelerator)
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     model.config.use_cache = True  # the Trainer turned it off for training, and would save that
     model.eval()
@@ -98,7 +105,7 @@ def fit(model: PreTrainedModel, task: Any, training_args: TrainingArguments) -> 
                 "model_type": model.config.model_type,
             },
             "proofs": found,
-            "metrics": {split: with_baseline(task, split, metrics) for split, metrics in measured.items()},
+            "metrics": {split: with_baseline(task, split, likelihood) for split, likelihood in measured.items()},
             "samples": task.samples(model),
             "speed": trainer.speedometer.speed | {"peak_memory_bytes": peak_memory_bytes()},
             "history": trainer.state.log_history,
@@ -120,13 +127,13 @@ def fit(model: PreTrainedModel, task: Any, training_args: TrainingArguments) -> 
     return report
 
 
-def with_baseline(task: Any, split: str, metrics: dict[str, Any]) -> dict[str, Any]:
+def with_baseline(task: Any, split: str, measured: Any) -> dict[str, Any]:
     """The metrics of a split as report.json holds them, each beside the trivial model's."""
-    name, likelihood = task.baseline(split)
-    trivial = likelihood.metrics()
+    name, trivial = task.baseline(split)
+    baseline = trivial.metrics()
     return {
-        key: interval.report() | {"baseline": {"name": name, "value": trivial[key].value}}
-        for key, interval in metrics.items()
+        key: interval.report() | {"baseline": {"name": name, "value": baseline[key].value}}
+        for key, interval in measured.metrics().items()
     }
 
 
