@@ -129,7 +129,7 @@ def open_bytes(path: Path) -> BinaryIO:
             import zstandard
         except ImportError:
             raise ImportError(f"{path} needs the package zstandard: pip install 'hf-lm[zst]'.") from None
-        return zstandard.ZstdDecompressor().stream_reader(path.open("rb"), closefd=True)
+        return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(path.open("rb"), closefd=True))
     return path.open("rb")
 
 

@@ -171,7 +171,8 @@ def _demo() -> Corpus:
     rows = documentation()
     by_split: dict[str, list[str]] = {split: [] for split in SPLITS}
     for row in rows:
-        place = _hash(row["module"].encode())[0] / 256
+        # The reference manual's topics quote each other at length: all of them are training text.
+        place = 1.0 if row["module"].startswith("topics.") else _hash(row["module"].encode())[0] / 256
         by_split["validation" if place < 0.04 else "test" if place < 0.08 else "train"].append(row["text"])
     content = _hash("\0".join(row["module"] + row["text"] for row in rows).encode()).hex()
     cleaned: Counter = Counter()

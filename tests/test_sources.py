@@ -1,0 +1,282 @@
+"""Any text in: every format and name, mended on purpose and said so, split without leaks, in bounded memory."""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hf_lm.data.reading import cut, read_documents
+from hf_lm.data.sources import load_corpus
+
+
+def rows(n: int, word: str = "document") -> list[str]:
+    return [f"{word} {i}: " + " ".join(f"{word}{j}" for j in range(i % 9 + 3)) for i in range(n)]
+
+
+def write_jsonl(path: Path, texts: list[str], column: str = "text") -> Path:
+    path.write_text("".join(json.dumps({column: text, "id": i}) + "\n" for i, text in enumerate(texts)))
+    return path
+
+
+def everything(corpus) -> list[str]:
+    return [text for split in corpus.splits for text in corpus.documents(split)]
+
+
+def read(path: Path, **settings) -> tuple[list[str], Counter]:
+    cleaned = Counter()
+    settings = {"text_column": "", "document_start": None} | settings
+    return list(read_documents(path, cleaned=cleaned, **settings)), cleaned
+
+
+# Formats
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.tsv", "a.parquet", "a.arrow"])
+@pytest.mark.parametrize("packed", ["", ".gz", ".zst"])
+def test_every_format_gives_the_same_documents(tmp_path, name, packed):
+    import pandas
+    import zstandard
+    from datasets import Dataset
+
+    texts = [f'{text}, "quoted"\nsecond\tline' for text in rows(20)]
+    path, frame = tmp_path / name, pandas.DataFrame({"text": texts, "id": range(20)})
+    if name.endswith("jsonl"):
+        write_jsonl(path, texts)
+    elif name.endswith("json"):
+        path.write_text(json.dumps({"data": [{"text": text} for text in texts], "version": 1}))
+    elif name.endswith("csv"):
+        frame.to_csv(path, index=False)
+    elif name.endswith("tsv"):
+        frame.to_csv(path, index=False, sep="\t")
+    elif name.endswith("parquet"):
+        frame.to_parquet(path)
+    else:
+        Dataset.from_pandas(frame).save_to_disk(str(tmp_path / "saved"))
+        path.write_bytes(next((tmp_path / "saved").glob("*.arrow")).read_bytes())
+    if packed == ".gz":
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(path.read_bytes()))
+    elif packed == ".zst":
+        (tmp_path / f"{name}.zst").write_bytes(zstandard.compress(path.read_bytes()))
+    assert read(tmp_path / f"{name}{packed}")[0] == texts
+
+
+def test_a_hub_dataset_saved_as_parquet_loads_by_the_librarys_own_reader(tmp_path, monkeypatch):
+    import datasets
+
+    found = datasets.DatasetDict(
+        {split: datasets.Dataset.from_dict({"text": rows(20, split)}) for split in ("train", "validation", "test")}
+    )
+    asked = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: asked.append((args, kwargs)) or found)
+    corpus = load_corpus("user/name:config@v1")
+    assert asked == [(("user/name", "config"), {"revision": "v1"})]
+    assert list(corpus.documents("test")) == rows(20, "test")
+
+
+def test_a_column_of_lists_is_joined_by_line_ends(tmp_path):
+    path = tmp_path / "poems.json"
+    path.write_text(json.dumps([{"author": "和岘", "paragraphs": ["气和玉烛。", "缇管一阳生。"]}], ensure_ascii=False))
+    assert read(path, text_column="paragraphs")[0] == ["气和玉烛。\n缇管一阳生。"]
+
+
+# Mended on purpose
+
+
+def test_bad_bytes_nul_and_foreign_line_ends_are_mended_and_counted(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"\xef\xbb\xbfone\r\ntwo\rthree\n" + b"caf\xe9 \x00 end. " + b"good text " * 20)
+    documents, cleaned = read(path)
+    assert documents == ["one\ntwo\nthree\ncaf� \ufffd end. ".replace("\ufffd end", " end") + "good text " * 20]
+    assert cleaned == {"nul_characters": 1, "carriage_returns": 2, "invalid_utf8": 1}
+
+
+def test_a_line_end_that_falls_between_two_chunks_stays_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_lm.data.reading.CHUNK", 4)
+    path = tmp_path / "a.txt"
+    path.write_bytes("abc\r\nd€f\r\n\r\n".encode())
+    assert read(path)[0] == ["abc\nd€f\n\n"]
+
+
+def test_empty_rows_and_files_are_counted_and_left_out(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "one"}\n{"text": ""}\n\n{"text": null}\n{"text": "  \\n"}\n{"text": "two"}\n')
+    assert read(path) == (["one", "two"], {"empty_rows": 3})
+    (tmp_path / "b.txt").write_text("")
+    assert read(tmp_path / "b.txt") == ([], {"empty_files": 1})
+
+
+def test_binary_and_utf16_files_are_refused(tmp_path):
+    (tmp_path / "a.txt").write_bytes(os.urandom(5000))
+    with pytest.raises(ValueError, match=r"a\.txt is not UTF-8"):
+        read(tmp_path / "a.txt")
+    (tmp_path / "b.txt").write_bytes("hello".encode("utf-16"))
+    with pytest.raises(ValueError, match=r"b\.txt is UTF-16"):
+        read(tmp_path / "b.txt")
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+def test_a_line_of_200_megabytes_is_read_in_bounded_memory(tmp_path):
+    path = tmp_path / "long.txt"
+    with path.open("wb") as file:
+        for _ in range(200):
+            file.write(b"0123456789abcdef" * 65536)
+    code = (
+        "import sys\nfrom collections import Counter\nfrom pathlib import Path\n"
+        "from hf_lm.data.reading import read_documents\n"
+        "documents = read_documents(Path(sys.argv[1]), text_column='', document_start=None, cleaned=Counter())\n"
+        "sizes = [len(document) for document in documents]\n"
+        "peak = next(line for line in open('/proc/self/status') if line.startswith('VmHWM'))\n"
+        "print(sum(sizes), max(sizes), peak.split()[1])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    total, longest, kilobytes = map(int, done.stdout.split())
+    assert total == 200 * 2**20
+    assert longest <= 2**16
+    assert kilobytes < 100_000
+    path.unlink()
+
+
+# Documents
+
+
+@given(st.lists(st.text(alphabet="ab \n", max_size=40), max_size=20), st.integers(2, 30))
+def test_cut_pieces_joined_are_the_text_and_none_is_too_long(chunks, longest):
+    pieces = list(cut(chunks, None, longest))
+    assert "".join(pieces) == "".join(chunks)
+    assert all(0 < len(piece) <= 2 * longest for piece in pieces)
+
+
+def test_document_start_parts_lines_into_documents(tmp_path):
+    text = " = One = \n\n first \n = = Part = = \n more \n = Two = \n\n second \n"
+    expected = [" = One = \n\n first \n = = Part = = \n more \n", " = Two = \n\n second \n"]
+    (tmp_path / "a.txt").write_text(text)
+    import re
+
+    start = re.compile(r"^ = [^=].* = $", re.MULTILINE)
+    assert read(tmp_path / "a.txt", document_start=start)[0] == expected
+    write_jsonl(tmp_path / "a.jsonl", text.splitlines())  # a row a line, as WikiText stands on the Hub
+    assert read(tmp_path / "a.jsonl", document_start=start)[0] == expected
+
+
+# Splits
+
+
+def test_splits_are_taken_from_file_names_and_folders(tmp_path):
+    for name, word in (("train.jsonl", "a"), ("valid/x.jsonl", "b"), ("corpus_test.jsonl", "c"), ("more.jsonl", "d")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_jsonl(tmp_path / name, rows(5, word))
+    (tmp_path / "README.txt").write_text("not data")
+    corpus = load_corpus(str(tmp_path))
+    found = {split: {text[0] for text in corpus.documents(split)} for split in corpus.splits}
+    assert found == {"train": {"a", "d"}, "validation": {"b"}, "test": {"c"}}
+    assert corpus.notes == []
+
+
+@pytest.mark.parametrize("n", [3, 40, 3000])
+def test_missing_splits_are_cut_from_train_whole_and_disjoint(tmp_path, n):
+    texts = rows(n)
+    corpus = load_corpus(str(write_jsonl(tmp_path / "a.jsonl", texts)))
+    parts = {split: list(corpus.documents(split)) for split in corpus.splits}
+    assert sorted(text for part in parts.values() for text in part) == sorted(texts)
+    assert set(parts) == {"train", "validation", "test"}
+    assert all(parts.values())
+    if n == 3000:
+        assert 0.03 < len(parts["validation"]) / n < 0.07
+    assert "cut from train" in corpus.notes[0]
+
+
+@pytest.mark.parametrize("n", [60, 600])
+def test_the_cut_knows_neither_the_order_of_documents_nor_lets_copies_cross(tmp_path, n):
+    texts = rows(n)
+    held = []
+    for number, order in enumerate((texts, texts[::-1], texts + texts[: n // 2])):
+        corpus = load_corpus(str(write_jsonl(tmp_path / f"{number}.jsonl", order)))
+        held.append(set(corpus.documents("validation")))
+        assert not held[-1] & set(corpus.documents("train"))
+    assert held[0] == held[1] == held[2]
+
+
+def test_reading_twice_gives_the_same_and_the_fingerprint_names_content_and_options(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", rows(50))
+    corpus = load_corpus(str(path))
+    assert everything(corpus) == everything(corpus)
+    moved = tmp_path / "elsewhere" / "a.jsonl"
+    moved.parent.mkdir()
+    moved.write_bytes(path.read_bytes())
+    assert load_corpus(str(moved)).fingerprint == corpus.fingerprint
+    assert load_corpus(str(path), document_start="^document").fingerprint != corpus.fingerprint
+    write_jsonl(path, rows(51))
+    assert load_corpus(str(path)).fingerprint != corpus.fingerprint
+
+
+def test_a_mixture_keeps_its_weights_within_a_document(tmp_path):
+    a = write_jsonl(tmp_path / "a.jsonl", rows(400, "aaaa"))
+    b = write_jsonl(tmp_path / "b.jsonl", rows(2000, "bb"))
+    corpus = load_corpus(f"{a}=0.7,{b}=0.3")
+    sizes = Counter()
+    longest = 0
+    for text in corpus.documents("train"):
+        sizes[text[0]] += len(text)
+        longest = max(longest, len(text))
+    assert abs(sizes["a"] - (sizes["a"] + sizes["b"]) * 0.7) <= longest
+    assert {text[0] for text in corpus.documents("validation")} == {"a", "b"}
+    assert "70%" in corpus.notes[0]
+
+
+def test_the_demo_is_real_text_split_by_module():
+    corpus = load_corpus("demo")
+    texts = {split: list(corpus.documents(split)) for split in corpus.splits}
+    assert sum(len(text.encode()) for text in texts["train"]) > 3_000_000
+    assert any("json.dumps(" in text for part in texts.values() for text in part)
+    docstrings = {
+        split: {entry.split("\n\n", 1)[-1] for text in part for entry in text.split("\n\n\n")}
+        for split, part in texts.items()
+    }
+    shared = docstrings["train"] & docstrings["test"]
+    assert len(shared) < 0.005 * len(docstrings["test"]), "docstrings cross from train to test"
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda path: "no/such/folder/x.txt", "no file or folder"),
+        (lambda path: write_jsonl(path / "a.jsonl", ["", " "]), "holds no text"),
+        (lambda path: write_jsonl(path / "a.jsonl", ["only one"]), "too few to hold out"),
+        (lambda path: (path / "a.xml").write_text("<a/>") and path / "a.xml", "cannot read"),
+        (lambda path: (path / "a.jsonl").write_text('{"text": 1}\n{"text') and path / "a.jsonl", "line 2: not JSON"),
+        (lambda path: (path / "a.jsonl").write_text('{"titel": "x", "body": "y"}\n') and path / "a.jsonl", "titel"),
+        (lambda path: (path / "a.txt.gz").write_bytes(b"no gzip") and path / "a.txt.gz", "damaged"),
+        (lambda path: path, "holds no file"),
+        (lambda path: "someone/nothing", "offline"),
+    ],
+)
+def test_bad_input_is_one_line_that_says_what_would_do(tmp_path, make, expected):
+    dataset = make(tmp_path)
+    with pytest.raises((ValueError, OSError), match=expected) as caught:
+        everything(load_corpus(str(dataset)))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_wrong_column_lists_those_there_are(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", rows(5), column="review")
+    with pytest.raises(ValueError, match=r"no column 'reviews'.*'review', 'id'.*Did you mean 'review'"):
+        load_corpus(str(path), text_column="reviews")
+    assert list(load_corpus(str(path)).documents("train"))  # the only column with text is taken
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_an_unreadable_file_is_named(tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", rows(5))
+    path.chmod(0)
+    with pytest.raises(PermissionError, match=r"a\.jsonl"):
+        load_corpus(str(path))
