@@ -40,6 +40,7 @@ def _metadata(report: dict[str, Any], folder: Path) -> str:
         )
         for split, metrics in report.get("metrics", {}).items()
         for name, metric in metrics.items()
+        if "value" in metric
     ]
     base = report.get("model", {}).get("base")
     card = ModelCardData(
@@ -91,7 +92,7 @@ def _introduction(report: dict[str, Any], folder: Path) -> str:
 
 
 def _numbers(report: dict[str, Any]) -> str:
-    from hf_lm.report import SHOWN, in_words
+    from hf_lm.report import SHOWN, beside, in_words
 
     if not report.get("metrics"):
         return ""
@@ -99,9 +100,8 @@ def _numbers(report: dict[str, Any]) -> str:
     lines.append("|---|---|---|---|")
     for split, metrics in report["metrics"].items():
         for name, metric in metrics.items():
-            baseline = metric.get("baseline")
-            beside = f"{baseline['name']}: {in_words(name, {'value': baseline['value']})}" if baseline else ""
-            lines.append(f"| {split} | {SHOWN.get(name, (name,))[0]} | {in_words(name, metric)} | {beside} |")
+            shown = SHOWN.get(name, (name,))[0]
+            lines.append(f"| {split} | {shown} | {in_words(name, metric)} | {beside(name, metric)} |")
     yardsticks = report.get("yardsticks", {})
     if yardsticks:
         lines += [

@@ -79,7 +79,7 @@ def _metric(axes: Any, history: list[dict[str, Any]], report: dict[str, Any]) ->
         steps = [step for step, _ in values]
         axes.fill_between(steps, [v for _, v in low], [v for _, v in high], color=ORANGE, alpha=0.18, linewidth=0)
     baseline = report.get("metrics", {}).get("validation", {}).get("bits_per_byte", {}).get("baseline")
-    if baseline:
+    if baseline and "value" in baseline:
         axes.axhline(baseline["value"], color=GREY, linestyle="--", linewidth=1, label=baseline["name"])
     if "lzma" in report.get("yardsticks", {}):
         axes.axhline(report["yardsticks"]["lzma"], color=GREY, linestyle=":", linewidth=1.2, label="lzma, on test")

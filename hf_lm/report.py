@@ -70,14 +70,25 @@ def peak_memory_bytes() -> int:
 
 
 def in_words(name: str, metric: dict[str, Any]) -> str:
-    """A metric with its interval, as the terminal and the card show it."""
+    """A metric with its interval, as the terminal and the card show it; one without a value overflowed."""
     number = SHOWN.get(name, (name, "{:.3f}"))[1]
-    if not math.isfinite(metric["value"]) or metric["value"] >= 1e6:
+    if not math.isfinite(metric.get("value", math.inf)):
+        return "beyond all bounds"
+    if metric["value"] >= 1e6:
         number = "{:.2e}"
     text = number.format(metric["value"])
-    if "low" in metric:
+    if "low" in metric and "high" in metric:
         text += f" ({number.format(metric['low'])} to {number.format(metric['high'])})"
     return text
+
+
+def beside(name: str, metric: dict[str, Any]) -> str:
+    """The baseline of a metric in words, and whether the model beats it; "" where there is none."""
+    baseline = metric.get("baseline")
+    if baseline is None:
+        return ""
+    won = metric.get("high", metric.get("value", math.inf)) < baseline.get("value", math.inf)
+    return f"{baseline['name']} {in_words(name, {**baseline})}" + ("" if won else ", NOT BEATEN")
 
 
 def show_report(report: dict[str, Any], folder: str | Path) -> None:
@@ -86,9 +97,7 @@ def show_report(report: dict[str, Any], folder: str | Path) -> None:
     for split, metrics in report.get("metrics", {}).items():
         lines.append(f"{split}, 95 % interval over documents".capitalize())
         for name, metric in metrics.items():
-            baseline = metric.get("baseline")
-            beside = f"{baseline['name']} {in_words(name, {'value': baseline['value']})}" if baseline else ""
-            lines.append(f"  {SHOWN.get(name, (name,))[0]:<18}{in_words(name, metric):<30}{beside}")
+            lines.append(f"  {SHOWN.get(name, (name,))[0]:<18}{in_words(name, metric):<34}{beside(name, metric)}")
     yardsticks = report.get("yardsticks", {})
     if yardsticks:
         lines.append(

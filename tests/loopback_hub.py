@@ -1,0 +1,216 @@
+"""A small Hub on 127.0.0.1 that speaks the real protocol to the real huggingface_hub client.
+
+It keeps repositories in memory, records every commit, wants a token, and can be told to fail.
+"""
+
+import base64
+import hashlib
+import json
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+TOKEN = "hf_loopback_token"
+
+
+class LoopbackHub:
+    def __init__(self) -> None:
+        self.repos: dict[str, dict[str, bytes]] = {}  # name -> path -> content
+        self.commits: list[dict[str, Any]] = []
+        self.objects: dict[str, bytes] = {}  # LFS, by SHA-256
+        self.requests: list[str] = []
+        self.fail: dict[str, list[Any]] = {}  # part of a path -> statuses to answer with, "drop" to hang up
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server.server_port}"
+
+    def environment(self) -> dict[str, str]:
+        """What a client process needs to talk to this Hub and to no other."""
+        return {
+            "HF_ENDPOINT": self.url,
+            "HF_TOKEN": TOKEN,
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "NO_PROXY": "127.0.0.1",
+            "no_proxy": "127.0.0.1",
+        }
+
+    def start(self) -> None:
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def handle_any(self) -> None:
+                hub.answer(self)
+
+            do_GET = do_POST = do_PUT = do_HEAD = handle_any
+
+            def log_message(self, *args: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def stop(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+    # One request
+
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
+        body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
+        path = request.path.split("?")[0]
+        self.requests.append(f"{request.command} {path}")
+        for part, statuses in self.fail.items():
+            if part in path and statuses:
+                status = statuses.pop(0)
+                if status == "drop":
+                    request.connection.close()
+                    request.close_connection = True
+                    return
+                send(request, status, {"error": f"told to answer {status}"})
+                return
+        if request.command in ("POST", "PUT") and "/lfs-object/" not in path:
+            sent = request.headers.get("Authorization", "")
+            if sent != f"Bearer {TOKEN}" and not sent.startswith("Basic "):
+                send(request, 401, {"error": "Invalid credentials"})
+                return
+        for pattern, act in (
+            (r"/api/repos/create", self.create),
+            (r"/api/validate-yaml", lambda *_: (200, {"errors": [], "warnings": []}, {})),
+            (r"/api/whoami-v2", lambda *_: (200, {"type": "user", "name": "user"}, {})),
+            (r"/api/models/(.+/.+)/preupload/[^/]+", self.preupload),
+            (r"/(.+/.+)\.git/info/lfs/objects/batch", self.lfs_batch),
+            (r"/lfs-object/(\w+)", self.lfs_object),
+            (r"/lfs-verify", lambda *_: (200, {}, {})),
+            (r"/api/models/(.+/.+)/commit/[^/]+", self.commit),
+            (r"/api/models/([^/]+/[^/]+)(?:/revision/[^/]+)?", self.info),
+            (r"/api/models/([^/]+/[^/]+)/tree/([^/]+)(?:/(.*))?", self.tree),
+            (r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self.resolve),
+        ):
+            if match := re.fullmatch(pattern, path):
+                send(request, *act(request, body, *match.groups()))
+                return
+        send(request, 404, {"error": f"no such address: {path}"}, {"X-Error-Code": "EntryNotFound"})
+
+    def create(self, request, body):
+        asked = json.loads(body)
+        name = f"{asked.get('organization') or 'user'}/{asked['name']}"
+        url = f"{self.url}/{name}"
+        if name in self.repos:
+            return 409, {"error": "You already created this model repo", "url": url}, {}
+        self.repos[name] = {}
+        return 200, {"url": url, "name": name, "id": name}, {}
+
+    def preupload(self, request, body, repo):
+        files = json.loads(body)["files"]
+        modes = [
+            {
+                "path": file["path"],
+                "uploadMode": "lfs" if file["path"].endswith((".safetensors", ".png")) else "regular",
+                "shouldIgnore": False,
+                "oid": None,
+            }
+            for file in files
+        ]
+        return 200, {"files": modes, "commitOid": "0" * 40}, {}
+
+    def lfs_batch(self, request, body, repo):
+        objects = []
+        for item in json.loads(body)["objects"]:
+            upload = {"href": f"{self.url}/lfs-object/{item['oid']}"}
+            verify = {"href": f"{self.url}/lfs-verify"}
+            objects.append({**item, "authenticated": True, "actions": {"upload": upload, "verify": verify}})
+        answer = {"transfer": "basic", "objects": objects}
+        return 200, answer, {"Content-Type": "application/vnd.git-lfs+json"}
+
+    def lfs_object(self, request, body, oid):
+        if hashlib.sha256(body).hexdigest() != oid:
+            return 400, {"error": "the content does not have this hash"}, {}
+        self.objects[oid] = body
+        return 200, {}, {}
+
+    def commit(self, request, body, repo):
+        if repo not in self.repos:
+            return 404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"}
+        files, header = {}, {}
+        for line in body.splitlines():
+            entry = json.loads(line)
+            value = entry["value"]
+            if entry["key"] == "header":
+                header = value
+            elif entry["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif entry["key"] == "lfsFile":
+                files[value["path"]] = self.objects[value["oid"]]
+        self.repos[repo].update(files)
+        self.commits.append({"repo": repo, "files": sorted(files), "summary": header.get("summary")})
+        oid = self.oid(repo)
+        return 200, {"commitUrl": f"{self.url}/{repo}/commit/{oid}", "commitOid": oid, "success": True}, {}
+
+    def oid(self, repo: str) -> str:
+        return hashlib.sha1(f"{repo} {len(self.commits)}".encode()).hexdigest()
+
+    def info(self, request, body, repo):
+        if repo not in self.repos:
+            return 404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"}
+        siblings = [{"rfilename": path} for path in sorted(self.repos[repo])]
+        about = {
+            "id": repo,
+            "modelId": repo,
+            "sha": self.oid(repo),
+            "private": False,
+            "siblings": siblings,
+            "tags": [],
+        }
+        return 200, about, {}
+
+    def tree(self, request, body, repo, revision, folder=None):
+        if repo not in self.repos:
+            return 404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"}
+        prefix = f"{folder}/" if folder else ""
+        found = [
+            {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+            for path, content in sorted(self.repos[repo].items())
+            if path.startswith(prefix)
+        ]
+        if not found:
+            return 404, {"error": "Entry not found"}, {"X-Error-Code": "EntryNotFound"}
+        return 200, found, {}
+
+    def resolve(self, request, body, repo, revision, path):
+        if repo not in self.repos:
+            return 404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"}
+        if path not in self.repos[repo]:
+            missing = {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": self.oid(repo)}
+            return 404, {"error": "Entry not found"}, missing
+        content = self.repos[repo][path]
+        etag = f'"{hashlib.sha256(content).hexdigest()}"'
+        headers = {"ETag": etag, "X-Linked-ETag": etag, "X-Linked-Size": str(len(content))}
+        return 200, content, headers | {"X-Repo-Commit": self.oid(repo), "Accept-Ranges": "bytes"}
+
+
+def send(request: BaseHTTPRequestHandler, status: int, answer: Any, headers: dict[str, str] | None = None) -> None:
+    content = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+    kind = "application/octet-stream" if isinstance(answer, bytes) else "application/json"
+    request.send_response(status)
+    for name, value in ({"Content-Type": kind, "Content-Length": str(len(content))} | (headers or {})).items():
+        request.send_header(name, value)
+    request.end_headers()
+    if request.command != "HEAD":
+        request.wfile.write(content)
+
+
+@pytest.fixture
+def hub():
+    server = LoopbackHub()
+    server.start()
+    yield server
+    server.stop()

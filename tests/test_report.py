@@ -1,0 +1,110 @@
+"""The report has one shape; the card is valid for the Hub, and text in it stays text."""
+
+import json
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from hf_lm.plots import draw_plots
+from hf_lm.report import save_report, show_report
+
+REPORT = {
+    "recipe": "pretrain",
+    "seconds": 241.0,
+    "device": "1 process (cpu, 2 threads), float32",
+    "versions": {"hf_lm": "0.1.0"},
+    "data": {
+        "source": "demo",
+        "fingerprint": "abcdef",
+        "notes": ["split by module | with a pipe"],
+        "cleaned": {"nul_characters": 2, "empty_rows": 0},
+        "train": {"documents": 10, "tokens": 1000, "bytes": 3000},
+        "test": {"documents": 2, "tokens": 100, "bytes": 300},
+    },
+    "tokenizer": {"vocab_size": 4096, "unused": 3, "text": {"train": {"bytes_per_token": 3.1}}},
+    "model": {"architecture": "GPT2LMHeadModel", "model_type": "gpt2", "parameters": 1234, "trainable": 1234},
+    "proofs": {
+        "loss_invariance": {"passed": True, "said": "a batch of 4 | and 4 batches of 1", "largest_difference": 1e-7},
+        "learnable": {"passed": None, "said": "switched off"},
+    },
+    "metrics": {
+        "test": {
+            "bits_per_byte": {"value": 1.9, "low": 1.8, "high": 2.0, "baseline": {"name": "unigram", "value": 3.3}},
+            "word_perplexity": {"value": 5e9, "baseline": {"name": "unigram", "value": float("inf")}},
+        }
+    },
+    "yardsticks": {"lzma": 2.8, "lzma_with_train": 1.6},
+    "samples": [{"prompt": "def", "continuation": "```\n---\n# <script>alert(1)</script>\n````\x1b[2J"}],
+    "speed": {"tokens_per_second": 5000.0, "utilisation": 0.6, "peak_memory_bytes": 2**30},
+    "history": [
+        {"step": 1, "loss": 8.0, "learning_rate": 1e-3, "tokens_per_second": 5000.0},
+        {"step": 2, "loss": 7.0, "learning_rate": 1e-3, "tokens_per_second": 5100.0},
+        {"step": 2, "eval_loss": 7.1, "eval_bits_per_byte": 2.0, "eval_bits_per_byte_low": 1.9}
+        | {"eval_bits_per_byte_high": 2.1},
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("my-model")
+    (folder / "run.yaml").write_text(yaml.safe_dump({"dataset": "/home/someone/private", "seed": 1}))
+    save_report(REPORT, folder)
+    return folder
+
+
+def test_the_report_is_json_without_nan(folder):
+    saved = json.loads((folder / "report.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert saved["metrics"]["test"]["bits_per_byte"] == REPORT["metrics"]["test"]["bits_per_byte"]
+    assert "value" not in saved["metrics"]["test"]["word_perplexity"]["baseline"]  # absent, not null
+    assert saved["proofs"]["learnable"]["passed"] is None
+
+
+def test_every_plot_is_drawn(folder):
+    assert {path.name for path in (folder / "plots").iterdir()} == {
+        *("loss.png", "learning_rate.png", "throughput.png", "metric.png")
+    }
+
+
+def test_the_card_is_valid_and_says_numbers_with_intervals(folder):
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.library_name == "transformers"
+    results = {result.metric_type: result for result in card.data.eval_results}
+    assert results["bits_per_byte"].metric_value == 1.9
+    assert "1.8 to 2" in results["bits_per_byte"].metric_name
+    text = card.content
+    assert "1.900 (1.800 to 2.000) | unigram 3.300 |" in text
+    assert "| loss invariance | passed |" in text
+    assert "| learnable | switched off |" in text
+    assert "/home/someone" not in text
+    assert "AutoModelForCausalLM.from_pretrained" in text
+
+
+def test_text_of_a_model_cannot_break_out_of_its_block(folder):
+    lines = (folder / "README.md").read_text().splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("## Samples"))
+    fence = next(line for line in lines[start:] if line.startswith("`````"))
+    inside = lines[lines.index(fence, start) + 1 :]
+    assert "````" in "\n".join(inside[: inside.index(fence)])
+    assert "# <script>" in "\n".join(inside[: inside.index(fence)])
+    tables = [line for line in lines if line.startswith("| loss invariance")]
+    assert tables[0].count(" | ") == 2
+    assert "\\|" in tables[0]
+
+
+def test_a_report_with_less_in_it_still_makes_a_card(tmp_path):
+    save_report({"recipe": "pretrain", "seconds": 1.0, "data": {"source": "x"}, "history": []}, tmp_path)
+    assert ModelCard.load(tmp_path / "README.md").data.tags == ["hf_lm"]
+    assert draw_plots({"history": []}, tmp_path) == []
+
+
+def test_the_terminal_shows_numbers_baselines_and_no_control_characters(capsys):
+    show_report(REPORT, "out")
+    printed = capsys.readouterr().out
+    assert "1.900 (1.800 to 2.000)" in printed
+    assert "unigram 3.300\n" in printed
+    assert "beyond all bounds" in printed
+    assert "left out: learnable" in printed
+    assert "\x1b" not in printed
+    assert max(map(len, printed.splitlines())) <= 120
