@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from hf_lm.report import SHOWN, beside, in_words
+
 
 def write_card(report: dict[str, Any], folder: str | Path) -> None:
     """Write README.md. Text that comes from data or from the model is shown as text, whatever it holds."""
@@ -92,8 +94,6 @@ def _introduction(report: dict[str, Any], folder: Path) -> str:
 
 
 def _numbers(report: dict[str, Any]) -> str:
-    from hf_lm.report import SHOWN, beside, in_words
-
     if not report.get("metrics"):
         return ""
     lines = ["## How good it is", "", "| split | metric | value (95 % interval over documents) | baseline |"]

@@ -1,4 +1,4 @@
-"""report.json: everything measured; the card, the plots and the terminal's summary are drawn from it."""
+"""report.json: everything measured. The card, the plots and the summary in the terminal are drawn from it."""
 
 import json
 import math
@@ -10,9 +10,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from hf_lm.card import write_card
-from hf_lm.plots import draw_plots
-
 PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "accelerate", "peft")
 
 # Metrics as a reader meets them: name, unit, and how many digits tell something.
@@ -23,15 +20,14 @@ SHOWN = {
 }
 
 
-def save_report(report: dict[str, Any], folder: str | Path) -> None:
-    """Write report.json, plots/*.png and the model card (README.md) into a run's folder."""
+def save_report(report: dict[str, Any], folder: str | Path) -> dict[str, Any]:
+    """Write report.json; returns what it holds: plain values, without those that are not finite."""
     folder = Path(folder)
     report = _plain(report)
     aside = folder / "report.json.tmp"
     aside.write_text(json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
     os.replace(aside, folder / "report.json")
-    draw_plots(report, folder)
-    write_card(report, folder)
+    return report
 
 
 def _plain(value: Any) -> Any:

@@ -6,6 +6,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
+from hf_lm.card import write_card
 from hf_lm.plots import draw_plots
 from hf_lm.report import save_report, show_report
 
@@ -50,7 +51,9 @@ REPORT = {
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("my-model")
     (folder / "run.yaml").write_text(yaml.safe_dump({"dataset": "/home/someone/private", "seed": 1}))
-    save_report(REPORT, folder)
+    report = save_report(REPORT, folder)
+    draw_plots(report, folder)
+    write_card(report, folder)
     return folder
 
 
@@ -94,7 +97,7 @@ def test_text_of_a_model_cannot_break_out_of_its_block(folder):
 
 
 def test_a_report_with_less_in_it_still_makes_a_card(tmp_path):
-    save_report({"recipe": "pretrain", "seconds": 1.0, "data": {"source": "x"}, "history": []}, tmp_path)
+    write_card({"recipe": "pretrain", "seconds": 1.0, "data": {"source": "x"}, "history": []}, tmp_path)
     assert ModelCard.load(tmp_path / "README.md").data.tags == ["hf_lm"]
     assert draw_plots({"history": []}, tmp_path) == []
 

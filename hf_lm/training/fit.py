@@ -10,7 +10,9 @@ from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from hf_lm.arguments import TrainingArguments
+from hf_lm.card import write_card
 from hf_lm.hub import push_to_hub
+from hf_lm.plots import draw_plots
 from hf_lm.proofs import prove
 from hf_lm.report import peak_memory_bytes, save_report, show_report, versions
 from hf_lm.training.checkpoints import check_same_run, find_checkpoint, prepare_output, save_run
@@ -113,7 +115,9 @@ def fit(model: PreTrainedModel, task: Any, training_args: TrainingArguments) -> 
         if training_args.run.get("model"):
             report["model"]["base"] = training_args.run["model"]
         report["seconds"] = time.time() - started
-        save_report(report, folder)
+        report = save_report(report, folder)
+        draw_plots(report, folder)
+        write_card(report, folder)
         show_report(report, folder)
         if training_args.push_to_hub:
             url = push_to_hub(
