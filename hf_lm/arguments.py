@@ -126,6 +126,11 @@ def _use_every_core() -> None:
         torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
+def bf16_is_fast() -> bool:
+    """Whether this device multiplies in bfloat16 without emulating it."""
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def _program(main) -> str:
     return Path(getattr(main, "__file__", None) or "recipe").name
 

@@ -82,7 +82,7 @@ def _introduction(report: dict[str, Any], folder: Path) -> str:
         "",
         'name = "."  # this folder, or its name on the Hub',
         f"model = AutoModelForCausalLM.from_pretrained(name{trust})",
-        "tokenizer = AutoTokenizer.from_pretrained(name)",
+        f"tokenizer = AutoTokenizer.from_pretrained(name{trust})",
         "```",
     ]
     if recurrent:

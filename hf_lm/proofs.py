@@ -217,7 +217,7 @@ import numpy as np, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 folder, probe, remote = sys.argv[1], json.load(open(sys.argv[2])), sys.argv[3] == "remote"
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=remote, dtype="float32").eval()
-tokenizer = AutoTokenizer.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=remote)
 with torch.no_grad():
     logits = model(torch.tensor([probe["ids"]])).logits[0].numpy()
 np.save(sys.argv[4], logits)

@@ -10,7 +10,7 @@ from typing import Literal
 
 from transformers import set_seed
 
-from hf_lm.arguments import TrainingArguments, parse_arguments
+from hf_lm.arguments import TrainingArguments, bf16_is_fast, parse_arguments
 from hf_lm.data.sources import load_corpus
 from hf_lm.models.checkpoints import context_length, load_causal_lm
 from hf_lm.models.gpt2 import new_gpt2
@@ -91,6 +91,7 @@ if __name__ == "__main__":
             max_steps=450,
             per_device_train_batch_size=16,
             weight_decay=0.1,
+            bf16=bf16_is_fast(),
             logging_steps=10,
             eval_strategy="steps",
             eval_steps=150,
