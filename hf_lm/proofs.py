@@ -222,7 +222,8 @@ with torch.no_grad():
     logits = model(torch.tensor([probe["ids"]])).logits[0].numpy()
 np.save(sys.argv[4], logits)
 tokenizer.backend_tokenizer.encode_special_tokens = True
-print(json.dumps([tokenizer.encode(text, add_special_tokens=False) for text in probe["texts"]]))
+ids = [tokenizer.encode(text, add_special_tokens=False) for text in probe["texts"]]
+json.dump(ids, open(sys.argv[5], "w"))
 """
 
 
@@ -245,18 +246,19 @@ def load_back(
         expected = model(torch.tensor([ids], device=device)).logits[0].float().cpu().numpy()  # (time, vocab)
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
     with tempfile.TemporaryDirectory() as aside:
-        probe, logits = Path(aside) / "probe.json", Path(aside) / "logits.npy"
+        probe, logits, ids_file = (Path(aside) / name for name in ("probe.json", "logits.npy", "ids.json"))
         probe.write_text(json.dumps({"ids": [int(i) for i in ids], "texts": texts}))
         remote = "remote" if "auto_map" in config else "plain"
         done = subprocess.run(
-            [sys.executable, "-I", "-c", LOAD_BACK, str(folder), str(probe), remote, str(logits)],
+            [sys.executable, "-I", "-c", LOAD_BACK, str(folder), str(probe), remote, str(logits), str(ids_file)],
             capture_output=True,
             text=True,
+            stdin=subprocess.DEVNULL,  # nothing may wait for an answer
             env=environment | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONIOENCODING": "utf-8"},
         )
         if done.returncode:
             return Proof(False, f"a fresh process could not load {folder}: {done.stderr.strip().splitlines()[-1]}")
-        loaded, loaded_ids = np.load(logits), json.loads(done.stdout.strip().splitlines()[-1])
+        loaded, loaded_ids = np.load(logits), json.loads(ids_file.read_text())
     if [list(map(int, row)) for row in encoded] != loaded_ids:
         return Proof(False, f"the tokenizer loaded from {folder} gives other ids")
     difference = float(np.abs(loaded - expected).max())

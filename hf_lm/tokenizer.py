@@ -99,13 +99,14 @@ def train_word_level(
     backend.decoder = decoders.Sequence(
         [decoders.WordPiece(prefix="\0", cleanup=False), decoders.Replace(Regex(f" ?{END_OF_LINE}"), "\n")]
     )
-    trainer = trainers.WordLevelTrainer(
-        vocab_size=2**31,
-        min_frequency=min_frequency,
-        special_tokens=[UNKNOWN, END_OF_TEXT, PAD, END_OF_LINE],
-        show_progress=False,
-    )
+    trainer = trainers.WordLevelTrainer(vocab_size=2**31, min_frequency=min_frequency, show_progress=False)
     backend.train_from_iterator(_some(texts, max_bytes, max_document_bytes), trainer)
+    # The trainer would list a special token that the text holds as a word (WikiText is full of <unk>) twice.
+    first = [UNKNOWN, END_OF_TEXT, PAD, END_OF_LINE]
+    found = sorted(backend.get_vocab().items(), key=lambda entry: entry[1])
+    words = first + [word for word, _ in found if word not in first]
+    backend.model = models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=UNKNOWN)
+    backend.add_special_tokens([UNKNOWN, END_OF_TEXT, PAD])
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token=END_OF_TEXT,
@@ -145,6 +146,7 @@ def prepare_tokenizer(
     folder = default_cache() / "tokenizers" / key
     with PartialState().main_process_first():
         if not (folder / "tokenizer.json").is_file():
+            PartialState().print(f"training a tokenizer on {corpus.source}")
             texts = corpus.documents("train")
             if name == "bpe":
                 texts = _spread(texts, max_bytes / max(1, corpus.size))

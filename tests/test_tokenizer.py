@@ -88,6 +88,13 @@ def test_word_level_counts_ends_of_line_and_knows_its_unknowns():
     assert words.decode(ids) == "The cat sat .\n The <unk> sat .\n"
     assert encode_documents(words, ["rare <|endoftext|> <|pad|>"])[0] == [words.unk_token_id] * 3
     assert "rare" not in words.get_vocab()
+    assert words.decode(ids, skip_special_tokens=True).count("\n") == 2  # a line end is a word
+
+
+def test_word_level_ids_have_no_gap_even_where_the_text_holds_the_special_tokens():
+    words = train_word_level(["a <unk> b <pad> <eol> <|endoftext|> c\n"])
+    assert sorted(words.get_vocab().values()) == list(range(len(words)))
+    assert encode_documents(words, ["<unk> a"])[0][0] == words.unk_token_id
 
 
 def test_basic_english_lowers_and_parts_punctuation():

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from hf_lm.cache import default_cache
@@ -62,7 +63,12 @@ def _markers(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
 
 
 def tokenize_documents(
-    documents: Iterable[str], *, tokenizer: PreTrainedTokenizerBase, folder: Path, count_words: bool = False
+    documents: Iterable[str],
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    count_words: bool = False,
+    name: str = "text",  # what the progress bar says
 ) -> TokenStream:
     """Tokenize documents into `folder`, or open what stands there already without reading a document.
 
@@ -76,7 +82,8 @@ def tokenize_documents(
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".aside-"))
     try:
-        _write(documents, tokenizer, aside, count_words)
+        with tqdm(desc=f"tokenizing {name}", unit="B", unit_scale=True, delay=2, leave=False) as bar:
+            _write(documents, tokenizer, aside, count_words, bar)
         try:
             os.replace(aside, folder)
         except OSError:  # another run was faster
@@ -86,7 +93,9 @@ def tokenize_documents(
     return _open(folder)
 
 
-def _write(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, folder: Path, count_words: bool) -> None:
+def _write(
+    documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, folder: Path, count_words: bool, bar: tqdm
+) -> None:
     begin, end = _markers(tokenizer)
     dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
     starts, sizes, words = [], [], []
@@ -105,6 +114,7 @@ def _write(documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, folder:
                     out.append(end)
                 position += len(ids) + 1 + (begin != end)
             np.asarray(out, dtype).tofile(file)
+            bar.update(sum(sizes[-len(batch) :]))
         if begin == end and starts:
             np.asarray([end], dtype).tofile(file)
             position += 1

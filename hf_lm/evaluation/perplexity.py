@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 import torch.nn.functional as F
+from tqdm import tqdm
 
 from hf_lm.evaluation.intervals import Interval, bootstrap_ratio
 
@@ -102,10 +103,13 @@ def score_documents(
     model.eval()
     vocab_size = model.get_output_embeddings().weight.shape[0]
     position = 0
+    shown = accelerator is None or accelerator.is_main_process
+    bar = tqdm(desc="evaluating", total=len(index), delay=2, leave=False, disable=not shown)
     while position < len(index):
         width = index[position][0]
         rows = index[position : position + max(1, max_logits // (vocab_size * width))]
         position += len(rows)
+        bar.update(len(rows))
         input_ids = np.zeros((len(rows), width), np.int64)
         labels = np.full((len(rows), width), -100, np.int64)
         for row, (length, document, start, scored) in enumerate(rows):
@@ -120,6 +124,7 @@ def score_documents(
         )
         sums = losses.view(len(rows), width).double().sum(dim=1).cpu()
         nll.index_add_(0, torch.tensor([document for _, document, _, _ in rows]), sums)
+    bar.close()
     model.train(was_training)
     if accelerator is not None and accelerator.num_processes > 1:
         # MPS and some backends have no float64; nothing is lost on those that reach several processes.

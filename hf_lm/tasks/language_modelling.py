@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_lm import proofs
 from hf_lm.data.packing import Blocks, cache_folder, collate_blocks, tokenize_documents
 from hf_lm.data.sources import Corpus
-from hf_lm.evaluation.perplexity import Likelihood, score_documents, unigram_likelihood
+from hf_lm.evaluation.perplexity import Likelihood, score_documents, unigram_likelihood, windows
 from hf_lm.proofs import Proof
 from hf_lm.tokenizer import encode_documents, measure_tokenizer
 
@@ -43,6 +43,7 @@ class LanguageModelling:
         self.corpus, self.tokenizer, self.block_size = corpus, tokenizer, block_size
         self.isolate = packing == "isolate"
         self.eval_stride = eval_stride or max(1, block_size // 2)
+        next(windows(2, block_size=block_size, stride=self.eval_stride))  # a wrong stride is said now, not hours later
         self.streams = {}
         with PartialState().main_process_first():
             for split in corpus.splits:
@@ -51,6 +52,7 @@ class LanguageModelling:
                     tokenizer=tokenizer,
                     folder=cache_folder(corpus.fingerprint, tokenizer, split),
                     count_words=split != "train",
+                    name=split,
                 )
         self.train_dataset = Blocks(self.streams["train"], block_size=block_size, isolate=self.isolate)
 
