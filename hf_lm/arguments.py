@@ -11,7 +11,7 @@ import re
 import sys
 import traceback
 from collections.abc import Iterable
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn, TypeVar
@@ -45,6 +45,11 @@ class TrainingArguments(transformers.TrainingArguments):
         default=False, metadata={"help": "resume although the checkpoint was written by another configuration"}
     )
     run: dict[str, Any] = field(default_factory=dict, init=False)  # the resolved run, as run.yaml holds it
+
+    def __post_init__(self) -> None:
+        if self.bf16 and not torch.accelerator.is_available():
+            self.use_cpu = True  # or the parent says that bf16 needs a GPU
+        super().__post_init__()
 
 
 # About one invocation rather than about the run: they do not belong in run.yaml.
@@ -127,8 +132,11 @@ def _use_every_core() -> None:
 
 
 def bf16_is_fast() -> bool:
-    """Whether this device multiplies in bfloat16 without emulating it."""
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    """Whether this machine multiplies in bfloat16 without emulating it; where a GPU is, the GPU."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
 def _program(main) -> str:
@@ -249,7 +257,7 @@ def _name_the_key(message: str, resolved: dict[str, Any], origin: dict[str, str]
 
 
 def _saved_run(resolved, arguments_class, training_arguments_class, recipe_defaults, origin) -> dict[str, Any]:
-    """What run.yaml holds: every argument of the recipe, and of the Trainer's those that are not its default.
+    """What run.yaml holds: every argument of the recipe, and of the Trainer's those that recipe or user gave.
 
     Values are taken before TrainingArguments changes them, and no token is among them.
     """
@@ -257,8 +265,7 @@ def _saved_run(resolved, arguments_class, training_arguments_class, recipe_defau
     for f in fields(training_arguments_class):
         if not f.init or f.name in ONE_INVOCATION or f.name.endswith("_token"):
             continue
-        default = f.default_factory() if f.default_factory is not MISSING else f.default
-        if f.name in recipe_defaults or f.name in origin or resolved[f.name] != default:
+        if f.name in recipe_defaults or f.name in origin:
             run[f.name] = resolved[f.name]
     return {key: _plain_value(value) for key, value in run.items()}
 

@@ -43,16 +43,17 @@ def _draw(path: Path, title: str, label: str, draw: Any) -> Path:
     from matplotlib import pyplot
 
     with pyplot.rc_context({"font.size": 10, "text.color": INK, "axes.edgecolor": GREY, "axes.labelcolor": INK}):
-        figure, axes = pyplot.subplots(figsize=(7, 3.6), dpi=150)
+        figure, axes = pyplot.subplots(figsize=(8, 3.6), dpi=150)
         draw(axes)
         axes.set_title(title, loc="left", fontweight="bold")
         axes.set_xlabel("optimizer step")
+        axes.set_xlim(left=0)
         axes.set_ylabel(label)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
         axes.set_axisbelow(True)
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(frameon=False)
+            axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
         figure.tight_layout()
         figure.savefig(path)
         pyplot.close(figure)

@@ -108,3 +108,7 @@ def test_a_bare_debug_is_ours_and_one_with_a_value_is_the_trainers(parse):
     assert [option.value for option in training_args.debug] == ["underflow_overflow"]
     with pytest.raises(ValueError, match="learning_rte"):
         parse("--learning_rte", "1", "--debug")
+
+
+def test_bf16_works_without_a_gpu(tmp_path):
+    assert TrainingArguments(output_dir=str(tmp_path), bf16=True, report_to="none").bf16

@@ -82,7 +82,7 @@ def tokenize_documents(
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".aside-"))
     try:
-        with tqdm(desc=f"tokenizing {name}", unit="B", unit_scale=True, delay=2, leave=False) as bar:
+        with tqdm(desc=f"tokenizing {name}", unit="B", unit_scale=True, delay=2, leave=False, disable=None) as bar:
             _write(documents, tokenizer, aside, count_words, bar)
         try:
             os.replace(aside, folder)

@@ -104,7 +104,7 @@ def score_documents(
     vocab_size = model.get_output_embeddings().weight.shape[0]
     position = 0
     shown = accelerator is None or accelerator.is_main_process
-    bar = tqdm(desc="evaluating", total=len(index), delay=2, leave=False, disable=not shown)
+    bar = tqdm(desc="evaluating", total=len(index), delay=2, leave=False, disable=None if shown else True)
     while position < len(index):
         width = index[position][0]
         rows = index[position : position + max(1, max_logits // (vocab_size * width))]

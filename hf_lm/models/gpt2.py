@@ -6,7 +6,7 @@ from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, PreTrain
 
 # small to xl are the four that were published (124 M, 355 M, 774 M and 1.6 B parameters with their vocabulary).
 SIZES = {
-    "tiny": {"n_layer": 4, "n_head": 4, "n_embd": 256, "block_size": 256},
+    "tiny": {"n_layer": 2, "n_head": 4, "n_embd": 256, "block_size": 128},
     "mini": {"n_layer": 6, "n_head": 6, "n_embd": 384, "block_size": 512},
     "small": {"n_layer": 12, "n_head": 12, "n_embd": 768, "block_size": 1024},
     "medium": {"n_layer": 24, "n_head": 16, "n_embd": 1024, "block_size": 1024},

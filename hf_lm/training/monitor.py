@@ -55,22 +55,34 @@ class Speedometer(TrainerCallback):
     def __init__(self, tokens_seen: Any, flops: int, dtype: torch.dtype) -> None:
         self.tokens_seen, self.flops, self.dtype = tokens_seen, flops, dtype
         self.seconds, self.tokens = 0.0, 0  # of the whole run, for the report
-        self._start: tuple[float, int] | None = None
+        self._start: float | None = None  # None: the clock stands
+        self._counted = 0  # tokens when it started
+        self._since = (0.0, 0)  # seconds and tokens at the last measure()
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.peak = peak_flops(args.device, self.dtype) * args.world_size
 
     def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._start is None:
-            self._start = (time.perf_counter(), self.tokens_seen())
+            self._start, self._counted = time.perf_counter(), self.tokens_seen()
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if control.should_evaluate or control.should_save:
+            self._stop()
+
+    def _stop(self) -> None:
+        if self._start is not None:
+            self.seconds += time.perf_counter() - self._start
+            self.tokens += self.tokens_seen() - self._counted
+            self._start = None
 
     def measure(self) -> dict[str, float]:
         """The speed since the last call; the clock starts again with the next step."""
-        if self._start is None:
+        self._stop()
+        seconds, tokens = self.seconds - self._since[0], self.tokens - self._since[1]
+        self._since = (self.seconds, self.tokens)
+        if not seconds:
             return {}
-        seconds, tokens = time.perf_counter() - self._start[0], self.tokens_seen() - self._start[1]
-        self._start = None
-        self.seconds, self.tokens = self.seconds + seconds, self.tokens + tokens
         return {"tokens_per_second": tokens / seconds, "utilisation": tokens * self.flops / seconds / self.peak}
 
     @property

@@ -6,14 +6,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from hf_lm.arguments import bf16_is_fast
+
 
 class Muon(torch.optim.Muon):
     """`torch.optim.Muon` that treats a fused matrix as the matrices it holds, and is not slow on a CPU.
 
     What differs from its parent (Keller Jordan, https://kellerjordan.github.io/posts/muon/): a group may carry
     `parts = (dim, n)`, and each of its matrices is then orthogonalised as n matrices along `dim`; matrices of one
-    shape go through the Newton-Schulz iteration together; and the iteration runs in bfloat16 only where the device
-    has it, in float32 on a CPU, which emulates it (15 times slower there than AdamW). The rate is scaled by
+    shape go through the Newton-Schulz iteration together; and the iteration runs in bfloat16 only where the machine
+    multiplies in it: most CPUs emulate it (a step is then 15 times slower than AdamW's). The rate is scaled by
     0.2 sqrt(max(rows, columns)) (Moonshot, arXiv 2502.16982): one rate serves every shape, and transposing a matrix,
     as GPT-2's Conv1D does, changes nothing.
     """
@@ -54,7 +56,7 @@ def orthogonalise(matrices: torch.Tensor, *, steps: int = 5) -> torch.Tensor:
     They end between about 0.7 and 1.2, not at 1: the coefficients trade exactness for fewer steps.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrices.float() if matrices.device.type == "cpu" else matrices.bfloat16()
+    x = matrices.bfloat16() if bf16_is_fast() else matrices.float()
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT
