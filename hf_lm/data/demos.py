@@ -16,7 +16,7 @@ from pathlib import Path
 from hf_lm.cache import default_cache
 
 PACKAGES = ("numpy", "datasets", "huggingface_hub")
-LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "lib2to3", "_vendor"}
+LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "lib2to3", "_vendor", "_generated"}
 
 
 def documentation() -> list[dict[str, str]]:
@@ -25,7 +25,7 @@ def documentation() -> list[dict[str, str]]:
     Cached after the first read, which takes seconds, under Hugging Face's home.
     """
     versions = [platform.python_version(), *(f"{name}-{version(name)}" for name in PACKAGES)]
-    key = hashlib.blake2b(" ".join(versions).encode(), digest_size=8).hexdigest()
+    key = hashlib.blake2b(" ".join([*versions, *sorted(LEFT_OUT)]).encode(), digest_size=8).hexdigest()
     path = default_cache() / f"documentation-{key}.jsonl"
     try:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_lm import proofs
 from hf_lm.data.packing import Blocks, cache_folder, collate_blocks, tokenize_documents
 from hf_lm.data.sources import Corpus
+from hf_lm.evaluation.leakage import leaked_share
 from hf_lm.evaluation.perplexity import Likelihood, score_documents, unigram_likelihood, windows
 from hf_lm.proofs import Proof
 from hf_lm.tokenizer import encode_documents, measure_tokenizer
@@ -81,7 +82,11 @@ class LanguageModelling:
         first = [blocks[i] for i in range(min(4, len(blocks)))]
         encode = lambda texts: encode_documents(self.tokenizer, texts)  # noqa: E731
         model = trainer.model
+        held_out = {split: other for split, other in self.streams.items() if split != "train"}
         return {
+            "leakage": lambda: proofs.leakage(
+                {split: leaked_share(stream, other) for split, other in held_out.items()}
+            ),
             "tokenizer_round_trip": lambda: proofs.tokenizer_round_trip(
                 self.tokenizer,
                 self.texts("validation"),

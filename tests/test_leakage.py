@@ -1,0 +1,58 @@
+"""Leakage against a reference that compares strings of tokens one by one."""
+
+from dataclasses import replace
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hf_lm.data.packing import TokenStream
+from hf_lm.evaluation import leakage
+from hf_lm.evaluation.leakage import leaked_share
+from hf_lm.proofs import leakage as prove_leakage
+
+
+def stream(documents: list[list[int]]) -> TokenStream:
+    """Documents of ids above 0; 0 is the marker."""
+    tokens, starts = [], []
+    for document in documents:
+        starts.append(len(tokens))
+        tokens += [0, *document]
+    nothing = np.zeros(len(starts), np.int64)
+    return TokenStream(np.array([*tokens, 0], np.uint16), np.array(starts), nothing, nothing, begin=0, end=0)
+
+
+def reference(train: TokenStream, held_out: TokenStream, run: int) -> float:
+    tokens = train.tokens.tolist()
+    known = {tuple(tokens[i : i + run]) for i in range(len(tokens) - run + 1)}
+    leaked = total = 0
+    for i in range(len(held_out)):
+        ids = held_out.document(i)[1:-1].tolist()
+        hit = [tuple(ids[j : j + run]) in known for j in range(len(ids) - run + 1)]
+        leaked += sum(any(hit[max(0, k - run + 1) : k + 1]) for k in range(len(ids)))
+        total += len(ids)
+    return leaked / max(1, total)
+
+
+documents = st.lists(st.lists(st.integers(1, 3), max_size=12), min_size=1, max_size=6)
+
+
+@given(documents, documents, st.integers(1, 5))
+def test_it_is_the_share_of_tokens_in_runs_that_train_has(train, held_out, run):
+    train, held_out = stream(train), stream(held_out)
+    assert leaked_share(train, held_out, run=run) == reference(train, held_out, run)
+
+
+def test_a_run_across_two_pieces_of_train_is_found(monkeypatch):
+    monkeypatch.setattr(leakage, "CHUNK", 7)
+    ids = np.random.default_rng(0).integers(1, 1000, 200).tolist()
+    held_out = stream([ids[40:60], [5000] * 20])
+    assert leaked_share(stream([ids]), held_out, run=20) == 0.5
+    assert leaked_share(replace(stream([ids]), tokens=np.array([1], np.uint16)), held_out, run=20) == 0
+
+
+def test_the_proof_fails_when_a_tenth_of_a_split_is_in_train():
+    assert prove_leakage({"validation": 0.1, "test": 0.0}).passed
+    failed = prove_leakage({"validation": 0.42, "test": 0.0})
+    assert not failed.passed
+    assert "42.0% of validation" in failed.said
