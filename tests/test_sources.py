@@ -230,6 +230,19 @@ def test_a_mixture_keeps_its_weights_within_a_document(tmp_path):
     assert "70%" in corpus.notes[0]
 
 
+def test_what_was_mended_is_counted_once_however_often_the_text_is_read(tmp_path):
+    for name in ("a.jsonl", "b.jsonl"):
+        write_jsonl(tmp_path / name, [*rows(20, name), "nul\0 here", " "])
+    corpus = load_corpus(str(tmp_path))
+    for _ in range(3):
+        for split in corpus.splits:
+            list(corpus.documents(split))
+    assert sum(corpus.cleaned.values(), Counter()) == {"nul_characters": 2, "empty_rows": 2}
+    assert [next(iter(read())).split()[0] for read in corpus.groups.values()] == [
+        next(iter(rows(1, name))).split()[0] for name in corpus.groups
+    ]
+
+
 def test_the_demo_is_real_text_split_by_module():
     corpus = load_corpus("demo")
     texts = {split: list(corpus.documents(split)) for split in corpus.splits}

@@ -7,8 +7,8 @@ import queue
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from hf_lm.cache import default_cache
 from hf_lm.tokenizer import encode_documents
 
 BATCH = 2**21  # characters tokenized at a time: enough to keep every core busy, little to hold
-FORMAT = "1"  # of the cache
+FORMAT = "2"  # of the cache
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class TokenStream:
     words: np.ndarray  # (documents,) as white space parts them; zeros where they were not counted
     begin: int  # id of the marker before a document
     end: int  # id of the one after it
+    cleaned: dict[str, dict[str, int]] = field(default_factory=dict)  # by source: what was mended in it while reading
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -68,6 +69,7 @@ def tokenize_documents(
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     count_words: bool = False,
+    cleaned: Mapping[str, Mapping[str, int]] | None = None,  # filled as documents are read, kept with them
     name: str = "text",  # what the progress bar says
 ) -> TokenStream:
     """Tokenize documents into `folder`, or open what stands there already without reading a document.
@@ -83,7 +85,9 @@ def tokenize_documents(
     aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".aside-"))
     try:
         with tqdm(desc=f"tokenizing {name}", unit="B", unit_scale=True, delay=2, leave=False, disable=None) as bar:
-            _write(documents, tokenizer, aside, count_words, bar)
+            about = _write(documents, tokenizer, aside, count_words, bar)
+        about["cleaned"] = {source: dict(counts) for source, counts in (cleaned or {}).items()}
+        (aside / "stream.json").write_text(json.dumps(about))
         try:
             os.replace(aside, folder)
         except OSError:  # another run was faster
@@ -95,7 +99,7 @@ def tokenize_documents(
 
 def _write(
     documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, folder: Path, count_words: bool, bar: tqdm
-) -> None:
+) -> dict[str, Any]:
     begin, end = _markers(tokenizer)
     dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
     starts, sizes, words = [], [], []
@@ -122,8 +126,7 @@ def _write(
         raise ValueError("there are no documents to tokenize.")
     for name, values in (("starts", starts), ("bytes", sizes), ("words", words)):
         np.save(folder / f"{name}.npy", np.asarray(values, np.int64))
-    about = {"dtype": np.dtype(dtype).name, "tokens": position, "begin": begin, "end": end}
-    (folder / "stream.json").write_text(json.dumps(about))
+    return {"dtype": np.dtype(dtype).name, "tokens": position, "begin": begin, "end": end}
 
 
 def _open(folder: Path) -> TokenStream:
@@ -132,7 +135,7 @@ def _open(folder: Path) -> TokenStream:
     if len(tokens) != about["tokens"]:
         raise ValueError(f"{folder} is damaged")
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("starts", "bytes", "words")}
-    return TokenStream(tokens, **arrays, begin=about["begin"], end=about["end"])
+    return TokenStream(tokens, **arrays, begin=about["begin"], end=about["end"], cleaned=about["cleaned"])
 
 
 def _batches(documents: Iterable[str]) -> Iterator[list[str]]:

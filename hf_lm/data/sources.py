@@ -15,6 +15,7 @@ from hf_lm.data.demos import documentation
 from hf_lm.data.reading import SUFFIXES, column_values, read_documents, rows_to_documents, suffix
 
 SPLITS = ("train", "validation", "test")
+GROUPS = 12  # files of which the report speaks one by one
 FEW = 400  # documents: of fewer, held-out ones are chosen by rank, so that there is always one
 Reader = Callable[[], Iterator[str]]
 
@@ -24,7 +25,9 @@ class Corpus:
     """Documents by split, read anew and streamed at each pass, always in the same order.
 
     `fingerprint` names the content and what was asked of it; `size` estimates the bytes of train; `notes` say in
-    sentences what a reader of the report must know; `cleaned` counts what had to be mended, as far as was read.
+    sentences what a reader of the report must know; `cleaned` counts what had to be mended, for each
+    file or split that was read to its end.
+    `groups` reads the training text by file or, in a mixture, by source, where there are several.
     """
 
     source: str
@@ -32,7 +35,8 @@ class Corpus:
     size: int
     readers: dict[str, Reader]
     notes: list[str] = field(default_factory=list)
-    cleaned: Counter = field(default_factory=Counter)
+    cleaned: dict[str, Counter] = field(default_factory=dict)
+    groups: dict[str, Reader] = field(default_factory=dict)
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -46,7 +50,6 @@ class Corpus:
             "source": self.source,
             "fingerprint": self.fingerprint,
             "notes": self.notes,
-            "cleaned": dict(self.cleaned),
         }
 
 
@@ -158,11 +161,15 @@ def _from_files(name: str, files: list[Path], text_column: str, start: re.Patter
     def reader(paths: list[Path]) -> Reader:
         def read() -> Iterator[str]:
             for path in paths:
-                yield from read_documents(path, text_column=text_column, document_start=start, cleaned=corpus.cleaned)
+                counted = Counter()
+                yield from read_documents(path, text_column=text_column, document_start=start, cleaned=counted)
+                corpus.cleaned[str(path)] = counted
 
         return read
 
     corpus.readers = {split: reader(paths) for split, paths in by_split.items()}
+    if len(by_split["train"]) > 1:
+        corpus.groups = {os.path.relpath(path, root): reader([path]) for path in by_split["train"][:GROUPS]}
     return corpus
 
 
@@ -175,16 +182,15 @@ def _demo() -> Corpus:
         place = 1.0 if row["module"].startswith("topics.") else _hash(row["module"].encode())[0] / 256
         by_split["validation" if place < 0.04 else "test" if place < 0.08 else "train"].append(row["text"])
     content = _hash("\0".join(row["module"] + row["text"] for row in rows).encode()).hex()
-    cleaned: Counter = Counter()
     readers = {
-        split: (lambda texts=texts: rows_to_documents(texts, None, cleaned)) for split, texts in by_split.items()
+        split: (lambda texts=texts: rows_to_documents(texts, None, Counter())) for split, texts in by_split.items()
     }
     notes = [
         f"the documentation of {len(rows)} modules of Python and of packages beside it, one document each; "
         "split by module, 4 % for validation and 4 % for test; a docstring that occurs twice is kept once",
     ]
     size = sum(len(text.encode()) for text in by_split["train"])
-    return Corpus("demo", content, size, readers, notes, cleaned)
+    return Corpus("demo", content, size, readers, notes)
 
 
 def _from_hub(name: str, text_column: str, start: re.Pattern[str] | None) -> Corpus:
@@ -210,19 +216,21 @@ def _from_hub(name: str, text_column: str, start: re.Pattern[str] | None) -> Cor
     content = _hash(" ".join(f"{split} {rows._fingerprint}" for split, rows in by_split.items()).encode()).hex()
     corpus = Corpus(name, content, by_split["train"].data.nbytes, {})
 
-    def reader(rows: Any) -> Reader:
+    def reader(split: str, rows: Any) -> Reader:
         def read() -> Iterator[str]:
+            counted: Counter = Counter()
             batches = (batch for batch in rows.iter(batch_size=1000))
             flat = (
                 dict(zip(batch, values, strict=True))
                 for batch in batches
                 for values in zip(*batch.values(), strict=True)
             )
-            yield from rows_to_documents(column_values(flat, text_column, name), start, corpus.cleaned)
+            yield from rows_to_documents(column_values(flat, text_column, name), start, counted)
+            corpus.cleaned[f"{name} {split}"] = counted
 
         return read
 
-    corpus.readers = {split: reader(rows) for split, rows in by_split.items()}
+    corpus.readers = {split: reader(split, rows) for split, rows in by_split.items()}
     return corpus
 
 
@@ -291,10 +299,11 @@ def _mix(dataset: str, parts: list[tuple[Corpus, float]]) -> Corpus:
     size = min(int(corpus.size * total / weight) for corpus, weight in parts)
     mixed = ", ".join(f"{weight / total:.0%} {corpus.source}" for corpus, weight in parts)
     notes = [f"a mixture by bytes, {mixed}, as long as the source that ends first"]
-    cleaned: Counter = Counter()
+    cleaned: dict[str, Counter] = {}
     for corpus, _ in parts:
         notes += corpus.notes
         corpus.cleaned = cleaned
     held = {split: whole(split) for split in SPLITS[1:] if any(split in corpus.readers for corpus, _ in parts)}
     content = " ".join(f"{corpus.fingerprint} {weight}" for corpus, weight in parts)
-    return Corpus(os.path.basename(dataset), content, size, {"train": train} | held, notes, cleaned)
+    groups = {corpus.source: corpus.readers["train"] for corpus, _ in parts}
+    return Corpus(os.path.basename(dataset), content, size, {"train": train} | held, notes, cleaned, groups)

@@ -1,6 +1,7 @@
 """Causal language modelling: documents packed into blocks, every token predicted from those before it."""
 
 import lzma
+from collections import Counter
 from collections.abc import Callable
 from itertools import islice
 from typing import Any, Literal
@@ -53,6 +54,7 @@ class LanguageModelling:
                     tokenizer=tokenizer,
                     folder=cache_folder(corpus.fingerprint, tokenizer, split),
                     count_words=split != "train",
+                    cleaned=corpus.cleaned,
                     name=split,
                 )
         self.train_dataset = Blocks(self.streams["train"], block_size=block_size, isolate=self.isolate)
@@ -130,7 +132,10 @@ class LanguageModelling:
                 "tokens": int(stream.total),
                 "bytes": int(stream.bytes.sum()),
             }
-        measured = measure_tokenizer(self.tokenizer, {split: self.corpus.documents(split) for split in self.streams})
+        cleaned = {source: counts for stream in self.streams.values() for source, counts in stream.cleaned.items()}
+        data["cleaned"] = dict(sum(map(Counter, cleaned.values()), Counter()))
+        readers = self.corpus.readers | self.corpus.groups
+        measured = measure_tokenizer(self.tokenizer, {name: read() for name, read in readers.items()})
         return {"data": data, "tokenizer": measured, "yardsticks": self._yardsticks()}
 
     def _yardsticks(self) -> dict[str, float]:
