@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -190,6 +191,32 @@ def test_the_recurrent_model_goes_through_the_same_recipe(data, tmp_path):
     assert report["model"]["architecture"] == "RecurrentLMHeadModel"
 
 
+def here(**arguments) -> dict:
+    """Run the recipe in this process; returns its report."""
+    from hf_lm.arguments import parse_arguments
+
+    recipe = runpy.run_path(str(ROOT / "recipes" / "pretrain.py"))
+    settings = TINY | {"report_to": "none"} | arguments
+    argv = [token for key, value in settings.items() for token in (f"--{key}", str(value))]
+    return recipe["main"](*parse_arguments(recipe["Arguments"], recipe["TrainingArguments"], argv))
+
+
+def test_a_finished_model_is_trained_further_with_its_own_tokenizer(finished, data, tmp_path):
+    before = json.loads((finished / "report.json").read_text())["history"]
+    report = here(dataset=data, output_dir=tmp_path, model=finished, max_steps=1, muon_learning_rate=0.0)
+    assert report["model"]["base"] == str(finished)
+    first_loss = lambda history: next(entry["loss"] for entry in history if "loss" in entry)  # noqa: E731
+    assert first_loss(report["history"]) < first_loss(before)
+    assert (tmp_path / "tokenizer.json").read_bytes() == (finished / "tokenizer.json").read_bytes()
+
+
+def test_a_rate_that_is_too_high_ends_in_one_line_with_the_last_checkpoint_kept(data, tmp_path):
+    with pytest.raises(FloatingPointError, match=r"step \d+, learning rate .* lower --learning_rate"):
+        here(dataset=data, output_dir=tmp_path, learning_rate=1e30, muon_learning_rate=0.0, max_steps=50, save_steps=1)
+    assert not (tmp_path / "model.safetensors").exists()
+    assert not (tmp_path / ".saving").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -201,17 +228,11 @@ def test_the_recurrent_model_goes_through_the_same_recipe(data, tmp_path):
         ({"output_dir": "/proc/nowhere"}, "cannot write to --output_dir"),
     ],
 )
-def test_bad_input_ends_in_one_line(data, tmp_path, arguments, expected, monkeypatch, capsys):
-    import runpy
+def test_bad_input_ends_in_one_line(data, tmp_path, arguments, expected, capsys):
+    from hf_lm.arguments import _one_line
 
-    from hf_lm.arguments import _one_line, parse_arguments
-
-    recipe = runpy.run_path(str(ROOT / "recipes" / "pretrain.py"))
-    settings = {"dataset": data, "output_dir": tmp_path / "out", "report_to": "none"} | TINY | arguments
-    argv = [token for key, value in settings.items() for token in (f"--{key}", str(value))]
-    parsed = parse_arguments(recipe["Arguments"], recipe["TrainingArguments"], argv)
     with pytest.raises((ValueError, OSError)) as caught:
-        recipe["main"](*parsed)
+        here(**{"dataset": data, "output_dir": tmp_path / "out"} | arguments)
     _one_line(caught.type, caught.value, caught.tb)
     printed = capsys.readouterr().err
     assert printed.startswith("error: ")
