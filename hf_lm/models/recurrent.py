@@ -53,9 +53,8 @@ class RecurrentLMHeadModel(PreTrainedModel, GenerationMixin):
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Embedding | nn.Linear):
-            nn.init.uniform_(
-                module.weight, -0.5, 0.5
-            )  # with the usual 0.1 the cell hears too little to start learning
+            # With the usual 0.1 the cell hears too little to start learning.
+            nn.init.uniform_(module.weight, -0.5, 0.5)
             if getattr(module, "bias", None) is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.RNNBase):
