@@ -52,6 +52,38 @@ class TrainingArguments(transformers.TrainingArguments):
         super().__post_init__()
 
 
+@dataclass
+class FineTuningArguments:
+    """What every fine-tuning recipe takes beside its own arguments."""
+
+    lora_rank: int = 0  # 0 trains every weight
+    lora_alpha: int = 0  # 0 is twice the rank
+    lora_dropout: float = 0.0
+    dora: bool = False  # split each update into direction and size
+    rslora: bool = False  # scale updates by 1 / sqrt(rank) rather than 1 / rank
+    drop_overlap: bool = False  # take training rows that stand in a held-out split out of train
+
+    def lora(self) -> dict[str, Any]:
+        """The arguments of hf_lm.models.adapters.add_lora."""
+        named = {"rank": self.lora_rank, "alpha": self.lora_alpha, "dropout": self.lora_dropout}
+        return named | {"dora": self.dora, "rslora": self.rslora}
+
+
+# What every fine-tuning recipe starts from: rates for a trained checkpoint, batches of like-sized rows, a measurement
+# and a checkpoint after each epoch.
+FINE_TUNING: dict[str, Any] = {
+    "learning_rate": 5e-5,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 0.1,
+    "weight_decay": 0.01,
+    "num_train_epochs": 3,
+    "train_sampling_strategy": "group_by_length",
+    "logging_steps": 10,
+    "eval_strategy": "epoch",
+    "save_strategy": "epoch",
+    "save_total_limit": 2,
+}
+
 # About one invocation rather than about the run: they do not belong in run.yaml.
 ONE_INVOCATION = ("resume_from_checkpoint", "overwrite_output_dir", "resume_with_changes")
 
@@ -65,9 +97,14 @@ def parse_arguments(
     arguments_class: type[Arguments],
     training_arguments_class: type[TrainingArguments] = TrainingArguments,
     argv: list[str] | None = None,
+    *,
+    fresh: dict[str, Any] | None = None,
     **recipe_defaults: Any,
 ) -> tuple[Arguments, TrainingArguments]:
     """Resolve a recipe's run from its dataclasses, its own defaults, `--config FILE` and the command line.
+
+    `fresh`: recipe defaults that hold instead where no `--model` is given: a new model needs other rates than a
+    trained one.
 
     Also takes `--print_config` (show the resolved run and exit) and a bare `--debug` (errors with a traceback;
     without it an error is one line). The resolved run is kept in `training_args.run` and holds no token.
@@ -77,7 +114,7 @@ def parse_arguments(
     _use_every_core()
     report_errors(debug=_take_flag(argv, "--debug"))
     try:
-        return _parse(arguments_class, training_arguments_class, argv, recipe_defaults)
+        return _parse(arguments_class, training_arguments_class, argv, recipe_defaults, fresh or {})
     except (ValueError, OSError) as error:
         if sys.excepthook is not _one_line:
             raise
@@ -85,7 +122,7 @@ def parse_arguments(
         raise SystemExit(2) from None
 
 
-def _parse(arguments_class, training_arguments_class, argv, recipe_defaults):
+def _parse(arguments_class, training_arguments_class, argv, recipe_defaults, fresh):
     print_config = _take_flag(argv, "--print_config")
     main = sys.modules["__main__"]
     parser = _Parser(
@@ -93,7 +130,7 @@ def _parse(arguments_class, training_arguments_class, argv, recipe_defaults):
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file with any of these keys")
     own = {f.name for c in (arguments_class, training_arguments_class) for f in fields(c) if f.init}
-    if unknown := set(recipe_defaults) - own:
+    if unknown := (set(recipe_defaults) | set(fresh)) - own:
         raise TypeError(f"the recipe sets defaults for unknown arguments: {sorted(unknown)}")
     parser.set_defaults(**recipe_defaults)
 
@@ -110,8 +147,10 @@ def _parse(arguments_class, training_arguments_class, argv, recipe_defaults):
     namespace = _parse_command_line(parser, argv, own)
     origin |= {token[2:].split("=")[0].replace("-", "_"): "--" for token in argv if token.startswith("--")}
     resolved = {key: value for key, value in vars(namespace).items() if key in own}
+    if not resolved.get("model"):
+        resolved |= {key: value for key, value in fresh.items() if key not in origin}
 
-    run = _saved_run(resolved, arguments_class, training_arguments_class, recipe_defaults, origin)
+    run = _saved_run(resolved, arguments_class, training_arguments_class, recipe_defaults | fresh, origin)
     if print_config:
         print(yaml.safe_dump(run, sort_keys=False, allow_unicode=True), end="")
         raise SystemExit(0)

@@ -9,6 +9,15 @@ import yaml
 
 from hf_lm.report import SHOWN, beside, in_words
 
+# What a recipe makes, in a reader's words.
+KINDS = {
+    "pretrain": "causal language model",
+    "sentiment": "text classifier",
+    "question_answering": "model that answers questions from a text",
+    "translation": "translation model",
+    "summarization": "summarization model",
+}
+
 
 def write_card(report: dict[str, Any], folder: str | Path) -> None:
     """Write README.md. Text that comes from data or from the model is shown as text, whatever it holds."""
@@ -33,7 +42,7 @@ def _metadata(report: dict[str, Any], folder: Path) -> str:
 
     results = [
         EvalResult(
-            task_type="text-generation",
+            task_type=report.get("pipeline_tag", "text-generation"),
             dataset_type="text",
             dataset_name=f"{report['data']['source']} ({split})",
             metric_type=name,
@@ -47,7 +56,7 @@ def _metadata(report: dict[str, Any], folder: Path) -> str:
     base = report.get("model", {}).get("base")
     card = ModelCardData(
         library_name="transformers",
-        pipeline_tag="text-generation",
+        pipeline_tag=report.get("pipeline_tag"),
         tags=["hf_lm"],
         base_model=base if base and _is_hub_id(base) else None,
         datasets=[source] if _is_hub_id(source := report.get("data", {}).get("source", "").split(":")[0]) else None,
@@ -70,18 +79,19 @@ def _introduction(report: dict[str, Any], folder: Path) -> str:
     model = report.get("model", {})
     recurrent = model.get("model_type") == "hf_lm_recurrent"
     trust = ", trust_remote_code=True" if recurrent else ""
+    kind, auto_class = KINDS.get(report.get("recipe", ""), "model"), model.get("auto_class", "AutoModel")
     lines = [
         f"# {folder.resolve().name}",
         "",
-        f"A causal language model ({model.get('architecture')}, {model.get('parameters', 0):,} parameters), "
+        f"A {kind} ({model.get('architecture')}, {model.get('parameters', 0):,} parameters), "
         + ("trained further" if model.get("base") else "trained from scratch")
         + f" on {report.get('data', {}).get('source', 'text')} with hf_lm.",
         "",
         "```python",
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        f"from transformers import {auto_class}, AutoTokenizer",
         "",
         'name = "."  # this folder, or its name on the Hub',
-        f"model = AutoModelForCausalLM.from_pretrained(name{trust})",
+        f"model = {auto_class}.from_pretrained(name{trust})",
         f"tokenizer = AutoTokenizer.from_pretrained(name{trust})",
         "```",
     ]
@@ -96,7 +106,8 @@ def _introduction(report: dict[str, Any], folder: Path) -> str:
 def _numbers(report: dict[str, Any]) -> str:
     if not report.get("metrics"):
         return ""
-    lines = ["## How good it is", "", "| split | metric | value (95 % interval over documents) | baseline |"]
+    unit = report.get("unit", "examples")
+    lines = ["## How good it is", "", f"| split | metric | value (95 % interval over {unit}) | baseline |"]
     lines.append("|---|---|---|---|")
     for split, metrics in report["metrics"].items():
         for name, metric in metrics.items():
@@ -140,11 +151,12 @@ def _data(report: dict[str, Any]) -> str:
     if not data:
         return ""
     lines = ["## Data", "", f"Source: `{data['source']}`, fingerprint `{data.get('fingerprint', '')[:16]}`.", ""]
-    lines += ["| split | documents | tokens | bytes |", "|---|---|---|---|"]
-    for split in ("train", "validation", "test"):
-        if split in data:
-            part = data[split]
-            lines.append(f"| {split} | {part['documents']:,} | {part['tokens']:,} | {part['bytes']:,} |")
+    splits = [split for split in ("train", "validation", "test") if split in data]
+    columns = [key for key, value in data.get("train", {}).items() if isinstance(value, int)]
+    if columns:
+        lines += ["| split | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for split in splits:
+        lines.append(f"| {split} | " + " | ".join(f"{data[split][key]:,}" for key in columns) + " |")
     lines += ["", *(f"- {_in_table(note)}." for note in data.get("notes", []))]
     mended = {key: count for key, count in data.get("cleaned", {}).items() if count}
     if mended:

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from hf_lm.report import SHOWN
+
 INK, BLUE, ORANGE, GREY = "#222222", "#2f6db3", "#d9792b", "#9aa0a6"
 
 
@@ -28,10 +30,10 @@ def draw_plots(report: dict[str, Any], folder: str | Path) -> list[Path]:
         drawn.append(
             _draw(folder / "throughput.png", "Throughput", "tokens per second", lambda axes: _line(axes, speed, 0))
         )
-    if _series(history, "eval_bits_per_byte"):
-        drawn.append(
-            _draw(folder / "metric.png", "Validation", "bits per byte", lambda axes: _metric(axes, history, report))
-        )
+    metric = report.get("main_metric", "")
+    if _series(history, f"eval_{metric}"):
+        shown = SHOWN.get(metric, (metric,))[0]
+        drawn.append(_draw(folder / "metric.png", "Validation", shown, lambda axes: _metric(axes, metric, report)))
     return drawn
 
 
@@ -72,14 +74,15 @@ def _loss(axes: Any, history: list[dict[str, Any]], train: dict[str, list]) -> N
         axes.plot(*zip(*validation, strict=True), "o-", color=ORANGE, markersize=4, linewidth=1.2, label="validation")
 
 
-def _metric(axes: Any, history: list[dict[str, Any]], report: dict[str, Any]) -> None:
-    values = _series(history, "eval_bits_per_byte")
-    low, high = (_series(history, f"eval_bits_per_byte_{end}") for end in ("low", "high"))
+def _metric(axes: Any, metric: str, report: dict[str, Any]) -> None:
+    history = report["history"]
+    values = _series(history, f"eval_{metric}")
+    low, high = (_series(history, f"eval_{metric}_{end}") for end in ("low", "high"))
     axes.plot(*zip(*values, strict=True), "o-", color=ORANGE, markersize=4, label="model, with 95 % interval")
     if len(low) == len(high) == len(values):
         steps = [step for step, _ in values]
         axes.fill_between(steps, [v for _, v in low], [v for _, v in high], color=ORANGE, alpha=0.18, linewidth=0)
-    baseline = report.get("metrics", {}).get("validation", {}).get("bits_per_byte", {}).get("baseline")
+    baseline = report.get("metrics", {}).get("validation", {}).get(metric, {}).get("baseline")
     if baseline and "value" in baseline:
         axes.axhline(baseline["value"], color=GREY, linestyle="--", linewidth=1, label=baseline["name"])
     if "lzma" in report.get("yardsticks", {}):

@@ -65,8 +65,9 @@ def _untouched(model: PreTrainedModel) -> Iterator[None]:
 def loss_invariance(trainer: Any, features: list[dict[str, Any]], *, tolerance: float = 1e-4) -> Proof:
     """One batch of n rows and n accumulated batches of 1 must give the same loss and the same gradients.
 
-    A third of the labels of the first row is left out, so that the rows differ in their number of labels: a mean of
-    means then shows. Differences are relative; gradients are compared as one vector.
+    Of rows with several labels the first loses a third, so that the rows differ in their number: a mean of means then
+    shows. Each row is padded as the collator does it alone and among the others. Differences are relative; gradients
+    are compared as one vector.
     """
     model = trainer.model
 
@@ -81,9 +82,11 @@ def loss_invariance(trainer: Any, features: list[dict[str, Any]], *, tolerance: 
         return loss, [p.grad for p in model.parameters() if p.grad is not None]
 
     together = trainer.data_collator(features)
-    together["labels"] = together["labels"].clone()
-    together["labels"][0, : together["labels"].shape[1] // 3] = -100
-    one_by_one = [{key: value[i : i + 1] for key, value in together.items()} for i in range(len(features))]
+    one_by_one = [trainer.data_collator([feature]) for feature in features]
+    if together["labels"].ndim == 2 and len(features) > 1:
+        for batch in (together, one_by_one[0]):
+            labels = batch["labels"] = batch["labels"].clone()
+            labels[0, : (labels[0] != -100).sum() // 3] = -100
     with _untouched(model):
         loss, gradients = accumulate([together])
         loss_again, gradients_again = accumulate(one_by_one)
@@ -170,6 +173,22 @@ def tokenizer_round_trip(
     return Proof(True, said)
 
 
+def vocabulary(
+    tokenizer: PreTrainedTokenizerBase, encoded: list[list[int]], *, rows: int, limit: float = 0.1
+) -> Proof:
+    """The tokenizer must know the text: no id outside the model's `rows` embedding rows, few unknown tokens."""
+    ids = np.array([i for row in encoded for i in row], np.int64)
+    if not len(ids):
+        return Proof(False, "the tokenizer gives no ids for the text: its files are missing or of another model")
+    if ids.max() >= rows:
+        return Proof(False, f"the tokenizer gives id {ids.max()}, the model has {rows} embedding rows")
+    unknown = 0.0 if tokenizer.unk_token_id is None else float((ids == tokenizer.unk_token_id).mean())
+    said = f"{len(ids):,} ids below {rows}, {unknown:.1%} of them unknown"
+    if unknown > limit:
+        said += f"; above {limit:.0%} the model cannot read this text: take one made for its language"
+    return Proof(unknown <= limit, said)
+
+
 def leakage(shares: dict[str, float], *, limit: float = 0.1) -> Proof:
     """Held-out splits must not stand in the training text: no more than `limit` of their tokens, word for word."""
     said = " and ".join(f"{share:.1%} of {split}" for split, share in shares.items())
@@ -206,7 +225,8 @@ def learnable(trainer: Any, features: list[dict[str, Any]], *, steps: int = 4) -
     parameters = [p for p in model.parameters() if p.requires_grad]
     losses = []
     with _untouched(model):
-        optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.0)  # decay alone lowers a fresh loss
+        rate = min(1e-3, 4 * trainer.args.learning_rate)
+        optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)  # decay alone lowers a fresh loss
         for _ in range(steps + 1):
             loss = trainer.compute_loss(model, batch)
             losses.append(loss.item())
@@ -223,15 +243,19 @@ def learnable(trainer: Any, features: list[dict[str, Any]], *, steps: int = 4) -
 
 LOAD_BACK = """
 import json, sys
-import numpy as np, torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+if not sys.argv[6:]:
+    sys.modules["peft"] = None  # who has no peft must be able to load it
+import numpy as np, torch, transformers
 folder, probe, remote = sys.argv[1], json.load(open(sys.argv[2])), sys.argv[3] == "remote"
-model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=remote, dtype="float32").eval()
-tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=remote)
+auto_class = getattr(transformers, probe["auto_class"])
+model = auto_class.from_pretrained(folder, trust_remote_code=remote, dtype="float32").eval()
+tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=remote)
 with torch.no_grad():
-    logits = model(torch.tensor([probe["ids"]])).logits[0].numpy()
-np.save(sys.argv[4], logits)
-tokenizer.backend_tokenizer.encode_special_tokens = True
+    outputs = model(**{name: torch.tensor(values) for name, values in probe["inputs"].items()})
+logits = outputs.logits if "logits" in outputs else torch.stack([outputs.start_logits, outputs.end_logits])
+np.save(sys.argv[4], logits.numpy())
+if tokenizer.is_fast:
+    tokenizer.backend_tokenizer.encode_special_tokens = True
 ids = [tokenizer.encode(text, add_special_tokens=False) for text in probe["texts"]]
 json.dump(ids, open(sys.argv[5], "w"))
 """
@@ -240,27 +264,35 @@ json.dump(ids, open(sys.argv[5], "w"))
 def load_back(
     folder: str | Path,
     model: PreTrainedModel,
-    ids: list[int],
+    inputs: dict[str, torch.Tensor],
     texts: list[str],
     encoded: list[Any],
     *,
+    auto_class: str = "AutoModelForCausalLM",
     tolerance: float = 1e-3,
 ) -> Proof:
     """A fresh process that knows nothing of hf_lm must load the folder and give the same token ids and logits.
 
-    A model that carries its own code (hf_lm.models.recurrent) is loaded with it: that code was written by this run.
+    `inputs` are the model's, `encoded` the ids of `texts` without special tokens. A model that carries its own code
+    (hf_lm.models.recurrent) is loaded with it: that code was written by this run.
     """
-    config = json.loads((Path(folder) / "config.json").read_text())
+    folder = Path(folder)
+    adapter = (folder / "adapter_config.json").is_file()
+    config = {} if adapter else json.loads((folder / "config.json").read_text())
     device = next(model.parameters()).device
     with _untouched(model), torch.no_grad():
-        expected = model(torch.tensor([ids], device=device)).logits[0].float().cpu().numpy()  # (time, vocab)
+        outputs = model(**{name: values.to(device) for name, values in inputs.items()})
+        logits = outputs.logits if "logits" in outputs else torch.stack([outputs.start_logits, outputs.end_logits])
+        expected = logits.float().cpu().numpy()
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
     with tempfile.TemporaryDirectory() as aside:
-        probe, logits, ids_file = (Path(aside) / name for name in ("probe.json", "logits.npy", "ids.json"))
-        probe.write_text(json.dumps({"ids": [int(i) for i in ids], "texts": texts}))
+        probe, logits_file, ids_file = (Path(aside) / name for name in ("probe.json", "logits.npy", "ids.json"))
+        values = {name: tensor.tolist() for name, tensor in inputs.items()}
+        probe.write_text(json.dumps({"auto_class": auto_class, "inputs": values, "texts": texts}))
         remote = "remote" if "auto_map" in config else "plain"
         done = subprocess.run(
-            [sys.executable, "-I", "-c", LOAD_BACK, str(folder), str(probe), remote, str(logits), str(ids_file)],
+            [sys.executable, "-I", "-c", LOAD_BACK, str(folder), str(probe), remote, str(logits_file), str(ids_file)]
+            + ["adapter"] * adapter,
             capture_output=True,
             text=True,
             stdin=subprocess.DEVNULL,  # nothing may wait for an answer
@@ -268,7 +300,7 @@ def load_back(
         )
         if done.returncode:
             return Proof(False, f"a fresh process could not load {folder}: {done.stderr.strip().splitlines()[-1]}")
-        loaded, loaded_ids = np.load(logits), json.loads(ids_file.read_text())
+        loaded, loaded_ids = np.load(logits_file), json.loads(ids_file.read_text())
     if [list(map(int, row)) for row in encoded] != loaded_ids:
         return Proof(False, f"the tokenizer loaded from {folder} gives other ids")
     difference = float(np.abs(loaded - expected).max())

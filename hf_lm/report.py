@@ -6,6 +6,7 @@ import os
 import platform
 import resource
 import sys
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,19 @@ SHOWN = {
     "bits_per_byte": ("bits per byte", "{:.3f}"),
     "perplexity": ("token perplexity", "{:.2f}"),
     "word_perplexity": ("word perplexity", "{:.1f}"),
+    "accuracy": ("accuracy", "{:.1f} %"),
+    "macro_f1": ("macro F1", "{:.1f} %"),
+    "mcc": ("MCC", "{:.3f}"),
+    "calibration_error": ("calibration error", "{:.1f} %"),
+    "bleu": ("BLEU", "{:.1f}"),
+    "chrf": ("chrF", "{:.1f}"),
+    "ter": ("TER", "{:.1f}"),
+    "rouge1": ("ROUGE-1", "{:.1f}"),
+    "rouge2": ("ROUGE-2", "{:.1f}"),
+    "rougeL": ("ROUGE-L", "{:.1f}"),
+    "rougeLsum": ("ROUGE-Lsum", "{:.1f}"),
+    "exact_match": ("exact match", "{:.1f} %"),
+    "f1": ("F1", "{:.1f} %"),
 }
 
 
@@ -28,6 +42,18 @@ def save_report(report: dict[str, Any], folder: str | Path) -> dict[str, Any]:
     aside.write_text(json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
     os.replace(aside, folder / "report.json")
     return report
+
+
+def save_predictions(rows: Iterable[dict[str, Any]], folder: str | Path) -> None:
+    """Write predictions.jsonl, aside and then renamed; nothing where there are no rows."""
+    path, aside = Path(folder) / "predictions.jsonl", Path(folder) / "predictions.jsonl.tmp"
+    with aside.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(_plain(row), ensure_ascii=False) + "\n")
+    if aside.stat().st_size:
+        os.replace(aside, path)
+    else:
+        aside.unlink()
 
 
 def _plain(value: Any) -> Any:
@@ -83,15 +109,14 @@ def beside(name: str, metric: dict[str, Any]) -> str:
     baseline = metric.get("baseline")
     if baseline is None:
         return ""
-    won = metric.get("high", metric.get("value", math.inf)) < baseline.get("value", math.inf)
-    return f"{baseline['name']} {in_words(name, {**baseline})}" + ("" if won else ", NOT BEATEN")
+    return f"{baseline['name']} {in_words(name, baseline)}" + ("" if baseline["beaten"] else ", NOT BEATEN")
 
 
 def show_report(report: dict[str, Any], folder: str | Path) -> None:
     """Print what a person wants to know at the end of a run."""
     lines = [""]
     for split, metrics in report.get("metrics", {}).items():
-        lines.append(f"{split}, 95 % interval over documents".capitalize())
+        lines.append(f"{split}, 95 % interval over {report.get('unit', 'examples')}".capitalize())
         for name, metric in metrics.items():
             lines.append(f"  {SHOWN.get(name, (name,))[0]:<18}{in_words(name, metric):<34}{beside(name, metric)}")
     yardsticks = report.get("yardsticks", {})
@@ -114,7 +139,8 @@ def show_report(report: dict[str, Any], folder: str | Path) -> None:
     lines.append(
         f"Proofs passed: {', '.join(passed) or 'none'}" + (f"; left out: {', '.join(skipped)}" if skipped else "")
     )
-    lines.append(f"In {folder}: the model (AutoModelForCausalLM), README.md, report.json, plots/")
+    loads = report.get("model", {}).get("auto_class", "AutoModel")
+    lines.append(f"In {folder}: the model ({loads}), README.md, report.json, plots/")
     print("\n".join(lines))
 
 

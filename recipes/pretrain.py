@@ -83,9 +83,10 @@ if __name__ == "__main__":
         *parse_arguments(
             Arguments,
             TrainingArguments,
+            fresh={"learning_rate": 1.5e-2, "muon_learning_rate": 6e-3},
             output_dir="out/pretrain",
-            learning_rate=1.5e-2,
-            muon_learning_rate=6e-3,
+            learning_rate=1e-3,
+            muon_learning_rate=1e-3,
             lr_scheduler_type="warmup_stable_decay",
             warmup_steps=20,
             max_steps=675,

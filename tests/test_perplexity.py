@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_lm.evaluation.intervals import bootstrap_ratio
-from hf_lm.evaluation.perplexity import score_documents, unigram_likelihood, windows
+from hf_lm.evaluation.intervals import mean, ratio
+from hf_lm.evaluation.perplexity import Likelihood, _exp_or_inf, score_documents, unigram_likelihood, windows
 
 
 @given(st.integers(2, 200), st.integers(1, 32), st.data())
@@ -62,9 +62,15 @@ def test_metrics_are_the_likelihood_over_tokens_words_and_bytes(model, stream, t
     assert metrics["perplexity"].value == pytest.approx(math.exp(nll / likelihood.tokens.sum()))
     assert metrics["word_perplexity"].value == pytest.approx(math.exp(nll / sum(len(t.split()) for t in texts)))
     assert metrics["bits_per_byte"].value == pytest.approx(nll / math.log(2) / sum(len(t.encode()) for t in texts))
-    for interval in metrics.values():
+    for interval in (metric.interval() for metric in metrics.values()):
         assert interval.low < interval.value < interval.high
     assert likelihood.tokens.sum() == stream.total - 1  # every id of the stream but the very first is predicted
+
+
+def test_text_without_spaces_has_no_word_perplexity():
+    one = np.ones(3)
+    assert "word_perplexity" in Likelihood(one, one, bytes=6 * one, words=one).metrics()
+    assert "word_perplexity" not in Likelihood(one, one, bytes=30 * one, words=one).metrics()
 
 
 def test_an_untrained_model_is_as_good_as_guessing(model, stream):
@@ -86,7 +92,7 @@ def test_stride_must_fit_the_block(model, stream):
 
 def test_bootstrap_interval_of_a_mean_agrees_with_the_normal_one():
     values = np.random.default_rng(1).normal(3.0, 1.0, size=2000)
-    interval = bootstrap_ratio(values, np.ones(2000))
+    interval = mean(values).interval()
     half = 1.96 * values.std() / math.sqrt(2000)
     assert interval.value == pytest.approx(values.mean())
     assert interval.low == pytest.approx(values.mean() - half, abs=0.01)
@@ -95,8 +101,8 @@ def test_bootstrap_interval_of_a_mean_agrees_with_the_normal_one():
 
 def test_a_bootstrap_repeats_and_one_example_has_no_interval():
     a, b = np.arange(1.0, 9), np.arange(2.0, 10)
-    assert bootstrap_ratio(a, b) == bootstrap_ratio(a, b)
-    assert bootstrap_ratio(a[:1], b[:1]).report() == {"value": 0.5}
+    assert ratio(a, b).interval() == ratio(a, b).interval()
+    assert ratio(a[:1], b[:1]).interval().report() == {"value": 0.5}
 
 
 def test_bootstrap_intervals_cover_the_truth_as_often_as_they_say():
@@ -104,6 +110,28 @@ def test_bootstrap_intervals_cover_the_truth_as_often_as_they_say():
     covered = 0
     for seed in range(200):
         values = rng.exponential(2.0, size=200)
-        interval = bootstrap_ratio(values, np.ones(200), resamples=400, seed=seed)
+        interval = mean(values).interval(resamples=400, seed=seed)
         covered += interval.low <= 2.0 <= interval.high
     assert 0.90 <= covered / 200 <= 0.99
+
+
+def test_a_paired_difference_is_sharper_than_two_intervals_and_knows_noise():
+    rng = np.random.default_rng(0)
+    shared = rng.normal(0, 5, size=300)  # examples differ far more than the two models do
+    one, other = mean(shared + 0.5), mean(shared + rng.normal(0, 0.5, size=300))
+    assert one.interval().low < other.interval().high  # apart, nothing could be said
+    assert one.beats(other)
+    assert not other.beats(one)
+    assert not one.beats(one)
+    assert one.minus(other).value == pytest.approx(one.value - other.value)
+    with pytest.raises(ValueError, match="300 and 2 examples"):
+        one.minus(mean(shared[:2]))
+
+
+def test_a_value_that_overflows_has_no_bounds_and_still_beats_or_loses():
+    nll, tokens = np.full(20, 1e4), np.ones(20)
+    huge = ratio(nll, tokens, transform=_exp_or_inf, higher_is_better=False)
+    small = ratio(tokens, tokens, transform=_exp_or_inf, higher_is_better=False)
+    assert huge.interval().report() == {"value": math.inf}
+    assert small.beats(huge)
+    assert not huge.beats(small)

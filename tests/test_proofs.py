@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from hf_lm import proofs
 from hf_lm.arguments import TrainingArguments
 from hf_lm.data.packing import Blocks, collate_blocks
+from hf_lm.losses import next_token_loss
 from hf_lm.proofs import Proof, prove
 from hf_lm.tokenizer import encode_documents, train_word_level
 from hf_lm.training.trainer import Trainer
@@ -18,6 +19,8 @@ def trainer(model, stream, tmp_path):
     return Trainer(
         model,
         TrainingArguments(output_dir=str(tmp_path / "out"), use_cpu=True, report_to="none", disable_tqdm=True),
+        loss=next_token_loss,
+        shifts_labels=True,
         measure=lambda model: {},
         context=32,
         train_dataset=Blocks(stream, block_size=32, isolate=True),
@@ -112,7 +115,7 @@ def test_load_back_finds_weights_and_tokenizers_that_changed_on_the_way(model, t
 
     def check():
         encoded = encode_documents(tokenizer, texts[:3])
-        return proofs.load_back(tmp_path, model, list(range(20)), texts[:3], encoded)
+        return proofs.load_back(tmp_path, model, {"input_ids": torch.arange(20)[None]}, texts[:3], encoded)
 
     assert check().passed
     weights = load_file(tmp_path / "model.safetensors")

@@ -1,14 +1,17 @@
 """The loss is the mean over all label tokens of a step, speed is measured, and a NaN stops the run."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from hf_lm.arguments import TrainingArguments
 from hf_lm.data.packing import Blocks, collate_blocks
+from hf_lm.losses import label_loss, next_token_loss, span_loss
 from hf_lm.training.monitor import flops_per_token
-from hf_lm.training.trainer import Trainer, token_loss
+from hf_lm.training.trainer import Trainer
 
 
 @pytest.fixture
@@ -28,6 +31,8 @@ def make_trainer(model, stream, tmp_path):
         return Trainer(
             model,
             TrainingArguments(**settings | arguments),
+            loss=next_token_loss,
+            shifts_labels=True,
             measure=lambda model: {"loss": 1.0},
             context=32,
             train_dataset=blocks,
@@ -42,7 +47,11 @@ def losses(trainer):
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
-def test_token_loss_is_the_summed_shifted_cross_entropy():
+def outputs(**logits):
+    return SimpleNamespace(**logits)
+
+
+def test_next_token_loss_is_the_summed_shifted_cross_entropy():
     torch.manual_seed(0)
     logits, labels = torch.randn(2, 5, 7), torch.randint(0, 7, (2, 5))
     labels[0, 2] = -100
@@ -52,7 +61,23 @@ def test_token_loss_is_the_summed_shifted_cross_entropy():
         for i in range(4)
         if labels[row, i + 1] != -100
     )
-    assert token_loss(logits, labels).item() == pytest.approx(expected, rel=1e-6)
+    assert next_token_loss(outputs(logits=logits), {"labels": labels}).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_label_and_span_losses_are_summed_cross_entropies_over_what_is_labelled():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(3, 5), torch.tensor([4, -100, 0])
+    chosen = torch.log_softmax(logits.double(), -1)
+    assert label_loss(outputs(logits=logits), {"labels": labels}).item() == pytest.approx(
+        -(chosen[0, 4] + chosen[2, 0]).item()
+    )
+    start, end = torch.randn(2, 7), torch.randn(2, 7)
+    expected = -(start.double().log_softmax(-1)[[0, 1], [2, 0]] + end.double().log_softmax(-1)[[0, 1], [3, 0]]).sum()
+    batch = {"labels": torch.tensor([[2, 3], [0, 0]]), "attention_mask": torch.ones(2, 7)}
+    assert span_loss(outputs(start_logits=start, end_logits=end), batch).item() == pytest.approx(expected.item())
+    padded = outputs(start_logits=F.pad(start, (0, 3), value=9.0), end_logits=F.pad(end, (0, 3), value=9.0))
+    batch["attention_mask"] = F.pad(batch["attention_mask"], (0, 3))
+    assert span_loss(padded, batch).item() == pytest.approx(expected.item())
 
 
 def test_accumulated_batches_train_like_one_large_batch(make_trainer, model):

@@ -1,4 +1,4 @@
-"""Bootstrap intervals."""
+"""Bootstrap intervals: how far a number would move on other examples, and whether a difference is more than noise."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -19,34 +19,89 @@ class Interval:
         return {key: value for key, value in asdict(self).items() if value is not None}
 
 
-def bootstrap_ratio(
+@dataclass(frozen=True)
+class Estimate:
+    """A number that sums over examples determine: a ratio of sums, corpus BLEU, macro F1, a calibration error.
+
+    `statistics` is (examples, k); `value_of` maps sums (..., k) to values (...). Of resampled examples only the sums
+    are taken, so that a bootstrap costs a matrix product whatever the metric.
+    Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
+    """
+
+    statistics: np.ndarray
+    value_of: Callable[[np.ndarray], np.ndarray]
+    higher_is_better: bool = True
+
+    @property
+    def value(self) -> float:
+        return float(self.value_of(self.statistics.sum(axis=0)))
+
+    def interval(self, **options) -> Interval:
+        """The value with its percentile interval over examples."""
+        return Interval(self.value, *_percentiles(self.resampled(**options)))
+
+    def minus(self, other: "Estimate", **options) -> Interval:
+        """The difference of two numbers on the same examples, resampled together (a paired bootstrap; Koehn 2004)."""
+        if len(self.statistics) != len(other.statistics):
+            raise ValueError(f"{len(self.statistics)} and {len(other.statistics)} examples cannot be paired.")
+        differences = self.resampled(**options) - other.resampled(**options)
+        return Interval(self.value - other.value, *_percentiles(differences))
+
+    def beats(self, other: "Estimate") -> bool:
+        """Whether this is better than `other` on the same examples by more than the noise of 95 %."""
+        if len(self.statistics) < 2:
+            return False
+        difference = self.minus(other)
+        if difference.low is None or difference.high is None:
+            return self.value > other.value if self.higher_is_better else self.value < other.value
+        return difference.low > 0 if self.higher_is_better else difference.high < 0
+
+    def resampled(self, *, resamples: int = 2000, seed: int = 0) -> np.ndarray:
+        """The value on `resamples` draws of as many examples, (resamples,). Equal seeds draw the same examples."""
+        examples = len(self.statistics)
+        if examples < 2:
+            return np.full(resamples, np.nan)
+        rng = np.random.default_rng(seed)
+        values = np.empty(resamples)
+        rows = max(1, 2**22 // examples)  # resamples drawn at a time: memory stays flat as examples grow
+        for start in range(0, resamples, rows):
+            size = min(rows, resamples - start)
+            drawn = rng.integers(0, examples, size=(size, examples)) + examples * np.arange(size)[:, None]
+            times = np.bincount(drawn.ravel(), minlength=size * examples).reshape(size, examples)
+            values[start : start + size] = self.value_of(times @ self.statistics)
+        return values
+
+
+def _percentiles(values: np.ndarray, confidence: float = 0.95) -> tuple[float | None, float | None]:
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return None, None
+    tail = (1 - confidence) / 2
+    with np.errstate(invalid="ignore"):  # between two values that overflowed
+        bounds = np.quantile(values, [tail, 1 - tail])
+    low, high = (float(bound) if np.isfinite(bound) else None for bound in bounds)
+    return low, high
+
+
+def ratio(
     numerator: np.ndarray,
     denominator: np.ndarray,
     *,
     transform: Callable[[np.ndarray], np.ndarray] = lambda ratio: ratio,
-    resamples: int = 2000,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> Interval:
-    """`transform(sum(numerator) / sum(denominator))` with a percentile bootstrap interval over examples.
+    higher_is_better: bool = True,
+) -> Estimate:
+    """`transform(sum(numerator) / sum(denominator))`; both are (examples,).
 
-    A ratio of sums, not a mean of ratios: a long document counts as much as its tokens. Both arrays are (examples,)
-    and are resampled together. `transform` must be monotone. The same arrays always give the same interval.
-    Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
+    A ratio of sums, not a mean of ratios: a long document counts as much as its tokens.
     """
-    numerator, denominator = np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)
-    examples = len(numerator)
-    value = float(transform(numerator.sum() / denominator.sum()))
-    if examples < 2:
-        return Interval(value)
-    rng = np.random.default_rng(seed)
-    ratios = np.empty(resamples)
-    rows = max(1, 2**22 // examples)  # resamples drawn at a time: memory stays flat as examples grow
-    for start in range(0, resamples, rows):
-        size = min(rows, resamples - start)
-        drawn = rng.integers(0, examples, size=(size, examples))  # (resamples, examples)
-        sums = denominator[drawn].sum(axis=1)
-        ratios[start : start + size] = numerator[drawn].sum(axis=1) / np.where(sums == 0, np.nan, sums)
-    tail = (1 - confidence) / 2
-    low, high = transform(np.nanquantile(ratios, [tail, 1 - tail]))
-    return Interval(value, float(low), float(high))
+    statistics = np.stack([np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)], axis=1)
+
+    def value_of(sums: np.ndarray) -> np.ndarray:
+        return transform(sums[..., 0] / np.where(sums[..., 1] == 0, np.nan, sums[..., 1]))
+
+    return Estimate(statistics, value_of, higher_is_better)
+
+
+def mean(values: np.ndarray, *, higher_is_better: bool = True) -> Estimate:
+    """The mean of one value per example, (examples,)."""
+    return ratio(values, np.ones(len(values)), higher_is_better=higher_is_better)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from hf_lm.evaluation.intervals import Interval, bootstrap_ratio
+from hf_lm.evaluation.intervals import Estimate, ratio
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -36,13 +36,18 @@ class Likelihood:
     bytes: np.ndarray
     words: np.ndarray
 
-    def metrics(self) -> dict[str, Interval]:
-        """Token perplexity, word perplexity (words as white space parts them) and bits per byte, with intervals."""
-        return {
-            "bits_per_byte": bootstrap_ratio(self.nll, self.bytes * math.log(2)),
-            "perplexity": bootstrap_ratio(self.nll, self.tokens, transform=np.exp),
-            "word_perplexity": bootstrap_ratio(self.nll, self.words, transform=_exp_or_inf),
+    def metrics(self) -> dict[str, Estimate]:
+        """Bits per byte, token perplexity and word perplexity (words as white space parts them).
+
+        Text without spaces between its words, as Chinese, has no word perplexity: above 20 bytes a word there is none.
+        """
+        found = {
+            "bits_per_byte": ratio(self.nll, self.bytes * math.log(2), higher_is_better=False),
+            "perplexity": ratio(self.nll, self.tokens, transform=_exp_or_inf, higher_is_better=False),
         }
+        if self.bytes.sum() <= 20 * self.words.sum():
+            found["word_perplexity"] = ratio(self.nll, self.words, transform=_exp_or_inf, higher_is_better=False)
+        return found
 
     @property
     def loss(self) -> float:

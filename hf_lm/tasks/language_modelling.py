@@ -2,8 +2,9 @@
 
 import lzma
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import islice
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,7 @@ from hf_lm.data.packing import Blocks, cache_folder, collate_blocks, tokenize_do
 from hf_lm.data.sources import Corpus
 from hf_lm.evaluation.leakage import leaked_share
 from hf_lm.evaluation.perplexity import Likelihood, score_documents, unigram_likelihood, windows
+from hf_lm.losses import next_token_loss
 from hf_lm.proofs import Proof
 from hf_lm.tokenizer import encode_documents, measure_tokenizer
 
@@ -31,6 +33,10 @@ class LanguageModelling:
 
     recipe = "pretrain"
     main_metric = "bits_per_byte"
+    auto_class, pipeline_tag = "AutoModelForCausalLM", "text-generation"
+    unit = "documents"  # that the intervals are over
+    loss = staticmethod(next_token_loss)
+    shifts_labels = True
     collate = staticmethod(collate_blocks)
 
     def __init__(
@@ -43,12 +49,13 @@ class LanguageModelling:
         eval_stride: int = 0,
     ) -> None:
         self.corpus, self.tokenizer, self.block_size = corpus, tokenizer, block_size
+        self.splits, self.context = corpus.splits, block_size
         self.isolate = packing == "isolate"
         self.eval_stride = eval_stride or max(1, block_size // 2)
         next(windows(2, block_size=block_size, stride=self.eval_stride))  # a wrong stride is said now, not hours later
         self.streams = {}
         with PartialState().main_process_first():
-            for split in corpus.splits:
+            for split in self.splits:
                 self.streams[split] = tokenize_documents(
                     corpus.documents(split),
                     tokenizer=tokenizer,
@@ -106,11 +113,16 @@ class LanguageModelling:
             "learnable": lambda: proofs.learnable(trainer, first[:1]),
         }
 
-    def proofs_after(self, model: PreTrainedModel, folder: str) -> dict[str, Callable[[], Proof]]:
-        ids = self.streams["validation"].document(0)[: min(64, self.block_size)].tolist()
+    def proofs_after(
+        self, model: PreTrainedModel, folder: Path, adapter: Path | None
+    ) -> dict[str, Callable[[], Proof]]:
+        ids = self.streams["validation"].document(0)[: min(64, self.block_size)]
+        inputs = {"input_ids": torch.from_numpy(ids.astype("int64"))[None]}
         texts = self.texts("validation", 2_000)
         return {
-            "load_back": lambda: proofs.load_back(folder, model, ids, texts, encode_documents(self.tokenizer, texts))
+            "load_back": lambda: proofs.load_back(
+                folder, model, inputs, texts, encode_documents(self.tokenizer, texts), auto_class=self.auto_class
+            )
         }
 
     def _block_of_two(self) -> dict[str, Any]:
@@ -123,7 +135,10 @@ class LanguageModelling:
         feature = {"input_ids": torch.cat(ids), "starts": [len(one)]}
         return feature | ({"position_ids": positions} if self.isolate else {})
 
-    def report(self) -> dict[str, Any]:
+    def predictions(self, measured: dict[str, Likelihood]) -> Iterable[dict[str, Any]]:
+        return ()
+
+    def report(self, measured: dict[str, Likelihood]) -> dict[str, Any]:
         """The report's parts about data, tokenizer and yardsticks."""
         data = self.corpus.report()
         for split, stream in self.streams.items():
@@ -169,10 +184,12 @@ class LanguageModelling:
                     pad_token_id=self.tokenizer.pad_token_id or stream.end,
                     eos_token_id=stream.end,
                 )[0]
+                said = [int(i) for i in output if i not in (stream.begin, stream.end, self.tokenizer.pad_token_id)]
+                begun = sum(i in (stream.begin, stream.end) for i in ids)
                 found.append(
                     {
-                        "prompt": self.tokenizer.decode(output[: len(ids)], skip_special_tokens=True),
-                        "continuation": self.tokenizer.decode(output[len(ids) :], skip_special_tokens=True),
+                        "prompt": self.tokenizer.decode(said[: len(ids) - begun]),  # with <unk>, where there is one
+                        "continuation": self.tokenizer.decode(said[len(ids) - begun :]),
                     }
                 )
         return found

@@ -12,9 +12,10 @@ from transformers.utils.logging import disable_progress_bar
 from hf_lm.arguments import TrainingArguments
 from hf_lm.card import write_card
 from hf_lm.hub import push_to_hub
+from hf_lm.models.adapters import is_adapted, merge
 from hf_lm.plots import draw_plots
 from hf_lm.proofs import prove
-from hf_lm.report import peak_memory_bytes, save_report, show_report, versions
+from hf_lm.report import peak_memory_bytes, save_predictions, save_report, show_report, versions
 from hf_lm.training.checkpoints import check_same_run, find_checkpoint, prepare_output, save_run
 from hf_lm.training.trainer import Trainer
 
@@ -46,19 +47,22 @@ def fit(model: PreTrainedModel, task: Any, training_args: TrainingArguments) -> 
     last: dict[int, Any] = {}  # the newest evaluation while training, by its step
 
     def measure(model: PreTrainedModel) -> dict[str, float]:
-        likelihood = task.measure(model, "validation", trainer.accelerator)
+        scores = task.measure(model, "validation", trainer.accelerator)
         last.clear()
-        last[trainer.state.global_step] = likelihood
-        numbers = {"loss": likelihood.loss}
-        for name, interval in likelihood.metrics().items():
+        last[trainer.state.global_step] = scores
+        numbers = {"loss": scores.loss}
+        for name, estimate in scores.metrics().items():
+            interval = estimate.interval()
             numbers |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
         return {name: number for name, number in numbers.items() if number is not None}
 
     trainer = Trainer(
         model,
         training_args,
+        loss=task.loss,
+        shifts_labels=task.shifts_labels,
         measure=measure,
-        context=task.block_size,
+        context=task.context,
         train_dataset=task.train_dataset,
         data_collator=task.collate,
         processing_class=task.tokenizer,
@@ -83,31 +87,40 @@ def fit(model: PreTrainedModel, task: Any, training_args: TrainingArguments) -> 
     # The last evaluation is that of the final model, unless the best one was loaded after it.
     validation = None if training_args.load_best_model_at_end else last.get(trainer.state.global_step)
     measured = {"validation": validation or task.measure(trainer.model, "validation", trainer.accelerator)}
-    if "test" in task.streams:
+    if "test" in task.splits:
         measured["test"] = task.measure(trainer.model, "test", trainer.accelerator)
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     model.config.use_cache = True  # the Trainer turned it off for training, and would save that
     model.eval()
+    adapter = folder / "adapter" if is_adapted(model) else None
+    if adapter is not None:
+        trainer.save_model(str(adapter))
+        trainer.model = model = merge(model)
     trainer.save_model(str(folder))
     report: dict[str, Any] = {}
     if state.is_main_process:
-        (folder / "training_args.bin").unlink(missing_ok=True)  # pickled; run.yaml holds the same
-        found |= prove(task.proofs_after(model, str(folder)), skip=training_args.skip_proofs, say=say)
+        for saved in (folder, adapter or folder):
+            (saved / "training_args.bin").unlink(missing_ok=True)  # pickled; run.yaml holds the same
+        found |= prove(task.proofs_after(model, folder, adapter), skip=training_args.skip_proofs, say=say)
         report = {
             "recipe": task.recipe,
+            "pipeline_tag": task.pipeline_tag,
+            "main_metric": task.main_metric,
+            "unit": task.unit,
             "seconds": 0.0,
             "versions": versions(),
             "processes": state.num_processes,
             "device": describe(trainer),
-            **task.report(),
+            **task.report(measured),
             "model": {
                 "architecture": type(model).__name__,
+                "auto_class": task.auto_class,
                 "parameters": model.num_parameters(),
                 "trainable": trainable,
                 "model_type": model.config.model_type,
             },
             "proofs": found,
-            "metrics": {split: with_baseline(task, split, likelihood) for split, likelihood in measured.items()},
+            "metrics": {split: with_baseline(task, split, scores) for split, scores in measured.items()},
             "samples": task.samples(model),
             "speed": trainer.speedometer.speed | {"peak_memory_bytes": peak_memory_bytes()},
             "history": trainer.state.log_history,
@@ -116,6 +129,7 @@ def fit(model: PreTrainedModel, task: Any, training_args: TrainingArguments) -> 
             report["model"]["base"] = training_args.run["model"]
         report["seconds"] = time.time() - started
         report = save_report(report, folder)
+        save_predictions(task.predictions(measured), folder)
         draw_plots(report, folder)
         write_card(report, folder)
         show_report(report, folder)
@@ -132,12 +146,13 @@ def fit(model: PreTrainedModel, task: Any, training_args: TrainingArguments) -> 
 
 
 def with_baseline(task: Any, split: str, measured: Any) -> dict[str, Any]:
-    """The metrics of a split as report.json holds them, each beside the trivial model's."""
+    """The metrics of a split as report.json holds them, each beside the trivial model's on the same examples."""
     name, trivial = task.baseline(split)
     baseline = trivial.metrics()
     return {
-        key: interval.report() | {"baseline": {"name": name, "value": baseline[key].value}}
-        for key, interval in measured.metrics().items()
+        key: estimate.interval().report()
+        | {"baseline": {"name": name, "value": baseline[key].value, "beaten": estimate.beats(baseline[key])}}
+        for key, estimate in measured.metrics().items()
     }
 
 

@@ -8,6 +8,8 @@ import torch
 from transformers import PreTrainedModel
 from transformers.trainer_callback import ProgressCallback, TrainerCallback, TrainerControl, TrainerState
 
+from hf_lm.report import SHOWN
+
 
 def flops_per_token(model: PreTrainedModel, context: int) -> int:
     """Floating-point operations of a training step per token: 6 per matrix weight, and attention over `context`.
@@ -70,6 +72,9 @@ class Speedometer(TrainerCallback):
         if control.should_evaluate or control.should_save:
             self._stop()
 
+    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._stop()  # an evaluation or a checkpoint may follow
+
     def _stop(self) -> None:
         if self._start is not None:
             self.seconds += time.perf_counter() - self._start
@@ -97,29 +102,29 @@ class Speedometer(TrainerCallback):
 class Progress(ProgressCallback):
     """The Trainer's bar, with the last measurements on it in place of a dictionary per log; tqdm adds the ETA."""
 
-    SHOWN: ClassVar = {
+    TRAINING: ClassVar = {
         "loss": "loss {:.3f}",
-        "eval_bits_per_byte": "val {:.3f} bits/byte",
         "tokens_per_second": "{:,.0f} tok/s",
         "utilisation": "{:.0%} of peak",
     }
 
     def __init__(self) -> None:
         super().__init__()
-        self.last: dict[str, float] = {}
+        self.last: dict[str, str] = {}
 
     def on_log(
         self, args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, float] | None = None, **_: Any
     ) -> None:
         if not state.is_world_process_zero or self.training_bar is None or not logs:
             return
-        self.last |= {key: value for key, value in logs.items() if key in self.SHOWN}
-        self.training_bar.set_postfix_str(
-            ", ".join(said.format(self.last[key]) for key, said in self.SHOWN.items() if key in self.last)
-        )
-        if "eval_loss" in logs:
-            shown = [f"{key.removeprefix('eval_')} {value:.3f}" for key, value in logs.items() if key in EVALUATED]
-            self.training_bar.write(f"step {state.global_step}: validation " + ", ".join(shown))
-
-
-EVALUATED = ("eval_loss", "eval_perplexity", "eval_word_perplexity", "eval_bits_per_byte")
+        self.last |= {key: said.format(logs[key]) for key, said in self.TRAINING.items() if key in logs}
+        measured = [
+            f"{name} {number.format(logs[f'eval_{key}'])}"
+            for key, (name, number) in SHOWN.items()
+            if f"eval_{key}" in logs
+        ]
+        if measured:
+            self.last["validation"] = f"validation {measured[0]}"
+            loss = [f"loss {logs['eval_loss']:.3f}"] if "eval_loss" in logs else []
+            self.training_bar.write(f"step {state.global_step}: validation " + ", ".join(loss + measured))
+        self.training_bar.set_postfix_str(", ".join(self.last.values()))

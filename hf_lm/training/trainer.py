@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import transformers
 from torch import nn
 from transformers.trainer_callback import ProgressCallback
@@ -17,18 +16,14 @@ from hf_lm.training.monitor import Progress, Speedometer, flops_per_token
 from hf_lm.training.optimizers import Muon, OptimizerPair, muon_groups
 
 
-def token_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Summed cross-entropy in nats: logits (batch, time, vocab) at i predict labels (batch, time) at i + 1."""
-    shifted = F.pad(labels[:, 1:], (0, 1), value=-100)  # moving the labels spares a copy of the logits
-    return F.cross_entropy(logits.float().flatten(0, 1), shifted.flatten(), ignore_index=-100, reduction="sum")
-
-
 class Trainer(transformers.Trainer):
-    """A Trainer for causal language models whose loss is the mean over all label tokens of an optimizer step.
+    """A Trainer whose loss is the mean over all labels of an optimizer step, whatever the model.
 
     Whatever the batch size, the accumulation and the number of processes: n rows in one batch, n accumulated batches
-    of 1 and n processes give the same loss and gradients. `measure(model)` gives the evaluation's numbers without the
-    `eval_` prefix, on every process; `context` is the length of a row in tokens, for the FLOPs of attention.
+    of 1 and n processes give the same loss and gradients. `loss(outputs, batch)` is the sum over a batch's labels
+    (hf_lm.losses), `shifts_labels` says that the first label of a row is not predicted. `measure(model)` gives the
+    evaluation's numbers without the `eval_` prefix, on every process; `context` is the length of a row in tokens, for
+    the FLOPs of attention.
     """
 
     loss_is_scaled_for_ga = True  # compute_loss divides by the tokens of the whole step
@@ -39,22 +34,25 @@ class Trainer(transformers.Trainer):
         model: nn.Module,
         args: TrainingArguments,
         *,
+        loss: Callable[[Any, dict[str, torch.Tensor]], torch.Tensor],
+        shifts_labels: bool,
         measure: Callable[[nn.Module], dict],
         context: int,
         **kwargs: Any,
     ) -> None:
+        args.remove_unused_columns = False  # it would take the labels of heads that call theirs otherwise
         args.logging_nan_inf_filter = False  # it would hide a NaN; training_step stops at one
         args.dataloader_pin_memory &= torch.accelerator.is_available()  # or torch warns at every run on a CPU
-        self.measure = measure
-        self.tokens_seen = 0  # by all processes
+        self.loss, self.measure = loss, measure
+        self.tokens_seen: Any = 0  # by all processes
         self._aside: Path | None = None
         super().__init__(model, args, eval_dataset=[], **kwargs)  # `measure` knows what it evaluates on
         self.model_accepts_loss_kwargs = True  # so that num_items_in_batch is counted,
-        self._loss_shifts_labels = True  # over the labels that are predicted
+        self._loss_shifts_labels = shifts_labels  # over the labels that are predicted
         self.stop = StopOnSignal()
         self.add_callback(self.stop)
         dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
-        self.speedometer = Speedometer(lambda: self.tokens_seen, flops_per_token(model, context), dtype)
+        self.speedometer = Speedometer(lambda: int(self.tokens_seen), flops_per_token(model, context), dtype)
         self.add_callback(self.speedometer)
         if self.pop_callback(ProgressCallback):
             self.add_callback(Progress)
@@ -69,16 +67,20 @@ class Trainer(transformers.Trainer):
         num_items_in_batch: torch.Tensor | None = None,
     ) -> Any:
         outputs = model(**{key: value for key, value in inputs.items() if key != "labels"})
-        loss = token_loss(outputs.logits, inputs["labels"])
+        loss = self.loss(outputs, inputs)
         if num_items_in_batch is None:
-            loss = loss / (inputs["labels"][:, 1:] != -100).sum()
+            labels = inputs["labels"][:, 1:] if self._loss_shifts_labels else inputs["labels"]
+            loss = loss / (labels != -100).sum()
         else:
             # num_items_in_batch counts all processes, and DDP takes the mean of their gradients: undo the mean.
             loss = loss * self.accelerator.num_processes / num_items_in_batch
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        self.tokens_seen += inputs["input_ids"].numel() * self.args.world_size
+        for key, mask in (("input_ids", "attention_mask"), ("decoder_input_ids", "decoder_attention_mask")):
+            if key in inputs:
+                read = inputs[mask].sum() if mask in inputs else inputs[key].numel()  # padding is not read
+                self.tokens_seen += read * self.args.world_size
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
             self._stop_at("loss", loss)

@@ -1,6 +1,6 @@
 """Tokens needed to reach the same validation loss: Muon (with AdamW for the rest) against AdamW alone.
 
-    python tests/benchmarks/optimizers.py --text train.txt [--steps 400] [--adamw 2e-3 4e-3] [--muon 3e-3]
+    python tests/benchmarks/optimizers.py --text train.txt [--steps 400] [--adamw 2e-3 4e-3] [--muon 6e-3]
 
 Trains the same model on the same batches: AdamW once for each rate, with the cosine schedule that serves it best, for
 all steps; then Muon with warmup-stable-decay for half and for all of them. Prints validation losses, and whether Muon
@@ -18,6 +18,7 @@ from hf_lm.arguments import TrainingArguments
 from hf_lm.data.packing import Blocks, collate_blocks, tokenize_documents
 from hf_lm.data.sources import load_corpus
 from hf_lm.evaluation.perplexity import score_documents
+from hf_lm.losses import next_token_loss
 from hf_lm.models.gpt2 import new_gpt2
 from hf_lm.tokenizer import prepare_tokenizer
 from hf_lm.training.trainer import Trainer
@@ -31,7 +32,8 @@ def main() -> None:
     parser.add_argument("--block_size", type=int, default=64)
     parser.add_argument("--n_embd", type=int, default=128)
     parser.add_argument("--adamw", type=float, nargs="*", default=[2e-3, 4e-3, 8e-3])
-    parser.add_argument("--muon", type=float, nargs="*", default=[3e-3])
+    parser.add_argument("--muon", type=float, nargs="*", default=[6e-3])
+    parser.add_argument("--rest", type=float, default=1.5e-2, help="AdamW's rate for what Muon leaves to it")
     args = parser.parse_args()
 
     corpus = load_corpus(args.text)
@@ -59,6 +61,8 @@ def main() -> None:
         trainer = Trainer(
             model,
             training_args,
+            loss=next_token_loss,
+            shifts_labels=True,
             measure=lambda model: {},
             context=args.block_size,
             train_dataset=blocks,
@@ -79,8 +83,8 @@ def main() -> None:
             for split in ("train", "validation")
         }
         best = min(loss_of(folder, streams, args.steps, rate, 0.0) for rate in args.adamw)
-        half = min(loss_of(folder, streams, args.steps // 2, 3e-3, muon) for muon in args.muon)
-        whole = min(loss_of(folder, streams, args.steps, 3e-3, muon) for muon in args.muon)
+        half = min(loss_of(folder, streams, args.steps // 2, args.rest, muon) for muon in args.muon)
+        whole = min(loss_of(folder, streams, args.steps, args.rest, muon) for muon in args.muon)
     print(f"AdamW {best:.3f}; Muon with half the tokens {half:.3f}, with as many {whole:.3f}")
     print(f"Muon needs at most half of AdamW's tokens: {half <= best}")
 

@@ -12,9 +12,10 @@ import tempfile
 import time
 
 import torch
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 
 from hf_lm.arguments import TrainingArguments
+from hf_lm.losses import next_token_loss
 from hf_lm.models.gpt2 import SIZES
 from hf_lm.training.trainer import Trainer
 
@@ -33,7 +34,7 @@ def main() -> None:
 
     torch.manual_seed(0)
     shape = {key: value for key, value in SIZES[args.size].items() if key in ("n_layer", "n_head", "n_embd")}
-    config = GPT2Config(vocab_size=4096, n_positions=args.block_size, **shape)
+    config = GPT2Config(vocab_size=4096, n_positions=args.block_size, bos_token_id=0, eos_token_id=0, **shape)
     model = GPT2LMHeadModel(config)
     blocks = torch.randint(0, 4096, ((args.steps + 1) * args.batch, args.block_size))
 
@@ -51,11 +52,13 @@ def main() -> None:
             logging_steps=10,
             save_strategy="no",
             report_to="none",
-            disable_tqdm=False,
+            disable_tqdm=True,
         )
         return Trainer(
             model,
             training_args,
+            loss=next_token_loss,
+            shifts_labels=True,
             measure=lambda model: {},
             context=args.block_size,
             train_dataset=list(blocks),
@@ -84,7 +87,10 @@ def main() -> None:
             times.append(time.perf_counter())
             ids = blocks[i * args.batch : (i + 1) * args.batch]
             logits = model(input_ids=ids, use_cache=False).logits
-            loss = cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+            targets = pad(
+                ids[:, 1:], (0, 1), value=-100
+            )  # moving the labels, as ours does, spares a copy of the logits
+            loss = cross_entropy(logits.flatten(0, 1), targets.flatten())
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
