@@ -6,12 +6,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from accelerate import PartialState
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from hf_lm.cache import default_cache
@@ -177,7 +178,7 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     if os.path.isdir(name_or_path) and not any(
         (Path(name_or_path) / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
     ):
-        raise FileNotFoundError(f"{name_or_path} has no tokenizer files; give --tokenizer another folder or a Hub id.")
+        raise FileNotFoundError(f"{name_or_path} has no tokenizer files; give a folder that has them, or a Hub id.")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
     except (OSError, ValueError) as error:
@@ -201,6 +202,75 @@ def encode_documents(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> li
         return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
     finally:
         backend.encode_special_tokens = before
+
+
+def encode_with_offsets(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[tuple[list[int], np.ndarray]]:
+    """Token ids of texts, without any special token, and where in its text each token stands, (tokens, 2)."""
+    backend = tokenizer.backend_tokenizer
+    before = backend.encode_special_tokens
+    backend.encode_special_tokens = True
+    backend.no_truncation()
+    backend.no_padding()
+    try:
+        encodings = backend.encode_batch(texts, add_special_tokens=False)
+    finally:
+        backend.encode_special_tokens = before
+    return [(encoding.ids, np.array(encoding.offsets, np.int32).reshape(-1, 2)) for encoding in encodings]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The special tokens around a text, `before` and `after`, and `between` two."""
+
+    before: list[int]
+    between: list[int]
+    after: list[int]
+
+
+def frame_of(tokenizer: PreTrainedTokenizerBase, *, causal: bool) -> Frame:
+    """What a tokenizer puts around texts. A causal model's text begins with its begin token where it has one."""
+    mark = encode_documents(tokenizer, ["a"])[0]
+    one, two = tokenizer("a").input_ids, tokenizer("a", "a").input_ids
+    begin = _find(one, mark, 0)
+    before, after = one[:begin], one[begin + len(mark) :]
+    second = _find(two, mark, begin + len(mark))
+    between = two[begin + len(mark) : second]
+    if causal:
+        if not before and tokenizer.bos_token_id is not None:
+            before = [tokenizer.bos_token_id]
+        between = between or encode_documents(tokenizer, ["\n"])[0]
+        after = []
+    return Frame(before, between, after)
+
+
+def _find(ids: list[int], part: list[int], start: int) -> int:
+    return next(i for i in range(start, len(ids)) if ids[i : i + len(part)] == part)
+
+
+def new_tokenizer(texts: Iterable[str], *, vocab_size: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE for the fresh model of a demo, with special tokens around texts as encoders have them."""
+    return add_frame(train_bpe(texts, vocab_size=vocab_size))
+
+
+def set_pad(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give a tokenizer without a padding token one to pad with: labels are left out by place, so any will do."""
+    if tokenizer.pad_token_id is None:
+        token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.bos_token
+        if token is None:
+            raise ValueError(f"the tokenizer {tokenizer.name_or_path} has no special token to pad with.")
+        tokenizer.pad_token = token
+
+
+def add_frame(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Make a trained tokenizer one for encoders: `<|endoftext|>` before, between and after texts."""
+    end = tokenizer.eos_token
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{end} $A {end}",
+        pair=f"{end} $A {end} $B:1 {end}:1",
+        special_tokens=[(end, tokenizer.eos_token_id)],
+    )
+    tokenizer.cls_token = tokenizer.sep_token = end
+    return tokenizer
 
 
 def measure_tokenizer(

@@ -177,8 +177,46 @@ class _reading:
 
 
 def _rows(path: Path, text_column: str) -> Iterator[str]:
-    read = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet, ".arrow": _arrow}
-    yield from column_values(read[suffix(path)](path), text_column, str(path))
+    yield from column_values(READERS[suffix(path)](path), text_column, str(path))
+
+
+def read_rows(path: Path, *, header: bool = True) -> list[dict[str, Any]]:
+    """The rows of a table. Without `header` the columns of a .csv, .tsv or .txt are called `0`, `1` and so on.
+
+    A .txt is read as tab-separated. Raises ValueError, naming file and line, for what cannot be read.
+    """
+    if suffix(path) not in (".csv", ".tsv", ".txt"):
+        return list(READERS[suffix(path)](path))
+    lines = list(_separated(path))
+    if not lines:
+        return []
+    names = lines.pop(0) if header else [str(i) for i in range(len(lines[0]))]
+    for number, line in enumerate(lines, 2 if header else 1):
+        if len(line) != len(names):
+            raise ValueError(f"{path}, row {number}: {len(line)} columns, where the first row has {len(names)}.")
+    return [dict(zip(names, line, strict=True)) for line in lines]
+
+
+def _separated(path: Path) -> Iterator[list[str]]:
+    """The rows of a .csv, or of tab-separated lines; these are quoted only if that gives them equal lengths."""
+    if suffix(path) == ".csv":
+        csv.field_size_limit(sys.maxsize)
+        return csv.reader(io.StringIO("\n".join(read_lines(path))))
+    rows = [line.split("\t") for line in read_lines(path) if line]
+    if len({len(row) for row in rows}) > 1:
+        quoted = [row for row in csv.reader(read_lines(path), delimiter="\t") if row]
+        rows = quoted if len({len(row) for row in quoted}) == 1 else rows
+    return iter(rows)
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """The lines of a text file, without their ends."""
+    held = ""
+    for chunk in _text_chunks(path, Counter()):
+        *lines, held = (held + chunk).split("\n")
+        yield from lines
+    if held:
+        yield held
 
 
 def column_values(rows: Iterable[dict[str, Any]], text_column: str, where: str) -> Iterator[str]:
@@ -282,3 +320,6 @@ def _arrow(path: Path) -> Iterator[dict[str, Any]]:
         for batch in batches:
             for start in range(0, batch.num_rows, 256):
                 yield from batch.slice(start, 256).to_pylist()
+
+
+READERS = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet, ".arrow": _arrow}

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hf_lm.data.demos import documentation
+from hf_lm.data.demos import demo_split, documentation
 from hf_lm.data.reading import SUFFIXES, column_values, read_documents, rows_to_documents, suffix
 
 SPLITS = ("train", "validation", "test")
@@ -80,7 +80,7 @@ def load_corpus(
         parts.append((corpus, weight))
     corpus = parts[0][0] if len(parts) == 1 else _mix(dataset, parts)
     options = f"{dataset if len(parts) > 1 else ''} {text_column} {document_start} {shares}"
-    corpus.fingerprint = _hash(f"{corpus.fingerprint} {options}".encode()).hex()
+    corpus.fingerprint = hash_text(f"{corpus.fingerprint} {options}").hex()
     return corpus
 
 
@@ -91,46 +91,48 @@ def _weighted(dataset: str) -> list[tuple[str, float]]:
     return [(dataset, 1.0)]
 
 
-def _hash(data: bytes) -> bytes:
-    return hashlib.blake2b(data, digest_size=16).digest()
+def hash_text(text: str) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def _load_one(name: str, text_column: str, start: re.Pattern[str] | None) -> Corpus:
     if name == "demo":
         return _demo()
-    files = _files(name)
+    files = find_files(name)
     if files is not None:
         return _from_files(name, files, text_column, start)
-    if (
-        name.startswith((".", "/", "~"))
-        or suffix(Path(name)) in SUFFIXES
-        or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?([:@].+)?", name)
-    ):
-        raise FileNotFoundError(f"--dataset: there is no file or folder {name}.")
     return _from_hub(name, text_column, start)
 
 
-def _files(name: str) -> list[Path] | None:
-    """The files that a path or a glob names; None if it names nothing here."""
+def find_files(name: str, *, any_ending: bool = False) -> list[Path] | None:
+    """The files that a path or a glob names; None if it can only be a name on the Hub.
+
+    Those with an ending that can be read, or, with `any_ending`, all; hidden files and licences are left out. Raises
+    FileNotFoundError for a path that leads nowhere and ValueError for a file of another kind.
+    """
     path = Path(name).expanduser()
     if path.is_file():
-        if suffix(path) not in SUFFIXES:
+        if not any_ending and suffix(path) not in SUFFIXES:
             raise ValueError(
                 f"--dataset {name}: cannot read {path.suffix or 'this'} files; {' '.join(SUFFIXES)} can be."
             )
         return [path]
     if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if p.is_file() and suffix(p) in SUFFIXES)
+        found = sorted(p for p in path.rglob("*") if p.is_file() and (any_ending or suffix(p) in SUFFIXES))
         found = [p for p in found if not any(part.startswith(".") for part in p.relative_to(path).parts)]
         found = [p for p in found if p.stem.upper() not in ("README", "LICENSE", "LICENCE", "NOTICE")]
         if not found:
             raise FileNotFoundError(f"--dataset: {name} holds no file that ends in one of {' '.join(SUFFIXES)}.")
         return found
-    found = sorted(Path(p) for p in glob.glob(str(path), recursive=True))
-    return [p for p in found if p.is_file() and suffix(p) in SUFFIXES] or None
+    found = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file())
+    found = [p for p in found if any_ending or suffix(p) in SUFFIXES]
+    is_path = name.startswith((".", "/", "~")) or suffix(Path(name)) in SUFFIXES
+    if not found and (is_path or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?([:@].+)?", name)):
+        raise FileNotFoundError(f"--dataset: there is no file or folder {name}.")
+    return found or None
 
 
-def _split_of(path: Path, root: Path) -> str:
+def split_of(path: Path, root: Path) -> str:
     """The split that a file's or a folder's name says: train..., valid..., val..., dev..., test..., or ...-test."""
     inside = path.relative_to(root).parts if path.is_relative_to(root) and path != root else (path.name,)
     for part in inside:
@@ -146,7 +148,7 @@ def _from_files(name: str, files: list[Path], text_column: str, start: re.Patter
     by_split: dict[str, list[Path]] = {}
     digest, size = hashlib.blake2b(digest_size=16), 0
     for path in files:
-        split = _split_of(path, root) if len(files) > 1 else "train"
+        split = split_of(path, root) if len(files) > 1 else "train"
         by_split.setdefault(split, []).append(path)
         digest.update(f"{split} {path.name}\0".encode())
         with path.open("rb") as file:  # raises PermissionError with the file's name
@@ -178,10 +180,8 @@ def _demo() -> Corpus:
     rows = documentation()
     by_split: dict[str, list[str]] = {split: [] for split in SPLITS}
     for row in rows:
-        # The reference manual's topics quote each other at length: all of them are training text.
-        place = 1.0 if row["module"].startswith("topics.") else _hash(row["module"].encode())[0] / 256
-        by_split["validation" if place < 0.04 else "test" if place < 0.08 else "train"].append(row["text"])
-    content = _hash("\0".join(row["module"] + row["text"] for row in rows).encode()).hex()
+        by_split[demo_split(row["module"])].append(row["text"])
+    content = hash_text("\0".join(row["module"] + row["text"] for row in rows)).hex()
     readers = {
         split: (lambda texts=texts: rows_to_documents(texts, None, Counter())) for split, texts in by_split.items()
     }
@@ -193,7 +193,11 @@ def _demo() -> Corpus:
     return Corpus("demo", content, size, readers, notes)
 
 
-def _from_hub(name: str, text_column: str, start: re.Pattern[str] | None) -> Corpus:
+def load_hub(name: str) -> tuple[dict[str, Any], bytes]:
+    """The splits of a Hub dataset `name`, `name:config`, `name@revision` under our names, and what their content is.
+
+    Raises ValueError in one line where there is no such dataset, or no network.
+    """
     import datasets
 
     path, _, revision = name.partition("@")
@@ -213,8 +217,13 @@ def _from_hub(name: str, text_column: str, start: re.Pattern[str] | None) -> Cor
     by_split = {names[split]: rows for split, rows in found.items() if split in names}
     if "train" not in by_split:
         raise ValueError(f"--dataset {name} has no split train, only {sorted(found)}.")
-    content = _hash(" ".join(f"{split} {rows._fingerprint}" for split, rows in by_split.items()).encode()).hex()
-    corpus = Corpus(name, content, by_split["train"].data.nbytes, {})
+    content = hash_text(" ".join(f"{split} {rows._fingerprint}" for split, rows in by_split.items()))
+    return by_split, content
+
+
+def _from_hub(name: str, text_column: str, start: re.Pattern[str] | None) -> Corpus:
+    by_split, content = load_hub(name)
+    corpus = Corpus(name, content.hex(), by_split["train"].data.nbytes, {})
 
     def reader(split: str, rows: Any) -> Reader:
         def read() -> Iterator[str]:
@@ -235,10 +244,7 @@ def _from_hub(name: str, text_column: str, start: re.Pattern[str] | None) -> Cor
 
 
 def _hold_out(corpus: Corpus, shares: dict[str, float]) -> None:
-    """Cut the missing validation and test splits from train, by document and by the hash of its text.
-
-    So equal documents fall on one side, and neither the order of files nor adding more of them moves a document.
-    """
+    """Cut the missing validation and test splits from train, by document."""
     missing = {split: share for split, share in shares.items() if split not in corpus.readers and share > 0}
     base = corpus.readers["train"]
     first = list(itertools.islice(base(), FEW))
@@ -246,31 +252,47 @@ def _hold_out(corpus: Corpus, shares: dict[str, float]) -> None:
         raise ValueError(f"--dataset {corpus.source} holds no text: it is empty, or only white space.")
     if not missing:
         return
-    hashes = sorted({_hash(text.encode("utf-8", "surrogatepass")) for text in first})
+    side = choose_sides(first, missing)
+    if side is None:
+        raise ValueError(
+            f"--dataset {corpus.source} has {len(set(first))} different documents, too few to hold out "
+            f"{' and '.join(missing)}: say where documents begin with --document_start, or split into files."
+        )
+    for split in ("train", *missing):
+        corpus.readers[split] = lambda split=split: (text for text in base() if side(text) == split)
+    corpus.notes.append(cut_note(corpus.source, missing, "document"))
+
+
+def choose_sides(first: list[str], shares: dict[str, float]) -> Callable[[str], str] | None:
+    """Which split each text falls into when `shares` are held out of train; None where there are too few texts.
+
+    The hash of a text decides, so that equal ones fall on one side, and neither their order nor adding more of them
+    moves one. `first` are all texts, or the first 400: of fewer, those held out are chosen by rank.
+    """
+    hashes = sorted({hash_text(text) for text in first})
     if len(first) < FEW:
-        if len(hashes) < len(missing) + 1:
-            raise ValueError(
-                f"--dataset {corpus.source} has {len(hashes)} different documents, too few to hold out "
-                f"{' and '.join(missing)}: say where documents begin with --document_start, or split into files."
-            )
+        if len(hashes) < len(shares) + 1:
+            return None
         bounds, taken = {}, 0
-        for split, share in missing.items():
+        for split, share in shares.items():
             taken += max(1, round(share * len(hashes)))
             bounds[split] = hashes[min(taken, len(hashes) - 1)]
     else:
-        bounds, taken = {}, 0.0
-        for split, share in missing.items():
-            taken += share
-            bounds[split] = int(taken * 2**128).to_bytes(16, "big")
+        bounds, total = {}, 0.0
+        for split, share in shares.items():
+            total += share
+            bounds[split] = int(total * 2**128).to_bytes(16, "big")
 
     def side(text: str) -> str:
-        place = _hash(text.encode("utf-8", "surrogatepass"))
+        place = hash_text(text)
         return next((split for split, bound in bounds.items() if place < bound), "train")
 
-    for split in ("train", *missing):
-        corpus.readers[split] = lambda split=split: (text for text in base() if side(text) == split)
-    shown = " and ".join(f"{split} ({share:.0%})" for split, share in missing.items())
-    corpus.notes.append(f"{corpus.source} has no {' and '.join(missing)} split: {shown} cut from train by document")
+    return side
+
+
+def cut_note(source: str, shares: dict[str, float], unit: str) -> str:
+    shown = " and ".join(f"{split} ({share:.0%})" for split, share in shares.items())
+    return f"{source} has no {' and '.join(shares)} split: {shown} cut from train by {unit}"
 
 
 def _mix(dataset: str, parts: list[tuple[Corpus, float]]) -> Corpus:

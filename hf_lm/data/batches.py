@@ -1,0 +1,87 @@
+"""Rows of different lengths as batches: padded to the longest of the batch, the like-sized together."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+Feature = dict[str, Any]
+
+
+def pad_batch(features: Sequence[Feature], *, pad_id: int, left: bool = False) -> dict[str, torch.Tensor]:
+    """Stack features into (batch, time) tensors with an attention mask, padded on the right unless `left`.
+
+    `input_ids` is padded with `pad_id`, `labels` with -100, anything else with 0; labels that are one number, or two
+    that stand for a span, are stacked as they are.
+    """
+    batch = {}
+    for key in features[0]:
+        values = [torch.as_tensor(feature[key]) for feature in features]
+        fill = {"input_ids": pad_id, "decoder_input_ids": pad_id, "labels": -100}.get(key, 0)
+        batch[key] = _stack(values, fill, left)
+    lengths = [torch.ones(len(feature["input_ids"]), dtype=torch.long) for feature in features]
+    return batch | {"attention_mask": _stack(lengths, 0, left)}
+
+
+def _stack(values: list[torch.Tensor], fill: int, left: bool) -> torch.Tensor:
+    if values[0].ndim == 0 or len({len(value) for value in values}) == 1:
+        return torch.stack(values)
+    width = max(len(value) for value in values)
+    stacked = values[0].new_full((len(values), width), fill)
+    for row, value in zip(stacked, values, strict=True):
+        row[width - len(value) if left else 0 : width if left else len(value)] = value
+    return stacked
+
+
+def by_length(
+    lengths: Sequence[int], *, max_tokens: int = 2**14, max_rows: int = 512, share: tuple[int, int] = (0, 1)
+) -> Iterator[list[int]]:
+    """Batches of indices, the longest rows first, each of at most `max_tokens` tokens with its padding.
+
+    `share` is (process, processes): each takes its own batches.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    position = number = 0
+    while position < len(order):
+        rows = order[position : position + max(1, min(max_rows, max_tokens // max(1, lengths[order[position]])))]
+        position += len(rows)
+        if number % share[1] == share[0]:
+            yield rows
+        number += 1
+
+
+def in_order(pieces: Sequence[tuple[list[int], Sequence[Any]]], count: int) -> list[Any]:
+    """Results that came by batch of indices, in the order of the rows."""
+    found: list[Any] = [None] * count
+    for rows, results in pieces:
+        for i, result in zip(rows, results, strict=True):
+            found[i] = result
+    return found
+
+
+def map_by_length(
+    work: Callable[[list[int]], Sequence[Any]],
+    lengths: Sequence[int],
+    *,
+    accelerator: Any = None,
+    description: str,
+    max_tokens: int = 2**14,
+    max_rows: int = 512,
+) -> list[Any]:
+    """`work(indices)` over batches of like-sized rows; results in the order of the rows, on every process."""
+    from tqdm import tqdm
+
+    share = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
+    batches = list(by_length(lengths, max_tokens=max_tokens, max_rows=max_rows, share=share))
+    shown = accelerator is None or accelerator.is_main_process
+    bar = tqdm(desc=description, total=sum(map(len, batches)), delay=2, leave=False, disable=None if shown else True)
+    pieces = []
+    with bar:
+        for rows in batches:
+            pieces.append((rows, work(rows)))
+            bar.update(len(rows))
+    if share[1] > 1:
+        from accelerate.utils import gather_object
+
+        pieces = gather_object(pieces)
+    return in_order(pieces, len(lengths))

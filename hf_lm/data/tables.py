@@ -1,0 +1,189 @@
+"""Labelled rows: which table a task reads, from files as they come or from the Hub, split so that none leaks."""
+
+import difflib
+import hashlib
+import itertools
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from hf_lm.data.cldr import country_questions, phrases
+from hf_lm.data.demos import demo_split, docstring_summaries
+from hf_lm.data.opinions import opinions
+from hf_lm.data.reading import SUFFIXES, read_lines, read_rows, suffix
+from hf_lm.data.sources import SPLITS, choose_sides, cut_note, find_files, hash_text, load_hub, split_of
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Table:
+    """Rows by split. `notes` say in sentences what a reader of the report must know; `left_out` counts rows."""
+
+    source: str
+    fingerprint: str
+    rows: dict[str, list[Row]]
+    notes: list[str] = field(default_factory=list)
+    left_out: Counter = field(default_factory=Counter)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return tuple(split for split in SPLITS if split in self.rows)
+
+
+def _opinions() -> Table:
+    said = "opinions in English and Chinese that were put together for this project: easier than real ones"
+    return Table("demo:opinions", "", {"train": opinions()}, [said])
+
+
+def _docstrings() -> Table:
+    rows: dict[str, list[Row]] = {split: [] for split in SPLITS}
+    for row in docstring_summaries():
+        rows[demo_split(row["module"])].append(row)
+    return Table("demo:docstrings", "", rows, ["docstrings of Python and of packages beside it, split by module"])
+
+
+def _phrases() -> Table:
+    said = "dates, amounts, spans of time and names as CLDR has them in English and German"
+    return Table("demo:phrases", "", {"train": phrases("en", "de")}, [said])
+
+
+def _countries() -> Table:
+    said = "CLDR's facts about countries in sentences written for this project"
+    return Table("demo:countries", "", {"train": country_questions()}, [said])
+
+
+DEMOS: dict[str, Callable[[], Table]] = {
+    "demo:opinions": _opinions,
+    "demo:docstrings": _docstrings,
+    "demo:phrases": _phrases,
+    "demo:countries": _countries,
+}
+
+
+def load_table(
+    dataset: str,
+    *,
+    endings: Literal["columns", "labels"] = "columns",
+    header: bool = True,
+) -> Table:
+    """The table that `--dataset` names: a demo, a file, a folder, a glob, or a Hub dataset `name:config@revision`.
+
+    Files with endings of their own hold a row a line: with `endings` "columns" `train.en` and `train.de` are one table
+    with the columns `en` and `de`; with "labels" `reviews.pos` and `reviews.neg` are the classes `pos` and `neg` of a
+    column `text`, and so are the folders `pos/` and `neg/` of text files. Without `header` the first line of a .csv or
+    .tsv is a row, and columns are called by their position, `0`, `1`. Held-out splits that are missing stay missing
+    (see `hold_out`). Raises FileNotFoundError or ValueError in one line.
+    """
+    if dataset in DEMOS:
+        table = DEMOS[dataset]()
+        table.fingerprint = hash_text(str(table.rows)).hex()
+        return table
+    files = find_files(dataset, any_ending=True)
+    if files is None:
+        by_split, content = load_hub(dataset)
+        return Table(dataset, content.hex(), {split: _hub_rows(rows) for split, rows in by_split.items()})
+    root = Path(dataset).expanduser()
+    root = root if root.is_dir() else files[0].parent
+    digest = hashlib.blake2b(digest_size=16)
+    for path in files:
+        digest.update(f"{path.name}\0".encode())
+        with path.open("rb") as file:
+            while data := file.read(2**22):
+                digest.update(data)
+    named = [path for path in files if suffix(path) in SUFFIXES and suffix(path) != ".txt"]
+    if not named and [path.suffix for path in files] == [".txt"]:  # as tables of sentence pairs are often called
+        named = files
+    rows: dict[str, list[Row]] = defaultdict(list)
+    if named:
+        for path in named:
+            rows[split_of(path, root) if len(named) > 1 else "train"] += read_rows(path, header=header)
+    elif endings == "labels":
+        for path in files:
+            label = path.suffix.removeprefix(".") if path.suffix != ".txt" else path.parent.name
+            rows[split_of(path, root)] += _labelled(path, label)
+    else:
+        for stem, paths in itertools.groupby(sorted(files), key=lambda path: path.with_suffix("")):
+            rows[split_of(stem, root)] += _aligned(list(paths))
+    if not rows.get("train"):
+        held = sorted(split for split in rows if rows[split])
+        raise ValueError(
+            f"--dataset {dataset} has no training rows" + (f", only {held}." if held else ": it is empty.")
+        )
+    return Table(Path(dataset).name, digest.hexdigest(), dict(rows))
+
+
+def _hub_rows(rows: Any) -> list[Row]:
+    """Rows with class labels as their names."""
+    names = {key: kind.names for key, kind in rows.features.items() if hasattr(kind, "names")}
+    found = rows.to_list()
+    for key, classes in names.items():
+        for row in found:
+            row[key] = classes[row[key]] if row[key] is not None and row[key] >= 0 else None
+    return found
+
+
+def _labelled(path: Path, label: str) -> Iterable[Row]:
+    if path.suffix == ".txt":  # a file is a text
+        text = "\n".join(read_lines(path)).strip()
+        return [{"text": text, "label": label}]
+    return ({"text": line, "label": label} for line in read_lines(path))
+
+
+def _aligned(paths: list[Path]) -> list[Row]:
+    """Line-aligned files as rows; the endings are the columns."""
+    if len(paths) < 2:
+        raise ValueError(
+            f"{paths[0]}: do not know what a row is. Line-aligned files come in pairs (train.en, train.de); tables "
+            f"end in one of {' '.join(SUFFIXES)}."
+        )
+    columns = {path.suffix.removeprefix("."): list(read_lines(path)) for path in paths}
+    lengths = {name: len(lines) for name, lines in columns.items()}
+    if len(set(lengths.values())) > 1:
+        said = ", ".join(f"{paths[0].stem}.{name} has {n:,} lines" for name, n in lengths.items())
+        raise ValueError(f"{paths[0].parent}: line-aligned files must be equally long: {said}.")
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def pick_column(rows: Sequence[Row], asked: str, guesses: Sequence[str], *, option: str, where: str) -> str:
+    """The column to read: the one asked for, else the first of `guesses` that is there.
+
+    Raises ValueError that lists the columns there are.
+    """
+    names = list(rows[0])
+    positional = all(name.isdigit() for name in names)
+    if asked:
+        if asked in names:
+            return asked
+        near = difflib.get_close_matches(asked, names, n=1, cutoff=0.4)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{where} has no column {asked!r}; it has {names}.{hint} Set {option}.")
+    for name in guesses:
+        if name in names:
+            return name
+    hint = " The file has no header?" if positional else ""
+    raise ValueError(f"{where} has the columns {names}; say which one to read with {option}.{hint}")
+
+
+def hold_out(table: Table, shares: dict[str, float], *, group: Callable[[Row], str], unit: str) -> None:
+    """Cut the missing splits among `shares` from train, keeping rows with one `group` (the text they share) together.
+
+    Raises ValueError where there are too few groups.
+    """
+    missing = {split: share for split, share in shares.items() if split not in table.rows and share > 0}
+    if not missing:
+        return
+    groups = [group(row) for row in table.rows["train"]]
+    side = choose_sides(groups, missing)
+    if side is None:
+        raise ValueError(
+            f"--dataset {table.source} has {len(set(groups))} different rows, too few to hold out "
+            f"{' and '.join(missing)}: give more, or files called validation and test."
+        )
+    by_split: dict[str, list[Row]] = {split: [] for split in ("train", *missing)}
+    for row, key in zip(table.rows["train"], groups, strict=True):
+        by_split[side(key)].append(row)
+    table.rows |= by_split
+    table.notes.append(cut_note(table.source, missing, unit))

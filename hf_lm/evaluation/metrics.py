@@ -1,0 +1,280 @@
+"""Metrics of the fine-tuning tasks, as `evaluate.Metric`s that live here: offline, and no code is downloaded.
+
+`compute`, `add_batch` and `evaluate.combine` work as with any other; `estimates` gives the same numbers with what an
+interval and a paired comparison need. All but mcc (-1 to 1) are in percent.
+"""
+
+import re
+import string
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+
+from hf_lm.evaluation.intervals import Estimate, mean, ratio
+
+HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
+UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")  # also kana: a character is a word
+
+
+class Metric(evaluate.Metric):
+    """What every metric here has: `estimates(predictions, references)`; `compute` gives their values."""
+
+    columns: dict[str, Any]
+    citation = ""
+
+    def __init__(self, **options: Any) -> None:
+        for name, value in options.items():  # before the parent asks for _info
+            setattr(self, name, value)
+        super().__init__(keep_in_memory=True)
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=self.__doc__ or "",
+            citation=self.citation,
+            features=datasets.Features(self.columns),
+        )
+
+    def _compute(self, *, predictions: Sequence, references: Sequence, **options: Any) -> dict[str, float]:
+        found = self.estimates(predictions, references, **options)
+        return {name: estimate.value for name, estimate in found.items()}
+
+    def estimates(self, predictions: Sequence, references: Sequence, **options: Any) -> dict[str, Estimate]:
+        raise NotImplementedError
+
+
+class Classification(Metric):
+    """Accuracy, macro F1 and the Matthews correlation (Gorodkin 2004, several classes) of class indices.
+
+    Macro F1 is the mean over the classes that occur among references or predictions, as scikit-learn has it.
+    `classes`: how many there are. With `probabilities` (examples, classes) in `estimates`, the expected calibration
+    error in 15 equal bins too (Guo et al., arXiv 1706.04599).
+    """
+
+    columns = {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}  # noqa: RUF012
+    classes: int
+
+    def __init__(self, classes: int) -> None:
+        super().__init__(classes=classes)
+
+    def estimates(
+        self, predictions: Sequence[int], references: Sequence[int], *, probabilities: np.ndarray | None = None
+    ) -> dict[str, Estimate]:
+        predicted, true = np.asarray(predictions, np.int64), np.asarray(references, np.int64)
+        eye = np.eye(self.classes)
+        right = eye[true] * (predicted == true)[:, None]
+        counts = np.concatenate([right, eye[predicted], eye[true]], axis=1)  # (examples, 3 classes)
+        found = {
+            "accuracy": mean(100.0 * (predicted == true)),
+            "macro_f1": Estimate(counts, _macro_f1),
+            "mcc": Estimate(counts, _mcc),
+        }
+        if probabilities is not None:
+            found["calibration_error"] = _calibration_error(np.asarray(probabilities, np.float64), true)
+        return found
+
+
+def _macro_f1(sums: np.ndarray) -> np.ndarray:
+    right, predicted, true = np.split(sums, 3, axis=-1)
+    occurring = predicted + true
+    f1 = np.divide(2 * right, occurring, out=np.zeros_like(right, dtype=np.float64), where=occurring > 0)
+    return 100 * f1.sum(-1) / np.maximum(1, (occurring > 0).sum(-1))
+
+
+def _mcc(sums: np.ndarray) -> np.ndarray:
+    right, predicted, true = np.split(sums, 3, axis=-1)
+    n = true.sum(-1)
+    covariance = right.sum(-1) * n - (predicted * true).sum(-1)
+    size = np.sqrt((n**2 - (predicted**2).sum(-1)) * (n**2 - (true**2).sum(-1)))
+    return np.divide(covariance, size, out=np.zeros_like(covariance, dtype=np.float64), where=size > 0)
+
+
+def _calibration_error(probabilities: np.ndarray, true: np.ndarray, bins: int = 15) -> Estimate:
+    confidence = probabilities.max(axis=1)
+    gap = (probabilities.argmax(axis=1) == true) - confidence
+    place = np.minimum((confidence * bins).astype(int), bins - 1)
+    statistics = np.concatenate([np.eye(bins)[place] * gap[:, None], np.ones((len(true), 1))], axis=1)
+    return Estimate(statistics, lambda sums: 100 * np.abs(sums[..., :-1]).sum(-1) / sums[..., -1], False)
+
+
+class Translation(Metric):
+    """Corpus BLEU, chrF and TER by sacreBLEU (Post, arXiv 1804.08771); `signatures` says with which settings.
+
+    A reference is a string or a list of them. `language`: the target's code; `zh`, `ja` and `ko` choose BLEU's
+    tokenizer, "" looks at the references.
+    """
+
+    columns = {"predictions": datasets.Value("string"), "references": datasets.Sequence(datasets.Value("string"))}  # noqa: RUF012
+    language: str
+
+    def __init__(self, language: str = "") -> None:
+        super().__init__(language=language)
+        self.signatures: dict[str, str] = {}
+
+    def estimates(self, predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> dict[str, Estimate]:
+        from sacrebleu.metrics import BLEU, CHRF, TER
+
+        references = [[one] if isinstance(one, str) else list(one) for one in references]
+        most = max(len(some) for some in references)
+        streams = [[some[i] if i < len(some) else None for some in references] for i in range(most)]
+        tokenize = self._tokenizer(references)
+        asian = tokenize in ("zh", "ja-mecab", "ko-mecab")
+        scorers = {"bleu": BLEU(tokenize=tokenize), "chrf": CHRF(), "ter": TER(asian_support=asian, normalized=asian)}
+        found = {}
+        for name, scorer in scorers.items():
+            statistics = np.array(scorer._extract_corpus_statistics(list(predictions), streams), np.float64)
+            found[name] = Estimate(statistics, _scores(scorer), higher_is_better=name != "ter")
+            self.signatures[name] = str(scorer.get_signature())
+        return found
+
+    def _tokenizer(self, references: list[list[str]]) -> str:
+        language = self.language.lower().split("-")[0].split("_")[0]
+        if language in ("zh", "cmn", "yue"):
+            return "zh"
+        if language in ("ja", "ko", "th", "lo", "my", "km"):
+            return "char"
+        if not language and mostly(HAN, (one for some in references for one in some)):
+            return "zh"
+        return "13a"
+
+
+def _scores(scorer: Any) -> Callable[[np.ndarray], np.ndarray]:
+    """sacreBLEU's own arithmetic from summed statistics (..., k) to scores (...)."""
+
+    def value_of(sums: np.ndarray) -> np.ndarray:
+        rows = sums.reshape(-1, sums.shape[-1])
+        return np.array([scorer._compute_score_from_stats(list(row)).score for row in rows]).reshape(sums.shape[:-1])
+
+    return value_of
+
+
+def mostly(pattern: re.Pattern[str], texts: Any) -> bool:
+    """Whether more than a third of the letters of the first texts match a pattern of single characters."""
+    matching = letters = 0
+    for text, _ in zip(texts, range(1000), strict=False):
+        matching += len(pattern.findall(text))
+        letters += sum(character.isalpha() for character in text)
+    return matching > letters / 3
+
+
+class Summarization(Metric):
+    """ROUGE-1, -2, -L and -Lsum F by rouge_score, mean over examples; of several references the best counts.
+
+    With Porter's stemmer. Text in a script without spaces is compared by character, which rouge_score alone would
+    drop. ROUGE-Lsum parts sentences at line ends and after . ! ? and their Chinese forms.
+    """
+
+    columns = {"predictions": datasets.Value("string"), "references": datasets.Sequence(datasets.Value("string"))}  # noqa: RUF012
+    kinds = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+
+    def estimates(self, predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> dict[str, Estimate]:
+        scores = np.array([self.score(*pair) for pair in zip(predictions, references, strict=True)])
+        return {kind: mean(scores[:, i]) for i, kind in enumerate(self.kinds)}
+
+    def score(self, prediction: str, reference: str | Sequence[str]) -> list[float]:
+        """ROUGE-1, -2, -L and -Lsum of one example, in percent."""
+        references = [reference] if isinstance(reference, str) else list(reference)
+        scorer = self._by_character if any(UNSPACED.search(text) for text in references) else self._by_word
+        found = scorer.score_multi([sentences(text) for text in references], sentences(prediction))
+        return [100 * found[kind].fmeasure for kind in self.kinds]
+
+    @cached_property
+    def _by_word(self) -> Any:
+        from rouge_score.rouge_scorer import RougeScorer
+
+        return RougeScorer(list(self.kinds), use_stemmer=True)
+
+    @cached_property
+    def _by_character(self) -> Any:
+        from rouge_score.rouge_scorer import RougeScorer
+
+        return RougeScorer(list(self.kinds), tokenizer=_Characters())
+
+
+class _Characters:
+    """rouge_score's tokenizer interface: a character of a script without spaces is a word."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return re.findall(rf"{UNSPACED.pattern}|[^\W_]+", UNSPACED.sub(r" \g<0> ", text.lower()))
+
+
+def sentences(text: str) -> str:
+    """A sentence a line: split after . ! ? before a space, and after their full-width forms."""
+    return re.sub(r"(?<=[.!?])\s+|(?<=[。！？])\s*", "\n", text.strip()).strip()
+
+
+class QuestionAnswering(Metric):
+    """Exact match and F1 of answers as the SQuAD script computes them; for Chinese, as the CMRC 2018 script does.
+
+    A reference is a list of right answers, empty where the question has none; the prediction is then right if it is
+    empty too. `has_answer_...` and `no_answer_...` stand beside the whole where both kinds occur (SQuAD v2).
+    Rajpurkar et al., arXiv 1806.03822; Cui et al., arXiv 1810.07366.
+    """
+
+    columns = {"predictions": datasets.Value("string"), "references": datasets.Sequence(datasets.Value("string"))}  # noqa: RUF012
+
+    def estimates(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Estimate]:
+        scores = 100 * np.array([answer_score(*pair) for pair in zip(predictions, references, strict=True)])
+        found = {"exact_match": mean(scores[:, 0]), "f1": mean(scores[:, 1])}
+        answerable = np.array([bool(some) for some in references], np.float64)
+        if 0 < answerable.sum() < len(answerable):
+            for name, those in (("has_answer", answerable), ("no_answer", 1 - answerable)):
+                found[f"{name}_exact_match"] = ratio(scores[:, 0] * those, those)
+                found[f"{name}_f1"] = ratio(scores[:, 1] * those, those)
+        return found
+
+
+def answer_score(prediction: str, answers: Sequence[str]) -> tuple[float, float]:
+    """Exact match and F1, 0 to 1, of an answer against the best of several right ones; none means no answer."""
+    right = [answer for answer in answers if normalize_answer(answer)]
+    if not right:  # the script takes an answer that normalises to nothing for no answer
+        same = float(normalize_answer(prediction) == "")
+        return same, same
+    chinese = any(HAN.search(answer) for answer in right)
+    score = _cmrc_score if chinese else _squad_score
+    scores = [score(prediction, answer) for answer in right]
+    return max(exact for exact, _ in scores), max(f1 for _, f1 in scores)
+
+
+def normalize_answer(text: str) -> str:
+    """SQuAD's: lower case, without punctuation and English articles, white space made single."""
+    text = "".join(c for c in text.lower() if c not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def _squad_score(prediction: str, answer: str) -> tuple[float, float]:
+    one, other = normalize_answer(prediction).split(), normalize_answer(answer).split()
+    return float(one == other), _f1((Counter(one) & Counter(other)).total(), len(one), len(other))
+
+
+def _cmrc_score(prediction: str, answer: str) -> tuple[float, float]:
+    one, other = _mixed_tokens(prediction), _mixed_tokens(answer)
+    return float("".join(one) == "".join(other)), _f1(_longest_common_run(one, other), len(one), len(other))
+
+
+def _f1(common: int, predicted: int, true: int) -> float:
+    return 2 * common / (predicted + true) if common else 0.0
+
+
+def _mixed_tokens(text: str) -> list[str]:
+    """Chinese by character, other scripts by word, lower case, without punctuation and white space."""
+    kept = "".join(" " if unicodedata.category(c)[0] in "PS" else c for c in text.lower())
+    return re.findall(rf"{HAN.pattern}|[^\s]+", HAN.sub(r" \g<0> ", kept))
+
+
+def _longest_common_run(one: list[str], other: list[str]) -> int:
+    """The length of the longest run of tokens that both have."""
+    best, before = 0, [0] * (len(other) + 1)
+    for token in one:
+        now = [0] * (len(other) + 1)
+        for j, other_token in enumerate(other):
+            if token == other_token:
+                now[j + 1] = before[j] + 1
+                best = max(best, now[j + 1])
+        before = now
+    return best
