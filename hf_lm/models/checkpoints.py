@@ -1,20 +1,28 @@
 """Checkpoints that training goes on from: loaded, or refused in one line."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from huggingface_hub import constants, is_offline_mode
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    EncoderDecoderModel,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
+# float32, else the saved one: a bfloat16 checkpoint would be trained in bfloat16
+SAFE = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
 CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
@@ -34,8 +42,7 @@ def load_causal_lm(
     causal language model, does not fit the tokenizer, or has fewer positions than `block_size`.
     """
     name_or_path = str(name_or_path)
-    check_checkpoint(name_or_path)
-    config = _load_config(name_or_path)
+    config = load_config(name_or_path)
     _check_family(config, name_or_path)
     positions = context_length(config)
     if 0 < positions < block_size:
@@ -46,17 +53,7 @@ def load_causal_lm(
     if tokenizer is not None:
         _check_vocabulary(tokenizer, name_or_path)
 
-    try:
-        model, loading = AutoModelForCausalLM.from_pretrained(
-            name_or_path,
-            config=config,
-            dtype=torch.float32,  # else the saved one: a bfloat16 checkpoint would be trained in bfloat16
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    except Exception as error:  # broken files raise errors of several libraries
-        raise OSError(f"cannot load the weights of {name_or_path}: {_why(error)}") from error
+    model, loading = _load_weights(AutoModelForCausalLM, name_or_path, config)
     if missing := sorted(loading["missing_keys"]):
         raise ValueError(
             f"{name_or_path} was saved as {_architecture(config)} and lacks {len(missing)} weights of "
@@ -79,6 +76,98 @@ def load_causal_lm(
     if model.generation_config.max_new_tokens is None and model.generation_config.max_length in (None, 20):
         model.generation_config.max_new_tokens = min(128, positions // 2) if positions else 128
     return model
+
+
+def load_with_head(
+    name_or_path: str, auto_class: type, *, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str] = ()
+) -> PreTrainedModel:
+    """A checkpoint with the head that `auto_class` gives it, in float32; a head it does not have starts at random.
+
+    With `labels` the head gets that many classes, of these names: one of the same names is kept, any other replaced.
+    Raises OSError where there is no such checkpoint, and ValueError where its family has no such head, the body's own
+    weights are missing, or the tokenizer has more ids than the embedding.
+    """
+    name_or_path = str(name_or_path)
+    config = load_config(name_or_path)
+    if type(config) not in auto_class._model_mapping:
+        task = auto_class.__name__.removeprefix("AutoModelFor")
+        raise ValueError(f"{name_or_path} is a {config.model_type}, for which transformers has no {task} head.")
+    if labels:
+        config.num_labels = len(labels)
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: i for i, label in enumerate(labels)}
+    if tokenizer.pad_token_id is not None:
+        config.pad_token_id = tokenizer.pad_token_id  # a classification head looks for the last token before it
+    body, saved = (
+        mapping._model_mapping[type(config)].base_model_prefix for mapping in (auto_class, _saved_as(config))
+    )
+    model, loading = _load_weights(
+        auto_class,
+        name_or_path,
+        config,
+        ignore_mismatched_sizes=True,
+        # Llama's span head calls the body `transformer`, every other class of Llama `model`: it would start at random.
+        key_mapping={rf"^{saved}\.": f"{body}."} if saved != body else None,
+    )
+    if saved != body:
+        model._weight_conversions = []  # else saving would undo the mapping, and loading again lose the body
+    lost = [key for key in sorted(loading["missing_keys"]) if key.startswith(f"{body}.") and "pooler" not in key]
+    if lost:
+        raise ValueError(
+            f"{name_or_path} was saved as {_architecture(config)} and lacks {len(lost)} weights of "
+            f"{type(model).__name__} ({lost[0]}, ...), which would start at random."
+        )
+    ids, rows = max(tokenizer.get_vocab().values()) + 1, model.get_input_embeddings().num_embeddings
+    if ids > rows:
+        raise ValueError(
+            f"the tokenizer has {ids} ids and {name_or_path} has embeddings for {rows}; "
+            "a model folder must hold its own tokenizer."
+        )
+    return model
+
+
+def load_text_to_text(name_or_path: str, *, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """A checkpoint that writes text: a decoder and an encoder-decoder as they are, an encoder as both of its sides.
+
+    An encoder becomes an encoder-decoder whose halves start from it (BERT2BERT, Rothe et al., arXiv 1907.12461); only
+    the attention from one to the other is new. Raises OSError or ValueError in one line.
+    """
+    config = load_config(name_or_path)
+    kind = family(config)
+    if kind == "decoder":
+        return load_causal_lm(name_or_path, tokenizer=tokenizer)
+    if kind == "encoder-decoder":
+        return load_with_head(name_or_path, AutoModelForSeq2SeqLM, tokenizer=tokenizer)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ValueError(
+            f"{name_or_path} is a {config.model_type}, which cannot serve as a decoder; take a BERT or RoBERTa."
+        )
+    try:
+        model = EncoderDecoderModel.from_encoder_decoder_pretrained(
+            *(name_or_path, name_or_path),
+            **{f"{side}_{key}": value for side in ("encoder", "decoder") for key, value in SAFE.items()},
+        )
+    except Exception as error:
+        raise OSError(f"cannot load the weights of {name_or_path}: {_why(error)}") from error
+    end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
+    for settings in (model.config, model.generation_config):
+        settings.decoder_start_token_id, settings.eos_token_id = start, end
+        settings.pad_token_id = tokenizer.pad_token_id
+    return model
+
+
+def _saved_as(config: PreTrainedConfig) -> type:
+    """The auto class whose weights a checkpoint of this family usually holds."""
+    kind = family(config)
+    return {"encoder": AutoModelForMaskedLM, "decoder": AutoModelForCausalLM}.get(kind, AutoModelForSeq2SeqLM)
+
+
+def family(config: PreTrainedConfig) -> Literal["encoder", "decoder", "encoder-decoder"]:
+    """Which of the three a checkpoint belongs to: what can be asked of it follows from that."""
+    if config.is_encoder_decoder:
+        return "encoder-decoder"
+    return "encoder" if type(config) in MODEL_FOR_MASKED_LM_MAPPING else "decoder"
 
 
 def context_length(config: PreTrainedConfig) -> int:
@@ -114,7 +203,24 @@ def check_checkpoint(name_or_path: str) -> None:
     raise FileNotFoundError(f"{name_or_path} {said}.")
 
 
-def _load_config(name_or_path: str) -> PreTrainedConfig:
+def _load_weights(
+    auto_class: type, name_or_path: str, config: PreTrainedConfig, **options: Any
+) -> tuple[PreTrainedModel, dict]:
+    try:
+        return auto_class.from_pretrained(
+            name_or_path,
+            config=config,
+            output_loading_info=True,
+            **SAFE,
+            **options,
+        )
+    except Exception as error:  # broken files raise errors of several libraries
+        raise OSError(f"cannot load the weights of {name_or_path}: {_why(error)}") from error
+
+
+def load_config(name_or_path: str) -> PreTrainedConfig:
+    """The configuration of a whole checkpoint, in a folder or on the Hub. Raises OSError or ValueError in one line."""
+    check_checkpoint(name_or_path)
     try:
         # False rather than None: None would ask on the terminal whether to run the checkpoint's code.
         return AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)

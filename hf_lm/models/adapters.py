@@ -1,0 +1,68 @@
+"""LoRA: a checkpoint stays as it is, and small matrices beside its own are trained (Hu et al., arXiv 2106.09685)."""
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+
+def add_lora(
+    model: PreTrainedModel,
+    *,
+    rank: int,  # 0 trains every weight
+    alpha: int = 0,  # the update is scaled by alpha / rank; 0 is twice the rank
+    dropout: float = 0.0,
+    dora: bool = False,  # weight-decomposed (arXiv 2402.09353)
+    rslora: bool = False,  # scaled by alpha / sqrt(rank) (arXiv 2312.03732)
+) -> nn.Module:
+    """Freeze a model and give each matrix of its body an update of rank `rank`; heads that are new are trained whole.
+
+    Returns the model itself for rank 0, else a PeftModel. Raises ValueError for a negative rank.
+    """
+    if rank < 0:
+        raise ValueError(f"--lora_rank is {rank}; it must be 0 (train every weight) or more.")
+    if rank == 0:
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    fresh = fresh_modules(model)
+    targets = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D)
+        and module is not model.get_output_embeddings()
+        and not any(name == part or name.startswith(f"{part}.") for part in fresh)
+    ]
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha or 2 * rank,
+        lora_dropout=dropout,
+        use_dora=dora,
+        use_rslora=rslora,
+        target_modules=targets,
+        modules_to_save=fresh or None,
+    )
+    return get_peft_model(model, config)
+
+
+def fresh_modules(model: PreTrainedModel) -> list[str]:
+    """Modules that a pretrained body does not bring: a task's head, and a warm-started decoder's cross attention."""
+    if model.config.model_type == "encoder-decoder":
+        return [name for name, _ in model.named_modules() if name.endswith("crossattention")]
+    output = model.get_output_embeddings()
+    heads = [
+        name
+        for name, child in model.named_children()
+        if name not in (model.base_model_prefix, "shared", "encoder", "decoder") and child is not output
+    ]
+    return [name for name in heads if any(True for _ in getattr(model, name).parameters())]
+
+
+def is_adapted(model: nn.Module) -> bool:
+    return hasattr(model, "peft_config")
+
+
+@torch.no_grad()
+def merge(model: nn.Module) -> PreTrainedModel:
+    """The plain model with the updates of LoRA added to its weights."""
+    return model.merge_and_unload()

@@ -1,0 +1,347 @@
+"""Question answering from a text: the answer is a span of the context, or there is none.
+
+Long contexts are read in windows that overlap; training, evaluation and prediction see the same windows.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_lm.data.batches import map_by_length
+from hf_lm.data.tables import Row, Table, hold_out, pick_column
+from hf_lm.evaluation.metrics import QuestionAnswering as Metric
+from hf_lm.evaluation.metrics import answer_score, sentences
+from hf_lm.losses import span_logits, span_loss
+from hf_lm.proofs import Proof
+from hf_lm.tasks.supervised import Encoded, Scores, Supervised
+from hf_lm.tokenizer import Frame, encode_documents, encode_with_offsets, frame_of
+
+LONGEST_ANSWER = 30  # tokens, as the SQuAD scripts have it
+
+
+def read_question_answering(table: Table, *, question: str = "", context: str = "", answers: str = "") -> None:
+    """Reduce a table to rows of {"id", "question", "context", "answers": [str], "starts": [int]}.
+
+    Takes SQuAD's nested articles (v1 and v2) and flat rows. An offset at which the answer does not stand is repaired
+    where the text occurs once in the context; otherwise the row is left out of train, and counted. Missing splits are
+    cut by context.
+    """
+    where = f"--dataset {table.source}"
+    for split, rows in table.rows.items():
+        table.rows[split] = list(_flat(rows))
+    first = table.rows["train"]
+    if not first:
+        raise ValueError(f"{where} has no question in train.")
+    names = {
+        "question": pick_column(first, question, ("question", "query", "0"), option="--question", where=where),
+        "context": pick_column(first, context, ("context", "passage", "document"), option="--context", where=where),
+        "answers": pick_column(first, answers, ("answers", "answer"), option="--answers", where=where),
+    }
+    for split, rows in table.rows.items():
+        found = [_row(row, number, names, table.left_out) for number, row in enumerate(rows)]
+        unusable = [row for row in found if row is not None and None in row["starts"]]
+        if split == "train":
+            table.left_out["answers_not_in_their_context"] += len(unusable)
+            found = [row for row in found if row is not None and None not in row["starts"]]
+        table.rows[split] = [row for row in found if row is not None]
+    hold_out(table, {"validation": 0.1, "test": 0.1}, group=lambda row: row["context"], unit="context")
+
+
+def _flat(rows: Sequence[Row]) -> Iterable[Row]:
+    """SQuAD's articles as rows; rows as they are."""
+    for row in rows:
+        if "paragraphs" not in row:
+            yield row
+            continue
+        for paragraph in row["paragraphs"]:
+            for asked in paragraph["qas"]:
+                yield {"context": paragraph["context"], **asked}
+
+
+def _row(row: Row, number: int, names: dict[str, str], left_out: Counter) -> Row | None:
+    question, context = str(row.get(names["question"]) or "").strip(), str(row.get(names["context"]) or "")
+    if not question or not context.strip():
+        left_out["rows_without_question_or_context"] += 1
+        return None
+    given = row.get(names["answers"])
+    if given is None or row.get("is_impossible"):
+        given = []
+    if isinstance(given, dict):  # {"text": [...], "answer_start": [...]}
+        texts, starts = given.get("text", []), given.get("answer_start", [])
+        texts, starts = ([texts], [starts]) if isinstance(texts, str) else (texts, starts)
+        given = [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)]
+    given = [given] if isinstance(given, str) else given
+    given = [{"text": one} if isinstance(one, str) else one for one in given]
+    answers = [one["text"] for one in given if one.get("text", "").strip()]
+    starts = [_place(one, context, left_out) for one in given if one.get("text", "").strip()]
+    key = str(row.get("id", number))
+    return {"id": key, "question": question, "context": context, "answers": answers, "starts": starts}
+
+
+def _place(answer: Row, context: str, left_out: Counter) -> int | None:
+    """Where an answer stands in its context; None where that cannot be told."""
+    text, start = answer["text"], answer.get("answer_start", -1)
+    if start >= 0 and context[start : start + len(text)] == text:
+        return start
+    if context.count(text) == 1:
+        left_out["wrong_offsets_repaired"] += start >= 0
+        return context.index(text)
+    return None
+
+
+@dataclass
+class Window:
+    """A feature that reads part of a row's context, from its token `first` on; token t stands at offsets[t]."""
+
+    row: int
+    first: int
+    offsets: np.ndarray  # (tokens of the context in this window, 2)
+
+
+@dataclass
+class EncodedWindows(Encoded):
+    """Features with the window that each of them is; `rows` counts questions."""
+
+    windows: list[Window] = field(default_factory=list)
+
+    def report(self) -> dict[str, Any]:
+        rows = 1 + max((window.row for window in self.windows), default=-1)
+        return super().report() | {"rows": rows, "windows": len(self.windows)}
+
+
+class QuestionAnswering(Supervised):
+    """Spans by a start and an end logit per token. A window without the answer points to its first token.
+
+    `max_length`: tokens of a window, with the question; `stride`: tokens that two windows share.
+    """
+
+    recipe, pipeline_tag, main_metric = "question_answering", "question-answering", "f1"
+    auto_class = "AutoModelForQuestionAnswering"
+    unit = "questions"
+    loss = staticmethod(span_loss)
+
+    def __init__(
+        self,
+        table: Table,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        causal: bool,
+        max_length: int,
+        stride: int,
+        drop_overlap: bool = False,
+    ) -> None:
+        self.frame, self.max_length, self.stride = frame_of(tokenizer, causal=causal), max_length, stride
+        self.threshold = 0.0  # by how much no answer must be likelier than the best one; chosen on validation
+        super().__init__(table, tokenizer, drop_overlap=drop_overlap)
+        self.unanswerable = any(not row["answers"] for row in table.rows["train"])
+
+    def text_of(self, row: Row) -> str:
+        return row["question"] + "\n" + row["context"]
+
+    def encode(self, rows: Sequence[Row]) -> EncodedWindows:
+        encoded = windows_of(
+            self.tokenizer,
+            rows,
+            frame=self.frame,
+            max_length=self.max_length,
+            stride=self.stride,
+            max_question=self.max_length // 3,
+        )
+        for window, feature in zip(encoded.windows, encoded.features, strict=True):
+            feature["labels"] = self._span(rows[window.row], window)
+        return encoded
+
+    def _span(self, row: Row, window: Window) -> list[int]:
+        """The first and the last token of the answer in a window; [0, 0] where it does not hold all of it."""
+        if not row["answers"] or row["starts"][0] is None or not len(window.offsets):
+            return [0, 0]
+        begin = row["starts"][0]
+        end = begin + len(row["answers"][0])
+        if begin < window.offsets[0, 0] or end > window.offsets[-1, 1]:
+            return [0, 0]
+        first = int(np.searchsorted(window.offsets[:, 1], begin, side="right"))
+        last = int(np.searchsorted(window.offsets[:, 0], end, side="left")) - 1
+        return [window.first + first, window.first + last]
+
+    def answer(self, model: PreTrainedModel, split: str, accelerator: Accelerator | None) -> Sequence[Any]:
+        """(score, start, end, score of no answer, loss) per window; start and end are tokens of the window."""
+        encoded = self.encoded[split]
+        windows, device = encoded.windows, next(model.parameters()).device
+
+        def spans(rows: list[int]) -> list[tuple]:
+            batch = {k: v.to(device) for k, v in self.collate([encoded.features[i] for i in rows]).items()}
+            labels = batch.pop("labels")
+            outputs = model(**batch)
+            logits = span_logits(outputs, batch)
+            start, end = logits.unbind(1)
+            losses = logits.log_softmax(-1).gather(2, labels[..., None]).flatten(1).sum(1)
+            first = torch.tensor([windows[i].first for i in rows], device=device)
+            length = torch.tensor([len(windows[i].offsets) for i in rows], device=device)
+            best = best_spans(start, end, first=first, length=length)
+            null = start[:, 0] + end[:, 0]
+            return list(zip(*(part.tolist() for part in (*best, null, -losses)), strict=True))
+
+        lengths = [len(feature["input_ids"]) for feature in encoded.features]
+        return map_by_length(spans, lengths, accelerator=accelerator, description=f"measuring {split}")
+
+    def score(self, split: str, answers: Sequence[Any]) -> Scores:
+        rows = self.table.rows[split]
+        if isinstance(answers[0], str):  # a baseline's
+            return self._scores(rows, list(answers), None)
+        texts, margins = self._texts(split, answers)
+        loss = float(np.mean([answer[4] for answer in answers])) / 2
+        if self.unanswerable and split == "validation":
+            self.threshold = best_threshold(margins, texts, [row["answers"] for row in rows])
+        if self.unanswerable:
+            texts = [text if margin > self.threshold else "" for text, margin in zip(texts, margins, strict=True)]
+        return self._scores(rows, texts, loss)
+
+    def _texts(self, split: str, answers: Sequence[Any]) -> tuple[list[str], np.ndarray]:
+        """The best span of each row over its windows, and by how much it is likelier than no answer, (rows,)."""
+        rows, windows = self.table.rows[split], self.encoded[split].windows
+        best, null = np.full(len(rows), -np.inf), np.full(len(rows), np.inf)
+        texts = [""] * len(rows)
+        for window, (score, start, end, nothing, _) in zip(windows, answers, strict=True):
+            null[window.row] = min(null[window.row], nothing)
+            if score > best[window.row]:
+                best[window.row] = score
+                begin, stop = window.offsets[start - window.first, 0], window.offsets[end - window.first, 1]
+                texts[window.row] = rows[window.row]["context"][begin:stop].strip()
+        return texts, best - null
+
+    def _scores(self, rows: Sequence[Row], texts: Sequence[str], loss: float | None) -> Scores:
+        estimates = Metric().estimates(texts, [row["answers"] for row in rows])
+        examples = [
+            {
+                "id": row["id"],
+                "input": row["question"],
+                "context": row["context"],
+                "reference": row["answers"],
+                "prediction": text,
+                "score": answer_score(text, row["answers"])[1],
+            }
+            for row, text in zip(rows, texts, strict=True)
+        ]
+        return Scores(estimates, examples, loss)
+
+    def trivial(self, split: str) -> tuple[str, Sequence[Any]]:
+        return "first sentence", [sentences(row["context"]).split("\n")[0] for row in self.table.rows[split]]
+
+    def label_proof(self) -> Proof:
+        """The labelled spans of the first windows must give back the answers."""
+        rows, encoded, found = self.table.rows["train"], self.encoded["train"], set()
+        windows, wrong = encoded.windows[:400], []
+        for window, feature in zip(windows, encoded.features, strict=False):
+            first, last = feature["labels"]
+            if last:
+                begin, end = window.offsets[first - window.first, 0], window.offsets[last - window.first, 1]
+                said, meant = rows[window.row]["context"][begin:end], rows[window.row]["answers"][0]
+                found.add(window.row)
+                if meant not in said or len(said) > len(meant) + 8:  # a token may hold more than the answer
+                    wrong.append((said, meant))
+        whole = {window.row for window in windows if window.row < windows[-1].row or len(windows) < 400}
+        asked = {row for row in whole if rows[row]["answers"]}
+        lost = len(asked - found)
+        if wrong:
+            return Proof(False, f"{len(wrong)} labels give another span: {wrong[0][0]!r} for {wrong[0][1]!r}")
+        if lost:
+            return Proof(False, f"{lost} of {len(asked)} answers stand whole in no window: raise --stride")
+        return Proof(True, f"the labels of {len(found)} questions give back their answers, each whole in a window")
+
+
+def windows_of(
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Row],
+    *,
+    frame: Frame,
+    max_length: int,
+    stride: int,
+    max_question: int,
+) -> EncodedWindows:
+    """Questions and contexts as windows of at most `max_length` tokens, of which two share `stride`.
+
+    The question stands first, cut to `max_question` tokens, so that a causal model has read it. Contexts that occur
+    several times are tokenized once.
+    """
+    encoded, types = EncodedWindows(), "token_type_ids" in tokenizer.model_input_names
+    questions = encode_documents(tokenizer, [row["question"] for row in rows])
+    different = list(dict.fromkeys(row["context"] for row in rows))
+    contexts = dict(zip(different, encode_with_offsets(tokenizer, different), strict=True))
+    around = len(frame.before) + len(frame.between) + len(frame.after)
+    for number, (row, question) in enumerate(zip(rows, questions, strict=True)):
+        ids, offsets = contexts[row["context"]]
+        encoded.tokens += len(ids) + len(question)
+        if len(question) > max_question:
+            encoded.cut += 1
+            encoded.tokens_cut += len(question) - max_question
+            question = question[:max_question]
+        room = max_length - around - len(question)
+        before = [*frame.before, *question, *frame.between]
+        for start in range(0, max(1, len(ids) - stride), max(1, room - stride)):
+            part = ids[start : start + room]
+            feature = {"input_ids": [*before, *part, *frame.after]}
+            if types:
+                feature["token_type_ids"] = [0] * len(before) + [1] * (len(part) + len(frame.after))
+            encoded.features.append(feature)
+            encoded.windows.append(Window(number, len(before), offsets[start : start + room]))
+    return encoded
+
+
+def best_spans(
+    start: torch.Tensor, end: torch.Tensor, *, first: torch.Tensor, length: torch.Tensor, longest: int = LONGEST_ANSWER
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The likeliest span of each row: (score, first token, last token), each (rows,).
+
+    `start`, `end` are logits (rows, time); only tokens from `first` on, `length` of them, may be in a span, and no
+    more than `longest` in a row.
+    """
+    scores, starts = _span_scores(start, end, first, length, longest)
+    score, last = scores.max(dim=1)
+    return score, starts.gather(1, last[:, None])[:, 0], last
+
+
+def top_spans(
+    start: torch.Tensor, end: torch.Tensor, *, first: torch.Tensor, length: torch.Tensor, longest: int, count: int
+) -> list[tuple[list[float], list[int], list[int], float]]:
+    """Per row the `count` likeliest spans of different ends: scores, first and last tokens; and none's score."""
+    scores, starts = _span_scores(start, end, first, length, longest)
+    best, last = scores.topk(min(count, int(length.min())), dim=1)
+    null = start[:, 0] + end[:, 0]
+    return list(zip(best.tolist(), starts.gather(1, last).tolist(), last.tolist(), null.tolist(), strict=True))
+
+
+def _span_scores(
+    start: torch.Tensor, end: torch.Tensor, first: torch.Tensor, length: torch.Tensor, longest: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """For each last token the best score and first token of a span, (rows, time) each.
+
+    The best start is a maximum over the places before an end: no loop over spans.
+    """
+    places = torch.arange(start.shape[1], device=start.device)
+    inside = (places >= first[:, None]) & (places < (first + length)[:, None])
+    start, end = (logits.masked_fill(~inside, -1e30) for logits in (start, end))
+    before, where = F.max_pool1d(F.pad(start, (longest - 1, 0), value=-1e30)[:, None], longest, 1, return_indices=True)
+    return before[:, 0] + end, where[:, 0] - (longest - 1)
+
+
+def best_threshold(margins: np.ndarray, texts: Sequence[str], answers: Sequence[Sequence[str]]) -> float:
+    """The margin over no answer above which answering gives the highest F1 over these questions."""
+    answered = np.array([answer_score(text, some)[1] for text, some in zip(texts, answers, strict=True)])
+    silent = np.array([0.0 if some else 1.0 for some in answers])
+    order = np.argsort(-margins, kind="stable")
+    # Answering the k likeliest and no other: F1 of these plus the silence of the rest.
+    totals = np.concatenate([[0], np.cumsum(answered[order])]) + np.concatenate(
+        [np.cumsum(silent[order][::-1])[::-1], [0]]
+    )
+    k = int(np.argmax(totals))
+    ranked = margins[order]
+    if k == 0:
+        return float(ranked[0])
+    return float((ranked[k - 1] + ranked[k]) / 2 if k < len(ranked) else ranked[k - 1] - 1.0)

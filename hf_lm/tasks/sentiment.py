@@ -1,0 +1,168 @@
+"""Sentiment, or any other class of a text: one label per row."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_lm.data.batches import map_by_length
+from hf_lm.data.reading import clean
+from hf_lm.data.tables import Row, Table, hold_out, pick_column
+from hf_lm.evaluation.metrics import Classification
+from hf_lm.losses import label_loss
+from hf_lm.proofs import Proof
+from hf_lm.tasks.supervised import Encoded, Scores, Supervised
+from hf_lm.tokenizer import encode_documents, frame_of
+
+TEXT = ("text", "sentence", "review", "content", "comment", "tweet", "0")
+LABEL = ("label", "labels", "sentiment", "class", "category", "polarity", "1")
+
+
+def read_sentiment(table: Table, *, text_column: str = "", label_column: str = "") -> list[str]:
+    """Reduce a table to rows of {"text", "label"}, cut the splits it lacks, and return the names of its classes.
+
+    Rows without a text or a label are left out and counted. Raises ValueError for one class only, and where a held-out
+    split has a class that train has not.
+    """
+    where = f"--dataset {table.source}"
+    first = table.rows["train"]
+    text = pick_column(first, text_column, TEXT, option="--text_column", where=where)
+    label = pick_column(first, label_column, LABEL, option="--label_column", where=where)
+    for split, rows in table.rows.items():
+        table.rows[split] = list(_rows(rows, text, label, table.left_out))
+    for split in [split for split in table.splits if not table.rows[split]]:
+        table.notes.append(f"the split {split} has no labelled rows and was left out")
+        del table.rows[split]
+    if "train" not in table.rows:
+        raise ValueError(f"{where} has no training row with both {text!r} and {label!r}.")
+    hold_out(table, {"validation": 0.1, "test": 0.1}, group=lambda row: row["text"], unit="text")
+    labels = sorted({row["label"] for row in table.rows["train"]}, key=lambda name: (len(name), name))
+    if len(labels) < 2:
+        raise ValueError(f"{where} has one class only, {labels[0]!r} in {label!r}: there is nothing to tell apart.")
+    for split in table.splits:
+        if unseen := sorted({row["label"] for row in table.rows[split]} - set(labels)):
+            raise ValueError(f"{where}: {split} has labels that train has not: {unseen}; train has {labels}.")
+    return labels
+
+
+def _rows(rows: Sequence[Row], text: str, label: str, left_out: Counter) -> Any:
+    for row in rows:
+        words, name = clean(str(row.get(text) or ""), left_out).strip(), row.get(label)
+        if not words:
+            left_out["rows_without_text"] += 1
+        elif name is None or str(name).strip() in ("", "-1"):
+            left_out["rows_without_label"] += 1
+        else:
+            yield {"text": words, "label": str(name).strip()}
+
+
+class Sentiment(Supervised):
+    """A class per text, by a classification head: on the first token of an encoder, on the last of a decoder.
+
+    `labels`: the classes, in the order of the head. `max_length`: tokens of a text, special ones included.
+    """
+
+    recipe, pipeline_tag, main_metric = "sentiment", "text-classification", "accuracy"
+    auto_class = "AutoModelForSequenceClassification"
+    loss = staticmethod(label_loss)
+
+    def __init__(
+        self,
+        table: Table,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        labels: Sequence[str],
+        max_length: int,
+        drop_overlap: bool = False,
+    ) -> None:
+        self.labels, self.max_length = list(labels), max_length
+        self.index = {label: i for i, label in enumerate(self.labels)}
+        self.frame = frame_of(tokenizer, causal=False)  # as who loads the tokenizer will have it
+        self.metric = Classification(classes=len(self.labels))
+        super().__init__(table, tokenizer, drop_overlap=drop_overlap)
+
+    def text_of(self, row: Row) -> str:
+        return row["text"]
+
+    def encode(self, rows: Sequence[Row]) -> Encoded:
+        encoded, frame = Encoded(), self.frame
+        room = self.max_length - len(frame.before) - len(frame.after)
+        for row, ids in zip(rows, encode_documents(self.tokenizer, [row["text"] for row in rows]), strict=True):
+            encoded.tokens += len(ids)
+            if len(ids) > room:
+                encoded.cut += 1
+                encoded.tokens_cut += len(ids) - room
+            input_ids = [*frame.before, *ids[:room], *frame.after]
+            encoded.features.append({"input_ids": input_ids, "labels": self.index[row["label"]]})
+        return encoded
+
+    def answer(self, model: PreTrainedModel, split: str, accelerator: Accelerator | None) -> Sequence[Any]:
+        """Logits per row, (rows, classes)."""
+        features = self.encoded[split].features
+        device = next(model.parameters()).device
+
+        def logits(rows: list[int]) -> np.ndarray:
+            batch = self.collate([features[i] for i in rows])
+            del batch["labels"]
+            return model(**{key: value.to(device) for key, value in batch.items()}).logits.double().cpu().numpy()
+
+        lengths = [len(feature["input_ids"]) for feature in features]
+        return np.array(map_by_length(logits, lengths, accelerator=accelerator, description=f"measuring {split}"))
+
+    def score(self, split: str, answers: Sequence[Any]) -> Scores:
+        rows = self.table.rows[split]
+        true = np.array([self.index[row["label"]] for row in rows])
+        log_probs = torch.from_numpy(np.asarray(answers, np.float64)).log_softmax(-1).numpy()
+        probabilities, predicted = np.exp(log_probs), np.argmax(answers, axis=1)
+        examples = [
+            {
+                "input": row["text"],
+                "reference": row["label"],
+                "prediction": self.labels[guess],
+                "score": float(chance[right]),
+            }
+            for row, guess, chance, right in zip(rows, predicted, probabilities, true, strict=True)
+        ]
+        estimates = self.metric.estimates(predicted, true, probabilities=probabilities)
+        return Scores(estimates, examples, float(-log_probs[np.arange(len(true)), true].mean()))
+
+    def trivial(self, split: str) -> tuple[str, Sequence[Any]]:
+        """The most frequent class, with the frequencies of train as its probabilities."""
+        counts = Counter(row["label"] for row in self.table.rows["train"])
+        log_counts = np.log([counts[label] for label in self.labels])
+        return "majority class", np.tile(log_counts, (len(self.table.rows[split]), 1))
+
+    def label_proof(self) -> Proof:
+        rows, features = self.table.rows["train"][:64], self.train_dataset[:64]
+        labels = self.collate(features)["labels"].tolist()
+        wrong = [i for i, row in enumerate(rows) if self.labels[labels[i]] != row["label"]]
+        counts = Counter(row["label"] for row in self.table.rows["train"])
+        shown = ", ".join(f"{label} {counts[label]:,}" for label in self.labels[:10])
+        if wrong:
+            return Proof(False, f"{len(wrong)} of {len(rows)} labels are not the class of their row")
+        plain = self.tokenizer([row["text"] for row in rows], truncation=True, max_length=self.max_length).input_ids
+        other = [i for i, ids in enumerate(plain) if ids != features[i]["input_ids"]]
+        if len(other) > len(rows) // 10:  # text that holds a special token's name is read differently
+            return Proof(False, f"the tokenizer alone gives other ids for {len(other)} of {len(rows)} rows")
+        return Proof(True, f"the labels of {len(rows)} rows are the classes that the table names ({shown})")
+
+    def report(self, measured: dict[str, Scores]) -> dict[str, Any]:
+        *_, last = measured.values()
+        return super().report(measured) | {"classes": self.per_class(last)}
+
+    def per_class(self, scores: Scores) -> dict[str, dict[str, float]]:
+        """Precision, recall and F1 of each class, in percent, and how often it occurs."""
+        right, predicted, true = np.split(scores.estimates["macro_f1"].statistics.sum(axis=0), 3)
+        return {
+            label: {
+                "precision": 100 * right[i] / max(1, predicted[i]),
+                "recall": 100 * right[i] / max(1, true[i]),
+                "f1": 200 * right[i] / max(1, predicted[i] + true[i]),
+                "rows": int(true[i]),
+            }
+            for i, label in enumerate(self.labels)
+        }

@@ -1,0 +1,41 @@
+"""Summarization: a document is read, a summary written."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from hf_lm.data.tables import Table, hold_out, pick_column
+from hf_lm.evaluation.metrics import Summarization as Rouge
+from hf_lm.evaluation.metrics import sentences
+from hf_lm.tasks.text_to_text import TextToText, to_sources_and_targets
+
+SOURCE = ("document", "article", "source", "text", "dialogue", "body", "content")
+TARGET = ("summary", "highlights", "target", "abstract", "title")
+
+
+def read_summarization(table: Table, *, source: str = "", target: str = "") -> None:
+    """Reduce a table to rows of {"source", "targets"} and cut the splits it lacks.
+
+    A source may be a list of sentences, a target a list of references.
+    """
+    where, first = f"--dataset {table.source}", table.rows["train"]
+    source = pick_column(first, source, SOURCE, option="--source", where=where)
+    target = pick_column(first, target, TARGET, option="--target", where=where)
+    to_sources_and_targets(table, source, target)
+    hold_out(table, {"validation": 0.05, "test": 0.05}, group=lambda row: row["source"], unit="document")
+
+
+class Summarization(TextToText):
+    recipe, pipeline_tag, main_metric = "summarization", "summarization", "rougeL"
+    cue = "\n\nTL;DR: "  # as GPT-2's authors had it
+
+    def score_texts(self, split: str, texts: Sequence[str]) -> tuple[dict[str, Any], list[float]]:
+        metric, references = Rouge(), [row["targets"] for row in self.table.rows[split]]
+        estimates = metric.estimates(texts, references)
+        statistics = estimates["rougeL"].statistics
+        return estimates, np.asarray(statistics[:, 0]).tolist()
+
+    def trivial(self, split: str) -> tuple[str, Sequence[Any]]:
+        leads = [sentences(row["source"]).split("\n")[0] for row in self.table.rows[split]]
+        return "lead sentence", [(lead, 0.0, 0) for lead in leads]

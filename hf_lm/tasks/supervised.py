@@ -1,0 +1,182 @@
+"""What the fine-tuning tasks share: rows become features, answers scores beside a baseline, overlap is found."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_lm import proofs
+from hf_lm.data.batches import Feature, pad_batch
+from hf_lm.data.overlap import Overlap, find_overlap
+from hf_lm.data.tables import Row, Table
+from hf_lm.evaluation.intervals import Estimate
+from hf_lm.proofs import Proof
+from hf_lm.tokenizer import encode_documents
+
+WORST = 20  # examples that the report shows
+
+
+@dataclass
+class Scores:
+    """What was measured on a split. `examples` are rows of predictions.jsonl, the worst scored lowest by `score`."""
+
+    estimates: dict[str, Estimate]
+    examples: list[dict[str, Any]]
+    loss: float | None = None
+
+    def metrics(self) -> dict[str, Estimate]:
+        return self.estimates
+
+
+@dataclass
+class Encoded:
+    """A split as features, and what was cut to make them fit."""
+
+    features: list[Feature] = field(default_factory=list)
+    cut: int = 0  # rows
+    tokens: int = 0  # before cutting
+    tokens_cut: int = 0
+
+    def report(self) -> dict[str, Any]:
+        rows = len(self.features)
+        lost = self.tokens_cut / max(1, self.tokens)
+        return {"rows": rows, "tokens": self.tokens, "truncated": self.cut / max(1, rows), "tokens_lost": lost}
+
+
+class Supervised:
+    """A task over labelled rows, as `fit` needs it. Subclasses say what `text_of` a row is read, `encode`, `answer`,
+    `score` and `trivial`; everything else is the same for all of them.
+    """
+
+    recipe: ClassVar[str]
+    pipeline_tag: ClassVar[str]
+    auto_class: str
+    main_metric: ClassVar[str]
+    unit = "examples"
+    shifts_labels = False
+    loss: Callable[[Any, dict[str, torch.Tensor]], torch.Tensor]
+
+    def __init__(self, table: Table, tokenizer: PreTrainedTokenizerBase, *, drop_overlap: bool = False) -> None:
+        self.table, self.tokenizer = table, tokenizer
+        self.splits = table.splits
+        self.overlap: dict[str, Overlap] = {}
+        train = [self.text_of(row) for row in table.rows["train"]]
+        for split in self.splits[1:]:
+            self.overlap[split] = find_overlap(train, [self.text_of(row) for row in table.rows[split]])
+        if drop_overlap:
+            matching = np.any([found.train for found in self.overlap.values()], axis=0)
+            kept = [row for row, drop in zip(table.rows["train"], matching, strict=True) if not drop]
+            table.notes.append(f"{matching.sum():,} training rows that stand in a held-out split were dropped")
+            table.rows["train"] = kept
+        self.encoded = {split: self.encode(table.rows[split]) for split in self.splits}
+        self.train_dataset = self.encoded["train"].features
+        self.context = max(1, self.encoded["train"].tokens // max(1, len(self.train_dataset)))
+
+    # What a task says
+
+    def text_of(self, row: Row) -> str:
+        """The text of a row that must not stand in train."""
+        raise NotImplementedError
+
+    def encode(self, rows: Sequence[Row]) -> Encoded:
+        raise NotImplementedError
+
+    def answer(self, model: PreTrainedModel, split: str, accelerator: Accelerator | None) -> Sequence[Any]:
+        """What the model says to each row of a split, in their order."""
+        raise NotImplementedError
+
+    def score(self, split: str, answers: Sequence[Any]) -> Scores:
+        raise NotImplementedError
+
+    def trivial(self, split: str) -> tuple[str, Sequence[Any]]:
+        """The name of a baseline and what it answers to each row."""
+        raise NotImplementedError
+
+    def label_proof(self) -> Proof:
+        raise NotImplementedError
+
+    # What all share
+
+    def collate(self, features: Sequence[Feature]) -> dict[str, torch.Tensor]:
+        return pad_batch(features, pad_id=self.tokenizer.pad_token_id)
+
+    def measure(self, model: PreTrainedModel, split: str, accelerator: Accelerator | None = None) -> Scores:
+        was_training = model.training
+        model.eval()
+        with torch.no_grad():
+            answers = self.answer(model, split, accelerator)
+        model.train(was_training)
+        return self.score(split, answers)
+
+    def baseline(self, split: str) -> tuple[str, Scores]:
+        name, answers = self.trivial(split)
+        return name, self.score(split, answers)
+
+    def proofs_before(self, trainer: Any) -> dict[str, Callable[[], Proof]]:
+        first = self.train_dataset[:4]
+        rows = trainer.model.get_input_embeddings().weight.shape[0]
+        texts = [self.text_of(row) for row in self.table.rows["validation"][:200]]
+        return {
+            "vocabulary": lambda: proofs.vocabulary(
+                self.tokenizer, encode_documents(self.tokenizer, texts), rows=rows
+            ),
+            "label_coverage": self.label_proof,
+            "loss_invariance": lambda: proofs.loss_invariance(trainer, first),
+            "learnable": lambda: proofs.learnable(trainer, first),
+        }
+
+    def proofs_after(
+        self, model: PreTrainedModel, folder: Path, adapter: Path | None
+    ) -> dict[str, Callable[[], Proof]]:
+        inputs = {key: value for key, value in self.collate(self.train_dataset[:2]).items() if key != "labels"}
+        texts = [self.text_of(row) for row in self.table.rows["validation"][:20]]
+        encoded = encode_documents(self.tokenizer, texts)
+
+        def load_back(saved: Path) -> Proof:
+            return proofs.load_back(saved, model, inputs, texts, encoded, auto_class=self.auto_class)
+
+        found = {"load_back": lambda: load_back(folder)}
+        return found | ({"adapter_load_back": lambda: load_back(adapter)} if adapter is not None else {})
+
+    def without_overlap(self, split: str, scores: Scores) -> dict[str, float]:
+        """Each metric over the rows of a split that do not stand in train; empty where none does."""
+        kept = ~self.overlap[split].found
+        if kept.all() or not kept.any():
+            return {}
+        return {
+            name: Estimate(estimate.statistics[kept], estimate.value_of).value
+            for name, estimate in scores.estimates.items()
+        }
+
+    def predictions(self, measured: dict[str, Scores]) -> Iterable[dict[str, Any]]:
+        for split, scores in measured.items():
+            for example in scores.examples:
+                yield {"split": split, **example}
+
+    def samples(self, model: PreTrainedModel) -> list[dict[str, str]]:
+        return []
+
+    def report(self, measured: dict[str, Scores]) -> dict[str, Any]:
+        """The report's parts about the data, and the worst answers on the last split measured."""
+        data: dict[str, Any] = {
+            "source": self.table.source,
+            "fingerprint": self.table.fingerprint,
+            "notes": self.table.notes,
+            "left_out": dict(self.table.left_out),
+        }
+        data |= {split: encoded.report() for split, encoded in self.encoded.items()}
+        data["overlap"] = {
+            split: found.report([self.text_of(row) for row in self.table.rows[split]])
+            for split, found in self.overlap.items()
+        }
+        for split, scores in measured.items():
+            if without := self.without_overlap(split, scores):
+                data["overlap"][split]["metrics_without"] = without
+        *_, last = measured.values()
+        worst = sorted(last.examples, key=lambda example: example["score"])[:WORST]
+        return {"data": data, "worst": worst}

@@ -1,0 +1,42 @@
+"""Translation: a text in one language is read, the same in another written."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from hf_lm.data.tables import Table, hold_out, pick_column
+from hf_lm.evaluation.metrics import Translation as Scores
+from hf_lm.tasks.text_to_text import TextToText, to_sources_and_targets
+
+
+def read_translation(table: Table, *, source: str, target: str) -> None:
+    """Reduce a table to rows of {"source", "targets"} and cut the splits it lacks.
+
+    `source` and `target` are columns, or languages of a column `translation` that holds both.
+    """
+    for split, rows in table.rows.items():
+        table.rows[split] = [
+            row | row["translation"] if isinstance(row.get("translation"), dict) else row for row in rows
+        ]
+    where, first = f"--dataset {table.source}", table.rows["train"]
+    source = pick_column(first, source, ("source", "src", "0"), option="--source", where=where)
+    target = pick_column(first, target, ("target", "tgt", "1"), option="--target", where=where)
+    to_sources_and_targets(table, source, target)
+    hold_out(table, {"validation": 0.05, "test": 0.05}, group=lambda row: row["source"], unit="source text")
+
+
+class Translation(TextToText):
+    recipe, pipeline_tag, main_metric = "translation", "translation", "bleu"
+    cue = "\n=\n"
+
+    def score_texts(self, split: str, texts: Sequence[str]) -> tuple[dict[str, Any], list[float]]:
+        metric, references = Scores(), [row["targets"] for row in self.table.rows[split]]
+        estimates = metric.estimates(texts, references)
+        self.signatures = metric.signatures
+        chrf = estimates["chrf"]
+        return estimates, chrf.value_of(chrf.statistics).tolist()
+
+    def trivial(self, split: str) -> tuple[str, Sequence[Any]]:
+        return "copy of the source", [(row["source"], 0.0, 0) for row in self.table.rows[split]]
+
+    def report(self, measured: dict[str, Any]) -> dict[str, Any]:
+        return super().report(measured) | {"signatures": self.signatures}

@@ -1,0 +1,64 @@
+"""Fine-tune a checkpoint for sentiment, or any other class of a text.
+
+accelerate launch recipes/sentiment.py                                                     # a small demo, anywhere
+accelerate launch recipes/sentiment.py --model google-bert/bert-base-uncased --dataset stanfordnlp/sst2
+accelerate launch recipes/sentiment.py --model out/pretrain --dataset reviews.tsv --text_column 0 --label_column 1
+"""
+
+from dataclasses import dataclass
+
+from transformers import AutoModelForSequenceClassification, set_seed
+
+from hf_lm.arguments import FINE_TUNING, FineTuningArguments, TrainingArguments, bf16_is_fast, parse_arguments
+from hf_lm.data.tables import load_table
+from hf_lm.models.adapters import add_lora
+from hf_lm.models.bert import new_bert
+from hf_lm.models.checkpoints import context_length, load_with_head
+from hf_lm.tasks.sentiment import Sentiment, read_sentiment
+from hf_lm.tokenizer import load_tokenizer, new_tokenizer, set_pad
+from hf_lm.training.fit import fit
+
+
+@dataclass
+class Arguments(FineTuningArguments):
+    model: str = ""  # a checkpoint, folder or Hub id; "" makes a small fresh encoder
+    dataset: str = "demo:opinions"  # built-in opinions, a file, a folder, a glob or a Hub id
+    text_column: str = ""  # column read; "" guesses, a number counts in a file without a header
+    label_column: str = ""  # column learned
+    max_length: int = 256  # tokens of a text
+
+
+def main(args: Arguments, training_args: TrainingArguments) -> dict:
+    set_seed(training_args.seed)
+    header = not (args.text_column.isdigit() or args.label_column.isdigit())
+    table = load_table(args.dataset, endings="labels", header=header)
+    labels = read_sentiment(table, text_column=args.text_column, label_column=args.label_column)
+    if args.model:
+        tokenizer = load_tokenizer(args.model)
+        set_pad(tokenizer)
+        model = load_with_head(args.model, AutoModelForSequenceClassification, tokenizer=tokenizer, labels=labels)
+    else:
+        tokenizer = new_tokenizer((row["text"] for row in table.rows["train"]), vocab_size=2048)
+        model = new_bert(tokenizer, labels=labels, block_size=args.max_length)
+    task = Sentiment(
+        table,
+        tokenizer,
+        labels=labels,
+        max_length=min(args.max_length, context_length(model.config) or args.max_length),
+        drop_overlap=args.drop_overlap,
+    )
+    return fit(add_lora(model, **args.lora()), task, training_args)
+
+
+if __name__ == "__main__":
+    main(
+        *parse_arguments(
+            Arguments,
+            TrainingArguments,
+            fresh={"learning_rate": 1e-3, "num_train_epochs": 3},
+            output_dir="out/sentiment",
+            per_device_train_batch_size=32,
+            bf16=bf16_is_fast(),
+            **FINE_TUNING,
+        )
+    )

@@ -1,0 +1,68 @@
+"""Fine-tune a checkpoint for summarization.
+
+accelerate launch recipes/summarization.py                                          # a small demo, anywhere
+accelerate launch recipes/summarization.py --model out/pretrain                     # the GPT that pretrain.py made
+accelerate launch recipes/summarization.py --model google-t5/t5-small --dataset EdinburghNLP/xsum
+"""
+
+from dataclasses import dataclass
+
+from transformers import set_seed
+
+from hf_lm.arguments import FINE_TUNING, FineTuningArguments, TrainingArguments, bf16_is_fast, parse_arguments
+from hf_lm.data.tables import load_table
+from hf_lm.models.adapters import add_lora
+from hf_lm.models.checkpoints import load_text_to_text
+from hf_lm.models.encoder_decoder import new_bart
+from hf_lm.tasks.summarization import Summarization, read_summarization
+from hf_lm.tokenizer import load_tokenizer, new_tokenizer, set_pad
+from hf_lm.training.fit import fit
+
+
+@dataclass
+class Arguments(FineTuningArguments):
+    model: str = ""  # a checkpoint, folder or Hub id; "" makes a small fresh encoder-decoder
+    dataset: str = "demo:docstrings"  # built-in docstrings, a file, a folder, a glob or a Hub id
+    source: str = ""  # column read; "" guesses
+    target: str = ""  # column learned
+    max_source_length: int = 256  # tokens
+    max_target_length: int = 64
+    num_beams: int = 1  # hypotheses kept while writing; 1 is greedy
+
+
+def main(args: Arguments, training_args: TrainingArguments) -> dict:
+    set_seed(training_args.seed)
+    table = load_table(args.dataset)
+    read_summarization(table, source=args.source, target=args.target)
+    if args.model:
+        tokenizer = load_tokenizer(args.model)
+        set_pad(tokenizer)
+        model = load_text_to_text(args.model, tokenizer=tokenizer)
+    else:
+        texts = (text for row in table.rows["train"] for text in (row["source"], *row["targets"]))
+        tokenizer = new_tokenizer(texts, vocab_size=4096)
+        model = new_bart(tokenizer, block_size=max(args.max_source_length, args.max_target_length))
+    task = Summarization(
+        table,
+        tokenizer,
+        model,
+        max_source_length=args.max_source_length,
+        max_target_length=args.max_target_length,
+        num_beams=args.num_beams,
+        drop_overlap=args.drop_overlap,
+    )
+    return fit(add_lora(model, **args.lora()), task, training_args)
+
+
+if __name__ == "__main__":
+    main(
+        *parse_arguments(
+            Arguments,
+            TrainingArguments,
+            fresh={"learning_rate": 1e-3, "num_train_epochs": 4},
+            output_dir="out/summarization",
+            per_device_train_batch_size=16,
+            bf16=bf16_is_fast(),
+            **FINE_TUNING | {"learning_rate": 1e-4},
+        )
+    )

@@ -1,0 +1,212 @@
+"""Every family of model in every task it can serve is sound.
+
+The same loss and gradients however a batch is cut, labels that are exactly the target and its end, and answers that do
+not depend on what stands beside them in a batch.
+"""
+
+import json
+
+import pytest
+import torch
+import transformers
+from transformers import (
+    BartConfig,
+    BertConfig,
+    DistilBertConfig,
+    GPT2Config,
+    LlamaConfig,
+    T5Config,
+)
+
+from hf_lm import proofs
+from hf_lm.arguments import TrainingArguments
+from hf_lm.data.opinions import opinions
+from hf_lm.data.tables import Table
+from hf_lm.models.adapters import add_lora, is_adapted, merge
+from hf_lm.models.checkpoints import family, load_text_to_text, load_with_head
+from hf_lm.tasks.question_answering import QuestionAnswering, read_question_answering
+from hf_lm.tasks.sentiment import Sentiment, read_sentiment
+from hf_lm.tasks.summarization import Summarization, read_summarization
+from hf_lm.tokenizer import new_tokenizer
+from hf_lm.training.trainer import Trainer
+
+SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+
+
+def configs(size, tokenizer):
+    ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": 0}
+    bert = BertConfig(vocab_size=size, max_position_embeddings=64, pad_token_id=tokenizer.pad_token_id, **SMALL)
+    return {
+        "bert": bert,
+        "distilbert": DistilBertConfig(
+            vocab_size=size, dim=16, n_layers=2, n_heads=2, hidden_dim=32, max_position_embeddings=64
+        ),
+        "gpt2": GPT2Config(vocab_size=size, n_positions=64, n_embd=16, n_layer=2, n_head=2, **ids),
+        "llama": LlamaConfig(vocab_size=size, max_position_embeddings=64, num_key_value_heads=2, **SMALL, **ids),
+        "t5": T5Config(
+            vocab_size=size, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, decoder_start_token_id=1, **ids
+        ),
+        "bart": BartConfig(
+            vocab_size=size, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+            decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, max_position_embeddings=64,
+            decoder_start_token_id=0, forced_eos_token_id=None, **ids,
+        ),
+        "bert2bert": bert,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return new_tokenizer((row["text"] for row in opinions(200)), vocab_size=400)
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tokenizer, tmp_path_factory):
+    """A folder with random weights and the tokenizer for each family."""
+    found = {}
+    heads = {
+        "bert": "MaskedLM",
+        "bert2bert": "MaskedLM",
+        "distilbert": "MaskedLM",
+        "t5": "Seq2SeqLM",
+        "bart": "Seq2SeqLM",
+    }
+    for name, config in configs(448, tokenizer).items():
+        transformers.set_seed(0)
+        folder = tmp_path_factory.mktemp(name)
+        auto = getattr(transformers, f"AutoModelFor{heads.get(name, 'CausalLM')}")
+        auto.from_config(config).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        found[name] = str(folder)
+    return found
+
+
+def trainer_of(model, task, tmp_path, **arguments):
+    return Trainer(
+        model,
+        TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", disable_tqdm=True, **arguments),
+        loss=task.loss,
+        shifts_labels=task.shifts_labels,
+        measure=lambda model: {},
+        context=task.context,
+        train_dataset=task.train_dataset,
+        data_collator=task.collate,
+    )
+
+
+def classifier(folder, tokenizer):
+    table = Table("x", "", {"train": opinions(120)})
+    labels = read_sentiment(table)
+    model = load_with_head(folder, transformers.AutoModelForSequenceClassification, tokenizer=tokenizer, labels=labels)
+    return model, Sentiment(table, tokenizer, labels=labels, max_length=40)
+
+
+def writer(folder, tokenizer):
+    rows = [{"document": row["text"], "summary": row["text"].split()[-1]} for row in opinions(120)]
+    table = Table("x", "", {"train": rows})
+    read_summarization(table)
+    model = load_text_to_text(folder, tokenizer=tokenizer)
+    return model, Summarization(table, tokenizer, model, max_source_length=40, max_target_length=16)
+
+
+def answerer(folder, tokenizer):
+    rows = []
+    for i, row in enumerate(opinions(120)):
+        context = row["text"] + " " + opinions(121 + i)[-1]["text"]
+        answer = row["text"].split()[0][:12]
+        rows.append(
+            {
+                "question": f"What begins number {i}?",
+                "context": context,
+                "answers": {"text": [answer], "answer_start": [0]},
+            }
+        )
+    table = Table("x", "", {"train": rows})
+    read_question_answering(table)
+    model = load_with_head(folder, transformers.AutoModelForQuestionAnswering, tokenizer=tokenizer)
+    causal = family(model.config) == "decoder"
+    return model, QuestionAnswering(table, tokenizer, causal=causal, max_length=48, stride=12)
+
+
+SERVED = [
+    *((classifier, name) for name in ("bert", "distilbert", "gpt2", "llama")),
+    *((answerer, name) for name in ("bert", "distilbert", "gpt2", "llama")),
+    *((writer, name) for name in ("gpt2", "llama", "t5", "bart", "bert2bert")),
+]
+
+
+@pytest.mark.parametrize(("make", "name"), SERVED, ids=[f"{make.__name__}-{name}" for make, name in SERVED])
+def test_a_family_in_a_task_is_sound(make, name, checkpoints, tokenizer, tmp_path):
+    model, task = make(checkpoints[name], tokenizer)
+    features = sorted(task.train_dataset[:40], key=lambda feature: len(feature["input_ids"]))[::5]
+    trainer = trainer_of(model, task, tmp_path)
+    proof = proofs.loss_invariance(trainer, features)  # 8 rows of different lengths
+    assert proof.passed, proof.said
+    assert task.label_proof().passed, task.label_proof().said
+    measured = task.measure(model, "test")
+    assert len(measured.examples) == len(task.table.rows["test"])
+    assert measured.loss > 0
+    for estimate in measured.metrics().values():
+        estimate.interval()
+    name, trivial = task.baseline("test")
+    assert set(trivial.metrics()) == set(measured.metrics())
+    folder = tmp_path / "saved"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    loaded = getattr(transformers, task.auto_class).from_pretrained(folder).eval()
+    again = task.measure(loaded, "test")
+    assert [e["prediction"] for e in again.examples] == [e["prediction"] for e in measured.examples]
+
+
+@pytest.mark.parametrize(("make", "name"), [(writer, "gpt2"), (writer, "bart"), (classifier, "bert")])
+def test_what_is_said_of_a_row_does_not_depend_on_its_batch(make, name, checkpoints, tokenizer, monkeypatch):
+    model, task = make(checkpoints[name], tokenizer)
+    together = task.measure(model, "test")
+    monkeypatch.setattr("hf_lm.data.batches.by_length", lambda lengths, **_: ([i] for i in range(len(lengths))))
+    alone = task.measure(model, "test")
+    assert [e["prediction"] for e in alone.examples] == [e["prediction"] for e in together.examples]
+    assert alone.loss == pytest.approx(together.loss, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("make", "name"), [(classifier, "bert"), (writer, "gpt2"), (writer, "bert2bert"), (answerer, "distilbert")]
+)
+def test_lora_trains_little_and_merges_to_the_same_logits(make, name, checkpoints, tokenizer, tmp_path):
+    model, task = make(checkpoints[name], tokenizer)
+    total = model.num_parameters()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    adapted = add_lora(model, rank=2)
+    trained = {key for key, p in adapted.named_parameters() if p.requires_grad}
+    assert is_adapted(adapted)
+    assert any("lora_A" in key for key in trained)
+    trainer = trainer_of(adapted, task, tmp_path, max_steps=3, learning_rate=1e-2, save_strategy="no")
+    assert proofs.loss_invariance(trainer, task.train_dataset[:4]).passed
+    trainer.train()
+    batch = {key: value for key, value in task.collate(task.train_dataset[:3]).items() if key != "labels"}
+    adapted.eval()
+    with torch.no_grad():
+        expected = adapted(**batch)[0]
+    trainer.save_model(str(tmp_path / "adapter"))
+    saved = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert saved["r"] == 2
+    plain = merge(adapted)
+    assert plain.num_parameters() == total
+    with torch.no_grad():
+        torch.testing.assert_close(plain(**batch)[0], expected, atol=1e-4, rtol=1e-4)
+    moved = [key for key, value in plain.state_dict().items() if not torch.equal(value, before[key])]
+    assert moved
+    assert not any("embed" in key or "wte" in key for key in moved)
+
+
+def test_rank_zero_trains_every_weight_and_a_negative_one_is_refused(checkpoints, tokenizer):
+    model, _ = classifier(checkpoints["bert"], tokenizer)
+    assert add_lora(model, rank=0) is model
+    with pytest.raises(ValueError, match="--lora_rank is -1"):
+        add_lora(model, rank=-1)
+
+
+def test_a_checkpoint_that_cannot_serve_is_refused_in_one_line(checkpoints, tokenizer):
+    with pytest.raises(ValueError, match="which cannot serve as a decoder"):
+        load_text_to_text(checkpoints["distilbert"], tokenizer=tokenizer)
+    with pytest.raises(OSError, match="no folder"):
+        load_text_to_text("./nowhere", tokenizer=tokenizer)
