@@ -5,6 +5,15 @@ from importlib.machinery import ModuleSpec, PathFinder
 
 __version__ = "0.1.0"
 
+
+def __getattr__(name: str):
+    if name == "pipeline":  # imported when asked for: it brings torch and transformers
+        from hf_lm.pipelines import pipeline
+
+        return pipeline
+    raise AttributeError(f"module 'hf_lm' has no attribute {name!r}")
+
+
 _AUTO_CONFIG = "transformers.models.auto.configuration_auto"
 
 

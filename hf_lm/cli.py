@@ -32,12 +32,33 @@ def _push_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--private", action="store_true", help="make a new repository private")
 
 
+def predict(args: argparse.Namespace) -> None:
+    from hf_lm.predicting import predict
+
+    lines = predict(args.task, args.model, args.input, args.output, column=args.column)
+    print(f"{lines:,} predictions in {args.output}")
+
+
+def _predict_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("task", help="sentiment, question_answering, summarization or translation")
+    parser.add_argument("model", help="a folder or a Hub id")
+    parser.add_argument("input", help="a .txt file with an input a line, or a table (.jsonl .csv .tsv .parquet ...)")
+    parser.add_argument("--output", default="predictions.jsonl", help="kept and continued if it is there")
+    parser.add_argument("--column", default="", help="column of the table that is read; guessed if not given")
+
+
 COMMANDS: dict[str, tuple[Callable, Callable, str, str]] = {
     "push": (
         push,
         _push_arguments,
         "upload a finished run to the Hub, in one commit",
         "hf-lm push out/pretrain me/gpt2",
+    ),
+    "predict": (
+        predict,
+        _predict_arguments,
+        "run a model over a file, from where it was stopped",
+        "hf-lm predict sentiment out/sentiment reviews.txt --output predictions.jsonl",
     ),
 }
 
