@@ -35,6 +35,12 @@ class TrainingArguments(transformers.TrainingArguments):
     decay_share: float = field(
         default=0.4, metadata={"help": "share of the steps in which warmup_stable_decay lowers the rate to 0"}
     )
+    early_stopping_patience: int = field(
+        default=0, metadata={"help": "end after that many evaluations without a gain beyond noise; 0 never does"}
+    )
+    sweep: int = field(
+        default=0, metadata={"help": "try that many learning rates around the given one first, each a whole training"}
+    )
     skip_proofs: list[str] = field(
         default_factory=list, metadata={"help": "proofs to leave out, by name; the report then says so"}
     )
@@ -61,7 +67,15 @@ class FineTuningArguments:
     lora_dropout: float = 0.0
     dora: bool = False  # split each update into direction and size
     rslora: bool = False  # scale updates by 1 / sqrt(rank) rather than 1 / rank
+    quantize: int = (
+        0  # bits of the frozen weights under LoRA, 4 or 8 (QLoRA, through bitsandbytes); 0 keeps them whole
+    )
+    merge: bool = True  # add LoRA's updates to the weights, so that the result loads without peft
     drop_overlap: bool = False  # take training rows that stand in a held-out split out of train
+
+    def __post_init__(self) -> None:
+        if self.quantize and not self.lora_rank:
+            raise ValueError(f"--quantize {self.quantize} freezes the weights: give --lora_rank too, such as 16.")
 
     def lora(self) -> dict[str, Any]:
         """The arguments of hf_lm.models.adapters.add_lora."""
@@ -82,6 +96,7 @@ FINE_TUNING: dict[str, Any] = {
     "eval_strategy": "epoch",
     "save_strategy": "epoch",
     "save_total_limit": 2,
+    "load_best_model_at_end": True,
 }
 
 # About one invocation rather than about the run: they do not belong in run.yaml.

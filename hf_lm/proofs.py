@@ -241,6 +241,27 @@ def learnable(trainer: Any, features: list[dict[str, Any]], *, steps: int = 4) -
     return Proof(losses[-1] < losses[0], said)
 
 
+def logits_of(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> np.ndarray:
+    """A model's logits without dropout, in float32; start and end logits stacked."""
+    device = next(model.parameters()).device
+    with _untouched(model), torch.no_grad():
+        outputs = model(**{name: values.to(device) for name, values in inputs.items()})
+        logits = outputs.logits if "logits" in outputs else torch.stack([outputs.start_logits, outputs.end_logits])
+        return logits.float().cpu().numpy()
+
+
+def merging(before: np.ndarray, after: np.ndarray, *, exact: bool, tolerance: float = 1e-3) -> Proof:
+    """Adding an adapter's updates to its base must leave the logits as they were.
+
+    Not `exact` for a quantized base, whose products were rounded: there the difference is reported.
+    """
+    difference, size = float(np.abs(before - after).max()), float(np.abs(before).max())
+    said = f"merging moves the logits by at most {difference:.1e}, of {size:.2g}"
+    if not exact:
+        said += "; the base was quantized, and is float32 now"
+    return Proof(not exact or difference < tolerance * max(1.0, size), said, difference)
+
+
 LOAD_BACK = """
 import json, sys
 if not sys.argv[6:]:
@@ -248,7 +269,7 @@ if not sys.argv[6:]:
 import numpy as np, torch, transformers
 folder, probe, remote = sys.argv[1], json.load(open(sys.argv[2])), sys.argv[3] == "remote"
 auto_class = getattr(transformers, probe["auto_class"])
-model = auto_class.from_pretrained(folder, trust_remote_code=remote, dtype="float32").eval()
+model = auto_class.from_pretrained(folder, trust_remote_code=remote, dtype="float32", **probe["options"]).eval()
 tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=remote)
 with torch.no_grad():
     outputs = model(**{name: torch.tensor(values) for name, values in probe["inputs"].items()})
@@ -269,26 +290,25 @@ def load_back(
     encoded: list[Any],
     *,
     auto_class: str = "AutoModelForCausalLM",
+    options: dict[str, Any] | None = None,
     tolerance: float = 1e-3,
 ) -> Proof:
     """A fresh process that knows nothing of hf_lm must load the folder and give the same token ids and logits.
 
-    `inputs` are the model's, `encoded` the ids of `texts` without special tokens. A model that carries its own code
+    `inputs` are the model's, `encoded` the ids of `texts` without special tokens, `options` what loading needs to be
+    told beside the name (an adapter does not carry its number of classes). A model that carries its own code
     (hf_lm.models.recurrent) is loaded with it: that code was written by this run.
     """
     folder = Path(folder)
     adapter = (folder / "adapter_config.json").is_file()
     config = {} if adapter else json.loads((folder / "config.json").read_text())
-    device = next(model.parameters()).device
-    with _untouched(model), torch.no_grad():
-        outputs = model(**{name: values.to(device) for name, values in inputs.items()})
-        logits = outputs.logits if "logits" in outputs else torch.stack([outputs.start_logits, outputs.end_logits])
-        expected = logits.float().cpu().numpy()
+    expected = logits_of(model, inputs)
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
     with tempfile.TemporaryDirectory() as aside:
         probe, logits_file, ids_file = (Path(aside) / name for name in ("probe.json", "logits.npy", "ids.json"))
         values = {name: tensor.tolist() for name, tensor in inputs.items()}
-        probe.write_text(json.dumps({"auto_class": auto_class, "inputs": values, "texts": texts}))
+        said = {"auto_class": auto_class, "inputs": values, "texts": texts, "options": options or {}}
+        probe.write_text(json.dumps(said))
         remote = "remote" if "auto_map" in config else "plain"
         done = subprocess.run(
             [sys.executable, "-I", "-c", LOAD_BACK, str(folder), str(probe), remote, str(logits_file), str(ids_file)]

@@ -13,8 +13,8 @@ from hf_lm.arguments import FINE_TUNING, FineTuningArguments, TrainingArguments,
 from hf_lm.data.tables import load_table
 from hf_lm.models.adapters import add_lora
 from hf_lm.models.bert import new_bert
-from hf_lm.models.checkpoints import context_length, family, load_with_head
-from hf_lm.tasks.question_answering import QuestionAnswering, read_question_answering
+from hf_lm.models.checkpoints import context_length, family, load_config, load_text_to_text, load_with_head
+from hf_lm.tasks.question_answering import QuestionAnswering, QuestionAnsweringAsText, read_question_answering
 from hf_lm.tokenizer import load_tokenizer, new_tokenizer, set_pad
 from hf_lm.training.fit import fit
 
@@ -28,30 +28,46 @@ class Arguments(FineTuningArguments):
     answers: str = ""
     max_length: int = 384  # tokens of a window, the question included
     stride: int = 128  # tokens that two windows share
+    as_text: bool = False  # a decoder writes the answer rather than points to it; an encoder-decoder always does
+    max_target_length: int = 32  # tokens of an answer that is written
 
 
 def main(args: Arguments, training_args: TrainingArguments) -> dict:
     set_seed(training_args.seed)
     table = load_table(args.dataset)
     read_question_answering(table, question=args.question, context=args.context, answers=args.answers)
-    if args.model:
-        tokenizer = load_tokenizer(args.model)
-        set_pad(tokenizer)
-        model = load_with_head(args.model, AutoModelForQuestionAnswering, tokenizer=tokenizer)
-    else:
+    if not args.model:
         texts = (text for row in table.rows["train"] for text in (row["question"], row["context"]))
         tokenizer = new_tokenizer(texts, vocab_size=2048)
         model = new_bert(tokenizer, model_class=BertForQuestionAnswering, block_size=args.max_length)
+        kind = "encoder"
+    else:
+        tokenizer = load_tokenizer(args.model)
+        set_pad(tokenizer)
+        kind = family(load_config(args.model))
+    if kind == "encoder-decoder" or (kind == "decoder" and args.as_text):
+        model = load_text_to_text(args.model, tokenizer=tokenizer)
+        task = QuestionAnsweringAsText(
+            table,
+            tokenizer,
+            model,
+            max_source_length=args.max_length,
+            max_target_length=args.max_target_length,
+            drop_overlap=args.drop_overlap,
+        )
+        return fit(add_lora(model, **args.lora()), task, training_args, merge=args.merge)
+    if args.model:
+        model = load_with_head(args.model, AutoModelForQuestionAnswering, tokenizer=tokenizer)
     max_length = min(args.max_length, context_length(model.config) or args.max_length)
     task = QuestionAnswering(
         table,
         tokenizer,
-        causal=family(model.config) == "decoder",
+        causal=kind == "decoder",
         max_length=max_length,
         stride=min(args.stride, max_length // 3),
         drop_overlap=args.drop_overlap,
     )
-    return fit(add_lora(model, **args.lora()), task, training_args)
+    return fit(add_lora(model, **args.lora()), task, training_args, merge=args.merge)
 
 
 if __name__ == "__main__":

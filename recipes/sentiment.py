@@ -13,8 +13,8 @@ from hf_lm.arguments import FINE_TUNING, FineTuningArguments, TrainingArguments,
 from hf_lm.data.tables import load_table
 from hf_lm.models.adapters import add_lora
 from hf_lm.models.bert import new_bert
-from hf_lm.models.checkpoints import context_length, load_with_head
-from hf_lm.tasks.sentiment import Sentiment, read_sentiment
+from hf_lm.models.checkpoints import context_length, family, load_config, load_text_to_text, load_with_head
+from hf_lm.tasks.sentiment import Sentiment, SentimentAsText, read_sentiment
 from hf_lm.tokenizer import load_tokenizer, new_tokenizer, set_pad
 from hf_lm.training.fit import fit
 
@@ -26,6 +26,7 @@ class Arguments(FineTuningArguments):
     text_column: str = ""  # column read; "" guesses, a number counts in a file without a header
     label_column: str = ""  # column learned
     max_length: int = 256  # tokens of a text
+    as_text: bool = False  # a decoder writes the class rather than gets a head; an encoder-decoder always does
 
 
 def main(args: Arguments, training_args: TrainingArguments) -> dict:
@@ -33,21 +34,24 @@ def main(args: Arguments, training_args: TrainingArguments) -> dict:
     header = not (args.text_column.isdigit() or args.label_column.isdigit())
     table = load_table(args.dataset, endings="labels", header=header)
     labels = read_sentiment(table, text_column=args.text_column, label_column=args.label_column)
-    if args.model:
-        tokenizer = load_tokenizer(args.model)
-        set_pad(tokenizer)
-        model = load_with_head(args.model, AutoModelForSequenceClassification, tokenizer=tokenizer, labels=labels)
-    else:
+    options = {"labels": labels, "max_length": args.max_length, "drop_overlap": args.drop_overlap}
+    if not args.model:
         tokenizer = new_tokenizer((row["text"] for row in table.rows["train"]), vocab_size=2048)
         model = new_bert(tokenizer, labels=labels, block_size=args.max_length)
-    task = Sentiment(
-        table,
-        tokenizer,
-        labels=labels,
-        max_length=min(args.max_length, context_length(model.config) or args.max_length),
-        drop_overlap=args.drop_overlap,
-    )
-    return fit(add_lora(model, **args.lora()), task, training_args)
+        return fit(
+            add_lora(model, **args.lora()), Sentiment(table, tokenizer, **options), training_args, merge=args.merge
+        )
+    tokenizer = load_tokenizer(args.model)
+    set_pad(tokenizer)
+    kind = family(load_config(args.model))
+    if kind == "encoder-decoder" or (kind == "decoder" and args.as_text):
+        model = load_text_to_text(args.model, tokenizer=tokenizer)
+        task = SentimentAsText(table, tokenizer, model, **options)
+    else:
+        model = load_with_head(args.model, AutoModelForSequenceClassification, tokenizer=tokenizer, labels=labels)
+        options["max_length"] = min(args.max_length, context_length(model.config) or args.max_length)
+        task = Sentiment(table, tokenizer, **options)
+    return fit(add_lora(model, **args.lora()), task, training_args, merge=args.merge)
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def main(args: Arguments, training_args: TrainingArguments) -> dict:
         num_beams=args.num_beams,
         drop_overlap=args.drop_overlap,
     )
-    return fit(add_lora(model, **args.lora()), task, training_args)
+    return fit(add_lora(model, **args.lora()), task, training_args, merge=args.merge)
 
 
 if __name__ == "__main__":

@@ -22,10 +22,10 @@ from hf_lm import proofs
 from hf_lm.arguments import TrainingArguments
 from hf_lm.data.opinions import opinions
 from hf_lm.data.tables import Table
-from hf_lm.models.adapters import add_lora, is_adapted, merge
+from hf_lm.models.adapters import add_lora, is_adapted, merged
 from hf_lm.models.checkpoints import family, load_text_to_text, load_with_head
-from hf_lm.tasks.question_answering import QuestionAnswering, read_question_answering
-from hf_lm.tasks.sentiment import Sentiment, read_sentiment
+from hf_lm.tasks.question_answering import QuestionAnswering, QuestionAnsweringAsText, read_question_answering
+from hf_lm.tasks.sentiment import Sentiment, SentimentAsText, read_sentiment
 from hf_lm.tasks.summarization import Summarization, read_summarization
 from hf_lm.tokenizer import new_tokenizer
 from hf_lm.training.trainer import Trainer
@@ -101,6 +101,13 @@ def classifier(folder, tokenizer):
     return model, Sentiment(table, tokenizer, labels=labels, max_length=40)
 
 
+def sentiment_writer(folder, tokenizer):
+    table = Table("x", "", {"train": opinions(120)})
+    labels = read_sentiment(table)
+    model = load_text_to_text(folder, tokenizer=tokenizer)
+    return model, SentimentAsText(table, tokenizer, model, labels=labels, max_length=40)
+
+
 def writer(folder, tokenizer):
     rows = [{"document": row["text"], "summary": row["text"].split()[-1]} for row in opinions(120)]
     table = Table("x", "", {"train": rows})
@@ -109,7 +116,7 @@ def writer(folder, tokenizer):
     return model, Summarization(table, tokenizer, model, max_source_length=40, max_target_length=16)
 
 
-def answerer(folder, tokenizer):
+def questions():
     rows = []
     for i, row in enumerate(opinions(120)):
         context = row["text"] + " " + opinions(121 + i)[-1]["text"]
@@ -121,17 +128,30 @@ def answerer(folder, tokenizer):
                 "answers": {"text": [answer], "answer_start": [0]},
             }
         )
-    table = Table("x", "", {"train": rows})
+    return Table("x", "", {"train": rows})
+
+
+def answerer(folder, tokenizer):
+    table = questions()
     read_question_answering(table)
     model = load_with_head(folder, transformers.AutoModelForQuestionAnswering, tokenizer=tokenizer)
     causal = family(model.config) == "decoder"
     return model, QuestionAnswering(table, tokenizer, causal=causal, max_length=48, stride=12)
 
 
+def answer_writer(folder, tokenizer):
+    table = questions()
+    read_question_answering(table)
+    model = load_text_to_text(folder, tokenizer=tokenizer)
+    return model, QuestionAnsweringAsText(table, tokenizer, model, max_source_length=48, max_target_length=8)
+
+
 SERVED = [
     *((classifier, name) for name in ("bert", "distilbert", "gpt2", "llama")),
     *((answerer, name) for name in ("bert", "distilbert", "gpt2", "llama")),
     *((writer, name) for name in ("gpt2", "llama", "t5", "bart", "bert2bert")),
+    *((sentiment_writer, name) for name in ("gpt2", "t5", "bart")),
+    *((answer_writer, name) for name in ("gpt2", "t5", "bart")),
 ]
 
 
@@ -189,7 +209,7 @@ def test_lora_trains_little_and_merges_to_the_same_logits(make, name, checkpoint
     trainer.save_model(str(tmp_path / "adapter"))
     saved = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert saved["r"] == 2
-    plain = merge(adapted)
+    plain = merged(adapted)
     assert plain.num_parameters() == total
     with torch.no_grad():
         torch.testing.assert_close(plain(**batch)[0], expected, atol=1e-4, rtol=1e-4)

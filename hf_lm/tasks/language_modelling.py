@@ -32,7 +32,7 @@ class LanguageModelling:
     """
 
     recipe = "pretrain"
-    main_metric = "bits_per_byte"
+    main_metric, greater_is_better = "bits_per_byte", False
     auto_class, pipeline_tag = "AutoModelForCausalLM", "text-generation"
     unit = "documents"  # that the intervals are over
     loss = staticmethod(next_token_loss)

@@ -21,6 +21,7 @@ from hf_lm.evaluation.metrics import answer_score, sentences
 from hf_lm.losses import span_logits, span_loss
 from hf_lm.proofs import Proof
 from hf_lm.tasks.supervised import Encoded, Scores, Supervised
+from hf_lm.tasks.text_to_text import TextToText, mean_loss
 from hf_lm.tokenizer import Frame, encode_documents, encode_with_offsets, frame_of
 
 LONGEST_ANSWER = 30  # tokens, as the SQuAD scripts have it
@@ -116,15 +117,41 @@ class EncodedWindows(Encoded):
         return super().report() | {"rows": rows, "windows": len(self.windows)}
 
 
-class QuestionAnswering(Supervised):
+class _Answers:
+    """What is the same however an answer is found: rows of questions and contexts, texts that are scored."""
+
+    recipe, pipeline_tag, main_metric = "question_answering", "question-answering", "f1"
+    unit = "questions"
+    table: Table
+
+    def scores(self, split: str, texts: Sequence[str], loss: float | None) -> Scores:
+        rows = self.table.rows[split]
+        estimates = Metric().estimates(texts, [row["answers"] for row in rows])
+        examples = [
+            {
+                "id": row["id"],
+                "input": row["question"],
+                "context": row["context"],
+                "reference": row["answers"],
+                "prediction": text,
+                "score": answer_score(text, row["answers"])[1],
+            }
+            for row, text in zip(rows, texts, strict=True)
+        ]
+        return Scores(estimates, examples, loss)
+
+    def baseline(self, split: str) -> tuple[str, Scores]:
+        first = [sentences(row["context"]).split("\n")[0] for row in self.table.rows[split]]
+        return "first sentence", self.scores(split, first, None)
+
+
+class QuestionAnswering(_Answers, Supervised):
     """Spans by a start and an end logit per token. A window without the answer points to its first token.
 
     `max_length`: tokens of a window, with the question; `stride`: tokens that two windows share.
     """
 
-    recipe, pipeline_tag, main_metric = "question_answering", "question-answering", "f1"
     auto_class = "AutoModelForQuestionAnswering"
-    unit = "questions"
     loss = staticmethod(span_loss)
 
     def __init__(
@@ -193,15 +220,13 @@ class QuestionAnswering(Supervised):
 
     def score(self, split: str, answers: Sequence[Any]) -> Scores:
         rows = self.table.rows[split]
-        if isinstance(answers[0], str):  # a baseline's
-            return self._scores(rows, list(answers), None)
         texts, margins = self._texts(split, answers)
         loss = float(np.mean([answer[4] for answer in answers])) / 2
         if self.unanswerable and split == "validation":
             self.threshold = best_threshold(margins, texts, [row["answers"] for row in rows])
         if self.unanswerable:
             texts = [text if margin > self.threshold else "" for text, margin in zip(texts, margins, strict=True)]
-        return self._scores(rows, texts, loss)
+        return self.scores(split, texts, loss)
 
     def _texts(self, split: str, answers: Sequence[Any]) -> tuple[list[str], np.ndarray]:
         """The best span of each row over its windows, and by how much it is likelier than no answer, (rows,)."""
@@ -215,24 +240,6 @@ class QuestionAnswering(Supervised):
                 begin, stop = window.offsets[start - window.first, 0], window.offsets[end - window.first, 1]
                 texts[window.row] = rows[window.row]["context"][begin:stop].strip()
         return texts, best - null
-
-    def _scores(self, rows: Sequence[Row], texts: Sequence[str], loss: float | None) -> Scores:
-        estimates = Metric().estimates(texts, [row["answers"] for row in rows])
-        examples = [
-            {
-                "id": row["id"],
-                "input": row["question"],
-                "context": row["context"],
-                "reference": row["answers"],
-                "prediction": text,
-                "score": answer_score(text, row["answers"])[1],
-            }
-            for row, text in zip(rows, texts, strict=True)
-        ]
-        return Scores(estimates, examples, loss)
-
-    def trivial(self, split: str) -> tuple[str, Sequence[Any]]:
-        return "first sentence", [sentences(row["context"]).split("\n")[0] for row in self.table.rows[split]]
 
     def label_proof(self) -> Proof:
         """The labelled spans of the first windows must give back the answers."""
@@ -254,6 +261,26 @@ class QuestionAnswering(Supervised):
         if lost:
             return Proof(False, f"{lost} of {len(asked)} answers stand whole in no window: raise --stride")
         return Proof(True, f"the labels of {len(found)} questions give back their answers, each whole in a window")
+
+
+class QuestionAnsweringAsText(_Answers, TextToText):
+    """Answers written after question and context; nothing is written where there is none. For encoder-decoders."""
+
+    cue = "\nAnswer: "
+
+    def text_of(self, row: Row) -> str:
+        return as_source(row["question"], row["context"])
+
+    def target_of(self, row: Row) -> str:
+        return row["answers"][0] if row["answers"] else ""
+
+    def score(self, split: str, answers: Sequence[Any]) -> Scores:
+        return self.scores(split, [answer[0] for answer in answers], mean_loss(answers))
+
+
+def as_source(question: str, context: str) -> str:
+    """Question and context as one text, as T5 was taught."""
+    return f"question: {question} context: {context}"
 
 
 def windows_of(

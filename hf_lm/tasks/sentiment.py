@@ -16,6 +16,7 @@ from hf_lm.evaluation.metrics import Classification
 from hf_lm.losses import label_loss
 from hf_lm.proofs import Proof
 from hf_lm.tasks.supervised import Encoded, Scores, Supervised
+from hf_lm.tasks.text_to_text import TextToText
 from hf_lm.tokenizer import encode_documents, frame_of
 
 TEXT = ("text", "sentence", "review", "content", "comment", "tweet", "0")
@@ -60,13 +61,68 @@ def _rows(rows: Sequence[Row], text: str, label: str, left_out: Counter) -> Any:
             yield {"text": words, "label": str(name).strip()}
 
 
-class Sentiment(Supervised):
+class _OneOfClasses:
+    """What is the same however a class is chosen: rows of {"text", "label"}, answers that are logits per class."""
+
+    recipe, pipeline_tag, main_metric = "sentiment", "text-classification", "accuracy"
+    labels: list[str]
+    table: Table
+
+    def know_classes(self, labels: Sequence[str]) -> None:
+        self.labels = list(labels)
+        self.index = {label: i for i, label in enumerate(self.labels)}
+        self.metric = Classification(classes=len(self.labels))
+
+    def text_of(self, row: Row) -> str:
+        return row["text"]
+
+    def score(self, split: str, answers: Sequence[Any]) -> Scores:
+        rows = self.table.rows[split]
+        true = np.array([self.index[row["label"]] for row in rows])
+        log_probs = torch.from_numpy(np.asarray(answers, np.float64)).log_softmax(-1).numpy()
+        probabilities, predicted = np.exp(log_probs), np.argmax(answers, axis=1)
+        examples = [
+            {
+                "input": row["text"],
+                "reference": row["label"],
+                "prediction": self.labels[guess],
+                "score": float(chance[right]),
+            }
+            for row, guess, chance, right in zip(rows, predicted, probabilities, true, strict=True)
+        ]
+        estimates = self.metric.estimates(predicted, true, probabilities=probabilities)
+        return Scores(estimates, examples, float(-log_probs[np.arange(len(true)), true].mean()))
+
+    def trivial(self, split: str) -> tuple[str, Sequence[Any]]:
+        """The most frequent class, with the frequencies of train as its probabilities."""
+        counts = Counter(row["label"] for row in self.table.rows["train"])
+        log_counts = np.log([counts[label] for label in self.labels])
+        return "majority class", np.tile(log_counts, (len(self.table.rows[split]), 1))
+
+    def report(self, measured: dict[str, Scores]) -> dict[str, Any]:
+        *_, last = measured.values()
+        return super().report(measured) | {"classes": self.per_class(last)}
+
+    def per_class(self, scores: Scores) -> dict[str, dict[str, float]]:
+        """Precision, recall and F1 of each class, in percent, and how often it occurs."""
+        right, predicted, true = np.split(scores.estimates["macro_f1"].statistics.sum(axis=0), 3)
+        return {
+            label: {
+                "precision": 100 * right[i] / max(1, predicted[i]),
+                "recall": 100 * right[i] / max(1, true[i]),
+                "f1": 200 * right[i] / max(1, predicted[i] + true[i]),
+                "rows": int(true[i]),
+            }
+            for i, label in enumerate(self.labels)
+        }
+
+
+class Sentiment(_OneOfClasses, Supervised):
     """A class per text, by a classification head: on the first token of an encoder, on the last of a decoder.
 
     `labels`: the classes, in the order of the head. `max_length`: tokens of a text, special ones included.
     """
 
-    recipe, pipeline_tag, main_metric = "sentiment", "text-classification", "accuracy"
     auto_class = "AutoModelForSequenceClassification"
     loss = staticmethod(label_loss)
 
@@ -79,14 +135,10 @@ class Sentiment(Supervised):
         max_length: int,
         drop_overlap: bool = False,
     ) -> None:
-        self.labels, self.max_length = list(labels), max_length
-        self.index = {label: i for i, label in enumerate(self.labels)}
+        self.know_classes(labels)
+        self.max_length = max_length
         self.frame = frame_of(tokenizer, causal=False)  # as who loads the tokenizer will have it
-        self.metric = Classification(classes=len(self.labels))
         super().__init__(table, tokenizer, drop_overlap=drop_overlap)
-
-    def text_of(self, row: Row) -> str:
-        return row["text"]
 
     def encode(self, rows: Sequence[Row]) -> Encoded:
         encoded, frame = Encoded(), self.frame
@@ -113,29 +165,6 @@ class Sentiment(Supervised):
         lengths = [len(feature["input_ids"]) for feature in features]
         return np.array(map_by_length(logits, lengths, accelerator=accelerator, description=f"measuring {split}"))
 
-    def score(self, split: str, answers: Sequence[Any]) -> Scores:
-        rows = self.table.rows[split]
-        true = np.array([self.index[row["label"]] for row in rows])
-        log_probs = torch.from_numpy(np.asarray(answers, np.float64)).log_softmax(-1).numpy()
-        probabilities, predicted = np.exp(log_probs), np.argmax(answers, axis=1)
-        examples = [
-            {
-                "input": row["text"],
-                "reference": row["label"],
-                "prediction": self.labels[guess],
-                "score": float(chance[right]),
-            }
-            for row, guess, chance, right in zip(rows, predicted, probabilities, true, strict=True)
-        ]
-        estimates = self.metric.estimates(predicted, true, probabilities=probabilities)
-        return Scores(estimates, examples, float(-log_probs[np.arange(len(true)), true].mean()))
-
-    def trivial(self, split: str) -> tuple[str, Sequence[Any]]:
-        """The most frequent class, with the frequencies of train as its probabilities."""
-        counts = Counter(row["label"] for row in self.table.rows["train"])
-        log_counts = np.log([counts[label] for label in self.labels])
-        return "majority class", np.tile(log_counts, (len(self.table.rows[split]), 1))
-
     def label_proof(self) -> Proof:
         rows, features = self.table.rows["train"][:64], self.train_dataset[:64]
         labels = self.collate(features)["labels"].tolist()
@@ -150,19 +179,41 @@ class Sentiment(Supervised):
             return Proof(False, f"the tokenizer alone gives other ids for {len(other)} of {len(rows)} rows")
         return Proof(True, f"the labels of {len(rows)} rows are the classes that the table names ({shown})")
 
-    def report(self, measured: dict[str, Scores]) -> dict[str, Any]:
-        *_, last = measured.values()
-        return super().report(measured) | {"classes": self.per_class(last)}
 
-    def per_class(self, scores: Scores) -> dict[str, dict[str, float]]:
-        """Precision, recall and F1 of each class, in percent, and how often it occurs."""
-        right, predicted, true = np.split(scores.estimates["macro_f1"].statistics.sum(axis=0), 3)
-        return {
-            label: {
-                "precision": 100 * right[i] / max(1, predicted[i]),
-                "recall": 100 * right[i] / max(1, true[i]),
-                "f1": 200 * right[i] / max(1, predicted[i] + true[i]),
-                "rows": int(true[i]),
-            }
-            for i, label in enumerate(self.labels)
-        }
+class SentimentAsText(_OneOfClasses, TextToText):
+    """A class per text, by the likelihood of its name: for encoder-decoders, and decoders asked to write it.
+
+    `labels`: the classes, whose names the model learns to write. `max_length`: tokens of a text.
+    """
+
+    cue = "\nSentiment: "
+
+    def __init__(
+        self,
+        table: Table,
+        tokenizer: PreTrainedTokenizerBase,
+        model: PreTrainedModel,
+        *,
+        labels: Sequence[str],
+        max_length: int,
+        drop_overlap: bool = False,
+    ) -> None:
+        self.know_classes(labels)
+        self.label_ids = encode_documents(tokenizer, self.labels)
+        longest = 1 + max(len(ids) for ids in self.label_ids)
+        super().__init__(
+            table, tokenizer, model, max_source_length=max_length, max_target_length=longest, drop_overlap=drop_overlap
+        )
+
+    def target_of(self, row: Row) -> str:
+        return row["label"]
+
+    def remembered(self) -> dict[str, Any]:
+        return {"labels": self.labels}
+
+    def answer(self, model: PreTrainedModel, split: str, accelerator: Accelerator | None) -> Sequence[Any]:
+        """Log-likelihood of each class's name, (rows, classes)."""
+        prompts = [self.prompt(feature) for feature in self.encoded[split].features]
+        features = [self.feature(prompt, ids) for prompt in prompts for ids in self.label_ids]
+        losses = self.losses(model, features, accelerator, description=f"measuring {split}")
+        return -np.array([loss for loss, _ in losses]).reshape(len(prompts), len(self.labels))

@@ -57,6 +57,7 @@ class Supervised:
     pipeline_tag: ClassVar[str]
     auto_class: str
     main_metric: ClassVar[str]
+    greater_is_better = True
     unit = "examples"
     shifts_labels = False
     loss: Callable[[Any, dict[str, torch.Tensor]], torch.Tensor]
@@ -130,18 +131,25 @@ class Supervised:
             "learnable": lambda: proofs.learnable(trainer, first),
         }
 
+    def probe(self) -> dict[str, torch.Tensor]:
+        """Inputs of the model on which its logits are compared."""
+        return {key: value for key, value in self.collate(self.train_dataset[:2]).items() if key != "labels"}
+
     def proofs_after(
         self, model: PreTrainedModel, folder: Path, adapter: Path | None
     ) -> dict[str, Callable[[], Proof]]:
-        inputs = {key: value for key, value in self.collate(self.train_dataset[:2]).items() if key != "labels"}
         texts = [self.text_of(row) for row in self.table.rows["validation"][:20]]
         encoded = encode_documents(self.tokenizer, texts)
+        labels = getattr(self, "labels", ())
 
         def load_back(saved: Path) -> Proof:
-            return proofs.load_back(saved, model, inputs, texts, encoded, auto_class=self.auto_class)
+            options = {"num_labels": len(labels)} if saved == adapter and labels else {}
+            return proofs.load_back(
+                saved, model, self.probe(), texts, encoded, auto_class=self.auto_class, options=options
+            )
 
         found = {"load_back": lambda: load_back(folder)}
-        return found | ({"adapter_load_back": lambda: load_back(adapter)} if adapter is not None else {})
+        return found | ({"adapter_load_back": lambda: load_back(adapter)} if adapter not in (None, folder) else {})
 
     def without_overlap(self, split: str, scores: Scores) -> dict[str, float]:
         """Each metric over the rows of a split that do not stand in train; empty where none does."""

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_lm.data.batches import map_by_length, pad_batch
+from hf_lm.data.batches import Feature, map_by_length, pad_batch
 from hf_lm.data.reading import clean
 from hf_lm.data.tables import Row, Table
 from hf_lm.losses import label_loss, next_token_loss
@@ -65,7 +65,9 @@ class TextToText(Supervised):
         super().__init__(table, tokenizer, drop_overlap=drop_overlap)
         lengths = [int((np.array(feature["labels"]) != -100).sum()) for feature in self.train_dataset]
         settings = dict(getattr(model.config, "task_specific_params", None) or {})
-        settings[self.pipeline_tag] = {"prefix": prefix} | ({"cue": self.cue} if self.causal else {})
+        settings[self.pipeline_tag] = (
+            {"prefix": prefix} | ({"cue": self.cue} if self.causal else {}) | self.remembered()
+        )
         model.config.task_specific_params = settings  # where `pipeline` looks for them
         self.generation = model.generation_config  # so that the published model stops too
         self.generation.update(
@@ -81,10 +83,13 @@ class TextToText(Supervised):
     def text_of(self, row: Row) -> str:
         return row["source"]
 
+    def target_of(self, row: Row) -> str:
+        return row["targets"][0]
+
     def encode(self, rows: Sequence[Row]) -> Encoded:
         encoded, frame = Encoded(), self.frame
-        sources = encode_documents(self.tokenizer, [row["source"] for row in rows])
-        targets = encode_documents(self.tokenizer, [row["targets"][0] for row in rows])
+        sources = encode_documents(self.tokenizer, [self.text_of(row) for row in rows])
+        targets = encode_documents(self.tokenizer, [self.target_of(row) for row in rows])
         room = self.max_source_length - len(frame.before) - len(self.prefix_ids) - len(frame.after)
         for source, target in zip(sources, targets, strict=True):
             whole = len(source) + len(target)
@@ -92,17 +97,19 @@ class TextToText(Supervised):
             encoded.tokens += whole
             encoded.tokens_cut += whole - len(source) - len(target)
             encoded.cut += len(source) + len(target) < whole
-            target = [*target, self.end]
             prompt = [*frame.before, *self.prefix_ids, *source]
-            if self.causal:
-                prompt += self.cue_ids
-                feature = {"input_ids": prompt + target, "labels": [-100] * len(prompt) + target}
-            else:
-                feature = {"input_ids": prompt + frame.after, "labels": target}
-            encoded.features.append(feature)
+            prompt += self.cue_ids if self.causal else frame.after
+            encoded.features.append(self.feature(prompt, target))
         return encoded
 
-    def collate(self, features: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    def feature(self, prompt: list[int], target: list[int]) -> Feature:
+        """What is learned: a target and its end after a prompt."""
+        target = [*target, self.end]
+        if self.causal:
+            return {"input_ids": prompt + target, "labels": [-100] * len(prompt) + target}
+        return {"input_ids": prompt, "labels": target}
+
+    def collate(self, features: Sequence[Feature]) -> dict[str, torch.Tensor]:
         batch = pad_batch(features, pad_id=self.tokenizer.pad_token_id)
         if not self.causal:
             labels = batch["labels"]
@@ -112,7 +119,7 @@ class TextToText(Supervised):
             batch["decoder_input_ids"] = shifted.masked_fill(shifted == -100, self.tokenizer.pad_token_id)
         return batch
 
-    def prompt(self, feature: dict[str, Any]) -> list[int]:
+    def prompt(self, feature: Feature) -> list[int]:
         """What the model reads before it writes."""
         ids = feature["input_ids"]
         return ids[: feature["labels"].count(-100)] if self.causal else ids
@@ -133,7 +140,18 @@ class TextToText(Supervised):
             ids = ids[:, batch["input_ids"].shape[1] :] if self.causal else ids
             return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
-        def losses(rows: list[int]) -> list[tuple[float, int]]:
+        lengths = [len(prompt) for prompt in prompts]
+        texts = map_by_length(write, lengths, accelerator=accelerator, description=f"writing {split}", max_rows=64)
+        read = self.losses(model, features, accelerator, description=f"reading {split}")
+        return [(text, *loss) for text, loss in zip(texts, read, strict=True)]
+
+    def losses(
+        self, model: PreTrainedModel, features: Sequence[Feature], accelerator: Accelerator | None, description: str
+    ) -> list[tuple[float, int]]:
+        """(summed loss of the labels in nats, how many they are) per feature."""
+        device = next(model.parameters()).device
+
+        def work(rows: list[int]) -> list[tuple[float, int]]:
             batch = {key: value.to(device) for key, value in self.collate([features[i] for i in rows]).items()}
             labels = batch.pop("labels")
             outputs = model(**batch)
@@ -143,18 +161,15 @@ class TextToText(Supervised):
                 found.append((float(self.loss(one, {"labels": row[None]})), int((row != -100).sum())))
             return found
 
-        lengths = [len(prompt) for prompt in prompts]
-        texts = map_by_length(write, lengths, accelerator=accelerator, description=f"writing {split}", max_rows=64)
         whole = [len(feature["input_ids"]) + len(feature["labels"]) for feature in features]
-        read = map_by_length(losses, whole, accelerator=accelerator, description=f"reading {split}", max_rows=64)
-        return [(text, *loss) for text, loss in zip(texts, read, strict=True)]
+        return map_by_length(work, whole, accelerator=accelerator, description=description, max_rows=64)
 
     def label_proof(self) -> Proof:
         """The labels of the first rows must decode to exactly the target, and end with the end token."""
         rows, features = self.table.rows["train"][:64], self.train_dataset[:64]
         labels = self.collate(features)["labels"]
         cut = 0
-        targets = encode_documents(self.tokenizer, [row["targets"][0] for row in rows])
+        targets = encode_documents(self.tokenizer, [self.target_of(row) for row in rows])
         for row, target, ids in zip(rows, targets, labels.tolist(), strict=True):
             ids = [i for i in ids if i != -100]
             if ids[-1] != self.end:
@@ -162,27 +177,34 @@ class TextToText(Supervised):
             cut += len(ids) - 1 < len(target)
             if ids[:-1] != target[: len(ids) - 1]:
                 said = self.tokenizer.decode(ids)
-                return Proof(False, f"labels decode to {said[:60]!r}, the target is {row['targets'][0][:60]!r}")
+                return Proof(False, f"labels decode to {said[:60]!r}, the target is {self.target_of(row)[:60]!r}")
         return Proof(
             True,
             f"the labels of {len(rows)} rows decode to the target and its end, {cut} of them cut, no prompt in them",
         )
+
+    def remembered(self) -> dict[str, Any]:
+        """What `pipeline` must know beside prefix and cue."""
+        return {}
 
     def score_texts(self, split: str, texts: Sequence[str]) -> tuple[dict[str, Any], list[float]]:
         """The estimates of texts written for a split, and a score for each."""
         raise NotImplementedError
 
     def score(self, split: str, answers: Sequence[Any]) -> Scores:
-        rows = self.table.rows[split]
-        texts = [answer[0] for answer in answers]
+        rows, texts = self.table.rows[split], [answer[0] for answer in answers]
         estimates, scores = self.score_texts(split, texts)
         examples = [
             {"input": row["source"], "reference": row["targets"], "prediction": text, "score": score}
             for row, text, score in zip(rows, texts, scores, strict=True)
         ]
-        tokens = sum(answer[2] for answer in answers)
-        loss = sum(answer[1] for answer in answers) / tokens if tokens else None
-        return Scores(estimates, examples, loss)
+        return Scores(estimates, examples, mean_loss(answers))
+
+
+def mean_loss(answers: Sequence[tuple[str, float, int]]) -> float | None:
+    """Nats per token of the references; None for a baseline, which has no tokens."""
+    tokens = sum(answer[2] for answer in answers)
+    return sum(answer[1] for answer in answers) / tokens if tokens else None
 
 
 def to_sources_and_targets(table: Table, source: str, target: str) -> None:

@@ -6,23 +6,25 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
+from hf_lm import proofs
 from hf_lm.arguments import TrainingArguments
 from hf_lm.card import write_card
 from hf_lm.hub import push_to_hub
-from hf_lm.models.adapters import is_adapted, merge
+from hf_lm.models.adapters import has_base, is_adapted, is_quantized, merged
 from hf_lm.plots import draw_plots
 from hf_lm.proofs import prove
 from hf_lm.report import peak_memory_bytes, save_predictions, save_report, show_report, versions
 from hf_lm.training.checkpoints import check_same_run, find_checkpoint, prepare_output, save_run
+from hf_lm.training.selection import EarlyStopping, search_learning_rate
 from hf_lm.training.trainer import Trainer
 
 
-def fit(model: PreTrainedModel, task: Any, training_args: TrainingArguments) -> dict[str, Any]:
+def fit(model: Any, task: Any, training_args: TrainingArguments, *, merge: bool = True) -> dict[str, Any]:
     """Train a model on a task and leave the whole output folder; returns the report.
 
+    `merge` adds an adapter's updates to its base; without it the folder holds the adapter alone.
     Before training, the proofs and, if asked, the checkpoint to resume; after it, the numbers on validation and, once,
     on test, the load-back in a fresh process, the card and the push. Raises ValueError when a proof fails and
     FileExistsError when the output folder holds a run; a signal ends the process after a checkpoint.
@@ -44,34 +46,61 @@ def fit(model: PreTrainedModel, task: Any, training_args: TrainingArguments) -> 
     if state.is_main_process:
         save_run(training_args.run, folder)
 
-    last: dict[int, Any] = {}  # the newest evaluation while training, by its step
+    if training_args.load_best_model_at_end and not training_args.run.get("metric_for_best_model"):
+        training_args.metric_for_best_model = task.main_metric
+        training_args.greater_is_better = task.greater_is_better
+    kept: dict[int, Any] = {}  # evaluations while training by their step: the best and the newest
 
-    def measure(model: PreTrainedModel) -> dict[str, float]:
-        scores = task.measure(model, "validation", trainer.accelerator)
-        last.clear()
-        last[trainer.state.global_step] = scores
-        numbers = {"loss": scores.loss}
-        for name, estimate in scores.metrics().items():
-            interval = estimate.interval()
-            numbers |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
-        return {name: number for name, number in numbers.items() if number is not None}
+    def build(model: torch.nn.Module, args: TrainingArguments) -> Trainer:
+        def measure(model: torch.nn.Module) -> dict[str, float]:
+            scores = task.measure(model, "validation", trainer.accelerator)
+            for step in set(kept) - {trainer.state.best_global_step}:
+                del kept[step]
+            kept[trainer.state.global_step] = scores
+            numbers = {"loss": scores.loss}
+            for name, estimate in scores.metrics().items():
+                interval = estimate.interval()
+                numbers |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+            return {name: number for name, number in numbers.items() if number is not None}
 
-    trainer = Trainer(
-        model,
-        training_args,
-        loss=task.loss,
-        shifts_labels=task.shifts_labels,
-        measure=measure,
-        context=task.context,
-        train_dataset=task.train_dataset,
-        data_collator=task.collate,
-        processing_class=task.tokenizer,
-    )
+        trainer = Trainer(
+            model,
+            args,
+            loss=task.loss,
+            shifts_labels=task.shifts_labels,
+            measure=measure,
+            context=task.context,
+            train_dataset=task.train_dataset,
+            data_collator=task.collate,
+            processing_class=task.tokenizer,
+        )
+        if args.early_stopping_patience:
+            newest = lambda: kept[trainer.state.global_step].metrics()[task.main_metric]  # noqa: E731
+            trainer.add_callback(EarlyStopping(args.early_stopping_patience, newest))
+        return trainer
+
+    trainer = build(model, training_args)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     say(
-        f"{type(model).__name__}: {model.num_parameters():,} parameters, {trainable:,} trained, on {describe(trainer)}"
+        f"{type(model).__name__}: {model.num_parameters():,} parameters, {trainable:,} "
+        f"({trainable / model.num_parameters():.1%}) trained, on {describe(trainer)}"
     )
     found = prove(task.proofs_before(trainer), skip=training_args.skip_proofs, say=say)
+    swept = []
+    if training_args.sweep and checkpoint is None:
+        swept = search_learning_rate(
+            build,
+            model,
+            training_args,
+            metric=task.main_metric,
+            greater_is_better=task.greater_is_better,
+            say=say,
+        )
+        kept.clear()
+        training_args.learning_rate = swept[0]["learning_rate"]
+        training_args.run |= {"learning_rate": training_args.learning_rate, "sweep": 0}  # what run.yaml repeats
+        if state.is_main_process:
+            save_run(training_args.run, folder)
     if checkpoint is not None:
         say(f"resuming from {checkpoint}")
 
@@ -84,18 +113,24 @@ def fit(model: PreTrainedModel, task: Any, training_args: TrainingArguments) -> 
         )
         raise SystemExit(128 + trainer.stop.signal)
 
-    # The last evaluation is that of the final model, unless the best one was loaded after it.
-    validation = None if training_args.load_best_model_at_end else last.get(trainer.state.global_step)
-    measured = {"validation": validation or task.measure(trainer.model, "validation", trainer.accelerator)}
+    step = trainer.state.best_global_step if training_args.load_best_model_at_end else trainer.state.global_step
+    measured = {"validation": kept.get(step) or task.measure(trainer.model, "validation", trainer.accelerator)}
     if "test" in task.splits:
         measured["test"] = task.measure(trainer.model, "test", trainer.accelerator)
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     model.config.use_cache = True  # the Trainer turned it off for training, and would save that
     model.eval()
-    adapter = folder / "adapter" if is_adapted(model) else None
-    if adapter is not None:
-        trainer.save_model(str(adapter))
-        trainer.model = model = merge(model)
+    adapter = None
+    if is_adapted(model) and not merge:
+        adapter = folder
+    elif is_adapted(model):
+        if has_base(model):
+            adapter = folder / "adapter"
+            trainer.save_model(str(adapter))
+        before, whole = proofs.logits_of(model, task.probe()), not is_quantized(model)
+        trainer.model = model = merged(model)
+        merging = lambda: proofs.merging(before, proofs.logits_of(model, task.probe()), exact=whole)  # noqa: E731
+        found |= prove({"merging": merging}, skip=training_args.skip_proofs, say=say)
     trainer.save_model(str(folder))
     report: dict[str, Any] = {}
     if state.is_main_process:
@@ -121,6 +156,7 @@ def fit(model: PreTrainedModel, task: Any, training_args: TrainingArguments) -> 
             },
             "proofs": found,
             "metrics": {split: with_baseline(task, split, scores) for split, scores in measured.items()},
+            "sweep": swept,
             "samples": task.samples(model),
             "speed": trainer.speedometer.speed | {"peak_memory_bytes": peak_memory_bytes()},
             "history": trainer.state.log_history,

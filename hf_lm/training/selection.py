@@ -1,0 +1,85 @@
+"""Which checkpoint and which learning rate: chosen on validation, and by more than its noise."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+from hf_lm.arguments import TrainingArguments
+from hf_lm.evaluation.intervals import Estimate
+
+
+class EarlyStopping(TrainerCallback):
+    """Stops after `patience` evaluations of which none is better than the best by more than chance explains.
+
+    `newest()` is the estimate of the last evaluation; two are compared on the same examples, resampled together, so
+    that an evaluation which is a hair better does not keep a run alive.
+    """
+
+    def __init__(self, patience: int, newest: Callable[[], Estimate]) -> None:
+        self.patience, self.newest = patience, newest
+        self.best: Estimate | None = None
+        self.waited = 0
+
+    def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        estimate = self.newest()
+        if self.best is None or estimate.beats(self.best):
+            self.best, self.waited = estimate, 0
+        else:
+            self.waited += 1
+            control.should_training_stop |= self.waited >= self.patience
+
+
+def search_learning_rate(
+    build: Callable[[nn.Module, TrainingArguments], Any],
+    model: nn.Module,
+    training_args: TrainingArguments,
+    *,
+    metric: str,
+    greater_is_better: bool,
+    say: Callable[[str], None],
+) -> list[dict[str, float]]:
+    """Train copies of a model at `training_args.sweep` rates; returns {"learning_rate", metric} of each, best first.
+
+    Rates are drawn between a tenth and ten times the given one, by the Trainer's own search through Optuna (Akiba et
+    al., arXiv 1907.10902). A rate that diverges is left out; nothing is saved. Raises ImportError without Optuna and
+    ValueError where no trial came to its end.
+    """
+    try:
+        import optuna
+    except ImportError:
+        raise ImportError("--sweep searches through Optuna: pip install 'hf-lm[sweep]'.") from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    args = copy.copy(training_args)
+    args.save_strategy, args.load_best_model_at_end, args.report_to = "no", False, []
+    trainer = build(copy.deepcopy(model), args)
+    trainer.model_init = lambda: copy.deepcopy(model)
+    train, rate, tried = trainer.train, training_args.learning_rate, []
+
+    def one_trial(**options: Any) -> None:
+        try:
+            train(**options)
+        except FloatingPointError:
+            say(f"  sweep: learning rate {args.learning_rate:.2e} diverges")
+            raise
+        if trainer.stop.signal is not None:
+            raise SystemExit(128 + trainer.stop.signal)
+        tried.append({"learning_rate": args.learning_rate, metric: trainer.objective})
+        say(f"  sweep: learning rate {args.learning_rate:.2e}, {metric.replace('_', ' ')} {trainer.objective:.4g}")
+
+    trainer.train = one_trial
+    trainer.hyperparameter_search(
+        hp_space=lambda trial: {"learning_rate": trial.suggest_float("learning_rate", rate / 10, rate * 10, log=True)},
+        compute_objective=lambda metrics: metrics[f"eval_{metric}"],
+        n_trials=training_args.sweep,
+        direction="maximize" if greater_is_better else "minimize",
+        backend="optuna",
+        sampler=optuna.samplers.TPESampler(seed=training_args.seed),
+        pruner=optuna.pruners.NopPruner(),
+        catch=(FloatingPointError,),
+    )
+    if not tried:
+        raise ValueError(f"--sweep: each of {training_args.sweep} rates diverged; lower --learning_rate.")
+    return sorted(tried, key=lambda trial: -trial[metric] if greater_is_better else trial[metric])
