@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from hf_lm.report import SHOWN, beside, in_words
+from hf_lm.report import SHOWN, beside, in_words, warnings
 
 # What a recipe makes, in a reader's words.
 KINDS = {
@@ -19,6 +19,14 @@ KINDS = {
 }
 
 
+CALLS = {
+    "sentiment": 'print(answer("Better than I had hoped."))',
+    "question_answering": 'print(answer(question="Who came?", context="Only Ann came."))',
+    "translation": 'print(answer("Good morning."))',
+    "summarization": 'print(answer("A long text ..."))',
+}
+
+
 def write_card(report: dict[str, Any], folder: str | Path) -> None:
     """Write README.md. Text that comes from data or from the model is shown as text, whatever it holds."""
     folder = Path(folder)
@@ -26,6 +34,8 @@ def write_card(report: dict[str, Any], folder: str | Path) -> None:
         _metadata(report, folder),
         _introduction(report, folder),
         _numbers(report),
+        _classes(report),
+        _worst(report),
         _proofs(report),
         _data(report),
         _training(report, folder),
@@ -80,6 +90,7 @@ def _introduction(report: dict[str, Any], folder: Path) -> str:
     recurrent = model.get("model_type") == "hf_lm_recurrent"
     trust = ", trust_remote_code=True" if recurrent else ""
     kind, auto_class = KINDS.get(report.get("recipe", ""), "model"), model.get("auto_class", "AutoModel")
+    adapter = (folder / "adapter_config.json").is_file()
     lines = [
         f"# {folder.resolve().name}",
         "",
@@ -95,6 +106,11 @@ def _introduction(report: dict[str, Any], folder: Path) -> str:
         f"tokenizer = AutoTokenizer.from_pretrained(name{trust})",
         "```",
     ]
+    if call := CALLS.get(report.get("recipe", "")):
+        lines += ["", "or, in three lines:", "", "```python", "from hf_lm import pipeline", ""]
+        lines += [f'answer = pipeline("{report["pipeline_tag"]}", model=".")', call, "```"]
+    if adapter:
+        lines += ["", "This is an adapter: loading it needs peft, and its base model."]
     if recurrent:
         lines += [
             "",
@@ -121,8 +137,35 @@ def _numbers(report: dict[str, Any]) -> str:
             f"{yardsticks['lzma_with_train']:.3f} after it has read the training text: the further apart the two, the "
             "more the test text repeats the training text.",
         ]
+    for name, signature in report.get("signatures", {}).items():
+        lines += ["", f"{SHOWN[name][0]}: `{signature}`"]
+    lines += ["", *(f"- {_in_table(said)}" for said in warnings(report))]
     lines += ["", "![validation by step](plots/metric.png)", "", "![loss](plots/loss.png)"]
     return "\n".join(lines)
+
+
+def _classes(report: dict[str, Any]) -> str:
+    """Precision, recall and F1 of each class on the last split measured."""
+    if not report.get("classes"):
+        return ""
+    lines = ["| class | rows | precision | recall | F1 |", "|---|---|---|---|---|"]
+    for label, found in report["classes"].items():
+        shares = " | ".join(f"{found[key]:.1f} %" for key in ("precision", "recall", "f1"))
+        lines.append(f"| {_in_table(label)} | {found['rows']:,} | {shares} |")
+    return "\n".join(lines)
+
+
+def _worst(report: dict[str, Any]) -> str:
+    """The answers that were furthest from the reference, so that errors can be read."""
+    if not report.get("worst"):
+        return ""
+    lines = ["<details><summary>The worst answers</summary>", "", "| input | reference | said |", "|---|---|---|"]
+    for example in report["worst"]:
+        reference = example["reference"]
+        reference = " / ".join(reference) or "(none)" if isinstance(reference, list) else reference
+        cells = (_in_table(text[:200]) for text in (example["input"], reference, example["prediction"] or "(nothing)"))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", "</details>"])
 
 
 def _proofs(report: dict[str, Any]) -> str:

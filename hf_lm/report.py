@@ -31,6 +31,10 @@ SHOWN = {
     "rougeLsum": ("ROUGE-Lsum", "{:.1f}"),
     "exact_match": ("exact match", "{:.1f} %"),
     "f1": ("F1", "{:.1f} %"),
+    "has_answer_exact_match": ("  with answer, EM", "{:.1f} %"),
+    "has_answer_f1": ("  with answer, F1", "{:.1f} %"),
+    "no_answer_exact_match": ("  without, EM", "{:.1f} %"),
+    "no_answer_f1": ("  without, F1", "{:.1f} %"),
 }
 
 
@@ -112,6 +116,27 @@ def beside(name: str, metric: dict[str, Any]) -> str:
     return f"{baseline['name']} {in_words(name, baseline)}" + ("" if baseline["beaten"] else ", NOT BEATEN")
 
 
+def warnings(report: dict[str, Any]) -> list[str]:
+    """What a reader of the numbers must know, in sentences: rows that stand in train, and inputs that were cut."""
+    said, data = [], report.get("data", {})
+    for split, found in data.get("overlap", {}).items():
+        if found["rows"]:
+            text = f"{found['rows']:,} rows of {split} ({found['share']:.1%}) also stand in train"
+            if name := next((name for name in found.get("metrics_without", {}) if name == report["main_metric"]), ""):
+                number = in_words(name, {"value": found["metrics_without"][name]})
+                text += f"; without them {SHOWN[name][0]} is {number} (--drop_overlap takes them out of train)"
+            said.append(text + ".")
+    for split in ("train", "validation", "test"):
+        if data.get(split, {}).get("truncated"):
+            share, lost = data[split]["truncated"], data[split]["tokens_lost"]
+            said.append(f"{share:.1%} of the rows of {split} were cut to fit, {lost:.1%} of their tokens lost.")
+    if left_out := {key: count for key, count in data.get("left_out", {}).items() if count}:
+        said.append(
+            "Left out or mended: " + ", ".join(f"{n:,} {k.replace('_', ' ')}" for k, n in left_out.items()) + "."
+        )
+    return said
+
+
 def show_report(report: dict[str, Any], folder: str | Path) -> None:
     """Print what a person wants to know at the end of a run."""
     lines = [""]
@@ -125,6 +150,7 @@ def show_report(report: dict[str, Any], folder: str | Path) -> None:
             f"  Bits per byte of lzma: {yardsticks['lzma']:.3f} alone, {yardsticks['lzma_with_train']:.3f} when it "
             "has read the training text"
         )
+    lines += [f"  {said}" for said in warnings(report)]
     for sample in report.get("samples", []):
         lines += ["", f"Sample: [{_visible(sample['prompt'])}]{_visible(sample['continuation'])}"]
     passed = [name for name, proof in report.get("proofs", {}).items() if proof["passed"]]
@@ -139,8 +165,9 @@ def show_report(report: dict[str, Any], folder: str | Path) -> None:
     lines.append(
         f"Proofs passed: {', '.join(passed) or 'none'}" + (f"; left out: {', '.join(skipped)}" if skipped else "")
     )
+    predictions = ", predictions.jsonl" if (Path(folder) / "predictions.jsonl").is_file() else ""
     loads = report.get("model", {}).get("auto_class", "AutoModel")
-    lines.append(f"In {folder}: the model ({loads}), README.md, report.json, plots/")
+    lines.append(f"In {folder}: the model ({loads}), README.md, report.json, plots/" + predictions)
     print("\n".join(lines))
 
 
