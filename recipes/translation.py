@@ -59,7 +59,7 @@ if __name__ == "__main__":
         *parse_arguments(
             Arguments,
             TrainingArguments,
-            fresh={"learning_rate": 1e-3, "num_train_epochs": 8},
+            fresh={"learning_rate": 3e-3, "muon_learning_rate": 1e-2, "num_train_epochs": 4},
             output_dir="out/translation",
             per_device_train_batch_size=32,
             bf16=bf16_is_fast(),
