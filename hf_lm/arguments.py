@@ -67,15 +67,8 @@ class FineTuningArguments:
     lora_dropout: float = 0.0
     dora: bool = False  # split each update into direction and size
     rslora: bool = False  # scale updates by 1 / sqrt(rank) rather than 1 / rank
-    quantize: int = (
-        0  # bits of the frozen weights under LoRA, 4 or 8 (QLoRA, through bitsandbytes); 0 keeps them whole
-    )
     merge: bool = True  # add LoRA's updates to the weights, so that the result loads without peft
     drop_overlap: bool = False  # take training rows that stand in a held-out split out of train
-
-    def __post_init__(self) -> None:
-        if self.quantize and not self.lora_rank:
-            raise ValueError(f"--quantize {self.quantize} freezes the weights: give --lora_rank too, such as 16.")
 
     def lora(self) -> dict[str, Any]:
         """The arguments of hf_lm.models.adapters.add_lora."""

@@ -1,7 +1,5 @@
 """LoRA: a checkpoint stays as it is, and small matrices beside its own are trained (Hu et al., arXiv 2106.09685)."""
 
-import tempfile
-
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -63,24 +61,11 @@ def is_adapted(model: nn.Module) -> bool:
     return hasattr(model, "peft_config")
 
 
-def is_quantized(model: nn.Module) -> bool:
-    return bool(getattr(model, "is_quantized", False))
-
-
 def has_base(model: nn.Module) -> bool:
     """Whether an adapter's base is a checkpoint, without which it cannot be loaded: a fresh model is none."""
     return bool(model.get_base_model().name_or_path)
 
 
 def merged(model: nn.Module) -> PreTrainedModel:
-    """The plain model with the updates of LoRA added to its weights; quantized ones are made float32 before.
-
-    Adding to quantized weights would round the updates away.
-    """
-    if is_quantized(model):
-        from peft import PeftModel
-
-        with tempfile.TemporaryDirectory() as aside:
-            model.save_pretrained(aside)
-            model = PeftModel.from_pretrained(model.unload().dequantize(), aside)
+    """The plain model with the updates of LoRA added to its weights."""
     return model.merge_and_unload().eval()

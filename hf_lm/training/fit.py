@@ -12,7 +12,7 @@ from hf_lm import proofs
 from hf_lm.arguments import TrainingArguments
 from hf_lm.card import write_card
 from hf_lm.hub import push_to_hub
-from hf_lm.models.adapters import has_base, is_adapted, is_quantized, merged
+from hf_lm.models.adapters import has_base, is_adapted, merged
 from hf_lm.plots import draw_plots
 from hf_lm.proofs import prove
 from hf_lm.report import peak_memory_bytes, save_predictions, save_report, show_report, versions
@@ -127,9 +127,9 @@ def fit(model: Any, task: Any, training_args: TrainingArguments, *, merge: bool 
         if has_base(model):
             adapter = folder / "adapter"
             trainer.save_model(str(adapter))
-        before, whole = proofs.logits_of(model, task.probe()), not is_quantized(model)
+        before = proofs.logits_of(model, task.probe())
         trainer.model = model = merged(model)
-        merging = lambda: proofs.merging(before, proofs.logits_of(model, task.probe()), exact=whole)  # noqa: E731
+        merging = lambda: proofs.merging(before, proofs.logits_of(model, task.probe()))  # noqa: E731
         found |= prove({"merging": merging}, skip=training_args.skip_proofs, say=say)
     trainer.save_model(str(folder))
     report: dict[str, Any] = {}
