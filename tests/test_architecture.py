@@ -22,6 +22,7 @@ FLOORS = [
     {"pipelines"},
     {"predicting"},
     {"training"},
+    {"commands"},
     {"cli"},
 ]
 

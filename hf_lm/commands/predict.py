@@ -1,0 +1,20 @@
+"""run a model over a file, from where it was stopped"""
+
+import argparse
+
+EXAMPLE = "hf-lm predict sentiment out/sentiment reviews.txt --output predictions.jsonl"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("task", help="sentiment, question_answering, summarization or translation")
+    parser.add_argument("model", help="a folder or a Hub id")
+    parser.add_argument("input", help="a .txt file with an input a line, or a table (.jsonl .csv .tsv .parquet ...)")
+    parser.add_argument("--output", default="predictions.jsonl", help="kept and continued if it is there")
+    parser.add_argument("--column", default="", help="column of the table that is read; guessed if not given")
+
+
+def run(args: argparse.Namespace) -> None:
+    from hf_lm.predicting import predict
+
+    lines = predict(args.task, args.model, args.input, args.output, column=args.column)
+    print(f"{lines:,} predictions in {args.output}")
