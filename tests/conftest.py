@@ -6,8 +6,16 @@ import tempfile
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hf_lm-tests-")
 os.environ["TOKENIZERS_PARALLELISM"] = "true"
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: a thread each
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
+
+
+def pytest_collection_modifyitems(items):
+    """Files that run whole recipes take longest: a worker that got one last would keep the others waiting."""
+    items.sort(key=lambda item: "recipes" not in item.path.name)
+
 
 SENTENCES = [
     "The quick brown fox jumps over the lazy dog.",
