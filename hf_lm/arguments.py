@@ -86,6 +86,7 @@ FINE_TUNING: dict[str, Any] = {
     "num_train_epochs": 3,
     "train_sampling_strategy": "group_by_length",
     "logging_steps": 10,
+    "logging_first_step": True,  # a run of fewer steps has a curve too
     "eval_strategy": "epoch",
     "save_strategy": "epoch",
     "save_total_limit": 2,

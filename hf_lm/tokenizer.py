@@ -16,6 +16,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from hf_lm.cache import default_cache
+from hf_lm.models.checkpoints import is_path
 
 if TYPE_CHECKING:
     from hf_lm.data.sources import Corpus
@@ -175,6 +176,8 @@ def _spread(texts: Iterable[str], share: float) -> Iterator[str]:
 
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     """A tokenizer from a folder or the Hub. Raises ValueError or OSError in one line if it cannot serve."""
+    if is_path(name_or_path) and not os.path.isdir(name_or_path):
+        raise FileNotFoundError(f"there is no folder {name_or_path}.")
     if os.path.isdir(name_or_path) and not any(
         (Path(name_or_path) / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
     ):

@@ -181,7 +181,7 @@ def check_checkpoint(name_or_path: str) -> None:
     if not folder.is_dir():
         if folder.exists():
             raise NotADirectoryError(f"{name_or_path} is a file; give the folder that holds {CONFIG} and the weights.")
-        if name_or_path.startswith(("/", ".", "~")) or name_or_path.count("/") > 1 or "\\" in name_or_path:
+        if is_path(name_or_path):
             raise FileNotFoundError(f"there is no folder {name_or_path}.")
         return
     names = {path.name for path in folder.iterdir()}
@@ -201,6 +201,11 @@ def check_checkpoint(name_or_path: str) -> None:
     else:
         said = f"has a {CONFIG} but no weights ({' or '.join(WEIGHTS)})"
     raise FileNotFoundError(f"{name_or_path} {said}.")
+
+
+def is_path(name: str) -> bool:
+    """Whether a name can only be a path here: a name on the Hub has one slash at most."""
+    return name.startswith(("/", ".", "~")) or name.count("/") > 1 or "\\" in name
 
 
 def _load_weights(

@@ -58,8 +58,9 @@ def fit(model: Any, task: Any, training_args: TrainingArguments, *, merge: bool 
                 del kept[step]
             kept[trainer.state.global_step] = scores
             numbers = {"loss": scores.loss}
-            for name, estimate in scores.metrics().items():
-                interval = estimate.interval()
+            estimates = scores.metrics()
+            for name in sorted(estimates, key=lambda name: name != task.main_metric):  # it stands on the bar
+                interval = estimates[name].interval()
                 numbers |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
             return {name: number for name, number in numbers.items() if number is not None}
 

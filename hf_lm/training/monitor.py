@@ -118,11 +118,9 @@ class Progress(ProgressCallback):
         if not state.is_world_process_zero or self.training_bar is None or not logs:
             return
         self.last |= {key: said.format(logs[key]) for key, said in self.TRAINING.items() if key in logs}
-        measured = [
-            f"{name} {number.format(logs[f'eval_{key}'])}"
-            for key, (name, number) in SHOWN.items()
-            if f"eval_{key}" in logs
-        ]
+        keys = [key.removeprefix("eval_") for key in logs if key.startswith("eval_")]  # the main metric first
+        shown = [(SHOWN[key], logs[f"eval_{key}"]) for key in keys if key in SHOWN]
+        measured = [f"{name.strip()} {number.format(value)}" for (name, number), value in shown]
         if measured:
             self.last["validation"] = f"validation {measured[0]}"
             loss = [f"loss {logs['eval_loss']:.3f}"] if "eval_loss" in logs else []
