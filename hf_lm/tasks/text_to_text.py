@@ -126,12 +126,17 @@ class TextToText(Supervised):
 
     def answer(self, model: PreTrainedModel, split: str, accelerator: Accelerator | None) -> Sequence[Any]:
         """(text written, summed loss of the reference in nats, its tokens) per row."""
-        features = self.encoded[split].features
+        texts = self.write(model, split, accelerator)
+        read = self.losses(model, self.encoded[split].features, accelerator, description=f"reading {split}")
+        return [(text, *loss) for text, loss in zip(texts, read, strict=True)]
+
+    def write(self, model: PreTrainedModel, split: str, accelerator: Accelerator | None) -> list[str]:
+        """The text that the model writes for each row, in batches of like-sized prompts."""
         device = next(model.parameters()).device
-        prompts = [self.prompt(feature) for feature in features]
+        prompts = [self.prompt(feature) for feature in self.encoded[split].features]
         writer = model if accelerator is None else accelerator.unwrap_model(model)
 
-        def write(rows: list[int]) -> list[str]:
+        def work(rows: list[int]) -> list[str]:
             batch = pad_batch(
                 [{"input_ids": prompts[i]} for i in rows], pad_id=self.tokenizer.pad_token_id, left=self.causal
             )
@@ -141,9 +146,7 @@ class TextToText(Supervised):
             return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
         lengths = [len(prompt) for prompt in prompts]
-        texts = map_by_length(write, lengths, accelerator=accelerator, description=f"writing {split}", max_rows=64)
-        read = self.losses(model, features, accelerator, description=f"reading {split}")
-        return [(text, *loss) for text, loss in zip(texts, read, strict=True)]
+        return map_by_length(work, lengths, accelerator=accelerator, description=f"writing {split}", max_rows=64)
 
     def losses(
         self, model: PreTrainedModel, features: Sequence[Feature], accelerator: Accelerator | None, description: str
