@@ -99,6 +99,12 @@ class _OneOfClasses:
         log_counts = np.log([counts[label] for label in self.labels])
         return "majority class", np.tile(log_counts, (len(self.table.rows[split]), 1))
 
+    def baseline(self, split: str) -> tuple[str, Scores]:
+        name, answers = self.trivial(split)
+        scores = self.score(split, answers)
+        del scores.estimates["calibration_error"]  # the frequencies of train are calibrated by construction
+        return name, scores
+
     def report(self, measured: dict[str, Scores]) -> dict[str, Any]:
         *_, last = measured.values()
         return super().report(measured) | {"classes": self.per_class(last)}

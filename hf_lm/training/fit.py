@@ -185,12 +185,13 @@ def fit(model: Any, task: Any, training_args: TrainingArguments, *, merge: bool 
 def with_baseline(task: Any, split: str, measured: Any) -> dict[str, Any]:
     """The metrics of a split as report.json holds them, each beside the trivial model's on the same examples."""
     name, trivial = task.baseline(split)
-    baseline = trivial.metrics()
-    return {
-        key: estimate.interval().report()
-        | {"baseline": {"name": name, "value": baseline[key].value, "beaten": estimate.beats(baseline[key])}}
-        for key, estimate in measured.metrics().items()
-    }
+    baseline, found = trivial.metrics(), {}
+    for key, estimate in measured.metrics().items():
+        found[key] = estimate.interval().report()
+        if key in baseline:
+            beaten = estimate.beats(baseline[key])
+            found[key]["baseline"] = {"name": name, "value": baseline[key].value, "beaten": beaten}
+    return found
 
 
 def describe(trainer: Trainer) -> str:
