@@ -11,6 +11,7 @@ from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import SchedulerType, rotate_checkpoints
 
 from hf_lm.arguments import TrainingArguments
+from hf_lm.data.batches import GroupedByLength
 from hf_lm.training.checkpoints import StopOnSignal, save_aside, save_run
 from hf_lm.training.monitor import Progress, Speedometer, flops_per_token
 from hf_lm.training.optimizers import Muon, OptimizerPair, muon_groups
@@ -101,6 +102,16 @@ class Trainer(transformers.Trainer):
             + (" and --muon_learning_rate" if self.args.muon_learning_rate else "")
             + " or lengthen --warmup_steps."
         )
+
+    # Order of the rows
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        at_once = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return GroupedByLength([len(row["input_ids"]) for row in rows], at_once, seed=seed)
 
     # Optimizer and schedule
 
