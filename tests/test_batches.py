@@ -1,5 +1,7 @@
 """Rows of different lengths become batches that hold each of them once and waste little."""
 
+import itertools
+
 import numpy as np
 import torch
 from hypothesis import given
@@ -44,7 +46,7 @@ def test_grouped_batches_hold_every_row_once_alike_in_length_and_in_no_order_of_
     if len(lengths) <= 50 * size:  # one pool: no row lies between the shortest and the longest of another batch
         spans = [[lengths[i] for i in order[n : n + size]] for n in range(0, len(order), size)]
         spans = sorted((min(span), max(span)) for span in spans)
-        assert all(a[1] <= b[0] or a[0] == b[0] for a, b in zip(spans, spans[1:], strict=False))
+        assert all(a[1] <= b[0] or a[0] == b[0] for a, b in itertools.pairwise(spans))
 
 
 def test_grouped_batches_come_in_another_order_each_epoch_and_not_by_length():

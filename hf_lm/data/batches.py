@@ -72,9 +72,7 @@ class GroupedByLength(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         order = torch.randperm(len(self.lengths), generator=generator)
-        pools = order.split(
-            50 * self.batch_size
-        )  # sorting within a pool leaves batches that differ from epoch to epoch
+        pools = order.split(50 * self.batch_size)  # sorted within one: batches differ between epochs
         batches = [
             batch for pool in pools for batch in pool[self.lengths[pool].argsort(stable=True)].split(self.batch_size)
         ]

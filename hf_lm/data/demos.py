@@ -44,7 +44,7 @@ def docstring_summaries() -> list[dict[str, str]]:
 
 
 def _in_words(heading: str) -> str:
-    """`json.JSONEncoder.iterencode(self, o)` is `iterencode`, `http.client.HTTPMessage.getAllHeaders` `get all headers`."""
+    """`http.client.HTTPMessage.getAllHeaders(self)` is `get all headers`."""
     name = heading.split("(")[0].split(".")[-1]
     return " ".join(re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name)).lower() or name
 
