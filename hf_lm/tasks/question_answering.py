@@ -35,6 +35,8 @@ def read_question_answering(table: Table, *, question: str = "", context: str = 
     cut by context.
     """
     where = f"--dataset {table.source}"
+    if table.rows["train"] and "paragraphs" in table.rows["train"][0]:
+        table.format += " that hold SQuAD's nested articles"
     for split, rows in table.rows.items():
         table.rows[split] = list(_flat(rows))
     first = table.rows["train"]
@@ -45,6 +47,7 @@ def read_question_answering(table: Table, *, question: str = "", context: str = 
         "context": pick_column(first, context, ("context", "passage", "document"), option="--context", where=where),
         "answers": pick_column(first, answers, ("answers", "answer"), option="--answers", where=where),
     }
+    table.columns = names
     for split, rows in table.rows.items():
         found = [_row(row, number, names, table.left_out) for number, row in enumerate(rows)]
         unusable = [row for row in found if row is not None and None in row["starts"]]

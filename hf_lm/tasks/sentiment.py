@@ -33,6 +33,7 @@ def read_sentiment(table: Table, *, text_column: str = "", label_column: str = "
     first = table.rows["train"]
     text = pick_column(first, text_column, TEXT, option="--text_column", where=where)
     label = pick_column(first, label_column, LABEL, option="--label_column", where=where)
+    table.columns = {"text": text, "label": label}
     for split, rows in table.rows.items():
         table.rows[split] = list(_rows(rows, text, label, table.left_out))
     for split in [split for split in table.splits if not table.rows[split]]:

@@ -173,6 +173,8 @@ class Supervised:
         """The report's parts about the data, and the worst answers on the last split measured."""
         data: dict[str, Any] = {
             "source": self.table.source,
+            "format": self.table.format,
+            "columns": self.table.columns,
             "fingerprint": self.table.fingerprint,
             "notes": self.table.notes,
             "left_out": dict(self.table.left_out),
