@@ -8,7 +8,7 @@ import sys
 import tempfile
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,10 +46,35 @@ def inspect_recipe(recipe: str, arguments: Sequence[str] = (), *, examples: int 
     The recipe itself makes model, tokenizer and task (`rehearse`), and the Trainer its batches. Raises ValueError or
     OSError in one line, as the recipe does.
     """
-    return inspect_task(*rehearse(recipe, arguments), examples=examples)
+    model, task, training_args, options = rehearse(recipe, arguments)
+    return inspect_task(
+        model, task, training_args, examples=examples, build_trainer=options.get("build_trainer", task_trainer)
+    )
 
 
-def inspect_task(model: Any, task: Any, training_args: Any, *, examples: int = 5) -> dict[str, Any]:
+def task_trainer(model: Any, args: Any, task: Any, measure: Callable[[Any], dict]) -> Trainer:
+    """The Trainer that `fit` makes for a task."""
+    return Trainer(
+        model,
+        args,
+        loss=task.loss,
+        shifts_labels=task.shifts_labels,
+        measure=measure,
+        context=task.context,
+        train_dataset=task.train_dataset,
+        data_collator=task.collate,
+        processing_class=task.tokenizer,
+    )
+
+
+def inspect_task(
+    model: Any,
+    task: Any,
+    training_args: Any,
+    *,
+    examples: int = 5,
+    build_trainer: Callable[..., Any] = task_trainer,
+) -> dict[str, Any]:
     """The same for what a recipe would hand to `fit`."""
     table = hasattr(task, "table")
     found = _rows(task) if table else _documents(task)
@@ -61,7 +86,7 @@ def inspect_task(model: Any, task: Any, training_args: Any, *, examples: int = 5
         "examples": [
             {"row": row, "what": what, "parts": see(task, task.train_dataset[row])} for row, what in shown[:examples]
         ],
-        "padding": measure_padding(model, task, training_args),
+        "padding": measure_padding(model, task, training_args, build_trainer=build_trainer),
         **found,
         "vocabulary": len(tokenizer),
     }
@@ -157,23 +182,15 @@ def _spread(lengths: Sequence[int] | int) -> list[tuple[int, str]]:
 # What all of them are
 
 
-def measure_padding(model: Any, task: Any, training_args: Any) -> dict[str, Any]:
+def measure_padding(
+    model: Any, task: Any, training_args: Any, *, build_trainer: Callable[..., Any] = task_trainer
+) -> dict[str, Any]:
     """The share of padding in the batches of the Trainer's first epoch, and what padding to the maximum would make."""
     args = copy.copy(training_args)
     rows = places = used = batches = 0
     with tempfile.TemporaryDirectory() as folder:  # the Trainer makes its output folder
         args.output_dir, args.report_to = folder, []
-        trainer = Trainer(
-            model,
-            args,
-            loss=task.loss,
-            shifts_labels=task.shifts_labels,
-            measure=lambda model: {},
-            context=task.context,
-            train_dataset=task.train_dataset,
-            data_collator=task.collate,
-            processing_class=task.tokenizer,
-        )
+        trainer = build_trainer(model, args, task, lambda model: {})
         for batch in itertools.islice(trainer.get_train_dataloader(), BATCHES):
             batches += 1
             for key, ids in batch.items():

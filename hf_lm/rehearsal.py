@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 
 
 class Rehearsal(NamedTuple):
-    """What a recipe hands to `fit`."""
+    """What a recipe hands to `fit`; `options` are its keywords."""
 
     model: Any
     task: Any
     training_args: Any
+    options: dict[str, Any]
 
 
 class _Reached(Exception):
@@ -33,7 +34,7 @@ def rehearse(recipe: str, arguments: Sequence[str] = ()) -> Rehearsal:
     path = recipe_path(recipe)
 
     def reached(model: Any, task: Any, training_args: Any, **options: Any) -> None:
-        raise _Reached(Rehearsal(model, task, training_args))
+        raise _Reached(Rehearsal(model, task, training_args, options))
 
     # --debug: errors come here instead of ending the process. --use_cpu: what is only looked at needs no GPU.
     before = sys.argv, sys.excepthook, last.fit

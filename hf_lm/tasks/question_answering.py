@@ -143,6 +143,11 @@ class _Answers:
         ]
         return Scores(estimates, examples, loss)
 
+    def example(self) -> dict[str, str]:
+        rows = self.table.rows[self.table.splits[-1]][:200]
+        row = min(rows, key=lambda row: abs(len(row["context"]) - 300))
+        return {"question": row["question"], "context": row["context"]}
+
     def baseline(self, split: str) -> tuple[str, Scores]:
         first = [sentences(row["context"]).split("\n")[0] for row in self.table.rows[split]]
         return "first sentence", self.scores(split, first, None)
