@@ -299,10 +299,15 @@ def _command(recipe: str, arguments: dict[str, Any]) -> str:
     for key, value in arguments.items():
         if key == "output_dir":
             continue
-        values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else str(value)]
-        values = [Path(one).name if isinstance(one, str) and Path(one).is_absolute() else str(one) for one in values]
+        values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
+        values = [Path(one).name if Path(one).is_absolute() else one for one in map(_typed, values)]
         lines.append(f"--{key} {shlex.join(values)}")
     return " \\\n  ".join(lines)
+
+
+def _typed(value: Any) -> str:
+    """A value as one would type it: 30 for 30.0."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _fenced(text: str, language: str = "") -> str:
