@@ -78,7 +78,7 @@ class LoopbackHub:
                     return
                 send(request, status, {"error": f"told to answer {status}"})
                 return
-        if request.command in ("POST", "PUT") and "/lfs-object/" not in path:
+        if request.command in ("POST", "PUT") and not re.search("/lfs-object/|validate-yaml", path):
             sent = request.headers.get("Authorization", "")
             if sent != f"Bearer {TOKEN}" and not sent.startswith("Basic "):
                 send(request, 401, {"error": "Invalid credentials"})
@@ -103,7 +103,7 @@ class LoopbackHub:
 
     def validate(self, request, body):
         """What the Hub refuses in a card's metadata, as far as ours could get it wrong."""
-        metadata = yaml.safe_load(json.loads(body)["content"].split("---")[1]) or {}
+        metadata = yaml.safe_load(re.split(r"(?m)^---$", json.loads(body)["content"])[1]) or {}
         errors = [f'"{key}" must be a string' for key in ("pipeline_tag", "library_name", "base_model", "license")
                   if not isinstance(metadata.get(key, ""), str)]  # fmt: skip
         for language in metadata.get("language", []):
@@ -114,9 +114,7 @@ class LoopbackHub:
                 errors.append('"widget" must hold texts')
         for model in metadata.get("model-index", []):
             for result in model["results"]:
-                if not (
-                    result["task"].get("type") and result["dataset"].get("type") and result["dataset"].get("name")
-                ):
+                if not all((result["task"].get("type"), result["dataset"].get("type"), result["dataset"].get("name"))):
                     errors.append('"model-index" lacks a type or a name')
                 types = [metric["type"] for metric in result["metrics"]]
                 if len(types) != len(set(types)):

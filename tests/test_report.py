@@ -101,8 +101,8 @@ FINE_TUNED = {
     "main_metric": "accuracy",
     "unit": "examples",
     "seconds": 60.0,
-    "arguments": {"dataset": "/home/someone/评论", "label_column": "a b", "eval_steps": 30.0, "skip_proofs": ["x", "y"]}
-    | {"output_dir": "/home/someone/out"},
+    "arguments": {"dataset": "/home/someone/评论", "label_column": "a b", "eval_steps": 30.0}
+    | {"skip_proofs": ["x", "y"], "output_dir": "/home/someone/out"},
     "data": {
         "source": "user/reviews:zh",
         "format": "rows of .tsv",
@@ -159,7 +159,7 @@ def test_the_metadata_names_language_data_base_and_an_example_to_try(card):
 
 def test_the_card_says_how_to_repeat_the_run_and_what_its_checks_found(card):
     command = card.text.split("```bash\n")[1].split("\n```")[0]
-    expected = ["--dataset 评论", "--label_column 'a b'", "--eval_steps 30", "--skip_proofs x y"]
+    expected = ["--dataset '评论'", "--label_column 'a b'", "--eval_steps 30", "--skip_proofs x y"]
     assert command.split(" \\\n  ") == ["accelerate launch recipes/sentiment.py", *expected]
     assert "/home/someone" not in card.content
     limits = card.text.split("## Limits")[1]
