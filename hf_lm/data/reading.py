@@ -189,7 +189,12 @@ def read_rows(path: Path, *, header: bool = True) -> list[dict[str, Any]]:
     A .txt is read as tab-separated. Raises ValueError, naming file and line, for what cannot be read.
     """
     if suffix(path) not in (".csv", ".tsv", ".txt"):
-        return list(READERS[suffix(path)](path))
+        rows = list(READERS[suffix(path)](path))
+        for number, row in enumerate(rows, 1):
+            if not isinstance(row, dict):
+                said = f"expected an object with named columns, got a {type(row).__name__}"
+                raise ValueError(f"{path}, row {number}: {said}.")
+        return rows
     lines = list(_separated(path))
     if not lines:
         return []

@@ -188,6 +188,15 @@ def pick_column(rows: Sequence[Row], asked: str, guesses: Sequence[str], *, opti
     raise ValueError(f"{where} has the columns {names}; say which one to read with {option}.{hint}")
 
 
+def keep_filled_splits(table: Table, needs: str) -> None:
+    """Leave out held-out splits that have no rows any more, and say so. Raises ValueError if train has none."""
+    if not table.rows["train"]:
+        raise ValueError(f"--dataset {table.source} has no training row {needs}.")
+    for split in [split for split in table.splits if not table.rows[split]]:
+        table.notes.append(f"the split {split} has no row {needs} and was left out")
+        del table.rows[split]
+
+
 def hold_out(table: Table, shares: dict[str, float], *, group: Callable[[Row], str], unit: str) -> None:
     """Cut the missing splits among `shares` from train, keeping rows with one `group` (the text they share) together.
 

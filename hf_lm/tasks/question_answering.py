@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm.data.batches import map_by_length
-from hf_lm.data.tables import Row, Table, hold_out, pick_column
+from hf_lm.data.tables import Row, Table, hold_out, keep_filled_splits, pick_column
 from hf_lm.evaluation.metrics import QuestionAnswering as Metric
 from hf_lm.evaluation.metrics import answer_score, sentences
 from hf_lm.losses import span_logits, span_loss
@@ -55,6 +55,7 @@ def read_question_answering(table: Table, *, question: str = "", context: str = 
             table.left_out["answers_not_in_their_context"] += len(unusable)
             found = [row for row in found if row is not None and None not in row["starts"]]
         table.rows[split] = [row for row in found if row is not None]
+    keep_filled_splits(table, "with a question, a context and, if there is one, an answer that stands in it")
     hold_out(table, {"validation": 0.1, "test": 0.1}, group=lambda row: row["context"], unit="context")
 
 
@@ -80,6 +81,8 @@ def _row(row: Row, number: int, names: dict[str, str], left_out: Counter) -> Row
     if isinstance(given, dict):  # {"text": [...], "answer_start": [...]}
         texts, starts = given.get("text", []), given.get("answer_start", [])
         texts, starts = ([texts], [starts]) if isinstance(texts, str) else (texts, starts)
+        if len(texts) != len(starts):
+            raise ValueError(f"row {number} has {len(texts)} answers and {len(starts)} of their answer_start.")
         given = [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)]
     given = [given] if isinstance(given, str) else given
     given = [{"text": one} if isinstance(one, str) else one for one in given]
