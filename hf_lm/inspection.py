@@ -199,9 +199,10 @@ def measure_padding(
                     places += ids.numel()
                     used += ids.numel() if mask is None else int(mask.sum())
             rows += len(ids)
-    longest = getattr(task, "max_length", 0) or sum(
-        getattr(task, f"max_{side}_length", 0) for side in ("source", "target")
-    )
+    sides = (getattr(task, f"max_{side}_length", 0) for side in ("source", "target"))
+    longest = getattr(task, "max_length", 0) or sum(sides)
+    if getattr(task, "causal", False) and longest:
+        longest += len(getattr(task, "cue_ids", ()))
     found = {"batches": batches, "batch_size": args.train_batch_size, "share": 1 - used / max(1, places)}
     return found | ({"maximum": longest, "to_maximum": 1 - used / (rows * longest)} if longest else {})
 
