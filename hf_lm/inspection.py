@@ -75,10 +75,14 @@ def inspect_task(
     examples: int = 5,
     build_trainer: Callable[..., Any] = task_trainer,
 ) -> dict[str, Any]:
-    """The same for what a recipe would hand to `fit`."""
+    """The same for what a recipe would hand to `fit`.
+
+    Raises ValueError for a task whose texts are only written while it trains.
+    """
+    if not _length(task.train_dataset[0]):
+        raise ValueError(f"{task.recipe} learns from what it writes while it trains: there is nothing to show before.")
     table = hasattr(task, "table")
     found = _rows(task) if table else _documents(task)
-    tokenizer = task.tokenizer
     shown = _spread([_length(feature) for feature in task.train_dataset] if table else len(task.train_dataset))
     return {
         "recipe": task.recipe,
@@ -88,7 +92,6 @@ def inspect_task(
         ],
         "padding": measure_padding(model, task, training_args, build_trainer=build_trainer),
         **found,
-        "vocabulary": len(tokenizer),
     }
 
 
@@ -97,41 +100,53 @@ def inspect_task(
 
 def see(task: Any, feature: dict[str, Any]) -> list[Part]:
     """A feature as the task's collator hands it to the model, token by token."""
-    batch = {key: value[0].tolist() for key, value in task.collate([feature]).items()}
-    tokenizer, parts = task.tokenizer, []
-    for key in [key for key in batch if key.endswith("input_ids") and not key.startswith("decoder")]:
-        prefix = key.removesuffix("input_ids")
-        ids, labels = batch[key], batch.get(f"{prefix}labels")
-        name = f"{prefix.replace('_', ' ')}reads"
-        if not isinstance(labels, list):  # a class
-            parts.append(Part(name, pieces(tokenizer, ids)))
-            if labels is not None:
-                parts.append(Part("learns", said=f"{task.labels[labels]}  (class {labels} of {len(task.labels)})"))
-        elif "decoder_input_ids" in batch:
-            parts.append(Part(name, pieces(tokenizer, ids)))
-            parts.append(Part("writes", pieces(tokenizer, labels, [True] * len(labels))))
-        elif task.shifts_labels:
-            # The first token of a row has nothing before it that could predict it.
-            learned = [label != -100 and i > 0 for i, label in enumerate(labels)]
-            parts += _by_document(task, ids, learned) if hasattr(task, "streams") else []
-            parts += [] if hasattr(task, "streams") else [Part(name, pieces(tokenizer, ids, learned))]
-        else:  # the first and the last token of a span
-            first, last = labels
-            parts.append(Part(name, pieces(tokenizer, ids, [0 < first <= i <= last for i in range(len(ids))])))
-            said = f"token {first} and token {last}" if last else "token 0 twice: the answer is not in this window"
-            parts.append(Part("learns to point to", said=said))
-    return parts
+    batch = {key: value.tolist() for key, value in task.collate([feature]).items()}
+    rows = len(batch["input_ids"])
+    names = ("chosen", "rejected") if rows == 2 else ("reads",) * rows  # two answers that are compared
+    return [part for i in range(rows) for part in _see_row(task, {k: v[i] for k, v in batch.items()}, names[i])]
 
 
-def _by_document(task: Any, ids: list[int], learned: list[bool]) -> list[Part]:
-    """A block cut where its documents begin."""
-    begin = task.streams["train"].begin
-    edges = [0, *(i for i, token in enumerate(ids) if token == begin and i > 0), len(ids)]
+def _see_row(task: Any, row: dict[str, Any], name: str) -> list[Part]:
+    tokenizer, ids, labels = task.tokenizer, row["input_ids"], row.get("labels")
+    if "completion_mask" in row:  # TRL's way to say what is learned
+        return [Part(name, pieces(tokenizer, ids, [bool(learned) for learned in row["completion_mask"]]))]
+    if not isinstance(labels, list):  # a class
+        parts = [Part(name, pieces(tokenizer, ids))]
+        if labels is not None:
+            parts.append(Part("learns", said=f"{task.labels[labels]}  (class {labels} of {len(task.labels)})"))
+        return parts
+    if "decoder_input_ids" in row:
+        return [
+            Part(name, pieces(tokenizer, ids)),
+            Part("writes", pieces(tokenizer, labels, [True] * len(labels))),
+        ]
+    if task.shifts_labels:
+        # The first token of a row has nothing before it that could predict it.
+        learned = [label != -100 and i > 0 for i, label in enumerate(labels)]
+        if "position_ids" in row or hasattr(task, "streams"):
+            return _by_document(task, row, learned)
+        return [Part(name, pieces(tokenizer, ids, learned))]
+    first, last = labels  # of a span
+    said = f"token {first} and token {last}" if last else "token 0 twice: the answer is not in this window"
+    return [
+        Part(name, pieces(tokenizer, ids, [0 < first <= i <= last for i in range(len(ids))])),
+        Part("learns to point to", said=said),
+    ]
+
+
+def _by_document(task: Any, row: dict[str, Any], learned: list[bool]) -> list[Part]:
+    """A block cut where its documents begin: where positions restart or, if they do not, at each marker."""
+    ids, positions = row["input_ids"], row.get("position_ids")
+    if positions is not None:
+        begins = [i for i, position in enumerate(positions) if position == 0]
+    else:
+        begins = [i for i, token in enumerate(ids) if token == task.streams["train"].begin]
+    goes_on = hasattr(task, "streams") and ids[0] != task.streams["train"].begin
+    edges = [0, *(i for i in begins if i > 0), len(ids)]
     parts = []
     for number, (start, stop) in enumerate(itertools.pairwise(edges), 1):
-        goes_on = number == 1 and ids[0] != begin
-        name = f"document {number}" + (", which began in the block before" if goes_on else "")
-        if number > 1 and task.isolate:
+        name = f"document {number}" + (", which began in the block before" if number == 1 and goes_on else "")
+        if number > 1 and positions is not None:
             name += ", which does not see those before"
         parts.append(Part(name, pieces(task.tokenizer, ids[start:stop], learned[start:stop])))
     return parts
@@ -165,7 +180,9 @@ def pieces(
 
 
 def _length(feature: dict[str, Any]) -> int:
-    return sum(len(value) for key, value in feature.items() if key.endswith("input_ids"))
+    """Tokens that a feature is read as; its positions and token types are none."""
+    tokens = [key for key in feature if key.endswith("_ids") and not key.endswith(("position_ids", "type_ids"))]
+    return sum(len(feature[key]) for key in tokens)
 
 
 def _spread(lengths: Sequence[int] | int) -> list[tuple[int, str]]:
