@@ -51,6 +51,7 @@ class TrainingArguments(transformers.TrainingArguments):
         default=False, metadata={"help": "resume although the checkpoint was written by another configuration"}
     )
     run: dict[str, Any] = field(default_factory=dict, init=False)  # the resolved run, as run.yaml holds it
+    changed: dict[str, Any] = field(default_factory=dict, init=False)  # what of it is not the recipe's default
 
     def __post_init__(self) -> None:
         if self.bf16 and not torch.accelerator.is_available():
@@ -142,6 +143,7 @@ def _parse(arguments_class, training_arguments_class, argv, recipe_defaults, fre
     if unknown := (set(recipe_defaults) | set(fresh)) - own:
         raise TypeError(f"the recipe sets defaults for unknown arguments: {sorted(unknown)}")
     parser.set_defaults(**recipe_defaults)
+    defaults = {key: parser.get_default(key) for key in own}
 
     origin: dict[str, str] = {}  # key -> where its value was given
     config = _option(argv, "--config")
@@ -158,6 +160,7 @@ def _parse(arguments_class, training_arguments_class, argv, recipe_defaults, fre
     resolved = {key: value for key, value in vars(namespace).items() if key in own}
     if not resolved.get("model"):
         resolved |= {key: value for key, value in fresh.items() if key not in origin}
+        defaults |= fresh
 
     run = _saved_run(resolved, arguments_class, training_arguments_class, recipe_defaults | fresh, origin)
     if print_config:
@@ -169,6 +172,7 @@ def _parse(arguments_class, training_arguments_class, argv, recipe_defaults, fre
         raise ValueError(_name_the_key(str(error), resolved, origin)) from error
     args, training_args = objects
     training_args.run = run
+    training_args.changed = {key: value for key, value in run.items() if value != _plain_value(defaults[key])}
     return args, training_args
 
 

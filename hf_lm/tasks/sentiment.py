@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm.data.batches import map_by_length
 from hf_lm.data.reading import clean
-from hf_lm.data.tables import Row, Table, hold_out, pick_column
+from hf_lm.data.tables import Row, Table, hold_out, keep_filled_splits, pick_column
 from hf_lm.evaluation.metrics import Classification
 from hf_lm.losses import label_loss
 from hf_lm.proofs import Proof
@@ -33,13 +33,10 @@ def read_sentiment(table: Table, *, text_column: str = "", label_column: str = "
     first = table.rows["train"]
     text = pick_column(first, text_column, TEXT, option="--text_column", where=where)
     label = pick_column(first, label_column, LABEL, option="--label_column", where=where)
+    table.columns = {"text": text, "label": label}
     for split, rows in table.rows.items():
         table.rows[split] = list(_rows(rows, text, label, table.left_out))
-    for split in [split for split in table.splits if not table.rows[split]]:
-        table.notes.append(f"the split {split} has no labelled rows and was left out")
-        del table.rows[split]
-    if "train" not in table.rows:
-        raise ValueError(f"{where} has no training row with both {text!r} and {label!r}.")
+    keep_filled_splits(table, f"with both {text!r} and {label!r}")
     hold_out(table, {"validation": 0.1, "test": 0.1}, group=lambda row: row["text"], unit="text")
     labels = sorted({row["label"] for row in table.rows["train"]}, key=lambda name: (len(name), name))
     if len(labels) < 2:

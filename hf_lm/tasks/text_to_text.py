@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm.data.batches import Feature, map_by_length, pad_batch
 from hf_lm.data.reading import clean
-from hf_lm.data.tables import Row, Table
+from hf_lm.data.tables import Row, Table, keep_filled_splits
 from hf_lm.losses import label_loss, next_token_loss
 from hf_lm.models.checkpoints import context_length, family
 from hf_lm.proofs import Proof
@@ -226,5 +226,4 @@ def to_sources_and_targets(table: Table, source: str, target: str) -> None:
             else:
                 table.left_out["rows_without_source_or_target"] += 1
         table.rows[split] = kept
-    if not table.rows["train"]:
-        raise ValueError(f"--dataset {table.source} has no training row with both {source!r} and {target!r}.")
+    keep_filled_splits(table, f"with both {source!r} and {target!r}")

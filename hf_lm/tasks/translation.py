@@ -1,5 +1,6 @@
 """Translation: a text in one language is read, the same in another written."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,9 @@ def read_translation(table: Table, *, source: str, target: str) -> None:
     where, first = f"--dataset {table.source}", table.rows["train"]
     source = pick_column(first, source, ("source", "src", "0"), option="--source", where=where)
     target = pick_column(first, target, ("target", "tgt", "1"), option="--target", where=where)
+    table.columns = {"source": source, "target": target}
+    if not table.languages and all(re.fullmatch(r"[a-z]{2}", name) for name in (source, target)):
+        table.languages = [source, target]  # as files called train.en and train.de say
     to_sources_and_targets(table, source, target)
     hold_out(table, {"validation": 0.05, "test": 0.05}, group=lambda row: row["source"], unit="source text")
 

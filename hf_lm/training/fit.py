@@ -147,6 +147,7 @@ def fit(model: Any, task: Any, training_args: TrainingArguments, *, merge: bool 
             "versions": versions(),
             "processes": state.num_processes,
             "device": describe(trainer),
+            "arguments": training_args.changed,
             **task.report(measured),
             "model": {
                 "architecture": type(model).__name__,
