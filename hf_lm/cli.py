@@ -1,6 +1,6 @@
 """The command hf-lm. Nothing heavy is imported before a subcommand needs it.
 
-Exit codes: 0, 1 for an error, 2 for a wrong usage, 130 for Ctrl-C, 143 for SIGTERM; `hf-lm run` ends with its recipe's.
+Exit codes: 0, 1 for an error, 2 for a wrong usage, 130 for Ctrl-C, 143 for SIGTERM; `hf-lm run` has its recipe's.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from hf_lm import __version__
 
 COMMANDS = (  # as `hf-lm --help` lists them; each is a module of hf_lm.commands
     *("recipes", "copy", "run"),
-    "predict",
+    *("predict", "serve"),
     *("merge", "push"),
     "completion",
 )

@@ -85,7 +85,7 @@ def test_what_follows_the_name_is_the_recipes_and_what_stands_before_it_accelera
     )
     assert _split(["sentiment", "--num_processes=2", "--use_cpu"])[0] == ["--multi_gpu", "--num_processes=2"]
     assert _split(["sentiment", "--num_processes", "1", "--use_cpu"])[0] == ["--num_processes", "1"]
-    with pytest.raises(ValueError, match="no recipe 'sentimant'.*Did you mean 'sentiment'"):
+    with pytest.raises(ValueError, match=r"no recipe 'sentimant'.*Did you mean 'sentiment'"):
         _split(["sentimant", "--dataset", "pretrain"])
     with pytest.raises(FileNotFoundError, match=r"no file mine\.py"):
         _split(["mine.py"])
