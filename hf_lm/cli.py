@@ -16,7 +16,7 @@ from hf_lm import __version__
 COMMANDS = (  # as `hf-lm --help` lists them; each is a module of hf_lm.commands
     *("recipes", "copy", "run"),
     *("predict", "serve"),
-    *("merge", "push"),
+    *("check", "merge", "push"),
     "completion",
 )
 

@@ -14,7 +14,9 @@ import pytest
 from hf_lm.serving import Server, _wait_until_ready, check_servable, example_request, has_chat_template, serving
 
 ROOT = Path(__file__).parent.parent
-TEMPLATE = "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}assistant: The quick"  # goes on in ASCII
+TEMPLATE = (  # what is said next is ASCII: a stream holds back half a character
+    "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}assistant: The quick"
+)
 
 
 @pytest.fixture(scope="module")
@@ -132,9 +134,9 @@ def test_what_cannot_be_listened_on_or_is_not_installed_is_one_line(monkeypatch)
     with pytest.raises(ValueError, match="is no address"), serving("out/chat", host="no such host", api_key="k"):
         pass
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"needs fastapi, uvicorn, openai: pip install 'hf-lm\[serve\]'"):
-        with serving("out/chat"):
-            pass
+    said = r"needs fastapi, uvicorn, openai: pip install 'hf-lm\[serve\]'"
+    with pytest.raises(ImportError, match=said), serving("out/chat"):
+        pass
 
 
 def test_what_is_no_language_model_is_refused(folder, tokenizer, tmp_path):
