@@ -95,6 +95,8 @@ def launch(arguments: Sequence[str]) -> NoReturn:
     failed. Raises ValueError where no recipe is named.
     """
     before, path, rest = _split(arguments)
+    if path.is_relative_to(Path.cwd()):
+        path = path.relative_to(Path.cwd())
     print(f"accelerate launch {shlex.join([*before, str(path), *rest])}", file=sys.stderr, flush=True)
 
     import logging

@@ -198,6 +198,9 @@ def _status(host: str, port: int, api_key: str) -> int:
 
 def check_servable(model: str) -> None:
     """Raise OSError or ValueError, in one line, for what `transformers serve` cannot load as a language model."""
+    if Path(model, "adapter_config.json").is_file():
+        raise ValueError(f"{model} is an adapter; make it a model first: hf-lm merge FOLDER")
+
     from transformers.models.auto import modeling_auto
 
     from hf_lm.models.checkpoints import load_config

@@ -148,6 +148,9 @@ def test_what_is_no_language_model_is_refused(folder, tokenizer, tmp_path):
         check_servable(str(tmp_path))
     with pytest.raises(FileNotFoundError):
         check_servable(str(tmp_path / "nothing"))
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="hf-lm merge"):
+        check_servable(str(tmp_path))
 
 
 def test_the_example_is_a_command_without_the_key_in_it(folder, tmp_path):

@@ -15,6 +15,6 @@ def run(args: argparse.Namespace) -> None:
 
     from hf_lm.models.adapters import merge_adapter
 
-    output = args.output or str(Path(args.adapter).absolute().parent / "merged")
+    output = args.output or str(Path(args.adapter).resolve().parent / "merged")
     merge_adapter(args.adapter, output)
     print(f"merged into {output}; hf-lm check {output} looks it over")
