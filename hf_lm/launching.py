@@ -3,10 +3,12 @@
 import ast
 import difflib
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -149,16 +151,9 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], Path, list[str]]:
     for token in tokens:
         if token.split("=")[0] not in LAUNCH_OPTIONS:
             rest.append(token)
-        elif "=" in token:
-            before.append(token)
         else:
-            before += [token, *(value for value in [next(tokens, None)] if value is not None)]
-    several = any(token.split("=")[0] == "--num_processes" for token in before) and _processes(before) != "1"
-    if several and "--use_cpu" in rest and "--multi_gpu" not in before:
+            before += [token] if "=" in token else [token, *islice(tokens, 1)]  # with its value
+    processes = re.search(r"--num_processes[ =](\d+)", " ".join(before))
+    if processes and int(processes[1]) > 1 and "--use_cpu" in rest and "--multi_gpu" not in before:
         before.insert(0, "--multi_gpu")  # without it accelerate starts one process on a CPU, and says nothing
     return before, path, rest
-
-
-def _processes(options: list[str]) -> str:
-    at = next(i for i, token in enumerate(options) if token.split("=")[0] == "--num_processes")
-    return options[at].partition("=")[2] or (options[at + 1] if at + 1 < len(options) else "")

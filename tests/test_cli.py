@@ -81,6 +81,22 @@ def test_ctrl_c_is_exit_code_130(monkeypatch):
     assert ended.value.code == 130
 
 
+def test_a_merged_model_stands_beside_its_adapter_unless_told_otherwise(monkeypatch, tmp_path):
+    asked = []
+    merge = lambda adapter, output: asked.append((adapter, output))  # noqa: E731
+    monkeypatch.setattr("hf_lm.models.adapters.merge_adapter", merge, raising=False)
+    main(["merge", f"{tmp_path}/adapter/"])
+    main(["merge", f"{tmp_path}/adapter", "out/plain"])
+    assert asked == [(f"{tmp_path}/adapter/", f"{tmp_path}/merged"), (f"{tmp_path}/adapter", "out/plain")]
+
+
+def test_a_reader_that_leaves_is_no_error():
+    line = f"{sys.executable} -m hf_lm.cli recipes | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, cwd=ROOT)
+    assert done.stderr == ""
+    assert done.returncode in (0, 141)  # 0 where everything was written before the reader left
+
+
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 def test_bash_completes_commands_recipes_options_and_files(capsys, tmp_path):
     pytest.importorskip("shtab")
