@@ -35,6 +35,10 @@ class Server:
     last: deque[str] = field(default_factory=lambda: deque(maxlen=20))  # lines of its output
     echo: bool = False  # whether they go to stderr as they come
 
+    def __post_init__(self) -> None:
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
     def wait(self) -> None:
         """Return never: raise ChildProcessError, with the last output, when the server ends."""
         self.process.wait()
@@ -48,10 +52,6 @@ class Server:
                 self.last.append(line)
                 if self.echo:
                     print(line, file=sys.stderr, flush=True)
-
-    def __post_init__(self) -> None:
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
 
     def _end(self) -> str:
         code = self.process.returncode
@@ -83,6 +83,8 @@ def serving(
         raise ValueError(
             f"--host {host} lets other machines in: give a key with --api_key, or {KEY} in the environment."
         )
+    if api_key != api_key.strip() or not (api_key.isascii() and api_key.isprintable()):
+        raise ValueError("an API key stands in a header: ASCII, with no space around it.")
     missing = [name for name in ("fastapi", "uvicorn", "openai") if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(f"serving needs {', '.join(missing)}: pip install 'hf-lm[serve]'.")

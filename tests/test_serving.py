@@ -127,6 +127,12 @@ def test_other_machines_are_not_let_in_without_a_key(host):
         pass
 
 
+@pytest.mark.parametrize("key", ["芝麻开门", "open sesame ", "open\nsesame"])
+def test_a_key_that_no_client_could_send_is_refused(key):
+    with pytest.raises(ValueError, match="ASCII, with no space"), serving("out/chat", api_key=key):
+        pass
+
+
 def test_what_cannot_be_listened_on_or_is_not_installed_is_one_line(monkeypatch):
     pytest.importorskip("uvicorn")
     with pytest.raises(ValueError, match="--port 70000"), serving("out/chat", port=70000):
