@@ -172,6 +172,8 @@ def _check_loading(folder: Path, adapter: bool, report: dict[str, Any], checked:
     if remote and not _is_our_code(folder):
         checked.wrong.append("it needs code of its own (auto_map), which was not run: others will not trust it either")
         return
+    if remote:
+        checked.facts.append("it carries its own code, byte for byte the recurrent model of hf_lm")
     if adapter:
         base = config.get("base_model_name_or_path") or ""
         if not base or (not Path(base).is_dir() and (base.startswith((".", "/")) or base.count("/") > 1)):
