@@ -1,11 +1,11 @@
 """A recipe up to the point where training would begin: its model, its task and its arguments, and no more."""
 
-import difflib
 import runpy
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
+
+from hf_lm.launching import recipe_path
 
 
 class Rehearsal(NamedTuple):
@@ -46,19 +46,3 @@ def rehearse(recipe: str, arguments: Sequence[str] = ()) -> Rehearsal:
     finally:
         sys.argv, sys.excepthook, last.fit = before
     raise ValueError(f"{path} ended without calling fit, so there is nothing to look at.")
-
-
-def recipe_path(name: str) -> Path:
-    """The file of a recipe: a path, or the name of one that comes with hf_lm. Raises ValueError that lists them."""
-    if name.endswith(".py"):
-        if not Path(name).is_file():
-            raise FileNotFoundError(f"there is no recipe {name}.")
-        return Path(name)
-    package = Path(__file__).parent
-    folder = next((f for f in (package / "recipes", package.parent / "recipes") if f.is_dir()), package / "recipes")
-    known = {path.stem: path for path in sorted(folder.glob("*.py"))}
-    if name in known:
-        return known[name]
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"there is no recipe {name!r}; there are {', '.join(known)}, or give a file.{hint}")
