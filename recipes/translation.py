@@ -37,7 +37,7 @@ def main(args: Arguments, training_args: TrainingArguments) -> dict:
     if args.model:
         tokenizer = load_tokenizer(args.model)
         set_pad(tokenizer)
-        model = load_text_to_text(args.model, tokenizer=tokenizer)
+        model = load_text_to_text(args.model, tokenizer=tokenizer, quantize=args.quantize)
     else:
         texts = (text for row in table.rows["train"] for text in (row["source"], *row["targets"]))
         tokenizer = new_tokenizer(texts, vocab_size=2048)

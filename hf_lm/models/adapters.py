@@ -1,8 +1,13 @@
 """LoRA: a checkpoint stays as it is, and small matrices beside its own are trained (Hu et al., arXiv 2106.09685)."""
 
+from pathlib import Path
+
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+
+from hf_lm.models.checkpoints import ADAPTED, fresh_modules
+from hf_lm.models.quantization import dequantized, quantized_bits
 
 
 def add_lora(
@@ -44,19 +49,6 @@ def add_lora(
     return get_peft_model(model, config)
 
 
-def fresh_modules(model: PreTrainedModel) -> list[str]:
-    """Modules that a pretrained body does not bring: a task's head, and a warm-started decoder's cross attention."""
-    if model.config.model_type == "encoder-decoder":
-        return [name for name, _ in model.named_modules() if name.endswith("crossattention")]
-    output = model.get_output_embeddings()
-    heads = [
-        name
-        for name, child in model.named_children()
-        if name not in (model.base_model_prefix, "shared", "encoder", "decoder") and child is not output
-    ]
-    return [name for name in heads if any(True for _ in getattr(model, name).parameters())]
-
-
 def is_adapted(model: nn.Module) -> bool:
     return hasattr(model, "peft_config")
 
@@ -67,5 +59,26 @@ def has_base(model: nn.Module) -> bool:
 
 
 def merged(model: nn.Module) -> PreTrainedModel:
-    """The plain model with the updates of LoRA added to its weights."""
+    """The plain model with the updates of LoRA added to its weights.
+
+    Those of a quantized base are dequantized first: they are what the adapter was trained on, while the checkpoint's
+    own weights differ from them by what quantization lost. peft would add the updates and quantize the sum again.
+    """
+    if quantized_bits(model):
+        from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+
+        config, updates = model.peft_config["default"], get_peft_model_state_dict(model)
+        model = get_peft_model(dequantized(model.unload()), config)
+        set_peft_model_state_dict(model, updates)
     return model.merge_and_unload().eval()
+
+
+def save_adapted(model: nn.Module, folder: str | Path) -> None:
+    """Write beside an adapter what its own files do not say: classes, prompts, quantization, how to generate.
+
+    Not as config.json: transformers would then look for a whole model in the folder.
+    """
+    base = model.get_base_model()
+    base.config.to_json_file(Path(folder) / ADAPTED)
+    if base.can_generate():
+        base.generation_config.save_pretrained(folder)

@@ -1,6 +1,8 @@
 """Checkpoints that training goes on from: loaded, or refused in one line."""
 
+import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,20 +13,29 @@ from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     EncoderDecoderModel,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import cached_file
+from transformers.utils.peft_utils import find_adapter_config_file
+
+from hf_lm.models.quantization import dequantized, keep_weights, quantization_options
 
 # float32, else the saved one: a bfloat16 checkpoint would be trained in bfloat16
 SAFE = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
 CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+ADAPTER = "adapter_config.json"
+ADAPTED = "adapted_config.json"  # beside an adapter: what config.json of its merged model says; see save_adapted
+MISSING = ("missing_entries", "connection_errors", "gated_repo")
 
 
 def load_causal_lm(
@@ -32,6 +43,7 @@ def load_causal_lm(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     block_size: int = 0,  # tokens it will be trained on at once; 0 checks nothing
+    quantize: int = 0,  # bits of its matrices: 4 or 8; 0 keeps them whole
 ) -> PreTrainedModel:
     """A causal language model from a folder or the Hub, in float32 and ready to train.
 
@@ -53,7 +65,7 @@ def load_causal_lm(
     if tokenizer is not None:
         _check_vocabulary(tokenizer, name_or_path)
 
-    model, loading = _load_weights(AutoModelForCausalLM, name_or_path, config)
+    model, loading = _load_weights(AutoModelForCausalLM, name_or_path, config, quantize=quantize)
     if missing := sorted(loading["missing_keys"]):
         raise ValueError(
             f"{name_or_path} was saved as {_architecture(config)} and lacks {len(missing)} weights of "
@@ -79,7 +91,12 @@ def load_causal_lm(
 
 
 def load_with_head(
-    name_or_path: str, auto_class: type, *, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str] = ()
+    name_or_path: str,
+    auto_class: type,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    labels: Sequence[str] = (),
+    quantize: int = 0,  # bits of the body's matrices: 4 or 8; 0 keeps them whole
 ) -> PreTrainedModel:
     """A checkpoint with the head that `auto_class` gives it, in float32; a head it does not have starts at random.
 
@@ -105,6 +122,7 @@ def load_with_head(
         auto_class,
         name_or_path,
         config,
+        quantize=quantize,
         ignore_mismatched_sizes=True,
         # Llama's span head calls the body `transformer`, every other class of Llama `model`: it would start at random.
         key_mapping={rf"^{saved}\.": f"{body}."} if saved != body else None,
@@ -126,29 +144,32 @@ def load_with_head(
     return model
 
 
-def load_text_to_text(name_or_path: str, *, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def load_text_to_text(
+    name_or_path: str, *, tokenizer: PreTrainedTokenizerBase, quantize: int = 0
+) -> PreTrainedModel:
     """A checkpoint that writes text: a decoder and an encoder-decoder as they are, an encoder as both of its sides.
 
     An encoder becomes an encoder-decoder whose halves start from it (BERT2BERT, Rothe et al., arXiv 1907.12461); only
-    the attention from one to the other is new. Raises OSError or ValueError in one line.
+    the attention from one to the other is new. `quantize`: see load_causal_lm. Raises OSError or ValueError in one line.
     """
     config = load_config(name_or_path)
     kind = family(config)
     if kind == "decoder":
-        return load_causal_lm(name_or_path, tokenizer=tokenizer)
+        return load_causal_lm(name_or_path, tokenizer=tokenizer, quantize=quantize)
     if kind == "encoder-decoder":
-        return load_with_head(name_or_path, AutoModelForSeq2SeqLM, tokenizer=tokenizer)
+        return load_with_head(name_or_path, AutoModelForSeq2SeqLM, tokenizer=tokenizer, quantize=quantize)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ValueError(
             f"{name_or_path} is a {config.model_type}, which cannot serve as a decoder; take a BERT or RoBERTa."
         )
-    try:
-        model = EncoderDecoderModel.from_encoder_decoder_pretrained(
-            *(name_or_path, name_or_path),
-            **{f"{side}_{key}": value for side in ("encoder", "decoder") for key, value in SAFE.items()},
-        )
-    except Exception as error:
-        raise OSError(f"cannot load the weights of {name_or_path}: {_why(error)}") from error
+    encoder, _ = _load_weights(AutoModel, name_or_path, config, quantize=quantize)
+    config = load_config(name_or_path)
+    config.is_decoder = config.add_cross_attention = True
+    decoder, _ = _load_weights(AutoModelForCausalLM, name_or_path, config, quantize=quantize)
+    model = EncoderDecoderModel(encoder=encoder, decoder=decoder)
+    if quantize:  # as Trainer and peft ask the model itself
+        for name in ("is_quantized", "quantization_method", "hf_quantizer", f"is_loaded_in_{quantize}bit"):
+            setattr(model, name, getattr(encoder, name))
     end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
     for settings in (model.config, model.generation_config):
@@ -189,9 +210,7 @@ def check_checkpoint(name_or_path: str) -> None:
         return
     pickled = sorted(name for name in names if name.endswith((".bin", ".pt", ".pth")) and name != "training_args.bin")
     checkpoints = [path.parent for path in folder.glob(f"checkpoint-*/{CONFIG}")]
-    if "adapter_config.json" in names:
-        said = "holds an adapter, not a whole model: merge it into its base model first"
-    elif checkpoints:
+    if checkpoints:
         newest = max(checkpoints, key=lambda path: path.stat().st_mtime)
         said = f"holds no finished model, but checkpoints of a run: give {newest}"
     elif CONFIG not in names:
@@ -204,10 +223,22 @@ def check_checkpoint(name_or_path: str) -> None:
 
 
 def _load_weights(
-    auto_class: type, name_or_path: str, config: PreTrainedConfig, **options: Any
+    auto_class: type, name_or_path: str, config: PreTrainedConfig, *, quantize: int = 0, **options: Any
 ) -> tuple[PreTrainedModel, dict]:
+    """A model and what was missing. Of an adapter's folder: its base with the adapter's updates in its weights."""
+    adapter = find_adapter(name_or_path)
+    if adapter is not None:
+        if quantize:
+            raise ValueError(
+                f"--quantize cannot hold {name_or_path}, an adapter that is merged when it is loaded, in {quantize} "
+                "bits; merge it into a folder of its own first (hf_lm.models.adapters.merge_adapter)."
+            )
+        return _load_adapted(auto_class, name_or_path, adapter["base_model_name_or_path"], config, **options)
+    if quantize:
+        with torch.device("meta"):
+            options |= quantization_options(quantize, keep=_kept_whole(auto_class.from_config(config)))
     try:
-        return auto_class.from_pretrained(
+        model, loading = auto_class.from_pretrained(
             name_or_path,
             config=config,
             output_loading_info=True,
@@ -216,10 +247,94 @@ def _load_weights(
         )
     except Exception as error:  # broken files raise errors of several libraries
         raise OSError(f"cannot load the weights of {name_or_path}: {_why(error)}") from error
+    keep_weights(model)
+    return model, loading
+
+
+def _kept_whole(model: PreTrainedModel) -> list[str]:
+    """Modules that are not quantized: what starts at random and must be trained, and what the words come out of."""
+    names = [*fresh_modules(model), *(name for name, _ in model.named_modules() if name.endswith("pooler"))]
+    output = model.get_output_embeddings()
+    return names + [name for name, module in model.named_modules() if module is output]
+
+
+def fresh_modules(model: PreTrainedModel) -> list[str]:
+    """Modules that a pretrained body does not bring: a task's head, and a warm-started decoder's cross attention."""
+    if model.config.model_type == "encoder-decoder" or getattr(model.config, "add_cross_attention", False):
+        return [name for name, _ in model.named_modules() if name.endswith("crossattention")]
+    output = model.get_output_embeddings()
+    heads = [
+        name
+        for name, child in model.named_children()
+        if name not in (model.base_model_prefix, "shared", "encoder", "decoder") and child is not output
+    ]
+    return [name for name in heads if any(True for _ in getattr(model, name).parameters())]
+
+
+def _load_adapted(
+    auto_class: type, name_or_path: str, base: str, config: PreTrainedConfig, **options: Any
+) -> tuple[PreTrainedModel, dict]:
+    """An adapter's base, as it was when the adapter was trained on it: quantized, if it was, and whole again."""
+    from peft import PeftModel
+
+    said = config.__dict__.pop("quantization_config", None) or {}
+    bits = 4 if said.get("load_in_4bit") else 8 if said.get("load_in_8bit") else 0
+    model, loading = _load_weights(auto_class, base, config, quantize=bits, **options)
+    if bits:
+        model = dequantized(model)
+    try:
+        adapted = PeftModel.from_pretrained(
+            model, name_or_path, ignore_mismatched_sizes=options.get("ignore_mismatched_sizes", False)
+        )
+    except Exception as error:
+        raise OSError(f"cannot load the adapter {name_or_path} onto {base}: {_why(error)}") from error
+    model = adapted.merge_and_unload().requires_grad_(True)
+    if model.can_generate():
+        with suppress(OSError):
+            model.generation_config = GenerationConfig.from_pretrained(name_or_path)
+    # An adapter trained on this model has no base that could be loaded by one name.
+    model.name_or_path = model.config._name_or_path = ""
+    return model, loading
+
+
+def find_adapter(name_or_path: str) -> dict[str, Any] | None:
+    """adapter_config.json of a folder or of a name on the Hub; None for a whole model. Raises ValueError without base."""
+    if (Path(name_or_path) / CONFIG).is_file():
+        return None
+    try:
+        found = find_adapter_config_file(name_or_path)
+    except OSError:
+        return None  # what is wrong with the name is said where its config.json is looked for
+    if found is None:
+        return None
+    try:
+        adapter = json.loads(Path(found).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{name_or_path}: {ADAPTER} is no JSON: {error}") from None
+    if not adapter.get("base_model_name_or_path"):
+        raise ValueError(
+            f"{name_or_path} is an adapter that names no base model: set base_model_name_or_path in its {ADAPTER}."
+        )
+    return adapter
 
 
 def load_config(name_or_path: str) -> PreTrainedConfig:
-    """The configuration of a whole checkpoint, in a folder or on the Hub. Raises OSError or ValueError in one line."""
+    """The configuration of a checkpoint, in a folder or on the Hub; of an adapter, that of its merged model.
+
+    Raises OSError or ValueError in one line.
+    """
+    name_or_path = str(name_or_path)
+    if (adapter := find_adapter(name_or_path)) is not None:
+        base = adapter["base_model_name_or_path"]
+        try:
+            config = load_config(base)
+        except OSError as error:
+            raise OSError(
+                f"{name_or_path} is an adapter for {base}, which is not there ({error}) Put it there, or set "
+                f"base_model_name_or_path in {ADAPTER} to where it is."
+            ) from error
+        adapted = cached_file(name_or_path, ADAPTED, **{f"_raise_exceptions_for_{what}": False for what in MISSING})
+        return AutoConfig.from_pretrained(adapted, trust_remote_code=False) if adapted else config
     check_checkpoint(name_or_path)
     try:
         # False rather than None: None would ask on the terminal whether to run the checkpoint's code.
