@@ -73,7 +73,7 @@ class FineTuningArguments:
 
     def __post_init__(self) -> None:
         if self.quantize and not self.lora_rank:
-            raise ValueError(f"--quantize {self.quantize} freezes the base: say --lora_rank, the rank of what is trained.")
+            raise ValueError(f"--quantize {self.quantize} freezes the base: give what is trained a --lora_rank.")
         if self.quantize and not getattr(self, "model", ""):
             raise ValueError(f"--quantize {self.quantize} needs --model: a fresh model's weights are trained whole.")
 

@@ -22,9 +22,10 @@ from transformers import (
 )
 
 from hf_lm.data.batches import map_by_length, pad_batch
-from hf_lm.models.checkpoints import context_length, family, load_config
+from hf_lm.models.adapters import load_merged
+from hf_lm.models.checkpoints import context_length, family, find_adapter, load_config
 from hf_lm.tasks.question_answering import top_spans, windows_of
-from hf_lm.tokenizer import encode_documents, frame_of, set_pad
+from hf_lm.tokenizer import encode_documents, frame_of, load_tokenizer, set_pad
 
 AT_ONCE = 256  # inputs of a stream that are read ahead, to put like-sized ones into a batch
 KEYS = {"summarization": "summary_text", "translation": "translation_text", "text2text-generation": "generated_text"}
@@ -47,6 +48,10 @@ def pipeline(
     if kind not in KEYS and kind != "question-answering":
         import transformers
 
+        if isinstance(model, str) and find_adapter(model):  # transformers would not know its classes
+            tokenizer = tokenizer or load_tokenizer(model)
+            tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
+            model = load_merged(model, tokenizer=tokenizer)
         given = {"task": task, "model": model, "tokenizer": tokenizer, "device": device}
         return transformers.pipeline(**{k: v for k, v in given.items() if v is not None}, **options)
     if model is None:
@@ -75,8 +80,11 @@ class _Pipeline:
     ) -> None:
         if isinstance(model, str):
             name, auto_class = model, self.auto_classes[family(load_config(model))]
-            model = auto_class.from_pretrained(name, dtype=torch_dtype or dtype, trust_remote_code=False)
             tokenizer = tokenizer or name
+            if find_adapter(name):
+                model = load_merged(name, tokenizer=load_tokenizer(name))
+            else:
+                model = auto_class.from_pretrained(name, dtype=torch_dtype or dtype, trust_remote_code=False)
         if tokenizer is None:
             raise ValueError("pipeline: a model that is no name needs tokenizer=...")
         if isinstance(tokenizer, str):

@@ -57,9 +57,7 @@ def main(args: Arguments, training_args: TrainingArguments) -> dict:
         )
         return fit(add_lora(model, **args.lora()), task, training_args, merge=args.merge)
     if args.model:
-        model = load_with_head(
-            args.model, AutoModelForQuestionAnswering, tokenizer=tokenizer, quantize=args.quantize
-        )
+        model = load_with_head(args.model, AutoModelForQuestionAnswering, tokenizer=tokenizer, quantize=args.quantize)
     max_length = min(args.max_length, context_length(model.config) or args.max_length)
     task = QuestionAnswering(
         table,

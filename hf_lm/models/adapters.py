@@ -1,13 +1,27 @@
 """LoRA: a checkpoint stays as it is, and small matrices beside its own are trained (Hu et al., arXiv 2106.09685)."""
 
+import os
+import shutil
+import tempfile
 from pathlib import Path
+from typing import Any
 
+import transformers
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from hf_lm.models.checkpoints import ADAPTED, fresh_modules
-from hf_lm.models.quantization import dequantized, quantized_bits
+from hf_lm.models.checkpoints import ADAPTED, find_adapter, fresh_modules, load_config, load_with_head
+from hf_lm.models.quantization import dequantized, quantized_bits, quiet_bitsandbytes
+
+# What peft calls a task, and the class that loads a model for it.
+AUTO_CLASSES = {
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+    "QUESTION_ANS": "AutoModelForQuestionAnswering",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+    "CAUSAL_LM": "AutoModelForCausalLM",
+}
 
 
 def add_lora(
@@ -27,6 +41,7 @@ def add_lora(
         raise ValueError(f"--lora_rank is {rank}; it must be 0 (train every weight) or more.")
     if rank == 0:
         return model
+    quiet_bitsandbytes()
     from peft import LoraConfig, get_peft_model
 
     fresh = fresh_modules(model)
@@ -82,3 +97,59 @@ def save_adapted(model: nn.Module, folder: str | Path) -> None:
     base.config.to_json_file(Path(folder) / ADAPTED)
     if base.can_generate():
         base.generation_config.save_pretrained(folder)
+
+
+def load_merged(adapter: str, *, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """The plain model that an adapter and its base make together, in float32.
+
+    Which class that is, the adapter says. Raises OSError where its base is not there, and ValueError where there is no
+    adapter or its kind of model is not known here.
+    """
+    found = find_adapter(adapter)
+    if found is None:
+        raise ValueError(f"{adapter} holds no adapter (adapter_config.json).")
+    return load_with_head(adapter, _auto_class(found, load_config(adapter), adapter), tokenizer=tokenizer).eval()
+
+
+def _auto_class(adapter: dict[str, Any], config: transformers.PreTrainedConfig, name: str) -> type:
+    own = (adapter.get("auto_mapping") or {}).get("base_model_class")
+    for task, auto in AUTO_CLASSES.items():
+        auto_class = getattr(transformers, auto)
+        served = auto_class._model_mapping.get(type(config), None)
+        served = served if isinstance(served, tuple) else (served,)
+        if adapter.get("task_type") == task or any(each is not None and each.__name__ == own for each in served):
+            return auto_class
+    raise ValueError(f"{name} is an adapter for {own or adapter.get('task_type')}, which hf_lm cannot merge.")
+
+
+def merge_adapter(adapter: str | Path, output: str | Path) -> Path:
+    """Write the plain model that an adapter and its base make together, with its tokenizer, as an ordinary folder.
+
+    Complete or absent. Raises FileExistsError where `output` holds anything, OSError where the base is not there.
+    """
+    adapter, output = str(adapter), Path(output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise FileExistsError(f"{output} is there already; choose another folder, or remove it first.")
+    found = find_adapter(adapter)
+    if found is None:
+        raise ValueError(f"{adapter} holds no adapter (adapter_config.json).")
+    load_config(adapter)  # says what is missing before anything else does
+    own = (Path(adapter) / "tokenizer_config.json").is_file()
+    source = adapter if own else found["base_model_name_or_path"]
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    if not tokenizer.encode("a b", add_special_tokens=False):
+        raise ValueError(f"{source} has no tokenizer files: copy them into {adapter}.")
+    model = load_merged(adapter, tokenizer=tokenizer)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=".merging-", dir=output.parent))
+    try:
+        model.save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
+        aside.chmod(0o755)
+        if output.exists():
+            output.rmdir()  # empty
+        os.replace(aside, output)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    return output

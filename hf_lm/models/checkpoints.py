@@ -1,6 +1,7 @@
 """Checkpoints that training goes on from: loaded, or refused in one line."""
 
 import json
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, Literal
 import torch
 from huggingface_hub import constants, is_offline_mode
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+from safetensors import safe_open
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
@@ -144,13 +146,11 @@ def load_with_head(
     return model
 
 
-def load_text_to_text(
-    name_or_path: str, *, tokenizer: PreTrainedTokenizerBase, quantize: int = 0
-) -> PreTrainedModel:
+def load_text_to_text(name_or_path: str, *, tokenizer: PreTrainedTokenizerBase, quantize: int = 0) -> PreTrainedModel:
     """A checkpoint that writes text: a decoder and an encoder-decoder as they are, an encoder as both of its sides.
 
     An encoder becomes an encoder-decoder whose halves start from it (BERT2BERT, Rothe et al., arXiv 1907.12461); only
-    the attention from one to the other is new. `quantize`: see load_causal_lm. Raises OSError or ValueError in one line.
+    the attention from one to the other is new. `quantize` as in load_causal_lm. Raises OSError or ValueError.
     """
     config = load_config(name_or_path)
     kind = family(config)
@@ -297,8 +297,23 @@ def _load_adapted(
     return model, loading
 
 
+def _classes(name_or_path: str) -> int:
+    """How many classes the head has that an adapter brings; 0 where it brings none. For adapters made elsewhere."""
+    weights = Path(name_or_path) / "adapter_model.safetensors"
+    if not weights.is_file():
+        return 0
+    with safe_open(weights, "pt") as file:
+        heads = [
+            key for key in list(file.keys()) if re.search(r"\.(classifier|score|classifier\.out_proj)\.weight$", key)
+        ]
+        return file.get_slice(heads[-1]).get_shape()[0] if heads else 0
+
+
 def find_adapter(name_or_path: str) -> dict[str, Any] | None:
-    """adapter_config.json of a folder or of a name on the Hub; None for a whole model. Raises ValueError without base."""
+    """adapter_config.json of a folder or of a name on the Hub; None for a whole model.
+
+    Raises ValueError where it names no base.
+    """
     if (Path(name_or_path) / CONFIG).is_file():
         return None
     try:
@@ -334,7 +349,11 @@ def load_config(name_or_path: str) -> PreTrainedConfig:
                 f"base_model_name_or_path in {ADAPTER} to where it is."
             ) from error
         adapted = cached_file(name_or_path, ADAPTED, **{f"_raise_exceptions_for_{what}": False for what in MISSING})
-        return AutoConfig.from_pretrained(adapted, trust_remote_code=False) if adapted else config
+        if adapted:
+            return AutoConfig.from_pretrained(adapted, trust_remote_code=False)
+        if classes := _classes(name_or_path):
+            config.num_labels = classes
+        return config
     check_checkpoint(name_or_path)
     try:
         # False rather than None: None would ask on the terminal whether to run the checkpoint's code.

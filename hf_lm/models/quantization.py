@@ -12,13 +12,16 @@ from transformers.pytorch_utils import Conv1D
 def quantization_options(bits: int, *, keep: list[str]) -> dict[str, Any]:
     """What `from_pretrained` must be told to load a model in `bits`, all but the modules `keep`; {} for 0.
 
-    4 is NF4 with quantized constants, 8 is LLM.int8. Raises ValueError for other numbers, ImportError without
+    4 is NF4 with quantized constants, multiplied out in full precision. 8 is LLM.int8 (arXiv 2208.07339), which rounds
+    activations too and picks their outliers from a whole batch: what it says of a row depends a little on the others.
+    Raises ValueError for other numbers, ImportError without
     bitsandbytes.
     """
     if bits == 0:
         return {}
     if bits not in (4, 8):
         raise ValueError(f"--quantize is {bits}; it must be 4 or 8, or 0 for a base that is kept whole.")
+    quiet_bitsandbytes()
     try:
         import bitsandbytes  # noqa: F401
     except ImportError:
@@ -26,8 +29,6 @@ def quantization_options(bits: int, *, keep: list[str]) -> dict[str, Any]:
     from accelerate import PartialState
     from transformers import BitsAndBytesConfig
 
-    # It would say at every forward that it rounds activations to half precision.
-    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     config = BitsAndBytesConfig(
         load_in_4bit=bits == 4,
         load_in_8bit=bits == 8,
@@ -37,6 +38,11 @@ def quantization_options(bits: int, *, keep: list[str]) -> dict[str, Any]:
         llm_int8_skip_modules=keep,
     )
     return {"quantization_config": config, "device_map": {"": PartialState().device}}
+
+
+def quiet_bitsandbytes() -> None:
+    """It would say, when peft imports it, which kernels it lacks, and at every forward that it rounds activations."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def keep_weights(model: nn.Module) -> None:
