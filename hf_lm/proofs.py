@@ -19,7 +19,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# How far the logits of two ways to compute one model may lie apart, as a share of the largest, by the bits of its base:
+from hf_lm.models.quantization import quantized_bits
+
+# How far the logits of two ways to compute a model may lie apart, as a share of the largest, by the bits of its base:
 # 4 bits are multiplied out, and merged to the last digit; 8 bits round what they are multiplied with.
 APART = {0: 1e-3, 4: 1e-3, 8: 0.1}
 

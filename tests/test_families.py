@@ -15,6 +15,12 @@ from transformers import (
     DistilBertConfig,
     GPT2Config,
     LlamaConfig,
+    MarianConfig,
+    MBartConfig,
+    ModernBertConfig,
+    Qwen2Config,
+    Qwen3Config,
+    RobertaConfig,
     T5Config,
 )
 
@@ -32,6 +38,12 @@ from hf_lm.training.trainer import Trainer
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 
+BART = {
+    **{"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32},
+    **{"encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_position_embeddings": 64},
+    **{"forced_eos_token_id": None},
+}
+
 
 def configs(size, tokenizer):
     ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": 0}
@@ -41,16 +53,23 @@ def configs(size, tokenizer):
         "distilbert": DistilBertConfig(
             vocab_size=size, dim=16, n_layers=2, n_heads=2, hidden_dim=32, max_position_embeddings=64
         ),
+        "roberta": RobertaConfig(vocab_size=size, max_position_embeddings=66, **SMALL, **ids),
+        "modernbert": ModernBertConfig(
+            vocab_size=size, max_position_embeddings=64, global_attn_every_n_layers=2, local_attention=16,
+            cls_token_id=0, sep_token_id=0, **SMALL, **ids,
+        ),
         "gpt2": GPT2Config(vocab_size=size, n_positions=64, n_embd=16, n_layer=2, n_head=2, **ids),
         "llama": LlamaConfig(vocab_size=size, max_position_embeddings=64, num_key_value_heads=2, **SMALL, **ids),
+        "qwen2": Qwen2Config(vocab_size=size, max_position_embeddings=64, num_key_value_heads=2, **SMALL, **ids),
+        "qwen3": Qwen3Config(
+            vocab_size=size, max_position_embeddings=64, num_key_value_heads=1, head_dim=8, **SMALL, **ids
+        ),
         "t5": T5Config(
             vocab_size=size, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, decoder_start_token_id=1, **ids
         ),
-        "bart": BartConfig(
-            vocab_size=size, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
-            decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, max_position_embeddings=64,
-            decoder_start_token_id=0, forced_eos_token_id=None, **ids,
-        ),
+        "bart": BartConfig(decoder_start_token_id=0, **BART, **ids, vocab_size=size),
+        "marian": MarianConfig(decoder_start_token_id=tokenizer.pad_token_id, **BART, **ids, vocab_size=size),
+        "mbart": MBartConfig(decoder_start_token_id=0, **BART, **ids, vocab_size=size),
         "bert2bert": bert,
     }  # fmt: skip
 
@@ -64,13 +83,8 @@ def tokenizer():
 def checkpoints(tokenizer, tmp_path_factory):
     """A folder with random weights and the tokenizer for each family."""
     found = {}
-    heads = {
-        "bert": "MaskedLM",
-        "bert2bert": "MaskedLM",
-        "distilbert": "MaskedLM",
-        "t5": "Seq2SeqLM",
-        "bart": "Seq2SeqLM",
-    }
+    heads = dict.fromkeys(("bert", "bert2bert", "distilbert", "roberta", "modernbert"), "MaskedLM")
+    heads |= dict.fromkeys(("t5", "bart", "marian", "mbart"), "Seq2SeqLM")
     for name, config in configs(448, tokenizer).items():
         transformers.set_seed(0)
         folder = tmp_path_factory.mktemp(name)
@@ -146,12 +160,14 @@ def answer_writer(folder, tokenizer):
     return model, QuestionAnsweringAsText(table, tokenizer, model, max_source_length=48, max_target_length=8)
 
 
+ENCODERS = ("bert", "distilbert", "roberta", "modernbert")
+DECODERS = ("gpt2", "llama", "qwen2", "qwen3")
 SERVED = [
-    *((classifier, name) for name in ("bert", "distilbert", "gpt2", "llama")),
-    *((answerer, name) for name in ("bert", "distilbert", "gpt2", "llama")),
-    *((writer, name) for name in ("gpt2", "llama", "t5", "bart", "bert2bert")),
-    *((sentiment_writer, name) for name in ("gpt2", "t5", "bart")),
-    *((answer_writer, name) for name in ("gpt2", "t5", "bart")),
+    *((classifier, name) for name in (*ENCODERS, *DECODERS)),
+    *((answerer, name) for name in (*ENCODERS, *DECODERS)),
+    *((writer, name) for name in (*DECODERS, "t5", "bart", "marian", "mbart", "bert2bert", "roberta")),
+    *((sentiment_writer, name) for name in ("gpt2", "t5", "bart", "marian")),
+    *((answer_writer, name) for name in ("gpt2", "t5", "bart", "mbart")),
 ]
 
 
