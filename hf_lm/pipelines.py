@@ -58,7 +58,7 @@ def pipeline(
         raise ValueError(f"pipeline({task!r}) needs model=..., a folder or a Hub id.")
     options.pop("framework", None)  # there is one
     made = QuestionAnsweringPipeline if kind == "question-answering" else TextToTextPipeline
-    return made(kind, model, tokenizer, device=device, **options)
+    return made(kind, model, tokenizer, device=device, named=task, **options)
 
 
 class _Pipeline:
@@ -73,6 +73,7 @@ class _Pipeline:
         tokenizer: str | PreTrainedTokenizerBase | None = None,
         *,
         device: Any = None,
+        named: str = "",  # the task with its languages, translation_en_to_de
         batch_size: int = 32,
         dtype: Any = "auto",
         torch_dtype: Any = None,  # its name before transformers 5
@@ -91,6 +92,7 @@ class _Pipeline:
             tokenizer = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
         set_pad(tokenizer)
         self.task, self.model, self.tokenizer, self.options = task, model.eval(), tokenizer, options
+        self.named = named
         self.batch_size = batch_size
         self.causal = family(model.config) == "decoder"
         self.frame = frame_of(tokenizer, causal=self.causal)
@@ -145,7 +147,8 @@ class TextToTextPipeline(_Pipeline):
         return_text: bool = True,
         **generation: Any,
     ) -> list[Any]:
-        settings = (getattr(self.model.config, "task_specific_params", None) or {}).get(self.task, {})
+        known = getattr(self.model.config, "task_specific_params", None) or {}
+        settings = known.get(self.named) or known.get(self.task, {})
         before = encode_documents(self.tokenizer, [settings.get("prefix", "")])[0]
         cue = encode_documents(self.tokenizer, [settings.get("cue", "")])[0] if self.causal else []
         positions = context_length(self.model.config) or 10**6

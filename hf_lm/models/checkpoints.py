@@ -26,6 +26,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
@@ -37,6 +38,9 @@ CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 ADAPTER = "adapter_config.json"
 ADAPTED = "adapted_config.json"  # beside an adapter: what config.json of its merged model says; see save_adapted
+# RoBERTa and its kin count positions from the padding token's id on: of 514 they can use 512.
+COUNT_FROM_PAD = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "data2vec-text")
+BODIES = ("shared", "encoder", "decoder")  # children of a model that are no heads, beside its base_model_prefix
 MISSING = ("missing_entries", "connection_errors", "gated_repo")
 
 
@@ -167,6 +171,7 @@ def load_text_to_text(name_or_path: str, *, tokenizer: PreTrainedTokenizerBase, 
     config.is_decoder = config.add_cross_attention = True
     decoder, _ = _load_weights(AutoModelForCausalLM, name_or_path, config, quantize=quantize)
     model = EncoderDecoderModel(encoder=encoder, decoder=decoder)
+    model.at_random = [f"{side}.{name}" for side in ("encoder", "decoder") for name in getattr(model, side).at_random]
     if quantize:  # as Trainer and peft ask the model itself
         for name in ("is_quantized", "quantization_method", "hf_quantizer", f"is_loaded_in_{quantize}bit"):
             setattr(model, name, getattr(encoder, name))
@@ -193,7 +198,11 @@ def family(config: PreTrainedConfig) -> Literal["encoder", "decoder", "encoder-d
 
 def context_length(config: PreTrainedConfig) -> int:
     """Positions that a model has; 0 where any length will do, as in a recurrent one."""
-    return max(0, getattr(config.get_text_config(), "max_position_embeddings", 0) or 0)
+    config = config.get_text_config()
+    positions = max(0, getattr(config, "max_position_embeddings", 0) or 0)
+    if config.model_type in COUNT_FROM_PAD and positions:
+        positions -= config.pad_token_id + 1
+    return positions
 
 
 def check_checkpoint(name_or_path: str) -> None:
@@ -248,27 +257,42 @@ def _load_weights(
     except Exception as error:  # broken files raise errors of several libraries
         raise OSError(f"cannot load the weights of {name_or_path}: {_why(error)}") from error
     keep_weights(model)
+    model.at_random = [key.removesuffix(".weight") for key in sorted(loading["missing_keys"])]
     return model, loading
 
 
 def _kept_whole(model: PreTrainedModel) -> list[str]:
-    """Modules that are not quantized: what starts at random and must be trained, and what the words come out of."""
-    names = [*fresh_modules(model), *(name for name, _ in model.named_modules() if name.endswith("pooler"))]
-    output = model.get_output_embeddings()
-    return names + [name for name, module in model.named_modules() if module is output]
+    """Modules that are not quantized: heads, what words come out of, and what a checkpoint may lack."""
+    names = [name for name, _ in model.named_children() if name not in (model.base_model_prefix, *BODIES)]
+    return names + [name for name, _ in model.named_modules() if name.endswith(("pooler", "crossattention"))]
 
 
 def fresh_modules(model: PreTrainedModel) -> list[str]:
-    """Modules that a pretrained body does not bring: a task's head, and a warm-started decoder's cross attention."""
-    if model.config.model_type == "encoder-decoder" or getattr(model.config, "add_cross_attention", False):
-        return [name for name, _ in model.named_modules() if name.endswith("crossattention")]
+    """Modules that a pretrained body does not bring: a task's head, a warm-started decoder's cross attention, and
+    matrices that a checkpoint lacked, such as the pooler of a masked language model.
+
+    They are trained whole: frozen at random they would be others whenever an adapter is loaded.
+    """
     output = model.get_output_embeddings()
-    heads = [
+    if model.config.model_type == "encoder-decoder":
+        names = [name for name, _ in model.named_modules() if name.endswith("crossattention")]
+    else:
+        names = [
+            name
+            for name, child in model.named_children()
+            if name not in (model.base_model_prefix, *BODIES)
+            and child is not output
+            and any(True for _ in child.parameters())
+        ]
+    lacked = set(getattr(model, "at_random", ()))
+    return names + [
         name
-        for name, child in model.named_children()
-        if name not in (model.base_model_prefix, "shared", "encoder", "decoder") and child is not output
+        for name, module in model.named_modules()
+        if name in lacked
+        and isinstance(module, torch.nn.Linear | Conv1D)
+        and module is not output
+        and not any(name == part or name.startswith(f"{part}.") for part in names)
     ]
-    return [name for name in heads if any(True for _ in getattr(model, name).parameters())]
 
 
 def _load_adapted(
@@ -294,6 +318,7 @@ def _load_adapted(
             model.generation_config = GenerationConfig.from_pretrained(name_or_path)
     # An adapter trained on this model has no base that could be loaded by one name.
     model.name_or_path = model.config._name_or_path = ""
+    model.at_random = []
     return model, loading
 
 
