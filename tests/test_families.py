@@ -5,6 +5,11 @@ not depend on what stands beside them in a batch.
 """
 
 import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -192,6 +197,58 @@ def test_a_family_in_a_task_is_sound(make, name, checkpoints, tokenizer, tmp_pat
     loaded = getattr(transformers, task.auto_class).from_pretrained(folder).eval()
     again = task.measure(loaded, "test")
     assert [e["prediction"] for e in again.examples] == [e["prediction"] for e in measured.examples]
+
+
+SHARED = [(classifier, "bert"), (answerer, "bert"), (writer, "gpt2"), (writer, "t5"), (writer, "bart")]
+
+
+def gradients_of(make, folder, tokenizer, out, rows):
+    """The gradients after one optimizer step's worth of rows, shared out among the processes there are."""
+    transformers.set_seed(0)
+    model, task = make(folder, tokenizer)
+    trainer = trainer_of(model, task, out, per_device_train_batch_size=len(rows))
+    features = [sorted(task.train_dataset[:40], key=lambda feature: len(feature["input_ids"]))[row] for row in rows]
+    batch, model = trainer._prepare_inputs(task.collate(features)), model.eval()
+    trained = trainer.accelerator.prepare(model) if trainer.args.world_size > 1 else model
+    items = trainer._get_num_items_in_batch([batch], trainer.args.device)
+    trainer.compute_loss(trained, batch, num_items_in_batch=items).backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def in_one_of_two_processes(folders, out):
+    """What each of two processes does: one row a family, a short one here and a long one there."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folders["bert"])
+    rank = int(os.environ["RANK"])
+    found = [gradients_of(make, folders[name], tokenizer, out, [(0, 30)[rank]]) for make, name in SHARED]
+    if rank == 0:
+        torch.save(found, f"{out}/gradients.pt")
+
+
+def test_two_processes_give_the_gradients_of_one_with_twice_the_batch(checkpoints, tokenizer, tmp_path):
+    code = f"import test_families; test_families.in_one_of_two_processes({checkpoints!r}, {str(tmp_path)!r})"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    own = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    own["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            env=os.environ | own | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    alone = [gradients_of(make, checkpoints[name], tokenizer, tmp_path, [0, 30]) for make, name in SHARED]
+    errors = [process.communicate(timeout=240)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors[0][-2000:]
+    for (make, name), one, two in zip(SHARED, alone, torch.load(tmp_path / "gradients.pt"), strict=True):
+        assert one.keys() == two.keys()
+        size = sum((gradient**2).sum() for gradient in one.values()) ** 0.5
+        distance = sum(((one[key] - two[key]) ** 2).sum() for key in one) ** 0.5
+        assert size > 0
+        assert distance / size < 1e-4, (make.__name__, name)
 
 
 @pytest.mark.parametrize(("make", "name"), [(writer, "gpt2"), (writer, "bart"), (classifier, "bert")])
