@@ -17,6 +17,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from hf_lm.cache import default_cache
+from hf_lm.models.checkpoints import find_adapter, load_config
 
 if TYPE_CHECKING:
     from hf_lm.data.sources import Corpus
@@ -175,10 +176,16 @@ def _spread(texts: Iterable[str], share: float) -> Iterator[str]:
 
 
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
-    """A tokenizer from a folder or the Hub. Raises ValueError or OSError in one line if it cannot serve."""
+    """A tokenizer from a folder or the Hub; of an adapter without one, its base's.
+
+    Raises ValueError or OSError in one line if it cannot serve.
+    """
     if os.path.isdir(name_or_path) and not any(
         (Path(name_or_path) / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
     ):
+        if (adapter := find_adapter(name_or_path)) is not None:
+            load_config(name_or_path)  # says in one line if the base is not there
+            return load_tokenizer(adapter["base_model_name_or_path"])
         raise FileNotFoundError(f"{name_or_path} has no tokenizer files; give a folder that has them, or a Hub id.")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)

@@ -4,8 +4,10 @@ The same loss and gradients however a batch is cut, labels that are exactly the 
 not depend on what stands beside them in a batch.
 """
 
+import copy
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -34,11 +36,11 @@ from hf_lm.arguments import TrainingArguments
 from hf_lm.data.opinions import opinions
 from hf_lm.data.tables import Table
 from hf_lm.models.adapters import add_lora, is_adapted, merged
-from hf_lm.models.checkpoints import family, load_text_to_text, load_with_head
+from hf_lm.models.checkpoints import context_length, family, load_text_to_text, load_with_head
 from hf_lm.tasks.question_answering import QuestionAnswering, QuestionAnsweringAsText, read_question_answering
 from hf_lm.tasks.sentiment import Sentiment, SentimentAsText, read_sentiment
 from hf_lm.tasks.summarization import Summarization, read_summarization
-from hf_lm.tokenizer import new_tokenizer
+from hf_lm.tokenizer import load_tokenizer, new_tokenizer, set_pad
 from hf_lm.training.trainer import Trainer
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
@@ -303,3 +305,53 @@ def test_a_checkpoint_that_cannot_serve_is_refused_in_one_line(checkpoints, toke
         load_text_to_text(checkpoints["distilbert"], tokenizer=tokenizer)
     with pytest.raises(OSError, match="no folder"):
         load_text_to_text("./nowhere", tokenizer=tokenizer)
+
+
+def test_a_checkpoint_of_another_kind_of_model_is_refused_in_one_line(checkpoints, tokenizer, tmp_path):
+    vision = transformers.ViTConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, image_size=8, patch_size=4
+    )
+    transformers.ViTModel(vision).save_pretrained(tmp_path)
+    head = transformers.AutoModelForSequenceClassification
+    for load in (
+        lambda: load_with_head(str(tmp_path), head, tokenizer=tokenizer),
+        lambda: load_text_to_text(str(tmp_path), tokenizer=tokenizer),
+    ):
+        with pytest.raises(
+            ValueError, match=r"is a vit, for which .* no SequenceClassification head|not a causal"
+        ) as e:
+            load()
+        assert "\n" not in str(e.value)
+
+
+def test_a_tokenizer_without_padding_pads_with_its_end_and_one_without_an_end_is_refused(checkpoints, tokenizer):
+    bare = copy.deepcopy(tokenizer)
+    bare.pad_token = None
+    set_pad(bare)
+    assert bare.pad_token_id == bare.eos_token_id
+    _, task = writer(checkpoints["gpt2"], bare)
+    assert task.label_proof().passed  # the end is learned although it is what pads
+    labels = task.collate(task.train_dataset[:4])["labels"]
+    assert (labels == bare.eos_token_id).sum() == 4
+    bare.eos_token = bare.sep_token = None
+    with pytest.raises(ValueError, match="no token that ends a text"):
+        writer(checkpoints["gpt2"], bare)
+
+
+def test_texts_are_cut_to_the_positions_that_a_model_can_use(checkpoints):
+    """RoBERTa has 66 and can use 64: it counts from the padding token's id on."""
+    for name, positions in {"roberta": 64, "bert": 64, "gpt2": 64, "bart": 64, "t5": 0}.items():
+        model = transformers.AutoModel.from_pretrained(checkpoints[name])
+        assert context_length(model.config) == positions
+    model = transformers.AutoModel.from_pretrained(checkpoints["roberta"])
+    model(torch.full((1, 64), 5))
+    with pytest.raises((IndexError, RuntimeError)):
+        model(torch.full((1, 65), 5))
+
+
+def test_a_folder_without_tokenizer_files_is_refused(checkpoints, tmp_path):
+    shutil.copytree(checkpoints["bert"], tmp_path / "bare")
+    for path in (tmp_path / "bare").glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(OSError, match="has no tokenizer files; give a folder that has them"):
+        load_tokenizer(str(tmp_path / "bare"))
