@@ -57,6 +57,14 @@ def test_what_is_trained_on_a_merged_adapter_has_no_base_of_one_name(adapters, t
     assert not has_base(add_lora(model, rank=2))
 
 
+def test_a_span_head_of_llama_has_no_base_of_one_name(checkpoints, tokenizer):  # noqa: F811
+    """Its body is called otherwise: whoever loads the adapter by transformers would get a body at random."""
+    model, _ = answerer(checkpoints["llama"], tokenizer)
+    assert not has_base(add_lora(model, rank=2))
+    model, _ = answerer(checkpoints["gpt2"], tokenizer)
+    assert has_base(add_lora(model, rank=2))
+
+
 def test_pipelines_take_an_adapter(adapters, tokenizer):  # noqa: F811
     text = "The plot was a mess."
     found = pipeline("text-classification", model=str(adapters["classifier", "bert"].folder))(text)

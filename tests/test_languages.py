@@ -96,6 +96,18 @@ def test_a_bart_that_is_made_to_begin_with_a_token_learns_it():
     assert model.generation_config.forced_bos_token_id == 0
 
 
+def test_a_prefix_that_the_checkpoint_was_taught_is_read_before_each_source():
+    """As T5's checkpoints say theirs, by task and direction."""
+    tokenizer = mbart(tgt_lang="de_DE")
+    known = {"translation_en_to_de": {"prefix": "a dog "}, "translation_en_to_fr": {"prefix": "no "}}
+    model, task = translation(tokenizer, task_specific_params=known)
+    prefix = encode_documents(tokenizer, ["a dog "])[0]
+    assert prefix
+    assert all(feature["input_ids"][: len(prefix)] == prefix for feature in task.train_dataset)
+    assert model.config.task_specific_params["translation"] == {"prefix": "a dog "}  # for who goes on from here
+    assert translation(tokenizer)[1].prefix_ids == []
+
+
 def test_a_language_that_is_not_known_is_said_in_one_line():
     with pytest.raises(ValueError, match=r"--source 'klingon' is no language of .* which has \d+ \(ar_AR, .*\): name"):
         set_languages(mbart(), "klingon", "de")

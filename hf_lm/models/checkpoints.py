@@ -135,6 +135,7 @@ def load_with_head(
     )
     if saved != body:
         model._weight_conversions = []  # else saving would undo the mapping, and loading again lose the body
+        _forget_name(model)  # nobody else would load an adapter onto a body that is called otherwise
     lost = [key for key in sorted(loading["missing_keys"]) if key.startswith(f"{body}.") and "pooler" not in key]
     if lost:
         raise ValueError(
@@ -316,10 +317,14 @@ def _load_adapted(
     if model.can_generate():
         with suppress(OSError):
             model.generation_config = GenerationConfig.from_pretrained(name_or_path)
-    # An adapter trained on this model has no base that could be loaded by one name.
-    model.name_or_path = model.config._name_or_path = ""
+    _forget_name(model)
     model.at_random = []
     return model, loading
+
+
+def _forget_name(model: PreTrainedModel) -> None:
+    """An adapter that is trained on this model then names no base: none loads as this model by a name alone."""
+    model.name_or_path = model.config._name_or_path = ""
 
 
 def _classes(name_or_path: str) -> int:
