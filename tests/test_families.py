@@ -242,8 +242,12 @@ def test_two_processes_give_the_gradients_of_one_with_twice_the_batch(checkpoint
         )
         for rank in range(2)
     ]
-    alone = [gradients_of(make, checkpoints[name], tokenizer, tmp_path, [0, 30]) for make, name in SHARED]
-    errors = [process.communicate(timeout=240)[1] for process in processes]
+    try:
+        alone = [gradients_of(make, checkpoints[name], tokenizer, tmp_path, [0, 30]) for make, name in SHARED]
+        errors = [process.communicate(timeout=280)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     assert [process.returncode for process in processes] == [0, 0], errors[0][-2000:]
     for (make, name), one, two in zip(SHARED, alone, torch.load(tmp_path / "gradients.pt"), strict=True):
         assert one.keys() == two.keys()

@@ -46,13 +46,14 @@ class Nllb(MBartTokenizer):
     set_tgt_lang_special_tokens = set_src_lang_special_tokens
 
 
-def translation(tokenizer, **config):
+def translation(tokenizer, *, begins_with=None, **config):
     table = Table("x", "", {"train": [dict(row) for row in PAIRS]})
     read_translation(table, source="en", target="de")
     transformers.set_seed(0)
     model = BartForConditionalGeneration(
         BartConfig(vocab_size=len(tokenizer), pad_token_id=1, bos_token_id=0, eos_token_id=2, **SHAPE | config)
     )
+    model.generation_config.forced_bos_token_id = begins_with
     options = {"source": "en", "target": "de", "max_source_length": 48, "max_target_length": 48}
     return model, Translation(table, tokenizer, model, **options)
 
@@ -91,7 +92,7 @@ def test_where_the_language_opens_the_target_it_is_learned_and_forced():
 
 def test_a_bart_that_is_made_to_begin_with_a_token_learns_it():
     tokenizer = mbart()
-    model, task = translation(tokenizer, forced_bos_token_id=0, decoder_start_token_id=2)
+    model, task = translation(tokenizer, begins_with=0, decoder_start_token_id=2)
     assert task.train_dataset[0]["labels"][0] == 0
     assert model.generation_config.forced_bos_token_id == 0
 
