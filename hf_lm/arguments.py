@@ -68,8 +68,15 @@ class FineTuningArguments:
     lora_dropout: float = 0.0
     dora: bool = False  # split each update into direction and size
     rslora: bool = False  # scale updates by 1 / sqrt(rank) rather than 1 / rank
+    quantize: int = 0  # bits of the frozen base under LoRA: 4 or 8; 0 keeps it whole
     merge: bool = True  # add LoRA's updates to the weights, so that the result loads without peft
     drop_overlap: bool = False  # take training rows that stand in a held-out split out of train
+
+    def __post_init__(self) -> None:
+        if self.quantize and not self.lora_rank:
+            raise ValueError(f"--quantize {self.quantize} freezes the base: give what is trained a --lora_rank.")
+        if self.quantize and not getattr(self, "model", ""):
+            raise ValueError(f"--quantize {self.quantize} needs --model: a fresh model's weights are trained whole.")
 
     def lora(self) -> dict[str, Any]:
         """The arguments of hf_lm.models.adapters.add_lora."""

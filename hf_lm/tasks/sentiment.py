@@ -202,8 +202,8 @@ class SentimentAsText(_OneOfClasses, TextToText):
         drop_overlap: bool = False,
     ) -> None:
         self.know_classes(labels)
-        self.label_ids = encode_documents(tokenizer, self.labels)
-        longest = 1 + max(len(ids) for ids in self.label_ids)
+        self.label_ids = encode_documents(tokenizer, self.labels, as_targets=True)
+        longest = 2 + max(len(ids) for ids in self.label_ids)
         super().__init__(
             table, tokenizer, model, max_source_length=max_length, max_target_length=longest, drop_overlap=drop_overlap
         )

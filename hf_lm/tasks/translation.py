@@ -32,6 +32,13 @@ class Translation(TextToText):
     recipe, pipeline_tag, main_metric = "translation", "translation", "bleu"
     cue = "\n=\n"
 
+    def __init__(self, *args: Any, source: str = "", target: str = "", **options: Any) -> None:
+        self.direction = f"translation_{source}_to_{target}"  # as T5's checkpoints name what they were taught
+        super().__init__(*args, **options)
+
+    def own_prefix(self, known: dict[str, Any]) -> str:
+        return known.get(self.direction, {}).get("prefix") or super().own_prefix(known)
+
     def score_texts(self, split: str, texts: Sequence[str]) -> tuple[dict[str, Any], list[float]]:
         metric, references = Scores(), [row["targets"] for row in self.table.rows[split]]
         estimates = metric.estimates(texts, references)

@@ -13,6 +13,7 @@ from hf_lm.arguments import TrainingArguments
 from hf_lm.card import write_card
 from hf_lm.hub import push_to_hub
 from hf_lm.models.adapters import has_base, is_adapted, merged
+from hf_lm.models.quantization import quantized_bits
 from hf_lm.plots import draw_plots
 from hf_lm.proofs import prove
 from hf_lm.report import peak_memory_bytes, save_predictions, save_report, show_report, versions
@@ -37,6 +38,10 @@ def fit(model: Any, task: Any, training_args: TrainingArguments, *, merge: bool 
     resume = training_args.resume_from_checkpoint
     if training_args.push_to_hub and "/" not in (training_args.hub_model_id or ""):
         raise ValueError("--push_to_hub needs --hub_model_id user/name.")
+    if is_adapted(model) and not merge and not has_base(model):
+        raise ValueError(
+            "--merge false leaves an adapter alone, and here it would have no base that loads by its name."
+        )
     with state.main_process_first():
         if state.is_main_process:
             prepare_output(folder, resume=bool(resume), overwrite=training_args.overwrite_output_dir)
@@ -121,7 +126,7 @@ def fit(model: Any, task: Any, training_args: TrainingArguments, *, merge: bool 
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     model.config.use_cache = True  # the Trainer turned it off for training, and would save that
     model.eval()
-    adapter = None
+    adapter, bits = None, quantized_bits(model)
     if is_adapted(model) and not merge:
         adapter = folder
     elif is_adapted(model):
@@ -130,7 +135,7 @@ def fit(model: Any, task: Any, training_args: TrainingArguments, *, merge: bool 
             trainer.save_model(str(adapter))
         before = proofs.logits_of(model, task.probe())
         trainer.model = model = merged(model)
-        merging = lambda: proofs.merging(before, proofs.logits_of(model, task.probe()))  # noqa: E731
+        merging = lambda: proofs.merging(before, proofs.logits_of(model, task.probe()), bits=bits)  # noqa: E731
         found |= prove({"merging": merging}, skip=training_args.skip_proofs, say=say)
     trainer.save_model(str(folder))
     report: dict[str, Any] = {}

@@ -19,7 +19,8 @@ def flops_per_token(model: PreTrainedModel, context: int) -> int:
     """
     head = model.get_output_embeddings()
     tables = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
-    weights = sum(p.numel() for p in model.parameters() if p.ndim == 2 and id(p) not in tables)
+    packed = lambda p: 2 if type(p).__name__ == "Params4bit" else 1  # noqa: E731  # two weights a byte
+    weights = sum(packed(p) * p.numel() for p in model.parameters() if p.ndim == 2 and id(p) not in tables)
     if head is not None and id(head.weight) in tables:  # tied
         weights += head.weight.numel()
     config = model.config
