@@ -20,6 +20,7 @@ FLOORS = [
     {"card", "plots"},
     {"tasks"},
     {"generation", "pipelines"},
+    {"conversation", "writing"},
     {"predicting"},
     {"training"},
     {"commands"},
