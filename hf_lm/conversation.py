@@ -150,7 +150,7 @@ class Conversation:
     def save(self, path: str | Path) -> None:
         """Add the conversation to a file as a line of {"messages": [...]}, in place of an earlier state of it."""
         path = Path(path).expanduser()
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
+        lines = _lines(path) if path.exists() else []
         if lines and _is_start(lines[-1], self.messages):
             lines.pop()
         lines.append(json.dumps({"messages": self.messages}, ensure_ascii=False))
@@ -226,8 +226,7 @@ class Conversation:
 
 def load_conversation(path: str | Path) -> list[Message]:
     """The messages of a file's last line. Raises OSError or ValueError in one line."""
-    lines = Path(path).expanduser().read_text(encoding="utf-8").split("\n")  # U+2028 ends no line of JSON
-    lines = [line for line in lines if line.strip()]
+    lines = _lines(Path(path).expanduser())
     if not lines:
         raise ValueError(f"{path} is empty: it holds no conversation.")
     messages = _messages(lines[-1])
@@ -237,6 +236,14 @@ def load_conversation(path: str | Path) -> list[Message]:
             '"..."}, ...]} with roles system (first only), user and assistant.'
         )
     return messages
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not UTF-8 text, so it holds no conversation.") from None
+    return [line for line in text.split("\n") if line.strip()]  # not splitlines: U+2028 ends no line of JSON
 
 
 def _messages(line: str) -> list[Message] | None:
