@@ -65,29 +65,31 @@ class Decoding:
             )
 
 
-def add_decoding(parser: argparse.ArgumentParser, *names: str) -> None:
-    """Give a subcommand these settings as options; without names all of them."""
+SEVERAL = ("num_beams", "num_return_sequences", "batch_size")  # have no meaning where one text is streamed
+
+
+def add_decoding(parser: argparse.ArgumentParser, *, streams: bool = False, **defaults: Any) -> None:
+    """Give a subcommand these settings as options, with its own defaults for some."""
     group = parser.add_argument_group("how tokens are chosen")
     for each in fields(Decoding):
-        if names and each.name not in names:
+        if streams and each.name in SEVERAL:
             continue
-        said = f"{each.metadata['help']} (default: {each.default})"
+        said, default = each.metadata["help"], defaults.get(each.name, each.default)
         if each.name == "stop":
             group.add_argument(
-                "--stop",
-                action="append",
-                default=[],
-                metavar="STRING",
-                help=f"{each.metadata['help']}; may be given several times",
+                "--stop", action="append", default=[], metavar="STRING", help=f"{said}; may be given several times"
             )
         else:
-            group.add_argument(f"--{each.name}", type=type(each.default), default=each.default, help=said)
+            group.add_argument(
+                f"--{each.name}", type=type(default), default=default, metavar="N", help=f"{said} (default: {default})"
+            )
 
 
 def decoding_of(args: argparse.Namespace) -> dict[str, Any]:
     """The settings among a subcommand's arguments, as `generate` takes them. A stop string may have \\n and \\t typed.
 
-    Raises ValueError in one line."""
+    Raises ValueError in one line.
+    """
     given = {each.name: getattr(args, each.name) for each in fields(Decoding) if hasattr(args, each.name)}
     given["stop"] = tuple(each.replace("\\n", "\n").replace("\\t", "\t") for each in given.get("stop", ()))
     Decoding(**given)  # wrong settings are said before a model is loaded

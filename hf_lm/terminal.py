@@ -1,11 +1,12 @@
 """Text on a terminal: shown as text, as it comes, and side by side."""
 
+import contextlib
+import math
 import shutil
-import sys
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
-# What a model or a file says must not move the cursor or recolour the screen: control characters are shown as pictures.
+# What a model or a file says must not move the cursor or colour the screen: control characters are shown as pictures.
 CONTROLS = {i: 0x2400 + i for i in range(32) if chr(i) not in "\n\t"} | {0x7F: 0x2421}
 CONTROLS |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 
@@ -15,25 +16,62 @@ def printable(text: str) -> str:
     return text.translate(CONTROLS)
 
 
-def show(pieces: Iterator[str], *, write: Callable[[str], object] | None = None) -> bool:
-    """Print pieces as they come, and a line end. Ctrl-C ends them: whether they came to their own end."""
-    write = write or _write
+def show(pieces: Generator[str], *, safe: bool = True) -> bool:
+    """Print pieces as they come, and a line end. Ctrl-C ends them: whether they came to their own end.
+
+    `safe` shows control characters as pictures; without, the text is printed as it is.
+    """
     try:
         for piece in pieces:
-            write(printable(piece))
+            print(printable(piece) if safe else piece, end="", flush=True)
     except KeyboardInterrupt:
         return False
     finally:
-        close = getattr(pieces, "close", None)
-        if close is not None:
-            close()  # a writer in a thread stops
-        write("\n")
+        pieces.close()  # a writer in a thread stops
+        print(flush=True)
     return True
 
 
-def _write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
+class Reader:
+    """Lines that a person types. Ctrl-C once asks for another; at the next line, or after a stopped answer, it leaves.
+
+    `read` is `input`, or what a test puts in its place.
+    """
+
+    def __init__(self, read: Callable[[str], str] = input) -> None:
+        self.read, self.interrupted = read, False
+        with contextlib.suppress(ImportError):  # arrow keys and history, where the platform has them
+            import readline  # noqa: F401
+
+    def next(self, prompt: str) -> str | None:
+        """The next line, joined with those after it that its \\ at the end asks for; None at the end of the input.
+
+        Raises KeyboardInterrupt for the second Ctrl-C in a row.
+        """
+        lines: list[str] = []
+        while True:
+            try:
+                lines.append(self.read(prompt if not lines else "… "))
+            except EOFError:
+                print()
+                return None
+            except KeyboardInterrupt:
+                print()
+                if self.interrupted:
+                    raise
+                self.interrupted, lines = True, []
+                print("(Ctrl-C once more leaves)")
+                continue
+            self.interrupted = False
+            if not lines[-1].endswith("\\"):
+                return "\n".join(lines)
+            lines[-1] = lines[-1][:-1]
+
+
+def percent(nats: float) -> str:
+    """A mean log-probability per token as a probability."""
+    share = 100 * math.exp(nats)
+    return f"{share:.0f} %" if share >= 10 else f"{share:.2g} %"
 
 
 def width_of(text: str) -> int:
