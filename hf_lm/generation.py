@@ -21,8 +21,10 @@ from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
     MinPLogitsWarper,
+    NoRepeatNGramLogitsProcessor,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    RepetitionPenaltyLogitsProcessor,
     StoppingCriteria,
     StoppingCriteriaList,
     TemperatureLogitsWarper,
@@ -270,6 +272,21 @@ class _Draw(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)
 
 
+class _WithoutPadding(LogitsProcessor):
+    """A processor of transformers, row by row on its own tokens: in a batch it would take padding for text."""
+
+    def __init__(self, processor: LogitsProcessor, padding: Sequence[int]) -> None:
+        self.processor, self.padding = processor, padding
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        beams = len(input_ids) // len(self.padding)
+        rows = [
+            self.processor(input_ids[i : i + 1, self.padding[i // beams] :], scores[i : i + 1])
+            for i in range(len(input_ids))
+        ]
+        return torch.cat(rows)
+
+
 class _Stop(StoppingCriteria):
     """Whether a row has written a stop string. transformers' own also sees one that begins in the prompt."""
 
@@ -367,14 +384,7 @@ class _Writer:
             raise errors[0]
 
     def _batch(self, prompts: Sequence[list[int]]) -> dict[str, torch.Tensor]:
-        if not self.causal:
-            batch = pad_batch([{"input_ids": ids} for ids in prompts], pad_id=self.pad_id)
-        else:
-            # On the left, with the row's own first token: a penalty on repeated tokens looks at the padding too.
-            width = max(map(len, prompts))
-            padded = [[ids[0]] * (width - len(ids)) + ids for ids in prompts]
-            mask = [[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts]
-            batch = {"input_ids": torch.tensor(padded), "attention_mask": torch.tensor(mask)}
+        batch = pad_batch([{"input_ids": ids} for ids in prompts], pad_id=self.pad_id, left=self.causal)
         return {key: value.to(self.model.device) for key, value in batch.items()}
 
     def _options(
@@ -384,6 +394,11 @@ class _Writer:
         interrupt: StoppingCriteria | None = None,
     ) -> dict[str, Any]:
         given, processors = self.settings, LogitsProcessorList()
+        padding = [inputs["input_ids"].shape[1] - len(ids) if self.causal else 0 for ids, _ in rows]
+        if given.repetition_penalty != 1:
+            processors.append(_WithoutPadding(RepetitionPenaltyLogitsProcessor(given.repetition_penalty), padding))
+        if given.no_repeat_ngram_size:
+            processors.append(_WithoutPadding(NoRepeatNGramLogitsProcessor(given.no_repeat_ngram_size), padding))
         if given.temperature > 0:
             if given.temperature != 1:
                 processors.append(TemperatureLogitsWarper(given.temperature))
@@ -405,8 +420,8 @@ class _Writer:
             "do_sample": False,  # _Draw has chosen
             "num_beams": given.num_beams,
             "num_return_sequences": given.num_return_sequences if given.num_beams > 1 else 1,
-            "repetition_penalty": given.repetition_penalty,
-            "no_repeat_ngram_size": given.no_repeat_ngram_size,
+            "repetition_penalty": 1.0,  # _WithoutPadding has seen to both
+            "no_repeat_ngram_size": 0,
             "eos_token_id": self.end_ids or None,
             "pad_token_id": self.pad_id,
             "use_cache": True,

@@ -109,9 +109,11 @@ def side_by_side(texts: Sequence[str], titles: Sequence[str], *, width: int = 0)
     column = (width - 3 * (len(texts) - 1)) // max(1, len(texts))
     if column < 20:
         return "\n\n".join(f"{title}\n{printable(text)}" for title, text in zip(titles, texts, strict=True))
+    heads = [wrap(title, column) for title in titles]
+    height = max(map(len, heads), default=0)
     columns = [
-        [*wrap(title, column), "─" * column, *wrap(printable(text).strip("\n"), column)]
-        for title, text in zip(titles, texts, strict=True)
+        [*head, *[""] * (height - len(head)), "─" * column, *wrap(printable(text).strip("\n"), column)]
+        for head, text in zip(heads, texts, strict=True)
     ]
     rows = range(max(map(len, columns)))
     cells = [[lines[row] if row < len(lines) else "" for lines in columns] for row in rows]

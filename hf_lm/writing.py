@@ -25,6 +25,7 @@ DRAWN = 4  # passages drawn for each that is offered as a rewriting
 AHEAD = 64  # tokens of what stands after a passage that judge it
 # Where a sentence ends: in Latin script before white space, in Chinese and Japanese anywhere.
 SENTENCE_END = re.compile(r"[.!?…]+[\"'”’)\]]*(?=\s|$)|[。！？]+[」』”’）]*")
+LETTERS_AT_END = re.compile(r"[A-Za-z\u00c0-\u052f]$")  # of scripts that part words by spaces
 SENTENCE_OR_LINE_END = re.compile(SENTENCE_END.pattern + r"|\n")
 
 
@@ -129,6 +130,8 @@ def rewrite(
     drawn = generate(model, tokenizer, [ids], **_several(DRAWN * count, decoding))[0]
     texts = dict.fromkeys(cut_like(kept, one.text.strip(), whole=one.ended != "length") for one in drawn)
     texts = [each for each in texts if each and each != kept]
+    if ends_sentence(kept):
+        texts = [each for each in texts if ends_sentence(each)] or texts
 
     # Judged as the text would stand there: the passage after what is before it, what follows after both.
     parts = encode_documents(tokenizer, [before[len(read) :] + each for each in texts])
@@ -166,17 +169,24 @@ def find_passage(text: str, words: str = "") -> tuple[int, int]:
 
 
 def cut_like(passage: str, text: str, *, whole: bool = False) -> str:
-    """A text cut where a sentence ends, if the passage ended there, else after its last whole word.
+    """A text cut to take the passage's place: one line if it was one, at a sentence's end if it ended there.
 
-    `whole`: the text was ended by its writer, so that its last word is one.
+    Where the text ends no sentence, or none was asked for, it is cut after its last whole word; `whole`: its writer
+    ended it, so that its last word is one.
     """
-    if any(match.end() == len(passage) for match in SENTENCE_END.finditer(passage)):
+    if "\n" not in passage and "\n" in text:
+        text, whole = text.partition("\n")[0].rstrip(), True
+    if ends_sentence(passage):
         ends = [match.end() for match in SENTENCE_END.finditer(text)]
         if ends:
             return text[: next((end for end in ends if end >= len(passage) // 2), ends[-1])]
-    if whole or not re.search(r"[A-Za-z\u00c0-\u024f\u0370-\u052f]$", text):
+    if whole or len(text.split()) < 2 or not LETTERS_AT_END.search(text):
         return text
-    return text[: len(text.rstrip()) - len(text.split()[-1])].rstrip() if len(text.split()) > 1 else text
+    return text[: -len(text.split()[-1])].rstrip()
+
+
+def ends_sentence(text: str) -> bool:
+    return any(match.end() == len(text) for match in SENTENCE_END.finditer(text))
 
 
 def save_text(path: str | Path, text: str) -> None:
