@@ -58,6 +58,8 @@ def test_the_tokenizers_own_template_is_followed(conversation, chat_tokenizer):
 )
 @pytest.mark.parametrize("role", ["system", "user", "assistant"])
 def test_text_cannot_forge_control_tokens(conversation, chat_tokenizer, text, role):
+    conversation.model.config.max_position_embeddings = 0  # nothing falls out
+
     def controls(content):
         messages = [{"role": "system", "content": "x"}, HELLO, {"role": "assistant", "content": "x"}, HELLO]
         at = next(i for i, message in enumerate(messages) if message["role"] == role)

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_lm.commands.write import assist
@@ -49,7 +49,7 @@ def test_the_last_sentence_is_found_in_chinese_and_the_last_place_of_words():
     assert (start, end) == (6, 12)
     assert find_passage("a b a", "a") == (4, 5)
     for text, words in (("", ""), (" \n", ""), ("abc", "x"), ("abc", "a ... x"), ("abc", "x ... c")):
-        with pytest.raises(ValueError, match="no text|no passage"):
+        with pytest.raises(ValueError, match=r"no text|no passage"):
             find_passage(text, words)
 
 
@@ -132,7 +132,7 @@ def test_a_session_of_writing(model, tokenizer, tmp_path, capsys, monkeypatch):
     assist(model.eval(), tokenizer, draft, read=typed(*lines), max_new_tokens=8, temperature=1.0)
     said = capsys.readouterr().out
     assert draft.text.startswith("The quick")
-    assert draft.text.endswith("春眠不觉 more"[:4] + "more")  # no space between Chinese and what follows
+    assert draft.text.endswith("春眠不觉more")  # no space between Chinese and what follows
     assert file.read_text(encoding="utf-8") == draft.text.removesuffix("more")
     for words in ("1: ", "3: ", "% a token", "no passage", "from 1 to 9", "no /foo", "needs the name", "(not saved"):
         assert words in said
@@ -164,6 +164,7 @@ def test_ctrl_c_while_the_model_writes_keeps_what_was_written(model, tokenizer, 
     assert "(stopped" in capsys.readouterr().out
 
 
+@settings(max_examples=50)
 @given(st.text(alphabet="ab 春\n语\u0301\tz", max_size=80), st.integers(4, 30))
 def test_lines_fit_their_column_and_lose_nothing_but_spaces(text, width):
     lines = wrap(text, width)
