@@ -16,6 +16,14 @@ def printable(text: str) -> str:
     return text.translate(CONTROLS)
 
 
+def quiet() -> None:
+    """No progress bars and no advice from transformers between the lines of a command, which says what matters."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
 def show(pieces: Generator[str], *, safe: bool = True) -> bool:
     """Print pieces as they come, and a line end. Ctrl-C ends them: whether they came to their own end.
 

@@ -23,7 +23,7 @@ class Terminal:
         os.close(theirs)
         self.seen = ""
 
-    def until(self, words: str, seconds: float = 120) -> str:
+    def until(self, words: str, seconds: float = 400) -> str:
         """What was shown up to these words."""
         end = time.monotonic() + seconds
         while words not in self.seen:
@@ -41,6 +41,7 @@ class Terminal:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_chat_on_a_terminal(model, tokenizer, tmp_path):
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
@@ -58,7 +59,7 @@ def test_a_chat_on_a_terminal(model, tokenizer, tmp_path):
         chat.until("Ctrl-C once more leaves")
         chat.until("> ")
         chat.type("\x03")
-        assert chat.process.wait(timeout=60) == 130
+        assert chat.process.wait(timeout=200) == 130
         assert "Traceback" not in chat.seen
     finally:
         chat.process.kill()
@@ -67,6 +68,7 @@ def test_a_chat_on_a_terminal(model, tokenizer, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_ctrl_c_in_a_text_that_is_written_ends_the_command(model, tokenizer, tmp_path):
     model.config.n_positions = 4000  # long enough to be interrupted
     type(model)(model.config).save_pretrained(tmp_path)
@@ -76,7 +78,7 @@ def test_ctrl_c_in_a_text_that_is_written_ends_the_command(model, tokenizer, tmp
         writing.until("\033[1mThe\033[0m")
         writing.until(" ")
         writing.type("\x03")
-        assert writing.process.wait(timeout=60) == 130
+        assert writing.process.wait(timeout=200) == 130
         while select.select([writing.own], [], [], 0.2)[0]:
             try:
                 writing.seen += os.read(writing.own, 2**16).decode(errors="replace")

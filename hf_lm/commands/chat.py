@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from hf_lm.decoding import add_decoding, decoding_of
+from hf_lm.terminal import Reader, printable, quiet, show
 
 if TYPE_CHECKING:
     from hf_lm.conversation import Conversation
@@ -32,13 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     decoding = decoding_of(args)
-    from transformers.utils.logging import disable_progress_bar
-
     from hf_lm.conversation import Conversation, load_conversation
     from hf_lm.generation import load_writer
 
     messages = load_conversation(args.load) if args.load else []
-    disable_progress_bar()
+    quiet()
     model, tokenizer = load_writer(args.model, device=args.device)
     conversation = Conversation(
         model, tokenizer, system=args.system, template=args.template, messages=messages, **decoding
@@ -49,8 +48,6 @@ def run(args: argparse.Namespace) -> None:
 
 def talk(conversation: "Conversation", *, file: str = "", read: Callable[[str], str] = input) -> None:
     """The loop of `hf-lm chat`: lines from `read` until it is left. `file` is where /save without one saves."""
-    from hf_lm.terminal import Reader, printable
-
     lines = Reader(read)
     while (line := lines.next("> ")) is not None:
         if not line.strip():
@@ -91,7 +88,6 @@ def talk(conversation: "Conversation", *, file: str = "", read: Callable[[str], 
 
 def _answer(conversation: "Conversation", pieces, lines) -> None:
     from hf_lm.models.checkpoints import context_length
-    from hf_lm.terminal import show
 
     if conversation.left_out:
         positions = context_length(conversation.model.config)

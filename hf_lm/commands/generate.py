@@ -5,6 +5,7 @@ import sys
 from typing import Any
 
 from hf_lm.decoding import add_decoding, decoding_of
+from hf_lm.terminal import percent, printable, quiet, show
 
 EXAMPLE = 'hf-lm generate out/pretrain "The function returns"'
 
@@ -23,18 +24,15 @@ def run(args: argparse.Namespace) -> None:
     decoding = decoding_of(args)
     if args.prompt and args.prompts:
         raise ValueError("prompts come from the command line or from a file: give a prompt or --prompts, not both.")
-    from transformers.utils.logging import disable_progress_bar
-
     from hf_lm.predicting import generate_lines, read_texts
 
-    disable_progress_bar()
+    quiet()
     prompts = read_texts(args.prompts, args.column) if args.prompts else args.prompt or [""]
     if args.output:
         lines = generate_lines(args.model, prompts, args.output, device=args.device, **decoding)
         print(f"{lines:,} prompts with their continuations in {args.output}")
         return
     from hf_lm.generation import generate, load_writer, stream
-    from hf_lm.terminal import printable, show
 
     model, tokenizer = load_writer(args.model, device=args.device)
     live = sys.stdout.isatty()
@@ -51,8 +49,6 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _heading(prompt: str, number: int, continuation: Any) -> str:
-    from hf_lm.terminal import percent, printable
-
     start = printable(" ".join(prompt.split()))
     start = start if len(start) <= 40 else f"{start[:39]}…"
     said = f"{len(continuation.log_probs)} tokens, {percent(continuation.per_token)} a token"

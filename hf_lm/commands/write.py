@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_lm.decoding import add_decoding, decoding_of
+from hf_lm.terminal import Reader, percent, printable, quiet, show, side_by_side, width_of
 
 EXAMPLE = "hf-lm write out/pretrain draft.txt"
 HELP = """\
@@ -32,8 +33,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     decoding = decoding_of(args)
-    from transformers.utils.logging import disable_progress_bar
-
     from hf_lm.generation import load_writer
     from hf_lm.writing import Draft
 
@@ -44,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
         text = path.read_bytes().decode() if args.file and path.exists() else ""
     except UnicodeDecodeError:
         raise ValueError(f"{args.file} is not UTF-8 text.") from None
-    disable_progress_bar()
+    quiet()
     model, tokenizer = load_writer(args.model, device=args.device)
     print(f"{args.model}: type text, Enter lets the model go on, /help lists the rest, /quit leaves.")
     assist(model, tokenizer, Draft(text), file=args.file, **decoding)
@@ -58,8 +57,6 @@ def assist(
     A draft that was changed and not saved is written beside its file, as FILE.unsaved, when the input ends.
     """
     desk = _Desk(model, tokenizer, draft, file, decoding)
-    from hf_lm.terminal import Reader
-
     lines = Reader(read)
     if draft.text:
         desk.show()
@@ -122,7 +119,6 @@ class _Desk:
         return True
 
     def go_on(self, lines: Any) -> None:
-        from hf_lm.terminal import show
         from hf_lm.writing import continue_text
 
         written: list[str] = []
@@ -146,7 +142,6 @@ class _Desk:
         self.offer(found, (end, end))
 
     def offer_passages(self, words: str) -> None:
-        from hf_lm.terminal import printable
         from hf_lm.writing import find_passage, rewrite
 
         start, end = find_passage(self.draft.text, words)
@@ -154,8 +149,6 @@ class _Desk:
         self.offer(rewrite(self.model, self.tokenizer, self.draft.text, start, end, **self.settings()), (start, end))
 
     def offer(self, found: list[Any], place: tuple[int, int]) -> None:
-        from hf_lm.terminal import percent, side_by_side
-
         self.offered, self.place = found, place
         if not found:
             print("(the model has nothing else to offer: try once more, or a higher --temperature)")
@@ -174,8 +167,6 @@ class _Desk:
         print(f"(…{self.tail()})")
 
     def show(self) -> None:
-        from hf_lm.terminal import printable
-
         print(printable(self.draft.text) or "(empty)")
 
     def save(self, file: str) -> None:
@@ -202,8 +193,6 @@ class _Desk:
         return self.decoding | {"seed": self.seed - 1}
 
     def tail(self) -> str:
-        from hf_lm.terminal import printable
-
         return printable(self.draft.text[-60:].replace("\n", "⏎"))
 
 
@@ -218,8 +207,6 @@ def _kept(pieces: Any, written: list[str]) -> Any:
 
 def _joined(text: str, line: str) -> str:
     """A line as it is added: after a space, unless there is one or the script has none."""
-    from hf_lm.terminal import width_of
-
     if not text or text[-1].isspace() or line[0].isspace() or width_of(text[-1]) == 2 or width_of(line[0]) == 2:
         return line
     return f" {line}"
