@@ -17,7 +17,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm.decoding import Decoding
-from hf_lm.generation import encode_prompt, generate, log_probabilities, stream
+from hf_lm.generation import Continuation, encode_prompt, generate, log_probabilities, stream
 from hf_lm.models.checkpoints import context_length, family
 from hf_lm.tokenizer import encode_documents
 
@@ -94,7 +94,7 @@ def alternatives(
     """`count` different ways to go on, the likeliest token for token first; fewer where the settings give no more."""
     read, ids = _read(model, tokenizer, text, decoding)
     found: dict[str, Alternative] = {}
-    for one in generate(model, tokenizer, [ids], **_several(2 * count, decoding))[0]:
+    for one in _draw(model, tokenizer, ids, 2 * count, decoding, begins_word=read != text):
         said = one.text if read == text else one.text.lstrip(" ")
         if said.strip() and len(found) < count:
             found.setdefault(said, Alternative(said, one.log_probability, len(one.log_probs)))
@@ -127,11 +127,12 @@ def rewrite(
     longest = size + size // 2 + 2
     decoding = decoding | {"max_new_tokens": min(longest, positions // 2) if positions else longest}
     read, ids = _read(model, tokenizer, before, decoding)
-    drawn = generate(model, tokenizer, [ids], **_several(DRAWN * count, decoding))[0]
+    drawn = _draw(model, tokenizer, ids, DRAWN * count, decoding, begins_word=read != before)
     texts = dict.fromkeys(cut_like(kept, one.text.strip(), whole=one.ended != "length") for one in drawn)
     texts = [each for each in texts if each and each != kept]
     if ends_sentence(kept):
         texts = [each for each in texts if ends_sentence(each)] or texts
+    texts = [each for each in texts if 2 * len(each) >= len(kept)] or texts
 
     # Judged as the text would stand there: the passage after what is before it, what follows after both.
     parts = encode_documents(tokenizer, [before[len(read) :] + each for each in texts])
@@ -216,7 +217,20 @@ def _without_first_spaces(pieces: Iterator[str]) -> Iterator[str]:
             yield piece
 
 
-def _several(count: int, decoding: dict[str, Any]) -> dict[str, Any]:
-    """Settings that give `count` texts: drawn, or without temperature the best of as many beams."""
+def _draw(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    ids: list[int],
+    count: int,
+    decoding: dict[str, Any],
+    *,
+    begins_word: bool,
+) -> list[Continuation]:
+    """`count` texts: drawn, or without temperature the best of as many beams.
+
+    `begins_word`: what was read ended with a space that the model did not see; texts that begin with one are kept,
+    unless there are none.
+    """
     beams = {} if Decoding(**decoding).temperature else {"num_beams": count}
-    return decoding | beams | {"num_return_sequences": count}
+    [drawn] = generate(model, tokenizer, [ids], **decoding | beams | {"num_return_sequences": count})
+    return [one for one in drawn if one.text[:1].isspace() or not begins_word] or drawn

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hf_lm.commands.write import assist
+from hf_lm.commands.write import _joined, assist
 from hf_lm.generation import encode_prompt, log_probabilities
 from hf_lm.terminal import percent, printable, side_by_side, width_of, wrap
 from hf_lm.tokenizer import encode_documents
@@ -137,6 +137,14 @@ def test_a_session_of_writing(model, tokenizer, tmp_path, capsys, monkeypatch):
     for words in ("1: ", "3: ", "% a token", "no passage", "from 1 to 9", "no /foo", "needs the name", "(not saved"):
         assert words in said
     assert [path.name for path in tmp_path.iterdir()] == ["draft.txt"]  # left on purpose: nothing is rescued
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "added"),
+    [("", "a", "a"), ("a", "b", " b"), ("a ", "b", "b"), ("a", ", b", ", b"), ("春", "眠", "眠"), ("a", "春", "春")],
+)
+def test_a_typed_line_is_joined_as_its_script_asks(text, line, added):
+    assert _joined(text, line) == added
 
 
 def test_a_draft_that_was_not_saved_survives_the_end_of_the_input_and_ctrl_c(model, tokenizer, tmp_path, capsys):

@@ -206,7 +206,6 @@ def _kept(pieces: Any, written: list[str]) -> Any:
 
 
 def _joined(text: str, line: str) -> str:
-    """A line as it is added: after a space, unless there is one or the script has none."""
-    if not text or text[-1].isspace() or line[0].isspace() or width_of(text[-1]) == 2 or width_of(line[0]) == 2:
-        return line
-    return f" {line}"
+    """A line as it is added: after a space, unless there is one, it begins with a mark, or the script has none."""
+    parted = not text or text[-1].isspace() or line[0].isspace() or line[0] in ".,;:!?…)]%"
+    return line if parted or width_of(text[-1]) == 2 or width_of(line[0]) == 2 else f" {line}"
