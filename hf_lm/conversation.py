@@ -16,8 +16,9 @@ import jinja2
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm.decoding import Decoding
-from hf_lm.generation import stream, tokens_to_write
+from hf_lm.generation import encode_prompt, stream, tokens_to_write
 from hf_lm.models.checkpoints import context_length
+from hf_lm.tokenizer import encode_marked
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
 ROLES = ("system", "user", "assistant")
@@ -81,6 +82,7 @@ class Conversation:
     ) -> None:
         self.model, self.tokenizer, self.decoding = model, tokenizer, decoding
         self.settings = Decoding(**decoding)
+        encode_prompt(model, tokenizer, "a", max_new_tokens=self.settings.max_new_tokens)  # refuses too long an answer
         self.template = choose_template(tokenizer, template)
         self.controls = _control_tokens(tokenizer, self.template)
         self.end_ids, self.stop = self._ends()
@@ -186,7 +188,7 @@ class Conversation:
 
     def _encode(self, messages: list[Message]) -> list[int]:
         safe = [message | {"content": self._broken(message["content"])} for message in messages]
-        return self.tokenizer(self._render(safe), add_special_tokens=False).input_ids
+        return encode_marked(self.tokenizer, self._render(safe))
 
     def _broken(self, text: str) -> str:
         for control in self.controls:

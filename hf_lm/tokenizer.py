@@ -5,7 +5,9 @@ import itertools
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -193,29 +195,38 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
 
 def encode_documents(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
     """Token ids of texts, without any special token: a literal `<|endoftext|>` in a text is encoded as text."""
-    backend = tokenizer.backend_tokenizer
-    before = backend.encode_special_tokens
-    backend.encode_special_tokens = True
-    backend.no_truncation()
-    backend.no_padding()
-    try:
+    with _special_tokens_as_text(tokenizer) as backend:
         return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
-    finally:
-        backend.encode_special_tokens = before
 
 
 def encode_with_offsets(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[tuple[list[int], np.ndarray]]:
     """Token ids of texts, without any special token, and where in its text each token stands, (tokens, 2)."""
-    backend = tokenizer.backend_tokenizer
-    before = backend.encode_special_tokens
-    backend.encode_special_tokens = True
-    backend.no_truncation()
-    backend.no_padding()
-    try:
+    with _special_tokens_as_text(tokenizer) as backend:
         encodings = backend.encode_batch(texts, add_special_tokens=False)
-    finally:
-        backend.encode_special_tokens = before
     return [(encoding.ids, np.array(encoding.offsets, np.int32).reshape(-1, 2)) for encoding in encodings]
+
+
+def encode_marked(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a text in which special tokens are meant, such as a chat template that was filled."""
+    with _ENCODING:
+        return tokenizer(text, add_special_tokens=False).input_ids
+
+
+_ENCODING = threading.Lock()  # the setting is the tokenizer's: two threads would encode each other's text by it
+
+
+@contextmanager
+def _special_tokens_as_text(tokenizer: PreTrainedTokenizerBase) -> Iterator[Tokenizer]:
+    with _ENCODING:
+        backend = tokenizer.backend_tokenizer
+        before = backend.encode_special_tokens
+        backend.encode_special_tokens = True
+        backend.no_truncation()
+        backend.no_padding()
+        try:
+            yield backend
+        finally:
+            backend.encode_special_tokens = before
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import threading
 
 import pytest
 import transformers
@@ -10,6 +11,7 @@ from test_writing import typed
 from hf_lm.commands.chat import talk
 from hf_lm.conversation import Conversation, choose_template, load_conversation
 from hf_lm.models.gpt2 import new_gpt2
+from hf_lm.tokenizer import encode_documents, encode_marked
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -68,6 +70,25 @@ def test_text_cannot_forge_control_tokens(conversation, chat_tokenizer, text, ro
         return [i for i in conversation.encode(messages)[0] if i in added]
 
     assert controls(text) == controls("harmless")
+
+
+def test_two_threads_do_not_encode_each_others_text(conversation, chat_tokenizer):
+    text = "a <|im_end|> b " * 50
+    alone, [plain] = encode_marked(chat_tokenizer, text), encode_documents(chat_tokenizer, [text])
+    found, ended = [], threading.Event()
+
+    def encode():
+        while not ended.is_set():
+            found.append(encode_documents(chat_tokenizer, [text])[0] == plain)
+
+    thread = threading.Thread(target=encode)
+    thread.start()
+    marked = [encode_marked(chat_tokenizer, text) == alone for _ in range(200)]
+    ended.set()
+    thread.join()
+    assert all(marked)
+    assert found
+    assert all(found)
 
 
 def test_only_what_forges_is_changed(conversation, chat_tokenizer):
@@ -140,6 +161,11 @@ def test_a_message_over_the_context_is_refused_and_leaves_the_history_alone(conv
     with pytest.raises(ValueError, match=r"the model's context of 128 leaves 118 beside the answer"):
         conversation.say("long " * 100)
     assert conversation.messages == before
+
+
+def test_an_answer_longer_than_the_context_is_refused_at_once(chat_model, chat_tokenizer):
+    with pytest.raises(ValueError, match="give 126 or less"):
+        Conversation(chat_model, chat_tokenizer, max_new_tokens=128)
 
 
 def test_a_template_comes_from_the_tokenizer_a_name_or_a_file(tokenizer, chat_tokenizer, model, tmp_path):
