@@ -8,7 +8,7 @@ for piece in talk.say("What is a tokenizer?"):
 import copy
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,7 @@ class Conversation:
         rest = self.messages[1:] if self.system else self.messages
         self.messages = ([{"role": "system", "content": text}] if text else []) + rest
 
-    def say(self, text: str) -> Iterator[str]:
+    def say(self, text: str) -> Generator[str]:
         """Add a message and return the answer in pieces; what has been written when they are left is kept.
 
         Raises ValueError, and adds nothing, where the message does not fit into the context.
@@ -112,7 +112,7 @@ class Conversation:
         self.messages, self.left_out, self.tries = messages, left_out, 0
         return self._answer(ids)
 
-    def regenerate(self) -> Iterator[str]:
+    def regenerate(self) -> Generator[str]:
         """Another answer to the last message, from the next seed."""
         end = self._last_question() + 1
         ids, self.left_out = self.encode(self.messages[:end])
@@ -160,14 +160,14 @@ class Conversation:
         aside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         os.replace(aside, path)
 
-    def _answer(self, ids: list[int]) -> Iterator[str]:
+    def _answer(self, ids: list[int]) -> Generator[str]:
         seed, stop = self.settings.seed + self.tries, (*self.settings.stop, *self.stop)
         options = self.decoding | {"seed": seed, "stop": stop}
         pieces = stream(self.model, self.tokenizer, ids, end_ids=self.end_ids, **options)
         answer = {"role": "assistant", "content": ""}
         self.messages.append(answer)
 
-        def told() -> Iterator[str]:
+        def told() -> Generator[str]:
             try:
                 for piece in pieces:
                     piece = piece if answer["content"] else piece.lstrip()

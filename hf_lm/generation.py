@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -151,7 +151,7 @@ def stream(
     *,
     end_ids: Sequence[int] = (),
     **decoding: Any,
-) -> Iterator[str]:
+) -> Generator[str]:
     """The text that `generate` gives for one prompt, in pieces of whole characters, as they are written.
 
     Writing goes on in a thread. It ends after the token at hand when the iterator is closed, thrown away, or left by
@@ -355,7 +355,7 @@ class _Writer:
         found = [Continuation(text, nats, end) for (text, _, end), nats in zip(read, log_probs, strict=True)]
         return [found[i : i + each] for i in range(0, len(found), each)]
 
-    def stream(self, prompt: list[int]) -> Iterator[str]:
+    def stream(self, prompt: list[int]) -> Generator[str]:
         inputs = self._batch([prompt])
         streamer = TextIteratorStreamer(
             self.tokenizer, skip_prompt=True, skip_special_tokens=True, clean_up_tokenization_spaces=False

@@ -9,10 +9,10 @@ draft.replace(start, end, best.text)
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -20,6 +20,8 @@ from hf_lm.decoding import Decoding
 from hf_lm.generation import Continuation, encode_prompt, generate, log_probabilities, stream
 from hf_lm.models.checkpoints import context_length, family
 from hf_lm.tokenizer import encode_documents
+
+Item = TypeVar("Item")
 
 DRAWN = 4  # passages drawn for each that is offered as a rewriting
 AHEAD = 64  # tokens of what stands after a passage that judge it
@@ -77,7 +79,7 @@ class Draft:
 
 def continue_text(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, **decoding: Any
-) -> Iterator[str]:
+) -> Generator[str]:
     """What may follow a text, in pieces as they are written. Settings as for `stream`.
 
     Of a text longer than the context the end is read. A space at the end is not: models know it as the beginning of
@@ -94,7 +96,7 @@ def alternatives(
     """`count` different ways to go on, the likeliest token for token first; fewer where the settings give no more."""
     read, ids = _read(model, tokenizer, text, decoding)
     found: dict[str, Alternative] = {}
-    for one in _draw(model, tokenizer, ids, 2 * count, decoding, begins_word=read != text):
+    for one in _draw(model, tokenizer, ids, 2, count, decoding, begins_word=read != text):
         said = one.text if read == text else one.text.lstrip(" ")
         if said.strip() and len(found) < count:
             found.setdefault(said, Alternative(said, one.log_probability, len(one.log_probs)))
@@ -127,16 +129,18 @@ def rewrite(
     longest = size + size // 2 + 2
     decoding = decoding | {"max_new_tokens": min(longest, positions // 2) if positions else longest}
     read, ids = _read(model, tokenizer, before, decoding)
-    drawn = _draw(model, tokenizer, ids, DRAWN * count, decoding, begins_word=read != before)
+    drawn = _draw(model, tokenizer, ids, DRAWN, count, decoding, begins_word=read != before)
     texts = dict.fromkeys(cut_like(kept, one.text.strip(), whole=one.ended != "length") for one in drawn)
     texts = [each for each in texts if each and each != kept]
     if ends_sentence(kept):
-        texts = [each for each in texts if ends_sentence(each)] or texts
-    texts = [each for each in texts if 2 * len(each) >= len(kept)] or texts
+        texts = _preferred(texts, [ends_sentence(each) for each in texts], count)
+    texts = _preferred(texts, [2 * len(each) >= len(kept) for each in texts], count)
 
     # Judged as the text would stand there: the passage after what is before it, what follows after both.
     parts = encode_documents(tokenizer, [before[len(read) :] + each for each in texts])
-    follows = encode_documents(tokenizer, [after[: 8 * AHEAD]])[0][: min(AHEAD, positions // 4 or AHEAD)]
+    follows = encode_documents(tokenizer, [after[: 8 * AHEAD] if after.strip() else ""])[0][
+        : min(AHEAD, positions // 4 or AHEAD)
+    ]
     room = max(map(len, parts), default=0) + len(follows)
     ids, _ = encode_prompt(model, tokenizer, read, max_new_tokens=max(1, room))
     nats = log_probabilities(model, [ids] * len(texts), [part + follows for part in parts])
@@ -208,7 +212,7 @@ def _read(
     return read, encode_prompt(model, tokenizer, read, max_new_tokens=Decoding(**decoding).max_new_tokens)[0]
 
 
-def _without_first_spaces(pieces: Iterator[str]) -> Iterator[str]:
+def _without_first_spaces(pieces: Generator[str]) -> Generator[str]:
     begun = False
     for piece in pieces:
         piece = piece if begun else piece.lstrip(" ")
@@ -221,16 +225,23 @@ def _draw(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     ids: list[int],
+    times: int,
     count: int,
     decoding: dict[str, Any],
     *,
     begins_word: bool,
 ) -> list[Continuation]:
-    """`count` texts: drawn, or without temperature the best of as many beams.
+    """`times` as many texts as the `count` wanted: drawn, or without temperature the best of as many beams.
 
-    `begins_word`: what was read ended with a space that the model did not see; texts that begin with one are kept,
-    unless there are none.
+    `begins_word`: what was read ended with a space that the model did not see: texts had better begin with one.
     """
-    beams = {} if Decoding(**decoding).temperature else {"num_beams": count}
-    [drawn] = generate(model, tokenizer, [ids], **decoding | beams | {"num_return_sequences": count})
-    return [one for one in drawn if one.text[:1].isspace() or not begins_word] or drawn
+    beams = {} if Decoding(**decoding).temperature else {"num_beams": times * count}
+    settings = decoding | beams | {"num_return_sequences": times * count}
+    [drawn] = generate(model, tokenizer, [ids], **settings)
+    return _preferred(drawn, [one.text[:1].isspace() or not begins_word for one in drawn], count)
+
+
+def _preferred(items: list[Item], fits: list[bool], count: int) -> list[Item]:
+    """The items that fit, if they are as many as are wanted; else all."""
+    kept = [item for item, fit in zip(items, fits, strict=True) if fit]
+    return kept if len(kept) >= count else items
