@@ -9,6 +9,8 @@ import time
 
 import pytest
 
+from hf_lm.models.gpt2 import new_gpt2
+
 
 class Terminal:
     """A command on a terminal of its own."""
@@ -23,7 +25,7 @@ class Terminal:
         os.close(theirs)
         self.seen = ""
 
-    def until(self, words: str, seconds: float = 400) -> str:
+    def until(self, words: str, seconds: float = 200) -> str:
         """What was shown up to these words."""
         end = time.monotonic() + seconds
         while words not in self.seen:
@@ -42,8 +44,8 @@ class Terminal:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_chat_on_a_terminal(model, tokenizer, tmp_path):
-    model.save_pretrained(tmp_path)
+def test_a_chat_on_a_terminal(tokenizer, tmp_path):
+    new_gpt2(tokenizer, n_layer=1, n_head=1, n_embd=16, block_size=128).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     chat = Terminal("chat", str(tmp_path), "--template", "plain", "--max_new_tokens", "4")
     try:
@@ -69,9 +71,9 @@ def test_a_chat_on_a_terminal(model, tokenizer, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_ctrl_c_in_a_text_that_is_written_ends_the_command(model, tokenizer, tmp_path):
-    model.config.n_positions = 4000  # long enough to be interrupted
-    type(model)(model.config).save_pretrained(tmp_path)
+def test_ctrl_c_in_a_text_that_is_written_ends_the_command(tokenizer, tmp_path):
+    long = new_gpt2(tokenizer, n_layer=1, n_head=1, n_embd=16, block_size=4000)  # long enough to be interrupted
+    long.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     writing = Terminal("generate", str(tmp_path), "The", "--max_new_tokens", "3900")
     try:
