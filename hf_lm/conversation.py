@@ -228,6 +228,8 @@ class Conversation:
 
 def load_conversation(path: str | Path) -> list[Message]:
     """The messages of a file's last line. Raises OSError or ValueError in one line."""
+    if not Path(path).expanduser().is_file():
+        raise FileNotFoundError(f"there is no file {path} with a conversation.")
     lines = _lines(Path(path).expanduser())
     if not lines:
         raise ValueError(f"{path} is empty: it holds no conversation.")

@@ -205,6 +205,8 @@ def test_conversations_are_lines_of_messages(conversation, tmp_path):
     file.write_text("\n")
     with pytest.raises(ValueError, match="is empty"):
         load_conversation(file)
+    with pytest.raises(OSError, match="there is no file"):
+        load_conversation(tmp_path / "nothing")
 
 
 def test_a_session_in_the_terminal(conversation, tmp_path, capsys):
