@@ -6,7 +6,9 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -217,15 +219,8 @@ def encode_documents(
         key = "text_target" if as_targets else "text"
         options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
         return [tokenizer(**{key: text}, **options).input_ids for text in texts]
-    backend = tokenizer.backend_tokenizer
-    before = backend.encode_special_tokens
-    backend.encode_special_tokens = True
-    backend.no_truncation()
-    backend.no_padding()
-    try:
+    with _special_tokens_as_text(tokenizer) as backend:
         return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
-    finally:
-        backend.encode_special_tokens = before
 
 
 def encode_with_offsets(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[tuple[list[int], np.ndarray]]:
@@ -238,16 +233,32 @@ def encode_with_offsets(tokenizer: PreTrainedTokenizerBase, texts: list[str]) ->
             f"{type(tokenizer).__name__} does not say where in a text its tokens stand, which answers need: take a "
             "checkpoint whose tokenizer has a tokenizer.json."
         )
-    backend = tokenizer.backend_tokenizer
-    before = backend.encode_special_tokens
-    backend.encode_special_tokens = True
-    backend.no_truncation()
-    backend.no_padding()
-    try:
+    with _special_tokens_as_text(tokenizer) as backend:
         encodings = backend.encode_batch(texts, add_special_tokens=False)
-    finally:
-        backend.encode_special_tokens = before
     return [(encoding.ids, np.array(encoding.offsets, np.int32).reshape(-1, 2)) for encoding in encodings]
+
+
+def encode_marked(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a text in which special tokens are meant, such as a chat template that was filled."""
+    with _ENCODING:
+        return tokenizer(text, add_special_tokens=False).input_ids
+
+
+_ENCODING = threading.Lock()  # the setting is the tokenizer's: two threads would encode each other's text by it
+
+
+@contextmanager
+def _special_tokens_as_text(tokenizer: PreTrainedTokenizerBase) -> Iterator[Tokenizer]:
+    with _ENCODING:
+        backend = tokenizer.backend_tokenizer
+        before = backend.encode_special_tokens
+        backend.encode_special_tokens = True
+        backend.no_truncation()
+        backend.no_padding()
+        try:
+            yield backend
+        finally:
+            backend.encode_special_tokens = before
 
 
 @dataclass(frozen=True)
