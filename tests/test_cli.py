@@ -1,5 +1,6 @@
 """hf-lm: light until it runs, plain when it is used wrongly."""
 
+import shlex
 import shutil
 import subprocess
 import sys
@@ -36,7 +37,8 @@ def test_every_command_has_help_with_an_example_that_it_would_accept(capsys):
         examples = [line.strip() for line in shown.split("example")[-1].splitlines() if "hf-lm " in line]
         assert examples
         for example in examples:
-            words = example[example.index("hf-lm ") :].split(" && ")[0].split(" > ")[0].split("  #")[0].split()[1:]
+            command = example[example.index("hf-lm ") :].split(" && ")[0].split(" > ")[0].split("  #")[0]
+            words = shlex.split(command)[1:]
             assert words[0] == name
             if name != "run":  # what follows it is for the recipe
                 parser.parse_args(words)

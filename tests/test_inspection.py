@@ -185,7 +185,7 @@ def test_the_command_prints_and_draws(reviews, tmp_path, capsys, monkeypatch):
         (["sentiment", "--dataste", "x"], "Did you mean --dataset"),
         (["sentiment", "--dataset", "no/such/file"], "no file or folder"),
         (["sentiment", "--model", "./nowhere"], "nowhere"),
-        (["./mine.py"], "no recipe ./mine.py"),
+        (["./mine.py"], "no file ./mine.py"),
     ],
 )
 def test_what_cannot_be_inspected_is_said_in_one_line(argv, expected, capsys):
