@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from hf_lm.report import SHOWN, beside, in_words, warnings
+from hf_lm.report import SHOWN, beside, in_words, plan_in_words, warnings
 
 # What a recipe makes, in a reader's words.
 KINDS = {
@@ -224,6 +224,8 @@ def _training(report: dict[str, Any], folder: Path) -> str:
             f" {speed['tokens_per_second']:,.0f} tokens per second, {speed['utilisation']:.0%} of the device's "
             f"measured matrix speed; peak memory {speed['peak_memory_bytes'] / 2**20:,.0f} MiB."
         )
+    if said := plan_in_words(report):
+        lines[-1] += f" It was {said}."
     if (folder / "run.yaml").is_file():
         run = yaml.safe_load((folder / "run.yaml").read_text(encoding="utf-8"))
         # Paths of the machine that trained it tell a reader nothing and may tell too much.
