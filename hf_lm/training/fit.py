@@ -210,7 +210,7 @@ def fit(model: Any, task: Any, training_args: TrainingArguments, *, merge: bool 
 def planned(trainer: Trainer, task: Any) -> dict[str, float] | None:
     """What this run should take, as report.json has it; None where it cannot be told, for it must not end a run."""
     try:
-        return forecast(trainer, task).report()
+        return forecast(trainer, task)
     except Exception as error:
         logger.debug("no plan: %s", error)
         return None

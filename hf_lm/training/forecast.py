@@ -12,7 +12,7 @@ import weakref
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -65,20 +65,22 @@ class Step:
 
 
 @dataclass
-class Forecast:
-    """What `fit` will take. `assumed` says in sentences what was not derived from the model and the data."""
+class Work:
+    """What a run reads. Tokens are of what stands in a batch; padding, which grouped rows have little of, is not."""
 
-    seconds: float
-    peak_memory_bytes: int
-    step: Step
     steps: int
+    steps_per_epoch: int
     tokens: int  # trained on, in all
-    parts: dict[str, float] = field(default_factory=dict)  # seconds: training, evaluation, around
-    assumed: list[str] = field(default_factory=list)
+    tokens_per_epoch: int
+    measured: int  # read while measuring, in all
+    longest: int  # of the largest batch of one process
+    world_size: int
 
-    def report(self) -> dict[str, Any]:
-        """As report.json holds it."""
-        return {"seconds": self.seconds, "peak_memory_bytes": self.peak_memory_bytes}
+    def seconds(self, step: "Step", speed: float) -> dict[str, float]:
+        """Training, evaluation and what is around them, at `speed` FLOP/s of each process."""
+        per_token = sum(step.flops.values()) / self.longest / self.world_size / speed
+        read = step.flops["forward"] / self.longest / self.world_size / speed
+        return {"training": self.tokens * per_token, "evaluation": self.measured * read, "around": AROUND}
 
 
 class _Counter(TorchDispatchMode):
@@ -297,28 +299,31 @@ def longest_batch(task: Any, rows: int) -> dict[str, torch.Tensor]:
     return task.collate([task.train_dataset[i] for i in longest])
 
 
-def steps_of(args: Any, rows: int) -> int:
-    """Optimizer steps of a run over that many training rows, as the Trainer counts them."""
-    if args.max_steps > 0:
-        return args.max_steps
-    batches = math.ceil(rows / (args.per_device_train_batch_size * args.world_size))
-    return max(1, math.ceil(math.ceil(batches / args.gradient_accumulation_steps) * args.num_train_epochs))
-
-
-def evaluations_of(args: Any, steps: int, rows: int) -> int:
-    """How often a run measures its validation split, the end included."""
+def work_of(task: Any, args: Any, *, scale: float = 1.0) -> Work:
+    """What a run over a task reads, in training as the Trainer counts its steps; `scale`: for how much more data."""
+    lengths, rows = lengths_of(task), args.per_device_train_batch_size
+    batches = math.ceil(scale * len(lengths) / (rows * args.world_size))
+    epoch = max(1, math.ceil(batches / args.gradient_accumulation_steps))
+    steps = args.max_steps if args.max_steps > 0 else max(1, math.ceil(epoch * args.num_train_epochs))
+    per_epoch = int(scale * sum(lengths))
     strategy = getattr(args.eval_strategy, "value", args.eval_strategy)
+    times = 1
     if strategy == "epoch":
-        return max(1, math.ceil(steps / steps_of_an_epoch(args, rows)))
-    if strategy == "steps" and args.eval_steps:
+        times = math.ceil(steps / epoch)
+    elif strategy == "steps" and args.eval_steps:
         every = args.eval_steps if args.eval_steps >= 1 else max(1, round(args.eval_steps * steps))
-        return max(1, int(steps // every) + (0 if args.load_best_model_at_end or steps % every == 0 else 1))
-    return 1
-
-
-def steps_of_an_epoch(args: Any, rows: int) -> int:
-    batches = math.ceil(rows / (args.per_device_train_batch_size * args.world_size))
-    return max(1, math.ceil(batches / args.gradient_accumulation_steps))
+        times = max(1, int(steps // every) + (steps % every > 0 and not args.load_best_model_at_end))
+    measured = times * tokens_measured(task, "validation")
+    measured += tokens_measured(task, "test") if "test" in task.splits else 0
+    return Work(
+        steps=steps,
+        steps_per_epoch=epoch,
+        tokens=int(per_epoch * steps / epoch),
+        tokens_per_epoch=per_epoch,
+        measured=measured,
+        longest=max(1, sum(sorted(lengths, reverse=True)[:rows])),
+        world_size=args.world_size,
+    )
 
 
 def tokens_measured(task: Any, split: str) -> int:
@@ -340,41 +345,22 @@ def stream_lengths(stream: Any) -> Any:
 # The forecast of a run
 
 
-def forecast(trainer: Any, task: Any, *, utilisation: float = UTILISATION) -> Forecast:
-    """What `fit` will take with a trainer and a task, on the device that the trainer has."""
+def forecast(trainer: Any, task: Any) -> dict[str, float]:
+    """The seconds and the peak memory that `fit` will take with a trainer and a task, as report.json has them."""
     args = trainer.args
-    rows = args.per_device_train_batch_size
-    lengths = lengths_of(task)
-    dtype = precision(args)
     step = measure_step(
         trainer.model,
-        longest_batch(task, rows),
+        longest_batch(task, args.per_device_train_batch_size),
         loss=task.loss,
         optimizer=lambda model: fresh_optimizer(trainer, model),
-        dtype=dtype,
-        checkpointing=args.gradient_checkpointing,
+        dtype=precision(args),
+        checkpointing=bool(args.gradient_checkpointing),
         accumulation=args.gradient_accumulation_steps,
     )
-    steps = steps_of(args, len(lengths))
-    batch_tokens = max(1, sum(lengths) / max(1, len(lengths)) * min(rows, len(lengths)))
-    peak_tokens = sum(sorted(lengths, reverse=True)[:rows])
-    flops_per_token = (step.flops["forward"] + step.flops["backward"]) / max(1, peak_tokens)
-    speed = peak_flops(args.device, dtype) * utilisation
-    tokens = int(steps * args.gradient_accumulation_steps * args.world_size * batch_tokens)
-    training = tokens / args.world_size * flops_per_token / speed
-    read = evaluations_of(args, steps, len(lengths)) * tokens_measured(task, "validation")
-    read += tokens_measured(task, "test") if "test" in task.splits else 0
-    evaluation = read / args.world_size * step.flops["forward"] / max(1, peak_tokens) / speed
-    parts = {"training": training, "evaluation": evaluation, "around": AROUND}
-    return Forecast(
-        seconds=sum(parts.values()),
-        peak_memory_bytes=resident(step, args.device),
-        step=step,
-        steps=steps,
-        tokens=tokens,
-        parts=parts,
-        assumed=[f"{utilisation:.0%} of the device's matrix speed"],
-    )
+    times = work_of(task, args).seconds(step, UTILISATION * peak_flops(args.device, precision(args)))
+    live = max(step.peak, step.proofs)
+    peak = live if args.device.type != "cpu" else resident(live - step.memory["weights"])
+    return {"seconds": sum(times.values()), "peak_memory_bytes": peak}
 
 
 def precision(args: Any) -> torch.dtype:
@@ -389,16 +375,9 @@ def fresh_optimizer(trainer: Any, model: nn.Module) -> torch.optim.Optimizer:
         trainer.optimizer = None
 
 
-def resident(step: Step, device: torch.device) -> int:
-    """Peak memory of the process that a step runs in, as report.json has it: resident on a CPU, allocated on a GPU.
-
-    On a CPU what the process takes now counts, with its libraries, the data and the weights.
-    """
-    live = max(step.peak, step.proofs)
-    if device.type != "cpu":
-        return live
-    now = resident_now()
-    return max(peak_memory_bytes(), int(now + FIRST_USE + FRAGMENTATION * (live - step.memory["weights"])))
+def resident(live: int, weights: int = 0) -> int:
+    """Peak resident memory of this process on a CPU once `live` bytes of tensors and `weights` are in it as well."""
+    return max(peak_memory_bytes(), int(resident_now() + FIRST_USE + weights + FRAGMENTATION * live))
 
 
 def resident_now() -> int:
