@@ -1,39 +1,33 @@
 """What a run needs before it starts: parameters, FLOPs, memory, time, energy and price, and whether it fits.
 
-The recipe itself runs, with its own arguments, up to `fit`; its models are built from their configurations, without
-weights and without memory, and a training step of them is run on fake tensors (hf_lm.training.forecast).
+The recipe itself runs, with its own arguments, up to `fit` (hf_lm.resolving); a training step of its model is run on
+fake tensors (hf_lm.training.forecast); what fits is told by a table of devices (hf_lm.devices).
 """
 
-import contextlib
 import copy
-import difflib
 import math
-import re
-import runpy
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from torch import nn
 from transformers import TrainerCallback
 from transformers.pytorch_utils import Conv1D
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from hf_lm.models import checkpoints
+from hf_lm.devices import CONTEXT, GIB, USABLE, Device
 from hf_lm.models.adapters import add_lora, is_adapted
 from hf_lm.report import in_hours, peak_memory_bytes
+from hf_lm.resolving import Resolved
 from hf_lm.training import forecast as forecasting
 from hf_lm.training.forecast import (
     AROUND,
     UTILISATION,
     Step,
+    checkpoints_activations,
     filled,
     fresh_optimizer,
     longest_batch,
@@ -44,268 +38,8 @@ from hf_lm.training.forecast import (
 from hf_lm.training.monitor import peak_flops
 from hf_lm.training.trainer import Trainer
 
-GIB = 2**30
-
-
-@dataclass(frozen=True)
-class Device:
-    """`memory` in bytes; `flops` a second of matrix products by precision, dense; `watts` at full load, 0: unknown."""
-
-    name: str
-    memory: int
-    flops: dict[str, float]
-    watts: int = 0
-
-
-def _gpu(name: str, gib: float, half: float, single: float, watts: int) -> Device:
-    return Device(name, int(gib * GIB), {"half": half * 1e12, "float32": single * 1e12}, watts)
-
-
-# Memory in GiB that the driver reports, TFLOP/s in bfloat16 (T4 and V100: float16) with float32 accumulation and
-# without sparsity, TFLOP/s in float32 without TF32, and board power in watts, from the makers' data sheets: NVIDIA
-# H200, H100, A100, L40S, L4, A10, T4, V100 product pages; Ada and Blackwell GeForce architecture papers, GA102 paper;
-# AMD MI300X data sheet.
-GPUS = {
-    gpu.name: gpu
-    for gpu in (
-        _gpu("b200", 179, 2250, 75, 1000),
-        _gpu("h200", 140, 989, 67, 700),
-        _gpu("h100", 79, 989, 67, 700),
-        _gpu("h100-pcie", 79, 756, 51, 350),
-        _gpu("a100-80gb", 79, 312, 19.5, 400),
-        _gpu("a100-40gb", 39, 312, 19.5, 400),
-        _gpu("l40s", 44, 362, 91.6, 350),
-        _gpu("l4", 22, 121, 30.3, 72),
-        _gpu("a10", 22, 125, 31.2, 150),
-        _gpu("t4", 14.6, 65, 8.1, 70),
-        _gpu("v100", 15.8, 125, 15.7, 300),
-        _gpu("rtx5090", 31, 209.5, 104.8, 575),
-        _gpu("rtx4090", 23.5, 165.2, 82.6, 450),
-        _gpu("rtx3090", 23.5, 71, 35.6, 350),
-        _gpu("mi300x", 191, 1307, 163.4, 750),
-    )
-}
-WITHOUT_BF16 = ("t4", "v100")
-
-# What a GPU holds beside the tensors: CUDA's context and the work spaces of its libraries; and what the caching
-# allocator cannot use of the rest. Assumed, not measured (docs/plan.md).
-CONTEXT, USABLE = int(0.8 * GIB), 0.95
 LORA_RANK = 16  # of the LoRA that a plan proposes
 DEVICES = (2, 4, 8, 16, 32, 64)  # over which it proposes to shard
-SAMPLED = 32_000_000  # bytes of training text above which only the first documents are tokenized
-SAMPLE = 8_000_000  # bytes of them
-
-
-# The run
-
-
-@dataclass
-class Resolved:
-    """What a recipe hands to `fit`, the model on the meta device; `scale`: how many times more data than was read."""
-
-    recipe: str
-    model: nn.Module
-    task: Any
-    args: Any
-    arguments: dict[str, Any]  # as run.yaml has them
-    bits: int = 0  # in which a frozen base is held; 0: in full
-    scale: float = 1.0
-    assumed: list[str] = field(default_factory=list)
-
-
-def recipe_path(recipe: str) -> Path:
-    """The file of a recipe, by its name or its path. Raises ValueError that names those there are."""
-    if recipe.endswith(".py") and Path(recipe).is_file():
-        return Path(recipe)
-    folders = [Path(__file__).parent.parent / "recipes", Path(__file__).parent / "recipes"]
-    found = {path.stem: path for folder in folders for path in sorted(folder.glob("*.py"))}
-    if recipe not in found:
-        near = difflib.get_close_matches(recipe, found, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"there is no recipe {recipe!r}; there are {', '.join(found)}, or a path to one.{hint}")
-    return found[recipe]
-
-
-def resolve(recipe: str, argv: Sequence[str], *, tokens: int = 0, bf16: bool | None = None) -> Resolved:
-    """Run a recipe with its arguments up to `fit`, without weights.
-
-    With `tokens` no data is read: text of the demo stands in for it, and so many tokens of it are trained on in an
-    epoch. `bf16` says whether the device multiplies in bfloat16; None asks this machine. A wrong argument ends the
-    process as it does in the recipe; ValueError for a recipe that does not end in `fit`.
-    """
-    path, found = recipe_path(recipe), []
-
-    def caught(model: nn.Module, task: Any, training_args: Any, **_: Any) -> dict:
-        found.append((model, task, training_args))
-        return {}
-
-    data = _Data(tokens)
-    seams = {
-        "hf_lm.training.fit": {"fit": caught},
-        "hf_lm.models.checkpoints": {"_load_weights": _without_weights, "_is_causal": lambda model: True},
-        **data.seams(),
-    }
-    if bf16 is not None:
-        seams["hf_lm.arguments"] = {"bf16_is_fast": lambda: bf16}
-    hook, command_line = sys.excepthook, sys.argv
-    try:
-        sys.argv = [str(path), *argv]
-        with _replaced(seams), _empty_pairs(), init_empty_weights():
-            runpy.run_path(str(path), run_name="__main__")
-    finally:
-        sys.argv, sys.excepthook = command_line, hook
-    if not found:
-        raise ValueError(f"the recipe {recipe} does not end in `fit`, which is what a plan is made of.")
-    model, task, args = found[0]
-    plain = model.get_base_model() if is_adapted(model) else model
-    plain.tie_weights()  # building without memory parts what is tied
-    return Resolved(
-        path.stem, model, task, args, args.run, int(args.run.get("quantize") or 0), **data.about(task, args)
-    )
-
-
-@contextlib.contextmanager
-def _replaced(seams: dict[str, dict[str, Any]]) -> Iterator[None]:
-    """Modules with some of their names bound to other values; a recipe that is run meanwhile imports those."""
-    before = {(module, name): getattr(import_module(module), name) for module in seams for name in seams[module]}
-    try:
-        for module, name in before:
-            setattr(sys.modules[module], name, seams[module][name])
-        yield
-    finally:
-        for (module, name), value in before.items():
-            setattr(sys.modules[module], name, value)
-
-
-def _without_weights(auto_class: type, name_or_path: str, config: Any, **_: Any) -> tuple[Any, dict]:
-    model = auto_class.from_config(config)
-    model.name_or_path = name_or_path
-    return model, {"missing_keys": set()}
-
-
-@contextlib.contextmanager
-def _empty_pairs() -> Iterator[None]:
-    """An encoder that serves as both sides of an encoder-decoder, without its weights."""
-    from transformers import EncoderDecoderConfig, EncoderDecoderModel
-
-    def pair(encoder: str, decoder: str, **_: Any) -> EncoderDecoderModel:
-        sides = checkpoints.load_config(encoder), checkpoints.load_config(decoder)
-        return EncoderDecoderModel(EncoderDecoderConfig.from_encoder_decoder_configs(*sides))
-
-    before = EncoderDecoderModel.__dict__["from_encoder_decoder_pretrained"]
-    EncoderDecoderModel.from_encoder_decoder_pretrained = staticmethod(pair)
-    try:
-        yield
-    finally:
-        EncoderDecoderModel.from_encoder_decoder_pretrained = before
-
-
-def _guess_column(rows: Any, asked: str, guesses: Sequence[str], **_: Any) -> str:
-    return next(name for name in guesses if name in rows[0])
-
-
-# Stand-in rows have the columns that tasks guess, not those of the data.
-TASKS_GUESS = {
-    f"hf_lm.tasks.{task}": {"pick_column": _guess_column}
-    for task in ("sentiment", "question_answering", "translation", "summarization")
-}
-
-
-class _Data:
-    """Where a plan takes its data from: as the run does, but of a large corpus only the first documents are tokenized;
-    with `tokens`, from the demo.
-    """
-
-    def __init__(self, tokens: int) -> None:
-        from hf_lm.data import sources, tables
-        from hf_lm.tasks import language_modelling
-
-        self.tokens, self.size = tokens, 0
-        self.share: dict[str, float] = {}  # split -> how many times larger it is than what was read of it
-        self._corpus, self._table = sources.load_corpus, tables.load_table
-        self._tokenize = language_modelling.tokenize_documents
-        self._aside = tempfile.TemporaryDirectory()
-
-    def seams(self) -> dict[str, dict[str, Any]]:
-        return {
-            "hf_lm.data.sources": {"load_corpus": self.corpus},
-            "hf_lm.data.tables": {"load_table": self.table},
-            "hf_lm.tasks.language_modelling": {"tokenize_documents": self.tokenize},
-        } | (TASKS_GUESS if self.tokens else {})
-
-    def corpus(self, dataset: str, **options: Any) -> Any:
-        if self.tokens:
-            return self._corpus("demo")
-        with _ask_for_tokens():
-            corpus = self._corpus(dataset, **options)
-        self.size = corpus.size
-        return corpus
-
-    def table(self, dataset: str, **options: Any) -> Any:
-        if self.tokens:
-            return _stand_in()
-        with _ask_for_tokens():
-            return self._table(dataset, **options)
-
-    def tokenize(self, documents: Any, *, folder: Path, name: str = "text", **options: Any) -> Any:
-        if self.size <= SAMPLED or folder.is_dir():
-            return self._tokenize(documents, folder=folder, name=name, **options)
-        taken = [0]
-
-        def some() -> Iterator[str]:
-            for text in documents:
-                taken[0] += len(text.encode())
-                yield text
-                if taken[0] >= SAMPLE:
-                    return
-
-        stream = self._tokenize(some(), folder=Path(self._aside.name) / name, name=name, **options)
-        whole = self.size if name == "train" else 0.05 * self.size
-        self.share[name] = max(1.0, whole / taken[0]) if taken[0] >= SAMPLE else 1.0
-        return stream
-
-    def about(self, task: Any, args: Any) -> dict[str, Any]:
-        lengths = forecasting.lengths_of(task)
-        if self.tokens:
-            said = (
-                f"{self.tokens:,} tokens an epoch, as --tokens says: no data was read, rows are as long as they may be"
-            )
-            return {"scale": self.tokens / max(1, sum(lengths)), "assumed": [said]}
-        if scale := self.share.get("train"):
-            said = f"tokens of train from its {self.size / 1e6:,.0f} MB and the first {SAMPLE / 1e6:.0f} MB tokenized"
-            return {"scale": scale, "assumed": [said]}
-        return {}
-
-
-@contextlib.contextmanager
-def _ask_for_tokens() -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        if "was not loaded from the Hub" not in str(error):
-            raise
-        raise ValueError(
-            f"{error} To plan without the data, say how many training tokens it has: --tokens N."
-        ) from None
-
-
-def _stand_in() -> Any:
-    """Labelled rows for any task where the data is not read: text of the demo, longer than any task keeps."""
-    from hf_lm.data.demos import documentation
-    from hf_lm.data.tables import Table
-
-    long = [row["text"] for row in documentation() if len(row["text"]) > 4000]
-    rows = []
-    for i, text in enumerate(long[:200]):
-        text = (text * 8)[:20_000]
-        first = text.split()[0]
-        row = dict.fromkeys(("text", "source", "target", "document", "summary", "context"), f"{i}. {text}")
-        row |= {"question": text[:60], "answers": [{"text": first, "answer_start": row["context"].index(first)}]}
-        rows.append(row | {"id": str(i), "label": str(i % 2)})
-    return Table("stand-in", "", {"train": rows[20:], "validation": rows[:10], "test": rows[10:20]})
-
-
-# The plan
 
 
 @dataclass
@@ -374,34 +108,6 @@ class Plan:
         }
 
 
-def find_gpu(name: str) -> Device:
-    """A device of GPUS by its name, however it is spelt. Raises ValueError with the closest name."""
-    plain = re.sub(r"nvidia|geforce|amd|instinct|tesla|sxm\d?|[\s_]|^-|-$", "", name.lower())
-    found = {re.sub(r"-", "", key): gpu for key, gpu in GPUS.items()}
-    if (plain := plain.replace("-", "")) in found:
-        return found[plain]
-    near = difflib.get_close_matches(plain, found, n=1, cutoff=0.4)
-    near = near or [key for key in found if plain and key.startswith(plain)]
-    hint = f" Did you mean {found[near[0]].name!r}?" if near else ""
-    raise ValueError(f"--gpu {name}: no such GPU is known; there are {', '.join(GPUS)}.{hint}")
-
-
-def present_device() -> Device:
-    """The GPU of this machine, else its CPU with the memory that is free."""
-    if torch.cuda.is_available():
-        about = torch.cuda.get_device_properties(0)
-        with contextlib.suppress(ValueError):
-            return replace(find_gpu(about.name.split()[-1]), name=about.name, memory=about.total_memory)
-        return Device(about.name, about.total_memory, {})
-    return cpu()
-
-
-def cpu() -> Device:
-    import psutil
-
-    return Device("cpu", psutil.virtual_memory().available, {})
-
-
 def make_plan(
     run: Resolved,
     device: Device,
@@ -423,9 +129,8 @@ def make_plan(
         args = copy.copy(args)
         args.output_dir, args.report_to = folder, []
 
-        def needs(model: nn.Module, rows: int, checkpointing: bool, bits: int, n: int = 1) -> tuple[Step, int]:
-            """A step of a variation of the run, and the bytes that it needs on each of n devices."""
-            trainer = _trainer(_Weightless, model, task, args)
+        def step_of(one: Variation, rows: int) -> Step:
+            model, trainer = one.model, _trainer(_Weightless, one.model, task, args)
             accumulation = args.gradient_accumulation_steps * -(-args.per_device_train_batch_size // rows)
             step = measure_step(
                 model,
@@ -433,15 +138,17 @@ def make_plan(
                 loss=task.loss,
                 optimizer=lambda model: fresh_optimizer(trainer, model),
                 dtype=dtype,
-                checkpointing=checkpointing,
+                checkpointing=one.checkpointing,
                 accumulation=accumulation,
             )
-            if bits:
-                step = quantized(step, model, bits)
-            return step, needed(step, device, model=model, n=n)
+            return quantized(step, model, one.bits) if one.bits else step
 
-        rows, checkpointing = args.per_device_train_batch_size, bool(args.gradient_checkpointing)
-        step, bytes_needed = needs(run.model, rows, checkpointing, run.bits)
+        def needs(one: Variation, rows: int) -> int:
+            return needed(step_of(one, rows), device, model=one.model, n=one.devices)
+
+        variations, rows = variations_of(run), args.per_device_train_batch_size
+        step = step_of(variations[0], rows)
+        bytes_needed = needed(step, device, model=run.model)
         work = forecasting.work_of(task, args, scale=run.scale)
         flops = device.flops.get("float32" if dtype == torch.float32 else "half")
         flops = flops or peak_flops(torch.device("cpu") if is_cpu else args.device, dtype)
@@ -456,7 +163,8 @@ def make_plan(
         else:
             assumed.insert(0, f"{utilisation:.0%} of the device's matrix speed, {flops / 1e12:,.3g} TFLOP/s")
         fits = bytes_needed <= device.memory
-        changes = [] if fits else propose(run, needs, device.memory)
+        accumulation = args.gradient_accumulation_steps
+        changes = [] if fits else propose(variations, needs, device.memory, rows=rows, accumulation=accumulation)
     return Plan(
         recipe=run.recipe,
         architecture=type(run.model.get_base_model() if is_adapted(run.model) else run.model).__name__,
@@ -464,7 +172,7 @@ def make_plan(
         present=present,
         method="full" if not is_adapted(run.model) else "QLoRA" if run.bits else "LoRA",
         precision={torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "float32"),
-        checkpointing=checkpointing,
+        checkpointing=variations[0].checkpointing,
         parts=parameters_by_part(run.model),
         memory=_kinds(step, device, bytes_needed),
         needed=bytes_needed,
@@ -552,72 +260,84 @@ def quantized(step: Step, model: nn.Module, bits: int) -> Step:
     return replace(step, memory=memory)
 
 
-def propose(run: Resolved, needs: Callable[..., tuple[Step, int]], memory: int) -> list[Change]:
-    """What could be changed, in the order of what it costs, up to the first change that fits `memory`.
+@dataclass(frozen=True)
+class Variation:
+    """A run with something changed: its name for people, what is then trained how, and the recipe's options for it."""
 
-    A smaller batch with accumulation costs nothing but speed; activation checkpointing a second forward; LoRA and
-    QLoRA another kind of training; sharding more devices. Each is tried with the batch as it is and then smaller.
+    name: str
+    model: nn.Module
+    checkpointing: bool
+    bits: int
+    devices: int
+    options: dict[str, Any]
+
+
+def variations_of(run: Resolved) -> list[Variation]:
+    """What can be changed about a run, in the order of what it costs.
+
+    Activation checkpointing costs a second forward; LoRA and QLoRA are another kind of training, offered where the
+    recipe has it and starts from a checkpoint; sharding takes more devices. Each keeps the checkpointing before it.
     """
-    args, whole = run.args, run.args.per_device_train_batch_size
-    plain = run.model.get_base_model() if is_adapted(run.model) else run.model
-    lora = {"lora_rank": LORA_RANK}
-    variations: list[tuple[str, nn.Module, bool, int, int, dict[str, Any]]] = []
-    saving = bool(args.gradient_checkpointing) or not plain.supports_gradient_checkpointing
-    variations.append(("", run.model, bool(args.gradient_checkpointing), run.bits, 1, {}))
-    checkpoint = {} if saving else {"activation_checkpointing": True}
-    on = plain.supports_gradient_checkpointing
-    if not saving:
-        variations.append(("activation checkpointing", run.model, on, run.bits, 1, checkpoint))
+    checkpointing, model = checkpoints_activations(run.args), run.model
+    plain = model.get_base_model() if is_adapted(model) else model
+    found = [Variation("", model, checkpointing, run.bits, 1, {})]
+    options: dict[str, Any] = {}
+    if plain.supports_gradient_checkpointing and not checkpointing:
+        checkpointing, options = True, {"activation_checkpointing": True}
+        found.append(Variation("activation checkpointing", model, True, run.bits, 1, options))
+    adapted, rank = model, {}
     if "lora_rank" in run.arguments and run.arguments.get("model") and not run.bits:
-        adapted = run.model
-        if not is_adapted(run.model):
-            adapted = add_lora(copy.deepcopy(run.model), rank=LORA_RANK)
-            variations.append((f"LoRA of rank {LORA_RANK}", adapted, on, 0, 1, checkpoint | lora))
+        if not is_adapted(model):
+            adapted, rank = add_lora(copy.deepcopy(model), rank=LORA_RANK), {"lora_rank": LORA_RANK}
+            found.append(Variation(f"LoRA of rank {LORA_RANK}", adapted, checkpointing, 0, 1, options | rank))
         if "quantize" in run.arguments:
-            variations.append(("QLoRA in 4 bits", adapted, on, 4, 1, checkpoint | lora | {"quantize": 4}))
+            found.append(Variation("QLoRA in 4 bits", adapted, checkpointing, 4, 1, options | rank | {"quantize": 4}))
     for n in DEVICES:
-        variations.append((f"sharding over {n} devices (FSDP)", run.model, on, run.bits, n, checkpoint))
+        found.append(Variation(f"sharding over {n} devices (FSDP)", model, checkpointing, run.bits, n, options))
+    return found
 
+
+def propose(
+    variations: Sequence[Variation],
+    needs: Callable[[Variation, int], int],
+    memory: int,
+    *,
+    rows: int,
+    accumulation: int = 1,
+) -> list[Change]:
+    """The changes tried up to the first that fits `memory`: each with the batch as it is, then with smaller ones.
+
+    `needs(variation, rows)` is in bytes. A smaller batch is accumulated to the same, so that training does not change.
+    """
     tried: list[Change] = []
-    for name, model, checkpointing, bits, n, options in variations:
-        rows = whole
-        smallest = None
-        while rows:
-            if name or rows < whole:
-                if rows < whole and smallest is None:  # is there a batch that fits at all?
-                    smallest = needs(model, 1, checkpointing, bits, n)[1]
-                    if smallest > memory:
-                        tried.append(_change(name, checkpointing, 1, whole, args, options, smallest, memory))
-                        break
-                change = _change(
-                    name,
-                    checkpointing,
-                    rows,
-                    whole,
-                    args,
-                    options,
-                    needs(model, rows, checkpointing, bits, n)[1],
-                    memory,
-                )
-                if change.fits or rows == whole:
-                    tried.append(change)
-                if change.fits:
-                    return tried
-            rows //= 2
+
+    def change(one: Variation, few: int) -> Change:
+        options, said = dict(one.options), [one.name] if one.name else []
+        if one.checkpointing and "activation_checkpointing" in options and one.name != "activation checkpointing":
+            said.append("activation checkpointing")
+        if few < rows:
+            times = accumulation * -(-rows // few)
+            options |= {"per_device_train_batch_size": few, "gradient_accumulation_steps": times}
+            said.append(f"batches of {few} accumulated {times} times")
+        bytes_needed = needs(one, few)
+        return Change(" + ".join(said), bytes_needed, bytes_needed <= memory, options)
+
+    halved = [rows >> i for i in range(rows.bit_length())]
+    for one in variations:
+        sizes = halved if one.name else halved[1:]
+        if not sizes:
+            continue
+        tried.append(change(one, sizes[0]))
+        if tried[-1].fits:
+            return tried
+        smallest = change(one, sizes[-1])
+        if not smallest.fits:
+            tried += [smallest] * (len(sizes) > 1)
+            continue
+        for few in sizes[1:]:
+            if (found := change(one, few)).fits:
+                return [*tried, found]
     return tried
-
-
-def _change(
-    name: str, checkpointing: bool, rows: int, whole: int, args: Any, options: dict, needed: int, memory: int
-) -> Change:
-    said = [name] if name else []
-    if checkpointing and not args.gradient_checkpointing and name != "activation checkpointing":
-        said.append("activation checkpointing")
-    if rows < whole:
-        accumulation = args.gradient_accumulation_steps * -(-whole // rows)
-        options = options | {"per_device_train_batch_size": rows, "gradient_accumulation_steps": accumulation}
-        said.append(f"batches of {rows} accumulated {accumulation} times")
-    return Change(" + ".join(said), needed, needed <= memory, options)
 
 
 def _kinds(step: Step, device: Device, needed: int) -> dict[str, int]:
@@ -711,7 +431,7 @@ def _measure_some(task: Any, model: nn.Module, rows: int = 32) -> tuple[int, flo
 
 def show(plan: Plan) -> str:
     """The plan as a table that is read in ten seconds."""
-    where = "this machine" if plan.present else "assumed"
+    where = "this machine" if plan.present else "by its data sheet"
     total = sum(part["parameters"] for part in plan.parts.values())
     trained = sum(part["trainable"] for part in plan.parts.values())
     kind = f"{plan.method}, {plan.precision}" + (", activation checkpointing" if plan.checkpointing else "")
@@ -742,7 +462,8 @@ def show(plan: Plan) -> str:
     lines += [
         "",
         f"Data        {plan.tokens_per_epoch:>15,} tokens, {plan.steps_per_epoch:,} steps an epoch (batch: {batch})",
-        f"Training    {plan.tokens:>15,} tokens, {plan.steps:,} steps, {_flops(plan.flops)}",
+        f"Training    {plan.tokens:>15,} tokens, {plan.steps:,} steps, "
+        f"{plan.steps / plan.steps_per_epoch:.3g} epochs, {_flops(plan.flops)}",
         f"Time        {in_hours(plan.seconds):>15} = "
         + " + ".join(f"{in_hours(seconds)} {name}" for name, seconds in plan.times.items()),
     ]
@@ -768,7 +489,9 @@ def _bar(part: float, whole: float, width: int = 24) -> str:
 
 
 def _size(size: float) -> str:
-    return f"{size / GIB:,.1f} GiB" if size >= 10 * GIB else f"{size / 2**20:,.0f} MiB"
+    if size >= 10 * GIB:
+        return f"{size / GIB:,.1f} GiB"
+    return f"{size / 2**20:,.0f} MiB" if size >= 10 * 2**20 else f"{size / 2**10:,.0f} KiB"
 
 
 def _flops(count: float) -> str:

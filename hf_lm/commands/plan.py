@@ -35,7 +35,9 @@ def run(args: argparse.Namespace) -> None:
     except argparse.ArgumentError as error:
         raise ValueError(str(error)) from None
 
-    from hf_lm.planning import WITHOUT_BF16, cpu, find_gpu, make_plan, present_device, resolve, show
+    from hf_lm.devices import WITHOUT_BF16, cpu, find_gpu, present_device
+    from hf_lm.planning import make_plan, show
+    from hf_lm.resolving import resolve
 
     if options.gpu and options.device:
         raise ValueError("--gpu and --device cpu name two devices; give one.")

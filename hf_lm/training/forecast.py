@@ -203,8 +203,8 @@ def _measure_step(model, batch, loss, optimizer, dtype, checkpointing, accumulat
     model = fake(model, mode).train()
     model.config.use_cache = False
     if checkpointing:
-        # Without the random state, which fake tensors have none of.
-        model.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+        enable({"use_reentrant": False, "preserve_rng_state": False})  # fake tensors have no random state
         if hasattr(model, "enable_input_require_grads") and not all(p.requires_grad for p in model.parameters()):
             model.enable_input_require_grads()
     head = model.get_output_embeddings()
@@ -354,13 +354,18 @@ def forecast(trainer: Any, task: Any) -> dict[str, float]:
         loss=task.loss,
         optimizer=lambda model: fresh_optimizer(trainer, model),
         dtype=precision(args),
-        checkpointing=bool(args.gradient_checkpointing),
+        checkpointing=checkpoints_activations(args),
         accumulation=args.gradient_accumulation_steps,
     )
     times = work_of(task, args).seconds(step, UTILISATION * peak_flops(args.device, precision(args)))
     live = max(step.peak, step.proofs)
     peak = live if args.device.type != "cpu" else resident(live - step.memory["weights"])
     return {"seconds": sum(times.values()), "peak_memory_bytes": peak}
+
+
+def checkpoints_activations(args: Any) -> bool:
+    """Whether a run recomputes activations; transformers is renaming the argument."""
+    return bool(getattr(args, "activation_checkpointing", None) or args.gradient_checkpointing)
 
 
 def precision(args: Any) -> torch.dtype:
