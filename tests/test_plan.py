@@ -1,4 +1,4 @@
-"""A plan counts what the real model, optimizer and step take, and proposes the first change that fits; budgets hold."""
+"""A plan counts what the real model, optimizer and step take, and proposes what fits first; budgets hold."""
 
 import copy
 import math
@@ -37,7 +37,7 @@ from hf_lm.models.recurrent import RecurrentConfig, RecurrentLMHeadModel
 from hf_lm.planning import Variation, make_plan, propose, quantized, show
 from hf_lm.report import plan_in_words
 from hf_lm.resolving import resolve
-from hf_lm.training.budget import SPENT, StopAtBudget
+from hf_lm.training.budget import SPENT, WRITING, StopAtBudget
 from hf_lm.training.checkpoints import find_checkpoint
 from hf_lm.training.forecast import fresh_optimizer, measure_step, parameters_by_part
 from hf_lm.training.monitor import flops_per_token
@@ -139,7 +139,7 @@ def test_parts_of_a_gpt2_are_those_of_its_formula_and_lora_trains_what_peft_trai
 # FLOPs
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "bert-class", "bart", "t5"])
+@pytest.mark.parametrize("name", ["gpt2", "bert-class", "bart"])
 def test_flops_of_a_fake_step_are_those_that_torch_counts_in_a_real_one(name):
     model = SHAPES[name]()
     model.set_attn_implementation("eager")  # whose products torch's own counter knows on a CPU
@@ -318,7 +318,7 @@ def test_calibration_runs_real_steps_and_takes_their_time(tiny, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("recipe", ["sentiment", "question_answering", "translation", "summarization"])
+@pytest.mark.parametrize("recipe", ["sentiment", "question_answering", "translation"])
 def test_with_tokens_no_data_is_read_and_every_row_is_as_long_as_it_may_be(recipe):
     options = ["--dataset", "someone/unreachable", "--use_cpu", "true", "--num_train_epochs", "1"]
     run = resolve(recipe, options, tokens=100_000)
@@ -374,15 +374,25 @@ def test_a_budget_ends_training_with_a_complete_checkpoint_that_resumes_to_the_s
     transformers.set_seed(0)
     uninterrupted = make_trainer()
     uninterrupted.train()
-    time = iter(range(10_000))
-    trainer = make_trainer()
-    budget = StopAtBudget(20.0, started=0.0, checkpoint_bytes=0, clock=lambda: float(next(time)))
+    trainer, now = make_trainer(), [0.0]
+    work, write = trainer.training_step, trainer._save_checkpoint
+
+    def slow_step(*arguments, **keywords):
+        now[0] += 2
+        return work(*arguments, **keywords)
+
+    def slow_saving(*arguments, **keywords):
+        write(*arguments, **keywords)
+        now[0] += 3
+
+    trainer.training_step, trainer._save_checkpoint = slow_step, slow_saving
+    budget = StopAtBudget(20.0, started=0.0, checkpoint_bytes=int(3 * WRITING), clock=lambda: now[0])
     trainer.add_callback(budget)
     trainer.train()
     assert budget.reached
     stopped = trainer.state.global_step
-    assert 1 < stopped < 12
-    assert next(time) < 20  # saving included
+    assert stopped == 8  # after it 4 s are left: a step and the saving would not be certain to fit
+    assert now[0] <= 20
     checkpoint = find_checkpoint("latest", tmp_path / "run")
     assert checkpoint.name == f"checkpoint-{stopped}"
     resumed = make_trainer()
