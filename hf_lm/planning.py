@@ -149,7 +149,7 @@ def make_plan(
         variations, rows = variations_of(run), args.per_device_train_batch_size
         step = step_of(variations[0], rows)
         bytes_needed = needed(step, device, model=run.model)
-        work = forecasting.work_of(task, args, scale=run.scale)
+        work = forecasting.work_of(task, args, scales=run.scales)
         flops = device.flops.get("float32" if dtype == torch.float32 else "half")
         flops = flops or peak_flops(torch.device("cpu") if is_cpu else args.device, dtype)
         times = work.seconds(step, flops * utilisation)

@@ -24,7 +24,7 @@ SAMPLE = 8_000_000  # bytes of them
 
 @dataclass
 class Resolved:
-    """What a recipe hands to `fit`, the model on the meta device; `scale`: how many times more data than was read."""
+    """What a recipe hands to `fit`, the model on the meta device. `scales`: see hf_lm.training.forecast.work_of."""
 
     recipe: str
     model: nn.Module
@@ -32,7 +32,7 @@ class Resolved:
     args: Any
     arguments: dict[str, Any]  # as run.yaml has them
     bits: int = 0  # in which a frozen base is held; 0: in full
-    scale: float = 1.0
+    scales: dict[str, float] = field(default_factory=dict)
     assumed: list[str] = field(default_factory=list)
 
 
@@ -135,8 +135,9 @@ TASKS_GUESS = {
 
 
 class _Data:
-    """Where a plan takes its data from: as the run does, but of a large corpus only the first documents are tokenized;
-    with `tokens`, from the demo.
+    """Where a plan takes its data from: as the run does, but of a large corpus only the first documents are tokenized.
+
+    With `tokens` the demo's text stands in for the data.
     """
 
     def __init__(self, tokens: int) -> None:
@@ -144,7 +145,7 @@ class _Data:
         from hf_lm.tasks import language_modelling
 
         self.tokens, self.size = tokens, 0
-        self.share: dict[str, float] = {}  # split -> how many times larger it is than what was read of it
+        self.scales: dict[str, float] = {}  # split -> how many times larger it is than what was read of it
         self._corpus, self._table = sources.load_corpus, tables.load_table
         self._tokenize = language_modelling.tokenize_documents
         self._aside = tempfile.TemporaryDirectory()
@@ -184,7 +185,7 @@ class _Data:
 
         stream = self._tokenize(some(), folder=Path(self._aside.name) / name, name=name, **options)
         whole = self.size if name == "train" else 0.05 * self.size
-        self.share[name] = max(1.0, whole / taken[0]) if taken[0] >= SAMPLE else 1.0
+        self.scales[name] = max(1.0, whole / taken[0]) if taken[0] >= SAMPLE else 1.0
         return stream
 
     def about(self, task: Any, args: Any) -> dict[str, Any]:
@@ -195,10 +196,10 @@ class _Data:
             said = (
                 f"{self.tokens:,} tokens an epoch, as --tokens says: no data was read, rows are as long as they may be"
             )
-            return {"scale": self.tokens / max(1, sum(lengths)), "assumed": [said]}
-        if scale := self.share.get("train"):
+            return {"scales": {"train": self.tokens / max(1, sum(lengths))}, "assumed": [said]}
+        if self.scales:
             said = f"tokens of train from its {self.size / 1e6:,.0f} MB and the first {SAMPLE / 1e6:.0f} MB tokenized"
-            return {"scale": scale, "assumed": [said]}
+            return {"scales": self.scales, "assumed": [said]}
         return {}
 
 

@@ -10,7 +10,7 @@ import math
 import sys
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -299,9 +299,13 @@ def longest_batch(task: Any, rows: int) -> dict[str, torch.Tensor]:
     return task.collate([task.train_dataset[i] for i in longest])
 
 
-def work_of(task: Any, args: Any, *, scale: float = 1.0) -> Work:
-    """What a run over a task reads, in training as the Trainer counts its steps; `scale`: for how much more data."""
-    lengths, rows = lengths_of(task), args.per_device_train_batch_size
+def work_of(task: Any, args: Any, *, scales: Mapping[str, float] | None = None) -> Work:
+    """What a run over a task reads, in training as the Trainer counts its steps.
+
+    `scales` says of a split how many times larger it is than what the task holds of it.
+    """
+    lengths, rows, scales = lengths_of(task), args.per_device_train_batch_size, scales or {}
+    scale = scales.get("train", 1.0)
     batches = math.ceil(scale * len(lengths) / (rows * args.world_size))
     epoch = max(1, math.ceil(batches / args.gradient_accumulation_steps))
     steps = args.max_steps if args.max_steps > 0 else max(1, math.ceil(epoch * args.num_train_epochs))
@@ -313,14 +317,14 @@ def work_of(task: Any, args: Any, *, scale: float = 1.0) -> Work:
     elif strategy == "steps" and args.eval_steps:
         every = args.eval_steps if args.eval_steps >= 1 else max(1, round(args.eval_steps * steps))
         times = max(1, int(steps // every) + (steps % every > 0 and not args.load_best_model_at_end))
-    measured = times * tokens_measured(task, "validation")
-    measured += tokens_measured(task, "test") if "test" in task.splits else 0
+    measured = times * tokens_measured(task, "validation") * scales.get("validation", 1.0)
+    measured += tokens_measured(task, "test") * scales.get("test", 1.0) if "test" in task.splits else 0
     return Work(
         steps=steps,
         steps_per_epoch=epoch,
         tokens=int(per_epoch * steps / epoch),
         tokens_per_epoch=per_epoch,
-        measured=measured,
+        measured=int(measured),
         longest=max(1, sum(sorted(lengths, reverse=True)[:rows])),
         world_size=args.world_size,
     )
