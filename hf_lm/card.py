@@ -225,7 +225,7 @@ def _training(report: dict[str, Any], folder: Path) -> str:
             f"measured matrix speed; peak memory {speed['peak_memory_bytes'] / 2**20:,.0f} MiB."
         )
     if said := plan_in_words(report):
-        lines[-1] += f" It was {said}."
+        lines[-1] += f" {said}."
     if (folder / "run.yaml").is_file():
         run = yaml.safe_load((folder / "run.yaml").read_text(encoding="utf-8"))
         # Paths of the machine that trained it tell a reader nothing and may tell too much.

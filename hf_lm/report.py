@@ -108,7 +108,7 @@ def plan_in_words(report: dict[str, Any]) -> str:
     if not plan or not memory:
         return ""
     return (
-        f"planned {in_hours(plan['seconds'])} and {plan['peak_memory_bytes'] / 2**20:,.0f} MiB, "
+        f"Planned {in_hours(plan['seconds'])} and {plan['peak_memory_bytes'] / 2**20:,.0f} MiB, "
         f"measured {in_hours(report['seconds'])} and {memory / 2**20:,.0f} MiB"
     )
 
@@ -181,7 +181,7 @@ def show_report(report: dict[str, Any], folder: str | Path) -> None:
             f"peak memory {speed['peak_memory_bytes'] / 2**20:,.0f} MiB, {report['seconds']:.0f} s in all"
         )
     if said := plan_in_words(report):
-        lines.append(said[0].upper() + said[1:])
+        lines.append(said)
     lines.append(
         f"Proofs passed: {', '.join(passed) or 'none'}" + (f"; left out: {', '.join(skipped)}" if skipped else "")
     )

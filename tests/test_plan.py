@@ -429,4 +429,4 @@ def test_the_report_says_plan_and_measurement_in_one_line():
     report = {"seconds": 130.0, "speed": {"peak_memory_bytes": 2**30}}
     assert plan_in_words(report) == ""
     report["plan"] = {"seconds": 100.0, "peak_memory_bytes": 2**29}
-    assert plan_in_words(report) == "planned 100 s and 512 MiB, measured 2 minutes and 1,024 MiB"
+    assert plan_in_words(report) == "Planned 100 s and 512 MiB, measured 2 minutes and 1,024 MiB"

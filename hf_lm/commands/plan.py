@@ -27,7 +27,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     # Options may stand before or after the recipe's own; what is left is the recipe's.
-    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     add_options(own)
     own.set_defaults(**vars(args))
     try:
@@ -43,9 +43,12 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError("--gpu and --device cpu name two devices; give one.")
     if options.gpu and options.calibrate:
         raise ValueError(f"--calibrate runs steps on this machine, not on a {options.gpu}: leave one of the two out.")
-    device = find_gpu(options.gpu) if options.gpu else cpu() if options.device else present_device()
+    device = find_gpu(options.gpu) if options.gpu else present_device()
+    rest += ["--use_cpu", "true"] if options.device else []
     bf16 = device.name not in WITHOUT_BF16 if options.gpu else None
     resolved = resolve(options.recipe, rest, tokens=options.tokens, bf16=bf16)
+    if not options.gpu and resolved.args.device.type == "cpu":
+        device = cpu()
     plan = make_plan(
         resolved, device, present=not options.gpu, utilisation=options.utilisation, calibrate=options.calibrate
     )

@@ -116,7 +116,7 @@ class _Counter(TorchDispatchMode):
             return
         self.live[key] = [storage.nbytes(), kind]
         self.now += storage.nbytes()
-        weakref.finalize(storage, self._gone, key)
+        weakref.finalize(storage, self._gone, key).atexit = False
         self._keep_peak()
 
     def mark(self, tensor: torch.Tensor, kind: str) -> None:

@@ -56,7 +56,7 @@ def main() -> None:
             for calibrate in ([], ["--calibrate"]):
                 path = folder / f"plan-{number}{''.join(calibrate)}.json"
                 command = [sys.executable, "-m", "hf_lm.cli", "plan", recipe, *options, "--device", "cpu", *calibrate]
-                run([*command, "--use_cpu", "true", "--json", str(path)], path.with_suffix(".log"))
+                run([*command, "--json", str(path)], path.with_suffix(".log"))
                 plans.append(json.loads(path.read_text()))
             command = [sys.executable, f"recipes/{recipe}.py", *options, "--use_cpu", "true"]
             run([*command, "--output_dir", str(out), "--overwrite_output_dir", "true"], folder / f"run-{number}.log")
