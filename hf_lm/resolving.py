@@ -80,6 +80,8 @@ def resolve(recipe: str, argv: Sequence[str], *, tokens: int = 0, bf16: bool | N
     if not found:
         raise ValueError(f"the recipe {recipe} does not end in `fit`, which is what a plan is made of.")
     model, task, args = found[0]
+    if not (hasattr(task, "loss") and hasattr(task, "train_dataset")):
+        raise ValueError(f"the recipe {recipe} trains by another loss than one over labels: it cannot be planned.")
     plain = model.get_base_model() if is_adapted(model) else model
     plain.tie_weights()  # building without memory parts what is tied
     return Resolved(
