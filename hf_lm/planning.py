@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from transformers.pytorch_utils import Conv1D
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
@@ -373,6 +373,7 @@ def run_a_little(run: Resolved, args: Any, work: forecasting.Work) -> Measured:
     marks: list[tuple[float, int]] = []
     clock = _Clock(lambda: marks.append((time.perf_counter(), int(trainer.tokens_seen))))
     trainer.add_callback(clock)
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
     (begun, before), (ended, after) = marks[1], marks[-1]
     times = {"training": work.tokens * (ended - begun) / (after - before)}
@@ -400,20 +401,24 @@ def _random(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return torch.randn(tensor.shape, dtype=tensor.dtype, device=device).mul_(0.02)
 
 
-def _measure_some(task: Any, model: nn.Module, rows: int = 32) -> tuple[int, float]:
-    """Measure some rows of validation; returns the tokens read, as tokens_measured counts them, and the seconds."""
+def _measure_some(task: Any, model: nn.Module, *, documents: int = 32, tokens: int = 2**14) -> tuple[int, float]:
+    """Measure a batch or two of validation; returns the tokens read, as tokens_measured counts them, and the seconds.
+
+    So many tokens are a batch of an evaluation (hf_lm.data.batches): its memory is then seen too.
+    """
     task = copy.copy(task)
     if hasattr(task, "streams"):
         whole = task.streams["validation"]
-        few = min(rows, len(whole))
+        few = min(documents, len(whole))
         stop = int(whole.starts[few]) + 1 if few < len(whole) else whole.total
         part = replace(
             whole, tokens=whole.tokens[:stop], **{n: getattr(whole, n)[:few] for n in ("starts", "bytes", "words")}
         )
         task.streams = {"validation": part}
     else:
-        few = task.table.rows["validation"]
-        few = few[:: max(1, len(few) // rows)]
+        whole, encoded = task.table.rows["validation"], task.encoded["validation"]
+        rows = tokens * len(whole) // max(1, encoded.tokens) if not hasattr(task, "generation") else 64
+        few = whole[:: max(1, len(whole) // max(1, rows))]
         task.table = replace(task.table, rows={"validation": few})
         task.encoded = {"validation": task.encode(few)}
         if hasattr(

@@ -385,7 +385,15 @@ def fresh_optimizer(trainer: Any, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def resident(live: int, weights: int = 0) -> int:
-    """Peak resident memory of this process on a CPU once `live` bytes of tensors and `weights` are in it as well."""
+    """Peak resident memory of this process on a CPU once `live` bytes of tensors and `weights` are in it as well.
+
+    The plots that end a run bring their library, which is loaded here so that it counts.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot  # noqa: F401
+
     return max(peak_memory_bytes(), int(resident_now() + FIRST_USE + weights + FRAGMENTATION * live))
 
 
