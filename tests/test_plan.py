@@ -319,7 +319,9 @@ def test_calibration_runs_real_steps_and_takes_their_time(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("recipe", ["sentiment", "question_answering", "translation"])
-def test_with_tokens_no_data_is_read_and_every_row_is_as_long_as_it_may_be(recipe):
+def test_with_tokens_no_data_is_read_and_every_row_is_as_long_as_it_may_be(recipe, texts, monkeypatch):
+    long = [{"module": str(i), "text": " ".join(texts[i:] + texts[:i])} for i in range(len(texts))]
+    monkeypatch.setattr("hf_lm.data.demos.documentation", lambda: long)
     options = ["--dataset", "someone/unreachable", "--use_cpu", "true", "--num_train_epochs", "1"]
     run = resolve(recipe, options, tokens=100_000)
     plan = make_plan(run, find_gpu("h100"), present=False)
@@ -359,7 +361,7 @@ def make_trainer(model, stream, tmp_path):
     def make(max_steps: int = 12) -> Trainer:
         args = TrainingArguments(
             output_dir=str(tmp_path / "run"), use_cpu=True, max_steps=max_steps, learning_rate=1e-2, disable_tqdm=True,
-            report_to="none", save_strategy="no", per_device_train_batch_size=4,
+            eval_strategy="epoch", report_to="none", save_strategy="no", per_device_train_batch_size=4,
         )  # fmt: skip
         args.run = {"max_steps": max_steps}
         return Trainer(
@@ -386,6 +388,7 @@ def test_a_budget_ends_training_with_a_complete_checkpoint_that_resumes_to_the_s
         now[0] += 3
 
     trainer.training_step, trainer._save_checkpoint = slow_step, slow_saving
+    trainer.measure = lambda model: pytest.fail("there is no time for an evaluation")
     budget = StopAtBudget(20.0, started=0.0, checkpoint_bytes=int(3 * WRITING), clock=lambda: now[0])
     trainer.add_callback(budget)
     trainer.train()

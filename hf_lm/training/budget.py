@@ -43,6 +43,10 @@ class StopAtBudget(TrainerCallback):
             control.should_evaluate = False
         self._asked = self.clock()
 
+    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.reached:  # the Trainer takes a stop for the end of an epoch, and would measure and save once more
+            control.should_evaluate = control.should_save = False
+
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.saving = max(1.0, self.clock() - self._asked)
         self._last = self.clock()
