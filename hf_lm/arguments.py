@@ -6,6 +6,7 @@ tokens, so file and terminal share one validator, and a misspelt key or value en
 
 import difflib
 import json
+import math
 import os
 import re
 import sys
@@ -41,6 +42,13 @@ class TrainingArguments(transformers.TrainingArguments):
     sweep: int = field(
         default=0, metadata={"help": "try that many learning rates around the given one first, each a whole training"}
     )
+    max_hours: float = field(
+        default=0.0, metadata={"help": "stop with a checkpoint before the run has taken that many hours; 0: no limit"}
+    )
+    max_cost: float = field(
+        default=0.0, metadata={"help": "stop with a checkpoint before the run has cost more than that; 0: no limit"}
+    )
+    price_per_hour: float = field(default=0.0, metadata={"help": "of all devices together, in any currency"})
     skip_proofs: list[str] = field(
         default_factory=list, metadata={"help": "proofs to leave out, by name; the report then says so"}
     )
@@ -57,6 +65,17 @@ class TrainingArguments(transformers.TrainingArguments):
         if self.bf16 and not torch.accelerator.is_available():
             self.use_cpu = True  # or the parent says that bf16 needs a GPU
         super().__post_init__()
+        if self.max_cost and self.price_per_hour <= 0:
+            raise ValueError("--max_cost needs --price_per_hour, what an hour of the devices costs.")
+        if min(self.max_hours, self.max_cost, self.price_per_hour) < 0:
+            raise ValueError("--max_hours, --max_cost and --price_per_hour must be 0 (no limit) or more.")
+
+    @property
+    def budget(self) -> float:
+        """Seconds that the run may take; infinite without --max_hours and --max_cost."""
+        hours = [self.max_hours] if self.max_hours else []
+        hours += [self.max_cost / self.price_per_hour] if self.max_cost else []
+        return 3600 * min(hours, default=math.inf)
 
 
 @dataclass

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from hf_lm.report import SHOWN, beside, in_words, warnings
+from hf_lm.report import SHOWN, beside, in_words, plan_in_words, warnings
 
 # What a recipe makes, in a reader's words.
 KINDS = {
@@ -279,6 +279,8 @@ def _training(report: dict[str, Any], folder: Path) -> str:
             f" {speed['tokens_per_second']:,.0f} tokens per second, {speed['utilisation']:.0%} of the device's "
             f"measured matrix speed; peak memory {speed['peak_memory_bytes'] / 2**20:,.0f} MiB."
         )
+    if said := plan_in_words(report):
+        lines[-1] += f" {said}."
     if report.get("recipe"):
         lines += ["", "This run, with every argument that is not the recipe's default:"]
         lines += ["", _fenced(_command(report["recipe"], report.get("arguments", {})), "bash")]

@@ -14,7 +14,7 @@ from typing import NoReturn
 from hf_lm import __version__
 
 COMMANDS = (  # as `hf-lm --help` lists them; each is a module of hf_lm.commands
-    *("recipes", "copy", "run", "inspect"),
+    *("recipes", "copy", "plan", "inspect", "run"),
     *("generate", "write", "chat", "predict", "serve"),
     *("check", "merge", "push"),
     "completion",

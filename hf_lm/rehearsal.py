@@ -22,12 +22,13 @@ class _Reached(Exception):
         self.rehearsal = rehearsal
 
 
-def rehearse(recipe: str, arguments: Sequence[str] = ()) -> Rehearsal:
+def rehearse(recipe: str, arguments: Sequence[str] = (), *, use_cpu: bool = True) -> Rehearsal:
     """Run a recipe, by its name or its file, until it calls `fit`; returns what it calls it with.
 
     `arguments` are the recipe's own, as on its command line. The recipe runs whole, its defaults and its
     `parse_arguments` included, so that nothing here can disagree with training; the price is that the model is built.
-    On this process alone and on the CPU. Raises what the recipe raises: ValueError or OSError in one line.
+    On this process alone and, unless `use_cpu` is false, on the CPU. Raises what the recipe raises: ValueError or
+    OSError in one line.
     """
     from hf_lm.training import fit as last  # the module whose function a recipe ends in
 
@@ -37,9 +38,10 @@ def rehearse(recipe: str, arguments: Sequence[str] = ()) -> Rehearsal:
         raise _Reached(Rehearsal(model, task, training_args, options))
 
     # --debug: errors come here instead of ending the process. --use_cpu: what is only looked at needs no GPU.
+    options = [*(("--use_cpu", "True") if use_cpu else ()), "--debug"]
     before = sys.argv, sys.excepthook, last.fit
     try:
-        sys.argv, last.fit = [str(path), *map(str, arguments), "--use_cpu", "True", "--debug"], reached
+        sys.argv, last.fit = [str(path), *map(str, arguments), *options], reached
         runpy.run_path(str(path), run_name="__main__")
     except _Reached as end:
         return end.rehearsal

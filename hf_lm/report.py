@@ -95,6 +95,24 @@ def peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def in_hours(seconds: float) -> str:
+    """A time as a person says it."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
+
+
+def plan_in_words(report: dict[str, Any]) -> str:
+    """What a run was planned to take beside what it took; "" where there was no plan."""
+    plan, memory = report.get("plan"), report.get("speed", {}).get("peak_memory_bytes")
+    if not plan or not memory:
+        return ""
+    return (
+        f"Planned {in_hours(plan['seconds'])} and {plan['peak_memory_bytes'] / 2**20:,.0f} MiB, "
+        f"measured {in_hours(report['seconds'])} and {memory / 2**20:,.0f} MiB"
+    )
+
+
 def in_words(name: str, metric: dict[str, Any]) -> str:
     """A metric with its interval, as the terminal and the card show it; one without a value overflowed."""
     number = SHOWN.get(name, (name, "{:.3f}"))[1]
@@ -162,6 +180,8 @@ def show_report(report: dict[str, Any], folder: str | Path) -> None:
             f"{speed['tokens_per_second']:,.0f} tokens/s, {speed['utilisation']:.0%} of this device's matrix speed, "
             f"peak memory {speed['peak_memory_bytes'] / 2**20:,.0f} MiB, {report['seconds']:.0f} s in all"
         )
+    if said := plan_in_words(report):
+        lines.append(said)
     lines.append(
         f"Proofs passed: {', '.join(passed) or 'none'}" + (f"; left out: {', '.join(skipped)}" if skipped else "")
     )

@@ -14,6 +14,7 @@ FLOORS = [
         "cache",
         "checking",
         "decoding",
+        "devices",
         "fresh_load",
         "launching",
         "losses",
@@ -39,6 +40,8 @@ FLOORS = [
     {"training"},
     {"rehearsal"},
     {"inspection"},
+    {"resolving"},
+    {"planning"},
     {"commands"},
     {"cli"},
 ]

@@ -18,6 +18,7 @@ ASIDE = ".saving"  # where a checkpoint grows inside the output folder until it 
 MAY_DIFFER = (
     *("output_dir", "logging_steps", "report_to", "run_name", "disable_tqdm", "save_steps", "save_total_limit"),
     *("push_to_hub", "hub_model_id", "hub_private_repo", "skip_proofs", "dataloader_num_workers", "log_level"),
+    *("max_hours", "max_cost", "price_per_hour"),
 )
 
 

@@ -1,5 +1,6 @@
 """`fit`: prove, train, evaluate, save, report, push."""
 
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,14 @@ from hf_lm.models.adapters import has_base, is_adapted, merged
 from hf_lm.models.quantization import quantized_bits
 from hf_lm.plots import draw_plots
 from hf_lm.proofs import prove
-from hf_lm.report import peak_memory_bytes, save_predictions, save_report, show_report, versions
+from hf_lm.report import in_hours, peak_memory_bytes, save_predictions, save_report, show_report, versions
+from hf_lm.training.budget import SPENT, StopAtBudget
 from hf_lm.training.checkpoints import check_same_run, find_checkpoint, prepare_output, save_run
+from hf_lm.training.forecast import forecast
 from hf_lm.training.selection import EarlyStopping, search_learning_rate
 from hf_lm.training.trainer import Trainer
+
+logger = logging.getLogger(__name__)
 
 
 def fit(model: Any, task: Any, training_args: TrainingArguments, *, merge: bool = True) -> dict[str, Any]:
@@ -28,7 +33,8 @@ def fit(model: Any, task: Any, training_args: TrainingArguments, *, merge: bool 
     `merge` adds an adapter's updates to its base; without it the folder holds the adapter alone.
     Before training, the proofs and, if asked, the checkpoint to resume; after it, the numbers on validation and, once,
     on test, the load-back in a fresh process, the card and the push. Raises ValueError when a proof fails and
-    FileExistsError when the output folder holds a run; a signal ends the process after a checkpoint.
+    FileExistsError when the output folder holds a run; a signal, or a budget that is spent, ends the process after a
+    checkpoint.
     """
     started = time.time()
     disable_progress_bar()  # transformers' bars for writing shards, which cut through the one of training
@@ -91,6 +97,12 @@ def fit(model: Any, task: Any, training_args: TrainingArguments, *, merge: bool 
         f"{type(model).__name__}: {model.num_parameters():,} parameters, {trainable:,} "
         f"({trainable / model.num_parameters():.1%}) trained, on {describe(trainer)}"
     )
+    plan = planned(trainer, task) if state.is_main_process and checkpoint is None else None
+    if plan is not None and plan["seconds"] > training_args.budget:
+        say(
+            f"  this run is planned to take {in_hours(plan['seconds'])}, more than its budget of "
+            f"{in_hours(training_args.budget)}: it will stop with a checkpoint"
+        )
     found = prove(task.proofs_before(trainer), skip=training_args.skip_proofs, say=say)
     swept = []
     if training_args.sweep and checkpoint is None:
@@ -110,14 +122,26 @@ def fit(model: Any, task: Any, training_args: TrainingArguments, *, merge: bool 
     if checkpoint is not None:
         say(f"resuming from {checkpoint}")
 
+    budget = None
+    if training_args.budget < float("inf"):
+        saved = sum(p.numel() * p.element_size() for p in model.parameters()) + 2 * 4 * trainable
+        budget = StopAtBudget(training_args.budget, started=started, checkpoint_bytes=saved)
+        trainer.add_callback(budget)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if trainer.stop.signal is not None and trainer.state.global_step < trainer.state.max_steps:
-        step = trainer.state.global_step
-        say(
-            f"stopped by a signal after step {step}; checkpoint-{step} is complete. Go on with the same command and "
-            f"--resume_from_checkpoint latest, or --config {folder / 'run.yaml'} --resume_from_checkpoint latest."
-        )
+    step = trainer.state.global_step
+    go_on = (
+        f"checkpoint-{step} is complete. Go on with the same command and --resume_from_checkpoint latest, or "
+        f"--config {folder / 'run.yaml'} --resume_from_checkpoint latest."
+    )
+    if trainer.stop.signal is not None and step < trainer.state.max_steps:
+        say(f"stopped by a signal after step {step}; {go_on}")
         raise SystemExit(128 + trainer.stop.signal)
+    if budget is not None and budget.reached:
+        say(
+            f"stopped after step {step} of {trainer.state.max_steps}, {in_hours(time.time() - started)} of "
+            f"{in_hours(training_args.budget)}; {go_on}"
+        )
+        raise SystemExit(SPENT)
 
     step = trainer.state.best_global_step if training_args.load_best_model_at_end else trainer.state.global_step
     measured = {"validation": kept.get(step) or task.measure(trainer.model, "validation", trainer.accelerator)}
@@ -168,6 +192,8 @@ def fit(model: Any, task: Any, training_args: TrainingArguments, *, merge: bool 
             "speed": trainer.speedometer.speed | {"peak_memory_bytes": peak_memory_bytes()},
             "history": trainer.state.log_history,
         }
+        if plan is not None:
+            report["plan"] = plan
         if training_args.run.get("model"):
             report["model"]["base"] = training_args.run["model"]
         report["seconds"] = time.time() - started
@@ -186,6 +212,15 @@ def fit(model: Any, task: Any, training_args: TrainingArguments, *, merge: bool 
             say(f"pushed to {url}")
     state.wait_for_everyone()
     return report
+
+
+def planned(trainer: Trainer, task: Any) -> dict[str, float] | None:
+    """What this run should take, as report.json has it; None where it cannot be told, for it must not end a run."""
+    try:
+        return forecast(trainer, task)
+    except Exception as error:
+        logger.debug("no plan: %s", error)
+        return None
 
 
 def with_baseline(task: Any, split: str, measured: Any) -> dict[str, Any]:

@@ -1,0 +1,58 @@
+"""what a run will need: memory, time, energy, price, and whether it fits"""
+
+import argparse
+import json
+
+EXAMPLE = "hf-lm plan pretrain --size small --max_steps 20000 --gpu h100 --price_per_hour 2.5"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", help="name or path of a recipe")
+    parser.add_argument(
+        "arguments", nargs=argparse.REMAINDER, metavar="...", help="any argument of the recipe, and those below"
+    )
+    add_options(parser)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--gpu", metavar="NAME", help="plan for that GPU (h100, a100-80gb, l4, rtx4090, ...)")
+    parser.add_argument("--device", choices=("cpu",), help="plan for this machine's CPU although it has a GPU")
+    parser.add_argument("--tokens", type=int, default=0, metavar="N", help="training tokens; no data is read then")
+    parser.add_argument(
+        "--utilisation", type=float, default=0.4, metavar="SHARE", help="of the device's matrix speed (default 0.4)"
+    )
+    parser.add_argument("--calibrate", action="store_true", help="run three steps here; time and memory are theirs")
+    parser.add_argument("--json", metavar="FILE", help="write the plan there as well")
+
+
+def run(args: argparse.Namespace) -> None:
+    # Options may stand before or after the recipe's own; what is left is the recipe's.
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    add_options(own)
+    own.set_defaults(**vars(args))
+    try:
+        options, rest = own.parse_known_args(args.arguments)
+    except argparse.ArgumentError as error:
+        raise ValueError(str(error)) from None
+
+    from hf_lm.devices import WITHOUT_BF16, cpu, find_gpu, present_device
+    from hf_lm.planning import make_plan, show
+    from hf_lm.resolving import resolve
+
+    if options.gpu and options.device:
+        raise ValueError("--gpu and --device cpu name two devices; give one.")
+    if options.gpu and options.calibrate:
+        raise ValueError(f"--calibrate runs steps on this machine, not on a {options.gpu}: leave one of the two out.")
+    device = find_gpu(options.gpu) if options.gpu else present_device()
+    rest += ["--use_cpu", "true"] if options.device else []
+    bf16 = device.name not in WITHOUT_BF16 if options.gpu else None
+    resolved = resolve(options.recipe, rest, tokens=options.tokens, bf16=bf16)
+    if not options.gpu and resolved.args.device.type == "cpu":
+        device = cpu()
+    plan = make_plan(
+        resolved, device, present=not options.gpu, utilisation=options.utilisation, calibrate=options.calibrate
+    )
+    print(show(plan))
+    if options.json:
+        with open(options.json, "w", encoding="utf-8") as file:
+            json.dump(plan.report(), file, indent=2, ensure_ascii=False)

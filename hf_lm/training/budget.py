@@ -1,0 +1,52 @@
+"""`--max_hours` and `--max_cost`: a run that ends with a checkpoint before it has taken more than it may."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+from transformers.trainer_callback import TrainerControl, TrainerState
+
+SPENT = 75  # exit code of a run that its budget stopped: EX_TEMPFAIL, what schedulers read as "again, later"
+WRITING = 100e6  # bytes a second that a checkpoint is written with, until one was timed
+
+
+class StopAtBudget(TrainerCallback):
+    """Stops training, with a checkpoint, while `seconds` since `started` still leave room for a step and the saving.
+
+    The room is the longest step so far, an evaluation in it included, and what saving took; before anything was
+    saved, what `checkpoint_bytes` take at WRITING. All processes stop after the same step.
+    """
+
+    def __init__(
+        self, seconds: float, *, started: float, checkpoint_bytes: int, clock: Callable[[], float] = time.time
+    ) -> None:
+        self.seconds, self.started, self.clock = seconds, started, clock
+        self.saving = 1 + checkpoint_bytes / WRITING
+        self.reached = False
+        self._longest, self._last, self._asked = 0.0, clock(), 0.0
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._last = self.clock()
+
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        now = self.clock()
+        self._longest, self._last = max(self._longest, now - self._last), now
+        over = now - self.started + self._longest + self.saving > self.seconds
+        if args.world_size > 1:  # clocks differ by a little: all must stop after the same step
+            said = torch.tensor(int(over), device=args.device)
+            torch.distributed.all_reduce(said, op=torch.distributed.ReduceOp.MAX)
+            over = bool(said)
+        if over and state.global_step < state.max_steps:
+            self.reached = control.should_save = control.should_training_stop = True
+            control.should_evaluate = False
+        self._asked = self.clock()
+
+    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.reached:  # the Trainer takes a stop for the end of an epoch, and would measure and save once more
+            control.should_evaluate = control.should_save = False
+
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.saving = max(1.0, self.clock() - self._asked)
+        self._last = self.clock()
