@@ -350,7 +350,7 @@ def test_bad_input_is_one_line(tiny, tmp_path, capsys):
     assert "--max_cost needs --price_per_hour" in said("pretrain", "--max_cost", 3)
     other = tmp_path / "other.py"
     other.write_text("print('no training')")
-    assert "does not end in `fit`" in said(other)
+    assert "ended without calling fit" in said(other)
 
 
 # Budgets
