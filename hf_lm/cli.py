@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from hf_lm import __version__
 
-COMMANDS = ("push", "predict")  # as `hf-lm --help` lists them; each is a module of hf_lm.commands
+COMMANDS = ("push", "predict", "score", "compare")  # as `hf-lm --help` lists them; each is a module of hf_lm.commands
 
 
 class _Parser(argparse.ArgumentParser):
