@@ -3,6 +3,7 @@
 An answer is appended to a file as it comes, so that a run that is stopped, refused or cut off goes on where it was.
 """
 
+import hashlib
 import json
 import os
 import random
@@ -24,7 +25,7 @@ from tqdm import tqdm
 from hf_lm.data.overlap import UNSPACED, normal_words
 from hf_lm.data.tables import Row
 from hf_lm.evaluation.metrics import answer_score
-from hf_lm.evaluation.predictions import Example
+from hf_lm.evaluation.predictions import Example, read_predictions
 
 NONE = "none"  # what a model is asked to say where a text holds no answer
 
@@ -36,6 +37,11 @@ class Asked:
     messages: list[list[dict[str, str]]]
     instruction: str
     max_tokens: int
+
+    def key(self, row: int) -> str:
+        """What an answer is kept under: nothing but what was asked, so that new code pays for no answer twice."""
+        asked = json.dumps([self.messages[row], self.max_tokens], ensure_ascii=False)
+        return hashlib.blake2b(asked.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 def messages_of(
@@ -124,7 +130,7 @@ def ask(
     timeout: float = 60.0,  # seconds that an answer may take
     at_once: int = 4,
 ) -> None:
-    """Ask for each of `rows` and append {"row", "answer"} to `path` as answers come.
+    """Ask for each of `rows` and append {"asked": its key, "answer"} to `path` as answers come.
 
     The key is OPENAI_API_KEY's; it is neither shown nor kept. 429, 5xx and timeouts are tried again, each time after
     a longer wait, by the official client. Raises ValueError or OSError in one line where that does not help, after
@@ -175,7 +181,7 @@ def ask(
                     if error := future.exception():
                         failed = failed or error
                         continue
-                    file.write(json.dumps({"row": row, "answer": future.result()}, ensure_ascii=False) + "\n")
+                    file.write(json.dumps({"asked": asked.key(row), "answer": future.result()}) + "\n")
                     file.flush()
                     kept += 1
                     bar.update()
@@ -231,6 +237,11 @@ def _cut_to_whole_lines(path: Path) -> None:
 
 
 # Reading
+
+
+def answers_in(path: Path) -> dict[str, str]:
+    """The answers that a file keeps, by what was asked; of several the last."""
+    return {row["asked"]: row["answer"] for row in read_predictions(path)} if path.is_file() else {}
 
 
 def read_answers(

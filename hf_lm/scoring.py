@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -15,14 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import torch
-import yaml
-from transformers import (
-    AutoModelForQuestionAnswering,
-    AutoModelForSequenceClassification,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from hf_lm.cache import default_cache
@@ -31,23 +23,16 @@ from hf_lm.data.sources import Corpus, load_corpus
 from hf_lm.data.tables import Table, load_table
 from hf_lm.evaluation.perplexity import score_documents
 from hf_lm.evaluation.predictions import GROUPS, METRICS, UNITS, Example, estimates_of, read_predictions
-from hf_lm.models.adapters import merged
-from hf_lm.models.checkpoints import (
-    context_length,
-    family,
-    load_causal_lm,
-    load_config,
-    load_text_to_text,
-    load_with_head,
-)
-from hf_lm.remote import ask, messages_of, read_answers
+from hf_lm.models.checkpoints import context_length, load_causal_lm
+from hf_lm.rebuilding import SETTINGS, Checkpoint, build_task, fingerprint, open_checkpoint, precision, ready
+from hf_lm.remote import answers_in, ask, messages_of, read_answers
 from hf_lm.report import versions
 from hf_lm.scoreboard import check_metrics, compare_models
-from hf_lm.tasks.question_answering import QuestionAnswering, QuestionAnsweringAsText, read_question_answering
-from hf_lm.tasks.sentiment import Sentiment, SentimentAsText, read_sentiment
-from hf_lm.tasks.summarization import Summarization, read_summarization
-from hf_lm.tasks.translation import Translation, read_translation
-from hf_lm.tokenizer import encode_documents, load_tokenizer, set_pad
+from hf_lm.tasks.question_answering import read_question_answering
+from hf_lm.tasks.sentiment import read_sentiment
+from hf_lm.tasks.summarization import read_summarization
+from hf_lm.tasks.translation import read_translation
+from hf_lm.tokenizer import encode_documents, load_tokenizer
 
 COLUMNS = {  # that may be named, by task
     "pretrain": ("text_column", "document_start"),
@@ -56,15 +41,16 @@ COLUMNS = {  # that may be named, by task
     "translation": ("source", "target"),
     "summarization": ("source", "target"),
 }
-SETTINGS: dict[str, dict[str, int]] = {  # by task: what a model that no recipe trained is measured with
-    "pretrain": {"block_size": 0, "eval_stride": 0},
-    "sentiment": {"max_length": 256},
-    "question_answering": {"max_length": 384, "stride": 128, "max_target_length": 32},
-    "translation": {"max_source_length": 128, "max_target_length": 128, "num_beams": 1},
-    "summarization": {"max_source_length": 256, "max_target_length": 64, "num_beams": 1},
-}
-HEADS = {"sentiment": AutoModelForSequenceClassification, "question_answering": AutoModelForQuestionAnswering}
-CODE = ("data/*.py", "evaluation/*.py", "models/*.py", "tasks/*.py", "losses.py", "scoring.py", "tokenizer.py")
+CODE = (
+    "data/*.py",
+    "evaluation/*.py",
+    "models/*.py",
+    "tasks/*.py",
+    "losses.py",
+    "tokenizer.py",
+    "rebuilding.py",
+    "scoring.py",
+)
 
 
 @dataclass
@@ -86,22 +72,6 @@ class Data:
     def identity(self) -> str:
         columns = " ".join(f"{name}={value}" for name, value in sorted(self.columns.items()))
         return f"{self.task} {self.content.fingerprint} {self.split} {self.limit} {columns}"
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A folder or a name on the Hub; `path` is the whole model, the base where `adapter` is a folder of its own."""
-
-    name: str
-    path: str
-    adapter: Path | None
-    config: PreTrainedConfig
-    run: dict[str, Any]  # of run.yaml; empty where no recipe trained it
-    report: dict[str, Any]  # of report.json, likewise
-
-    @property
-    def recipe(self) -> str:
-        return self.report.get("recipe", "")
 
 
 @dataclass
@@ -208,28 +178,6 @@ def check_recipe(checkpoint: Checkpoint, task: str) -> None:
         raise ValueError(f"{checkpoint.name} was trained for {checkpoint.recipe}, not for {task}.")
 
 
-def open_checkpoint(name: str) -> Checkpoint:
-    """What is known of a model before its weights are read. Raises OSError or ValueError in one line."""
-    folder, adapter, path = Path(name), None, name
-    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-        adapter = folder
-        path = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
-        if not path:
-            raise ValueError(f"{name} is an adapter that does not name its base model: merge it first.")
-    try:
-        config = load_config(path)
-    except (OSError, ValueError) as error:
-        raise type(error)(f"{name} is an adapter, and its base: {error}" if adapter else str(error)) from error
-    # An adapter kept beside its merged model, and a checkpoint, belong to the run of the folder above.
-    inside = folder.name == "adapter" or folder.name.startswith("checkpoint-")
-    run = next((p for p in (folder, folder.parent)[: 1 + inside] if (p / "report.json").is_file()), folder)
-    return Checkpoint(name, path, adapter, config, _read(run / "run.yaml"), _read(run / "report.json"))
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
-
-
 def read_data(
     task: str, dataset: str, split: str, columns: dict[str, str], opened: Sequence[Checkpoint], limit: int
 ) -> Data:
@@ -279,15 +227,15 @@ def score_checkpoint(
     settings |= {"precision": next((name for name in ("bf16", "fp16") if run.get(name)), "float32")}
     if run.get("drop_overlap"):
         settings["drop_overlap"] = True
-    print_of = fingerprint(checkpoint)
-    path = _cache(data, f"{print_of} {sorted(settings.items())} {run.get('as_text')}")
+    content = fingerprint(checkpoint)
+    path = _cache(data, f"{content} {sorted(settings.items())} {run.get('as_text')}")
     about = path.with_suffix(".json")
     if about.is_file() and not again:
         say(f"{checkpoint.name}: scored before")
         return Scored(read_predictions(path), **json.loads(about.read_text(encoding="utf-8")), kept=True)
     say(f"{checkpoint.name}: scoring")
     measure = _measure_likelihood if data.task == "pretrain" else _measure_task
-    scored = Scored([], "", print_of, settings)
+    scored = Scored([], "", content, settings)
     with torch.no_grad():
         measure(checkpoint, data, scored)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -295,23 +243,6 @@ def score_checkpoint(
     kept = {key: value for key, value in asdict(scored).items() if key not in ("examples", "kept")}
     _write_aside(about, json.dumps(kept, ensure_ascii=False))  # last: it says that the examples are whole
     return scored
-
-
-def fingerprint(checkpoint: Checkpoint) -> str:
-    """What a checkpoint is: the hash of its weights, configuration and tokenizer, or its commit on the Hub."""
-    digest = hashlib.blake2b(digest_size=16)
-    for place in filter(None, (checkpoint.path, checkpoint.adapter)):
-        if not Path(place).is_dir():
-            digest.update(f"{place} {checkpoint.config._commit_hash}".encode())
-            continue
-        for path in sorted(Path(place).iterdir()):
-            about_run = path.name in ("report.json", "scores.json", "trainer_state.json")
-            if path.suffix in (".safetensors", ".json", ".txt", ".model", ".jinja") and not about_run:
-                digest.update(path.name.encode())
-                with path.open("rb") as file:
-                    while part := file.read(2**22):
-                        digest.update(part)
-    return digest.hexdigest()
 
 
 def _cache(data: Data, identity: str) -> Path:
@@ -336,7 +267,7 @@ def _write_aside(path: Path, text: str) -> None:
 
 def _measure_likelihood(checkpoint: Checkpoint, data: Data, scored: Scored) -> None:
     tokenizer = load_tokenizer(str(checkpoint.adapter or checkpoint.path))
-    model = _ready(load_causal_lm(checkpoint.path, tokenizer=tokenizer), checkpoint)
+    model = ready(load_causal_lm(checkpoint.path, tokenizer=tokenizer), checkpoint)
     settings = scored.settings
     positions = context_length(model.config)
     settings["block_size"] = settings["block_size"] or min(1024, positions or 128)
@@ -351,7 +282,7 @@ def _measure_likelihood(checkpoint: Checkpoint, data: Data, scored: Scored) -> N
         count_words=True,
         name=data.split,
     )
-    with _precision(model, settings):
+    with precision(model, settings):
         likelihood = score_documents(model, stream, block_size=settings["block_size"], stride=settings["eval_stride"])
     scored.examples = likelihood.examples()
     scored.how = f"likelihood in windows of {settings['block_size']} tokens"
@@ -371,9 +302,9 @@ def _comes_back(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
 def _measure_task(checkpoint: Checkpoint, data: Data, scored: Scored) -> None:
     table, split = data.content, data.split
     table = Table(table.source, table.fingerprint, dict(table.rows))  # a task may drop rows of train
-    model, task, scored.how = _build(checkpoint, data, table, scored.settings)
-    model = _ready(model, checkpoint)
-    with _precision(model, scored.settings):
+    model, task, scored.how = build_task(checkpoint, data.task, table, data.labels, scored.settings)
+    model = ready(model, checkpoint)
+    with precision(model, scored.settings):
         if getattr(task, "unanswerable", False) and split == "test":
             task.measure(model, "validation")  # which chooses from where on there is no answer
         if scored.how.startswith("prompted"):
@@ -381,113 +312,6 @@ def _measure_task(checkpoint: Checkpoint, data: Data, scored: Scored) -> None:
             scored.examples = task.score(split, answers).examples
         else:
             scored.examples = task.measure(model, split).examples
-
-
-def _ready(model: PreTrainedModel, checkpoint: Checkpoint) -> PreTrainedModel:
-    """The model with its adapter's updates, on the device there is."""
-    if checkpoint.adapter is not None:
-        from peft import PeftModel
-
-        model = merged(PeftModel.from_pretrained(model, str(checkpoint.adapter)))
-    return model.eval().to(torch.accelerator.current_accelerator() or "cpu")
-
-
-def _precision(model: PreTrainedModel, settings: dict[str, Any]) -> Any:
-    """As the run had it when it measured."""
-    if settings["precision"] == "float32":
-        return nullcontext()
-    dtype = torch.bfloat16 if settings["precision"] == "bf16" else torch.float16
-    return torch.autocast(model.device.type, dtype=dtype)
-
-
-def _build(
-    checkpoint: Checkpoint, data: Data, table: Table, settings: dict[str, Any]
-) -> tuple[PreTrainedModel, Any, str]:
-    """Model and task as the recipe makes them, and in words how the model is asked."""
-    config, name, path = checkpoint.config, data.task, checkpoint.path
-    tokenizer = load_tokenizer(str(checkpoint.adapter or path))
-    set_pad(tokenizer)
-    kind, lengths = family(config), {k: v for k, v in settings.items() if k in SETTINGS[name]}
-    dropped = {"drop_overlap": settings.get("drop_overlap", False)}
-    if name in HEADS and _has_head(checkpoint, HEADS[name], kind):
-        if name == "sentiment":
-            labels = head_labels(checkpoint, data.labels)
-            model = load_with_head(path, HEADS[name], tokenizer=tokenizer, labels=labels)
-            length = min(lengths["max_length"], context_length(config) or lengths["max_length"])
-            task: Any = Sentiment(table, tokenizer, labels=labels, max_length=length, **dropped)
-            return model, task, f"a classification head for {', '.join(labels[:10])}"
-        model = load_with_head(path, HEADS[name], tokenizer=tokenizer)
-        length = min(lengths["max_length"], context_length(config) or lengths["max_length"])
-        stride = min(lengths["stride"], length // 3)
-        task = QuestionAnswering(
-            table, tokenizer, causal=kind == "decoder", max_length=length, stride=stride, **dropped
-        )
-        return model, task, "a head that points to the answer"
-    if kind == "encoder" and not (checkpoint.adapter and name not in HEADS):
-        what = "has no head for this" if name in HEADS else "writes no text"
-        raise ValueError(
-            f"{checkpoint.name} was saved as {(config.architectures or [config.model_type])[0]} and {what}: fine-tune "
-            f"it first with recipes/{name}.py --model {checkpoint.name}."
-        )
-    model = load_text_to_text(path, tokenizer=tokenizer)
-    if name == "sentiment":
-        task = SentimentAsText(
-            table, tokenizer, model, labels=data.labels, max_length=lengths["max_length"], **dropped
-        )
-        return model, task, "the likelihood of each class's name"
-    if name == "question_answering":
-        task = QuestionAnsweringAsText(
-            table,
-            tokenizer,
-            model,
-            max_source_length=lengths["max_length"],
-            max_target_length=lengths["max_target_length"],
-            **dropped,
-        )
-    else:
-        kinds = {"translation": Translation, "summarization": Summarization}
-        remembered = (getattr(config, "task_specific_params", None) or {}).get(kinds[name].pipeline_tag, {})
-        task = kinds[name](table, tokenizer, model, prefix=remembered.get("prefix", ""), **lengths, **dropped)
-    taught = checkpoint.recipe == name or checkpoint.adapter or kind != "decoder"
-    if taught or task.pipeline_tag in (getattr(config, "task_specific_params", None) or {}):
-        return model, task, "text that it writes"
-    return model, task, f"prompted with {task.cue.strip()!r}, never trained for it; the first line it writes counts"
-
-
-def _has_head(checkpoint: Checkpoint, auto_class: Any, kind: str) -> bool:
-    """Whether the checkpoint, or its adapter, brings a trained head."""
-    config = checkpoint.config
-    if checkpoint.adapter is not None:
-        saved = json.loads((checkpoint.adapter / "adapter_config.json").read_text(encoding="utf-8"))
-        return bool(saved.get("modules_to_save")) and kind != "encoder-decoder"
-    known = type(config) in auto_class._model_mapping
-    return known and auto_class._model_mapping[type(config)].__name__ in (config.architectures or [])
-
-
-def head_labels(checkpoint: Checkpoint, labels: Sequence[str]) -> list[str]:
-    """The classes of a head, in its order, by the names that the data gives them; others keep their own.
-
-    Equal but for case, the beginning of one another (`pos`, `POSITIVE`), or numbered (`LABEL_1` is `1`). Raises
-    ValueError where a class of the data is not among them.
-    """
-    own = [str(name) for _, name in sorted(checkpoint.config.id2label.items())]
-    if checkpoint.adapter is not None:
-        own = list(checkpoint.report.get("classes", labels))
-
-    def same(one: str, other: str) -> bool:
-        one, other = one.casefold(), other.casefold()
-        short = min(len(one), len(other))
-        return one == other or f"label_{other}" == one or (short > 2 and one[:short] == other[:short])
-
-    found = {label: [name for name in own if same(name, label)] for label in labels}
-    exact = {label: [label] if label in own else names for label, names in found.items()}
-    chosen = {names[0]: label for label, names in exact.items() if len(names) == 1}
-    if len(chosen) < len(labels):
-        raise ValueError(
-            f"{checkpoint.name} tells apart {', '.join(own[:10])}; the data has {', '.join(labels[:10])}: name its "
-            "classes so in id2label of its config.json."
-        )
-    return [chosen.get(name, name) for name in own]
 
 
 # APIs
@@ -514,20 +338,21 @@ def score_api(
         instruction=instruction,
     )  # fmt: skip
     where = urlsplit(base_url).hostname or "api.openai.com"
-    identity = hashlib.blake2b(json.dumps(asked.messages).encode(), digest_size=16).hexdigest()
-    path = _cache(data, f"{model} {base_url} {identity}")
+    digest = hashlib.blake2b(f"{model} {base_url}".encode(), digest_size=16).hexdigest()
+    path = default_cache() / "answers" / f"{digest}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    if again:
-        path.unlink(missing_ok=True)
-    done = {row["row"]: row["answer"] for row in (read_predictions(path) if path.is_file() else [])}
-    rest = [i for i in range(len(rows)) if i not in done]
-    say(f"{name}: scored before" if not rest else f"{name}: asking {where}" + (f", {len(done)} kept" if done else ""))
+    done = answers_in(path) if not again else {}
+    rest = [i for i in range(len(rows)) if asked.key(i) not in done]
+    kept = len(rows) - len(rest)
+    say(f"{name}: answered before" if not rest else f"{name}: asking {where}" + (f", {kept} kept" if kept else ""))
     if rest:
         ask(model, asked, rest, base_url=base_url, path=path, **options)
-        done = {row["row"]: row["answer"] for row in read_predictions(path)}
-    scored = Scored([], f"asked through {where} with {few_shot} examples of train", identity, {"few_shot": few_shot})
+        done = answers_in(path)
+    scored = Scored([], f"asked through {where} with {few_shot} examples of train", digest, {"few_shot": few_shot})
     scored.settings["instruction"] = asked.instruction
-    scored.examples, invalid = read_answers(data.task, rows, [done[i] for i in range(len(rows))], data.labels)
+    scored.examples, invalid = read_answers(
+        data.task, rows, [done[asked.key(i)] for i in range(len(rows))], data.labels
+    )
     scored.kept = not rest
     if invalid:
         scored.notes.append(f"{invalid} of {len(rows)} answers are none of the classes, and wrong")

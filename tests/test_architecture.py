@@ -19,6 +19,7 @@ FLOORS = [
     {"report", "hub"},
     {"card", "plots"},
     {"tasks", "remote", "scoreboard"},
+    {"rebuilding"},
     {"pipelines", "scoring", "comparing", "harness"},
     {"predicting"},
     {"training"},

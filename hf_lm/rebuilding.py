@@ -1,0 +1,196 @@
+"""A checkpoint and its task, made again as the run that trained it had them, so that it is measured the same."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import (
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from hf_lm.data.tables import Table
+from hf_lm.models.adapters import merged
+from hf_lm.models.checkpoints import context_length, family, load_config, load_text_to_text, load_with_head
+from hf_lm.tasks.question_answering import QuestionAnswering, QuestionAnsweringAsText
+from hf_lm.tasks.sentiment import Sentiment, SentimentAsText
+from hf_lm.tasks.summarization import Summarization
+from hf_lm.tasks.translation import Translation
+from hf_lm.tokenizer import load_tokenizer, set_pad
+
+SETTINGS: dict[str, dict[str, int]] = {  # by task: what a model that no recipe trained is measured with
+    "pretrain": {"block_size": 0, "eval_stride": 0},
+    "sentiment": {"max_length": 256},
+    "question_answering": {"max_length": 384, "stride": 128, "max_target_length": 32},
+    "translation": {"max_source_length": 128, "max_target_length": 128, "num_beams": 1},
+    "summarization": {"max_source_length": 256, "max_target_length": 64, "num_beams": 1},
+}
+HEADS = {"sentiment": AutoModelForSequenceClassification, "question_answering": AutoModelForQuestionAnswering}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder or a name on the Hub; `path` is the whole model, the base where `adapter` is a folder of its own."""
+
+    name: str
+    path: str
+    adapter: Path | None
+    config: PreTrainedConfig
+    run: dict[str, Any]  # of run.yaml; empty where no recipe trained it
+    report: dict[str, Any]  # of report.json, likewise
+
+    @property
+    def recipe(self) -> str:
+        return self.report.get("recipe", "")
+
+
+def open_checkpoint(name: str) -> Checkpoint:
+    """What is known of a model before its weights are read. Raises OSError or ValueError in one line."""
+    folder, adapter, path = Path(name), None, name
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        adapter = folder
+        path = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+        if not path:
+            raise ValueError(f"{name} is an adapter that does not name its base model: merge it first.")
+    try:
+        config = load_config(path)
+    except (OSError, ValueError) as error:
+        raise type(error)(f"{name} is an adapter, and its base: {error}" if adapter else str(error)) from error
+    # An adapter kept beside its merged model, and a checkpoint, belong to the run of the folder above.
+    inside = folder.name == "adapter" or folder.name.startswith("checkpoint-")
+    run = next((p for p in (folder, folder.parent)[: 1 + inside] if (p / "report.json").is_file()), folder)
+    return Checkpoint(name, path, adapter, config, _read(run / "run.yaml"), _read(run / "report.json"))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
+
+
+def fingerprint(checkpoint: Checkpoint) -> str:
+    """What a checkpoint is: the hash of its weights, configuration and tokenizer, or its commit on the Hub."""
+    digest = hashlib.blake2b(digest_size=16)
+    for place in filter(None, (checkpoint.path, checkpoint.adapter)):
+        if not Path(place).is_dir():
+            digest.update(f"{place} {checkpoint.config._commit_hash}".encode())
+            continue
+        for path in sorted(Path(place).iterdir()):
+            about_run = path.name in ("report.json", "scores.json", "trainer_state.json")
+            if path.suffix in (".safetensors", ".json", ".txt", ".model", ".jinja") and not about_run:
+                digest.update(path.name.encode())
+                with path.open("rb") as file:
+                    while part := file.read(2**22):
+                        digest.update(part)
+    return digest.hexdigest()
+
+
+def ready(model: PreTrainedModel, checkpoint: Checkpoint) -> PreTrainedModel:
+    """The model with its adapter's updates, on the device there is."""
+    if checkpoint.adapter is not None:
+        from peft import PeftModel
+
+        model = merged(PeftModel.from_pretrained(model, str(checkpoint.adapter)))
+    return model.eval().to(torch.accelerator.current_accelerator() or "cpu")
+
+
+def precision(model: PreTrainedModel, settings: dict[str, Any]) -> Any:
+    """As the run had it when it measured."""
+    if settings["precision"] == "float32":
+        return nullcontext()
+    dtype = torch.bfloat16 if settings["precision"] == "bf16" else torch.float16
+    return torch.autocast(model.device.type, dtype=dtype)
+
+
+def build_task(
+    checkpoint: Checkpoint, name: str, table: Table, labels: Sequence[str], settings: dict[str, Any]
+) -> tuple[PreTrainedModel, Any, str]:
+    """Model and task as the recipe makes them, and in words how the model is asked."""
+    config, path = checkpoint.config, checkpoint.path
+    tokenizer = load_tokenizer(str(checkpoint.adapter or path))
+    set_pad(tokenizer)
+    kind, lengths = family(config), {k: v for k, v in settings.items() if k in SETTINGS[name]}
+    dropped = {"drop_overlap": settings.get("drop_overlap", False)}
+    if name in HEADS and _has_head(checkpoint, HEADS[name], kind):
+        if name == "sentiment":
+            labels = head_labels(checkpoint, labels)
+            model = load_with_head(path, HEADS[name], tokenizer=tokenizer, labels=labels)
+            length = min(lengths["max_length"], context_length(config) or lengths["max_length"])
+            task: Any = Sentiment(table, tokenizer, labels=labels, max_length=length, **dropped)
+            return model, task, f"a classification head for {', '.join(labels[:10])}"
+        model = load_with_head(path, HEADS[name], tokenizer=tokenizer)
+        length = min(lengths["max_length"], context_length(config) or lengths["max_length"])
+        stride = min(lengths["stride"], length // 3)
+        task = QuestionAnswering(
+            table, tokenizer, causal=kind == "decoder", max_length=length, stride=stride, **dropped
+        )
+        return model, task, "a head that points to the answer"
+    if kind == "encoder" and not (checkpoint.adapter and name not in HEADS):
+        what = "has no head for this" if name in HEADS else "writes no text"
+        raise ValueError(
+            f"{checkpoint.name} was saved as {(config.architectures or [config.model_type])[0]} and {what}: fine-tune "
+            f"it first with recipes/{name}.py --model {checkpoint.name}."
+        )
+    model = load_text_to_text(path, tokenizer=tokenizer)
+    if name == "sentiment":
+        task = SentimentAsText(table, tokenizer, model, labels=labels, max_length=lengths["max_length"], **dropped)
+        return model, task, "the likelihood of each class's name"
+    if name == "question_answering":
+        task = QuestionAnsweringAsText(
+            table,
+            tokenizer,
+            model,
+            max_source_length=lengths["max_length"],
+            max_target_length=lengths["max_target_length"],
+            **dropped,
+        )
+    else:
+        kinds = {"translation": Translation, "summarization": Summarization}
+        remembered = (getattr(config, "task_specific_params", None) or {}).get(kinds[name].pipeline_tag, {})
+        task = kinds[name](table, tokenizer, model, prefix=remembered.get("prefix", ""), **lengths, **dropped)
+    taught = checkpoint.recipe == name or checkpoint.adapter or kind != "decoder"
+    if taught or task.pipeline_tag in (getattr(config, "task_specific_params", None) or {}):
+        return model, task, "text that it writes"
+    return model, task, f"prompted with {task.cue.strip()!r}, never trained for it; the first line it writes counts"
+
+
+def _has_head(checkpoint: Checkpoint, auto_class: Any, kind: str) -> bool:
+    """Whether the checkpoint, or its adapter, brings a trained head."""
+    config = checkpoint.config
+    if checkpoint.adapter is not None:
+        saved = json.loads((checkpoint.adapter / "adapter_config.json").read_text(encoding="utf-8"))
+        return bool(saved.get("modules_to_save")) and kind != "encoder-decoder"
+    known = type(config) in auto_class._model_mapping
+    return known and auto_class._model_mapping[type(config)].__name__ in (config.architectures or [])
+
+
+def head_labels(checkpoint: Checkpoint, labels: Sequence[str]) -> list[str]:
+    """The classes of a head, in its order, by the names that the data gives them; others keep their own.
+
+    Equal but for case, the beginning of one another (`pos`, `POSITIVE`), or numbered (`LABEL_1` is `1`). Raises
+    ValueError where a class of the data is not among them.
+    """
+    own = [str(name) for _, name in sorted(checkpoint.config.id2label.items())]
+    if checkpoint.adapter is not None:
+        own = list(checkpoint.report.get("classes", labels))
+
+    def same(one: str, other: str) -> bool:
+        one, other = one.casefold(), other.casefold()
+        short = min(len(one), len(other))
+        return one == other or f"label_{other}" == one or (short > 2 and one[:short] == other[:short])
+
+    found = {label: [name for name in own if same(name, label)] for label in labels}
+    exact = {label: [label] if label in own else names for label, names in found.items()}
+    chosen = {names[0]: label for label, names in exact.items() if len(names) == 1}
+    if len(chosen) < len(labels):
+        raise ValueError(
+            f"{checkpoint.name} tells apart {', '.join(own[:10])}; the data has {', '.join(labels[:10])}: name its "
+            "classes so in id2label of its config.json."
+        )
+    return [chosen.get(name, name) for name in own]
