@@ -23,7 +23,7 @@ from hf_lm.data.sources import Corpus, load_corpus
 from hf_lm.data.tables import Table, load_table
 from hf_lm.evaluation.perplexity import score_documents
 from hf_lm.evaluation.predictions import GROUPS, METRICS, UNITS, Example, estimates_of, read_predictions
-from hf_lm.models.checkpoints import context_length, load_causal_lm
+from hf_lm.models.checkpoints import context_length, family, load_causal_lm
 from hf_lm.rebuilding import SETTINGS, Checkpoint, build_task, fingerprint, open_checkpoint, precision, ready
 from hf_lm.remote import answers_in, ask, messages_of, read_answers
 from hf_lm.report import versions
@@ -266,6 +266,8 @@ def _write_aside(path: Path, text: str) -> None:
 
 
 def _measure_likelihood(checkpoint: Checkpoint, data: Data, scored: Scored) -> None:
+    if (kind := family(checkpoint.config)) != "decoder":
+        raise ValueError(f"{checkpoint.name} is an {kind}, which gives a text no likelihood: score a causal model.")
     tokenizer = load_tokenizer(str(checkpoint.adapter or checkpoint.path))
     model = ready(load_causal_lm(checkpoint.path, tokenizer=tokenizer), checkpoint)
     settings = scored.settings
