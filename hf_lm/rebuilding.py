@@ -23,6 +23,7 @@ from hf_lm.models.checkpoints import context_length, family, load_config, load_t
 from hf_lm.tasks.question_answering import QuestionAnswering, QuestionAnsweringAsText
 from hf_lm.tasks.sentiment import Sentiment, SentimentAsText
 from hf_lm.tasks.summarization import Summarization
+from hf_lm.tasks.text_to_text import TextToText
 from hf_lm.tasks.translation import Translation
 from hf_lm.tokenizer import load_tokenizer, set_pad
 
@@ -50,6 +51,16 @@ class Checkpoint:
     @property
     def recipe(self) -> str:
         return self.report.get("recipe", "")
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """A model and the task that measures it. `how`: in words, how it is asked."""
+
+    model: PreTrainedModel
+    task: Any
+    how: str
+    first_line: bool = False  # of what it writes counts: it never learned to stop
 
 
 def open_checkpoint(name: str) -> Checkpoint:
@@ -83,7 +94,7 @@ def fingerprint(checkpoint: Checkpoint) -> str:
             continue
         for path in sorted(Path(place).iterdir()):
             about_run = path.name in ("report.json", "scores.json", "trainer_state.json")
-            if path.suffix in (".safetensors", ".json", ".txt", ".model", ".jinja") and not about_run:
+            if path.suffix in (".safetensors", ".json", ".txt", ".model", ".spm", ".jinja") and not about_run:
                 digest.update(path.name.encode())
                 with path.open("rb") as file:
                     while part := file.read(2**22):
@@ -110,27 +121,26 @@ def precision(model: PreTrainedModel, settings: dict[str, Any]) -> Any:
 
 def build_task(
     checkpoint: Checkpoint, name: str, table: Table, labels: Sequence[str], settings: dict[str, Any]
-) -> tuple[PreTrainedModel, Any, str]:
-    """Model and task as the recipe makes them, and in words how the model is asked."""
+) -> Rebuilt:
+    """Model and task as the recipe makes them. A decoder that was never taught the task is prompted with its cue.
+
+    Raises ValueError for an encoder that lacks the head, or that would have to write.
+    """
     config, path = checkpoint.config, checkpoint.path
     tokenizer = load_tokenizer(str(checkpoint.adapter or path))
     set_pad(tokenizer)
     kind, lengths = family(config), {k: v for k, v in settings.items() if k in SETTINGS[name]}
     dropped = {"drop_overlap": settings.get("drop_overlap", False)}
     if name in HEADS and _has_head(checkpoint, HEADS[name], kind):
-        if name == "sentiment":
-            labels = head_labels(checkpoint, labels)
-            model = load_with_head(path, HEADS[name], tokenizer=tokenizer, labels=labels)
-            length = min(lengths["max_length"], context_length(config) or lengths["max_length"])
-            task: Any = Sentiment(table, tokenizer, labels=labels, max_length=length, **dropped)
-            return model, task, f"a classification head for {', '.join(labels[:10])}"
-        model = load_with_head(path, HEADS[name], tokenizer=tokenizer)
+        labels = head_labels(checkpoint, labels) if labels else []
+        model = load_with_head(path, HEADS[name], tokenizer=tokenizer, labels=labels)
         length = min(lengths["max_length"], context_length(config) or lengths["max_length"])
-        stride = min(lengths["stride"], length // 3)
-        task = QuestionAnswering(
-            table, tokenizer, causal=kind == "decoder", max_length=length, stride=stride, **dropped
-        )
-        return model, task, "a head that points to the answer"
+        if name == "sentiment":
+            classes = Sentiment(table, tokenizer, labels=labels, max_length=length, **dropped)
+            return Rebuilt(model, classes, f"a classification head for {', '.join(labels[:10])}")
+        spans = {"causal": kind == "decoder", "max_length": length, "stride": min(lengths["stride"], length // 3)}
+        answers = QuestionAnswering(table, tokenizer, **spans, **dropped)
+        return Rebuilt(model, answers, "a head that points to the answer")
     if kind == "encoder" and not (checkpoint.adapter and name not in HEADS):
         what = "has no head for this" if name in HEADS else "writes no text"
         raise ValueError(
@@ -139,25 +149,21 @@ def build_task(
         )
     model = load_text_to_text(path, tokenizer=tokenizer)
     if name == "sentiment":
-        task = SentimentAsText(table, tokenizer, model, labels=labels, max_length=lengths["max_length"], **dropped)
-        return model, task, "the likelihood of each class's name"
+        length = lengths["max_length"]
+        classes = SentimentAsText(table, tokenizer, model, labels=labels, max_length=length, **dropped)
+        return Rebuilt(model, classes, "the likelihood of each class's name")
+    taught = getattr(config, "task_specific_params", None) or {}
     if name == "question_answering":
-        task = QuestionAnsweringAsText(
-            table,
-            tokenizer,
-            model,
-            max_source_length=lengths["max_length"],
-            max_target_length=lengths["max_target_length"],
-            **dropped,
-        )
+        room = {"max_source_length": lengths["max_length"], "max_target_length": lengths["max_target_length"]}
+        task: TextToText = QuestionAnsweringAsText(table, tokenizer, model, **room, **dropped)
     else:
-        kinds = {"translation": Translation, "summarization": Summarization}
-        remembered = (getattr(config, "task_specific_params", None) or {}).get(kinds[name].pipeline_tag, {})
-        task = kinds[name](table, tokenizer, model, prefix=remembered.get("prefix", ""), **lengths, **dropped)
-    taught = checkpoint.recipe == name or checkpoint.adapter or kind != "decoder"
-    if taught or task.pipeline_tag in (getattr(config, "task_specific_params", None) or {}):
-        return model, task, "text that it writes"
-    return model, task, f"prompted with {task.cue.strip()!r}, never trained for it; the first line it writes counts"
+        kinds: dict[str, type[TextToText]] = {"translation": Translation, "summarization": Summarization}
+        prefix = taught.get(kinds[name].pipeline_tag, {}).get("prefix", "")
+        task = kinds[name](table, tokenizer, model, prefix=prefix, **lengths, **dropped)
+    if checkpoint.recipe == name or checkpoint.adapter or kind != "decoder" or task.pipeline_tag in taught:
+        return Rebuilt(model, task, "text that it writes")
+    how = f"prompted with {task.cue.strip()!r}, never trained for it; the first line it writes counts"
+    return Rebuilt(model, task, how, first_line=True)
 
 
 def _has_head(checkpoint: Checkpoint, auto_class: Any, kind: str) -> bool:

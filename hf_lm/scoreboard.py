@@ -18,7 +18,7 @@ LIKELIHOODS = METRICS["pretrain"]
 
 
 def check_metrics(task: str, metrics: Sequence[str]) -> list[str]:
-    """The metrics asked for, the main one of the task first; all of the task's where none is asked for.
+    """The metrics asked for, in that order; all of the task's, the main one first, where none is asked for.
 
     `perplexity` and `rouge` name all of their kind. Raises ValueError with the closest name for one there is not.
     """
@@ -29,7 +29,7 @@ def check_metrics(task: str, metrics: Sequence[str]) -> list[str]:
             near = difflib.get_close_matches(name, [*known, *GROUPS], n=1, cutoff=0.4)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"{task} has no metric {name!r}; it has {', '.join(known)}.{hint}")
-    return [name for name in known if name in asked or not asked]
+    return list(dict.fromkeys(asked or known))
 
 
 def compare_models(

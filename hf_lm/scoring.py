@@ -304,13 +304,13 @@ def _comes_back(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
 def _measure_task(checkpoint: Checkpoint, data: Data, scored: Scored) -> None:
     table, split = data.content, data.split
     table = Table(table.source, table.fingerprint, dict(table.rows))  # a task may drop rows of train
-    model, task, scored.how = build_task(checkpoint, data.task, table, data.labels, scored.settings)
-    model = ready(model, checkpoint)
+    rebuilt = build_task(checkpoint, data.task, table, data.labels, scored.settings)
+    model, task, scored.how = ready(rebuilt.model, checkpoint), rebuilt.task, rebuilt.how
     with precision(model, scored.settings):
         if getattr(task, "unanswerable", False) and split == "test":
             task.measure(model, "validation")  # which chooses from where on there is no answer
-        if scored.how.startswith("prompted"):
-            answers = [(text.split("\n")[0], *rest) for text, *rest in task.answer(model.eval(), split, None)]
+        if rebuilt.first_line:
+            answers = [(text.split("\n")[0], *rest) for text, *rest in task.answer(model, split, None)]
             scored.examples = task.score(split, answers).examples
         else:
             scored.examples = task.measure(model, split).examples

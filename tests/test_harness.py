@@ -33,7 +33,7 @@ def test_what_the_harness_cannot_do_is_said_before_anything_is_measured(tmp_path
     monkeypatch.setitem(sys.modules, "lm_eval", type(sys)("lm_eval"))
     with pytest.raises(ValueError, match="behind an API"):
         harness.check_harness(["api:m"])
-    with pytest.raises(ValueError, match="no report.json"):
+    with pytest.raises(ValueError, match=r"no report\.json"):
         harness.check_harness([str(tmp_path)], card=True)
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(ImportError, match=r"pip install 'hf-lm\[harness\]'"):
