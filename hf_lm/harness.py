@@ -44,7 +44,8 @@ def run_harness(model: str, tasks: Sequence[str], *, limit: int = 0) -> dict[str
     for name in ("lm_eval", "lm-eval"):
         logging.getLogger(name).setLevel(logging.ERROR)
     folders = [str(folder) for folder in dict.fromkeys(file.parent for file in files)]
-    manager = TaskManager(include_path=folders or None)
+    own = len(files) < len(tasks)  # indexing the harness' thousands of tasks takes longer than most evaluations
+    manager = TaskManager(include_path=folders or None, include_defaults=own)
     if unknown := [name for name in names if not manager.match_tasks([name])]:
         raise ValueError(f"the harness has no task {unknown[0]!r}; `lm-eval ls tasks` lists them.")
     adapter = Path(model) / "adapter_config.json"

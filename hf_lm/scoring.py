@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -147,7 +147,7 @@ def score(
     }
     estimates = {name: estimates_of(task, one.examples, labels=data.labels) for name, one in scored.items()}
     about = {
-        name: {key: value for key, value in asdict(one).items() if key not in ("examples", "comparable", "kept")}
+        name: {key: value for key, value in vars(one).items() if key not in ("examples", "comparable", "kept")}
         for name, one in scored.items()
     }
     lossy = [name for name, one in scored.items() if not one.comparable]
@@ -240,7 +240,7 @@ def score_checkpoint(
         measure(checkpoint, data, scored)
     path.parent.mkdir(parents=True, exist_ok=True)
     _write_aside(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in scored.examples))
-    kept = {key: value for key, value in asdict(scored).items() if key not in ("examples", "kept")}
+    kept = {key: value for key, value in vars(scored).items() if key not in ("examples", "kept")}
     _write_aside(about, json.dumps(kept, ensure_ascii=False))  # last: it says that the examples are whole
     return scored
 

@@ -61,5 +61,5 @@ def test_the_harness_runs_offline_and_its_likelihood_is_that_of_the_model(model,
         nats -= float(log_probs.gather(1, ids[0, 1:, None]).sum())
     expected = nats / math.log(2) / sum(len(text.encode()) for text in short)
     assert found["tasks"]["short_texts"]["bits_per_byte"]["value"] == pytest.approx(expected, rel=1e-4)
-    with pytest.raises(ValueError, match="no task 'no_such_task'"):
-        harness.run_harness(str(tmp_path / "model"), ["no_such_task"])
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        harness.run_harness(str(tmp_path / "model"), [str(tmp_path / "other.yaml")])
