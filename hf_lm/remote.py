@@ -223,6 +223,8 @@ def _in_one_line(error: BaseException, model: str, key: str, kept: int, rows: in
         said = "the API did not answer in time"
     elif isinstance(error, openai.APIConnectionError):
         said = "the connection to the API was lost"
+    elif isinstance(error, json.JSONDecodeError):
+        said = "the API answered with something that is no JSON"
     else:
         said = str(error) or type(error).__name__
     said = said.replace(key, "***") if key else said

@@ -142,14 +142,16 @@ def show_scores(result: dict[str, Any]) -> None:
     widths = [max(len(row[i]) for row in rows) for i in range(len(names) + 1)]
     lines = ["", f"{data['split']} of {data['source']}, {data[unit]:,} {unit}, 95 % intervals over {unit}", ""]
     lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    lines += [""] + [f"{marks[name]} {said}." for name, said in result["not_compared"].items()]
+    notes = [f"{marks[name]} {said}." for name, said in result["not_compared"].items()]
     for model, found in models.items():
         if "how" in found:
-            lines.append(f"{model}: {'; '.join([found['how'], *found.get('notes', [])])}.")
+            notes.append(f"{model}: {'; '.join([found['how'], *found.get('notes', [])])}.")
         for task, numbers in found.get("harness", {}).get("tasks", {}).items():
-            lines.append(f"{model}, {task} by the harness: {harness_in_words(numbers)}.")
+            notes.append(f"{model}, {task} by the harness: {harness_in_words(numbers)}.")
     said = [one["said"] for one in result["comparisons"] if one["metric"] == result["main_metric"]]
-    print(_visible("\n".join([*lines, "", *said]).rstrip()))
+    for part in (notes, said):
+        lines += ["", *part] if part else []
+    print(_visible("\n".join(lines)))
 
 
 def harness_in_words(numbers: Mapping[str, dict[str, float]]) -> str:

@@ -19,7 +19,7 @@ TRAIN = [{"text": f"old {i}", "label": ("pos", "neg")[i % 3 == 0]} for i in rang
 
 
 class Server:
-    """A loopback API. `script` says what the next requests get: a status, "hang", "garbage" or "empty"; then 200."""
+    """A loopback API. `script`: what the next requests get, a status or a kind of nonsense; after it all get 200."""
 
     def __init__(self):
         self.script, self.seen, self.lock = [], [], threading.Lock()
@@ -36,7 +36,7 @@ class Server:
                     return
                 text = asked["messages"][-1]["content"]
                 body = {"choices": [{"index": 0, "message": {"role": "assistant", "content": server.answer(text)}}]}
-                if step == "garbage":
+                if step in ("garbage", "broken"):
                     body = "<html>a page</html>"
                 elif step == "empty":
                     body = {"choices": []}
@@ -46,7 +46,7 @@ class Server:
                     }
                 content = (body if isinstance(body, str) else json.dumps(body)).encode()
                 self.send_response(step if isinstance(step, int) else 200)
-                self.send_header("content-type", "text/html" if isinstance(body, str) else "application/json")
+                self.send_header("content-type", "text/html" if step == "garbage" else "application/json")
                 self.send_header("content-length", str(len(content)))
                 self.send_header("retry-after-ms", "10")
                 self.end_headers()
@@ -121,9 +121,10 @@ def test_what_was_answered_before_an_error_is_kept_and_not_asked_again(server, a
     assert len(answers_in(tmp_path / "a.jsonl")) == 12
 
 
-@pytest.mark.parametrize(
-    ("step", "said"), [("garbage", "no completion"), ("empty", "no completion"), (404, "answered 404")]
-)
+NONSENSE = [("garbage", "no completion"), ("broken", "no JSON"), ("empty", "no completion"), (404, "answered 404")]
+
+
+@pytest.mark.parametrize(("step", "said"), NONSENSE)
 def test_nonsense_ends_in_one_line(server, asked, tmp_path, step, said):
     server.script = [200, *[step] * 30]
     assert said in refused(server, asked, tmp_path / "a.jsonl")
