@@ -46,7 +46,8 @@ def compare_runs(folders: Sequence[str], *, metrics: Sequence[str] = (), split: 
     unit = UNITS.get(task, "examples")
     about = {folder: {"versions": report.get("versions", {})} for folder, (report, _) in runs.items()}
     data = runs[first][0].get("data", {})
-    lossy = [folder for folder, (report, _) in runs.items() if task == "pretrain" and _has_unknown_words(report)]
+    tokenizers = {folder: report.get("tokenizer", {}) for folder, (report, _) in runs.items()}
+    lossy = {folder: json.dumps(one) for folder, one in tokenizers.items() if _has_unknown_words(one)}
     return {
         "task": task,
         "data": {
@@ -56,7 +57,7 @@ def compare_runs(folders: Sequence[str], *, metrics: Sequence[str] = (), split: 
             "unit": unit,
             unit: len(examples[first]),
         },
-        **compare_models(estimates, metrics=wanted, unit=unit, about=about, apart=lossy),
+        **compare_models(estimates, metrics=wanted, unit=unit, about=about, lossy=lossy),
     }
 
 
@@ -105,7 +106,6 @@ def _key(row: Example) -> str:
     return json.dumps([row.get(name) for name in SAME], ensure_ascii=False)
 
 
-def _has_unknown_words(report: dict[str, Any]) -> bool:
+def _has_unknown_words(tokenizer: dict[str, Any]) -> bool:
     """Whether a tokenizer leaves words unknown: the likelihood is then that of another text."""
-    texts = report.get("tokenizer", {}).get("text", {})
-    return any(text.get("unknown", 0) > 0 for text in texts.values())
+    return any(text.get("unknown", 0) > 0 for text in tokenizer.get("text", {}).values())

@@ -83,7 +83,7 @@ class Scored:
     fingerprint: str
     settings: dict[str, Any]
     notes: list[str] = field(default_factory=list)
-    comparable: bool = True  # whether its likelihood is that of the text, and not of what its tokenizer leaves of it
+    lossy: str = ""  # the tokenizer, where it loses text: the likelihood is of what it leaves
     kept: bool = False
 
 
@@ -147,11 +147,11 @@ def score(
     }
     estimates = {name: estimates_of(task, one.examples, labels=data.labels) for name, one in scored.items()}
     about = {
-        name: {key: value for key, value in vars(one).items() if key not in ("examples", "comparable", "kept")}
+        name: {key: value for key, value in vars(one).items() if key not in ("examples", "lossy", "kept")}
         for name, one in scored.items()
     }
-    lossy = [name for name, one in scored.items() if not one.comparable]
-    return result | compare_models(estimates, metrics=metrics, unit=unit, about=about, apart=lossy)
+    lossy = {name: one.lossy for name, one in scored.items() if one.lossy}
+    return result | compare_models(estimates, metrics=metrics, unit=unit, about=about, lossy=lossy)
 
 
 # What is asked, and of what
@@ -291,7 +291,7 @@ def _measure_likelihood(checkpoint: Checkpoint, data: Data, scored: Scored) -> N
     first = list(islice(data.content.documents(data.split), min(limit or 200, 200)))
     lost = sum(not _comes_back(tokenizer, text[:10_000]) for text in first)
     if lost:
-        scored.comparable = False
+        scored.lossy = hashlib.blake2b(tokenizer.backend_tokenizer.to_str().encode(), digest_size=16).hexdigest()
         scored.notes.append(f"its tokenizer gives {lost} of {len(first)} documents back as other text")
 
 

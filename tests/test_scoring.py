@@ -140,14 +140,17 @@ def test_likelihoods_are_compared_only_where_they_are_of_the_same_text(causal, d
         new_gpt2(tokenizer, n_layer=1, n_head=2, n_embd=16, block_size=64).save_pretrained(tmp_path / name)
         tokenizer.save_pretrained(tmp_path / name)
     other, words = str(tmp_path / "other"), str(tmp_path / "words")
-    result = quietly(
-        causal, other, words, dataset=documents, metrics=["perplexity"], columns={"text_column": "document"}
-    )
+    column = {"text_column": "document"}
+    result = quietly(causal, other, words, dataset=documents, metrics=["perplexity"], columns=column)
     pairs = {(found["metric"], found["one"], found["other"]) for found in result["comparisons"]}
     assert pairs == {("bits_per_byte", causal, other), ("word_perplexity", causal, other)}
     assert "same tokens" in result["not_compared"]["perplexity"]
     assert words in result["not_compared"]["bits_per_byte"]
     assert "as other text" in result["models"][words]["notes"][0]
+    copy = str(shutil.copytree(words, tmp_path / "copy"))
+    result = quietly(words, copy, dataset=documents, metrics=["perplexity"], columns=column)
+    assert not result["not_compared"]  # the same unknown words to both
+    assert len(result["comparisons"]) == 3
 
 
 def test_a_limit_takes_the_first_examples_only(classifier, reviews):
