@@ -51,6 +51,7 @@ class TrainingArguments(transformers.TrainingArguments):
         default=False, metadata={"help": "resume although the checkpoint was written by another configuration"}
     )
     run: dict[str, Any] = field(default_factory=dict, init=False)  # the resolved run, as run.yaml holds it
+    changed: dict[str, Any] = field(default_factory=dict, init=False)  # what of it is not the recipe's default
 
     def __post_init__(self) -> None:
         if self.bf16 and not torch.accelerator.is_available():
@@ -67,8 +68,15 @@ class FineTuningArguments:
     lora_dropout: float = 0.0
     dora: bool = False  # split each update into direction and size
     rslora: bool = False  # scale updates by 1 / sqrt(rank) rather than 1 / rank
+    quantize: int = 0  # bits of the frozen base under LoRA: 4 or 8; 0 keeps it whole
     merge: bool = True  # add LoRA's updates to the weights, so that the result loads without peft
     drop_overlap: bool = False  # take training rows that stand in a held-out split out of train
+
+    def __post_init__(self) -> None:
+        if self.quantize and not self.lora_rank:
+            raise ValueError(f"--quantize {self.quantize} freezes the base: give what is trained a --lora_rank.")
+        if self.quantize and not getattr(self, "model", ""):
+            raise ValueError(f"--quantize {self.quantize} needs --model: a fresh model's weights are trained whole.")
 
     def lora(self) -> dict[str, Any]:
         """The arguments of hf_lm.models.adapters.add_lora."""
@@ -86,6 +94,7 @@ FINE_TUNING: dict[str, Any] = {
     "num_train_epochs": 3,
     "train_sampling_strategy": "group_by_length",
     "logging_steps": 10,
+    "logging_first_step": True,  # a run of fewer steps has a curve too
     "eval_strategy": "epoch",
     "save_strategy": "epoch",
     "save_total_limit": 2,
@@ -141,6 +150,7 @@ def _parse(arguments_class, training_arguments_class, argv, recipe_defaults, fre
     if unknown := (set(recipe_defaults) | set(fresh)) - own:
         raise TypeError(f"the recipe sets defaults for unknown arguments: {sorted(unknown)}")
     parser.set_defaults(**recipe_defaults)
+    defaults = {key: parser.get_default(key) for key in own}
 
     origin: dict[str, str] = {}  # key -> where its value was given
     config = _option(argv, "--config")
@@ -157,6 +167,7 @@ def _parse(arguments_class, training_arguments_class, argv, recipe_defaults, fre
     resolved = {key: value for key, value in vars(namespace).items() if key in own}
     if not resolved.get("model"):
         resolved |= {key: value for key, value in fresh.items() if key not in origin}
+        defaults |= fresh
 
     run = _saved_run(resolved, arguments_class, training_arguments_class, recipe_defaults | fresh, origin)
     if print_config:
@@ -168,6 +179,7 @@ def _parse(arguments_class, training_arguments_class, argv, recipe_defaults, fre
         raise ValueError(_name_the_key(str(error), resolved, origin)) from error
     args, training_args = objects
     training_args.run = run
+    training_args.changed = {key: value for key, value in run.items() if value != _plain_value(defaults[key])}
     return args, training_args
 
 

@@ -1,7 +1,9 @@
 """The model card, drawn from the report: valid metadata for the Hub, plain words for people."""
 
+import json
 import os
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +21,15 @@ KINDS = {
 }
 
 
-CALLS = {
-    "sentiment": 'print(answer("Better than I had hoped."))',
-    "question_answering": 'print(answer(question="Who came?", context="Only Ann came."))',
-    "translation": 'print(answer("Good morning."))',
-    "summarization": 'print(answer("A long text ..."))',
-}
-
-
 def write_card(report: dict[str, Any], folder: str | Path) -> None:
     """Write README.md. Text that comes from data or from the model is shown as text, whatever it holds."""
     folder = Path(folder)
     sections = [
         _metadata(report, folder),
         _introduction(report, folder),
-        _numbers(report),
+        _numbers(report, folder),
         _classes(report),
-        _worst(report),
+        _answers(report),
         _harness(report),
         _proofs(report),
         _data(report),
@@ -51,11 +45,15 @@ def write_card(report: dict[str, Any], folder: str | Path) -> None:
 def _metadata(report: dict[str, Any], folder: Path) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
+    source, model = report.get("data", {}).get("source", ""), report.get("model", {})
+    known = [name for name in [re.split("[:@]", source)[0]] if _is_hub_id(name)]
+    example = _example(report)
     results = [
         EvalResult(
             task_type=report.get("pipeline_tag", "text-generation"),
-            dataset_type="text",
-            dataset_name=f"{report['data']['source']} ({split})",
+            dataset_type=known[0] if known else "text",
+            dataset_name=report["data"]["source"],
+            dataset_split=split,
             metric_type=name,
             metric_name=_interval_name(name, metric),
             metric_value=metric["value"],
@@ -64,17 +62,20 @@ def _metadata(report: dict[str, Any], folder: Path) -> str:
         for name, metric in metrics.items()
         if "value" in metric
     ]
-    base = report.get("model", {}).get("base")
+    base = model.get("base")
     card = ModelCardData(
+        language=report.get("data", {}).get("languages") or None,
         library_name="transformers",
         pipeline_tag=report.get("pipeline_tag"),
         tags=["hf_lm"],
         base_model=base if base and _is_hub_id(base) else None,
-        datasets=[source] if _is_hub_id(source := report.get("data", {}).get("source", "").split(":")[0]) else None,
+        datasets=known or None,
         model_name=folder.resolve().name,
         eval_results=results,
+        **({"widget": [{key: _cut(text, 1000) for key, text in example.items()}]} if example else {}),
     )
-    return f"---\n{card.to_yaml()}\n---"
+    # A licence is its owner's to give: the metadata is valid without one, and this line says where it goes.
+    return f"---\n# license: apache-2.0   <- the licence that you give the model\n{card.to_yaml()}\n---"
 
 
 def _interval_name(name: str, metric: dict[str, Any]) -> str:
@@ -84,6 +85,16 @@ def _interval_name(name: str, metric: dict[str, Any]) -> str:
 
 def _is_hub_id(name: str) -> bool:
     return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)) and not Path(name).exists()
+
+
+def _example(report: dict[str, Any]) -> dict[str, str]:
+    """An input of the model's task, {"text"} or {"question", "context"}, from held-out data; empty where none is."""
+    prompts = [{"text": sample["prompt"]} for sample in report.get("samples", []) if sample.get("prompt", "").strip()]
+    return report.get("example") or next(iter(prompts), {})
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 4] + " ..."
 
 
 def _introduction(report: dict[str, Any], folder: Path) -> str:
@@ -96,8 +107,9 @@ def _introduction(report: dict[str, Any], folder: Path) -> str:
         f"# {folder.resolve().name}",
         "",
         f"A {kind} ({model.get('architecture')}, {model.get('parameters', 0):,} parameters), "
-        + ("trained further" if model.get("base") else "trained from scratch")
-        + f" on {report.get('data', {}).get('source', 'text')} with hf_lm.",
+        + (f"trained further from {_base(model['base'])}" if model.get("base") else "trained from scratch")
+        + f" on {_in_table(report.get('data', {}).get('source', 'text'))} with hf_lm."
+        + (f" {said}" if (said := _headline(report)) else ""),
         "",
         "```python",
         f"from transformers import {auto_class}, AutoTokenizer",
@@ -107,9 +119,15 @@ def _introduction(report: dict[str, Any], folder: Path) -> str:
         f"tokenizer = AutoTokenizer.from_pretrained(name{trust})",
         "```",
     ]
-    if call := CALLS.get(report.get("recipe", "")):
+    if example := _example(report):
+        said = ", ".join(
+            json.dumps(_cut(text, 200), ensure_ascii=False) if key == "text" else
+            f"{key}={json.dumps(_cut(text, 200), ensure_ascii=False)}"
+            for key, text in example.items()
+        )  # fmt: skip
+        said += ", max_new_tokens=40" if report.get("pipeline_tag") == "text-generation" else ""
         lines += ["", "or, in three lines:", "", "```python", "from hf_lm import pipeline", ""]
-        lines += [f'answer = pipeline("{report["pipeline_tag"]}", model=".")', call, "```"]
+        lines += [f'answer = pipeline("{report["pipeline_tag"]}", model=".")', f"print(answer({said}))", "```"]
     if adapter:
         lines += ["", "This is an adapter: loading it needs peft, and its base model."]
     if recurrent:
@@ -120,7 +138,22 @@ def _introduction(report: dict[str, Any], folder: Path) -> str:
     return "\n".join(lines)
 
 
-def _numbers(report: dict[str, Any]) -> str:
+def _base(name: str) -> str:
+    """A checkpoint as a reader meets it: its name on the Hub, or that of its folder."""
+    return f"[{name}](https://huggingface.co/{name})" if _is_hub_id(name) else f"`{Path(name).name}`"
+
+
+def _headline(report: dict[str, Any]) -> str:
+    """The number that was trained for, on the last split measured."""
+    name = report.get("main_metric", "")
+    for split, metrics in reversed(report.get("metrics", {}).items()):
+        if name in metrics:
+            shown, against = SHOWN.get(name, (name,))[0], beside(name, metrics[name])
+            return f"{split.capitalize()} {shown}: {in_words(name, metrics[name])}" + (f"; {against}." * bool(against))
+    return ""
+
+
+def _numbers(report: dict[str, Any], folder: Path) -> str:
     if not report.get("metrics"):
         return ""
     unit = report.get("unit", "examples")
@@ -140,8 +173,11 @@ def _numbers(report: dict[str, Any]) -> str:
         ]
     for name, signature in report.get("signatures", {}).items():
         lines += ["", f"{SHOWN[name][0]}: `{signature}`"]
-    lines += ["", *(f"- {_in_table(said)}" for said in warnings(report))]
-    lines += ["", "![validation by step](plots/metric.png)", "", "![loss](plots/loss.png)"]
+    if said := warnings(report):
+        lines += ["", *(f"- {_in_table(one)}" for one in said)]
+    for name, shown in (("metric", "validation by step"), ("loss", "loss")):
+        if (folder / "plots" / f"{name}.png").is_file():
+            lines += ["", f"![{shown}](plots/{name}.png)"]
     return "\n".join(lines)
 
 
@@ -156,17 +192,24 @@ def _classes(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _worst(report: dict[str, Any]) -> str:
-    """The answers that were furthest from the reference, so that errors can be read."""
-    if not report.get("worst"):
-        return ""
-    lines = ["<details><summary>The worst answers</summary>", "", "| input | reference | said |", "|---|---|---|"]
-    for example in report["worst"]:
+def _answers(report: dict[str, Any]) -> str:
+    """Some answers as they come, and those furthest from the reference, so that errors can be read."""
+    lines = []
+    if report.get("examples"):
+        lines += ["The first answers of the last split, not chosen:", "", *_table_of(report["examples"]), ""]
+    if report.get("worst"):
+        lines += ["<details><summary>The worst answers</summary>", "", *_table_of(report["worst"]), "", "</details>"]
+    return "\n".join(lines).rstrip()
+
+
+def _table_of(examples: list[dict[str, Any]]) -> list[str]:
+    lines = ["| input | reference | said |", "|---|---|---|"]
+    for example in examples:
         reference = example["reference"]
         reference = " / ".join(reference) or "(none)" if isinstance(reference, list) else reference
         cells = (_in_table(text[:200]) for text in (example["input"], reference, example["prediction"] or "(nothing)"))
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", "</details>"])
+    return lines
 
 
 def _harness(report: dict[str, Any]) -> str:
@@ -207,7 +250,14 @@ def _data(report: dict[str, Any]) -> str:
     data = report.get("data")
     if not data:
         return ""
-    lines = ["## Data", "", f"Source: `{data['source']}`, fingerprint `{data.get('fingerprint', '')[:16]}`.", ""]
+    read = f", {data['format']}" if "format" in data else ""
+    source = _in_table(data["source"]).replace("`", "'")
+    lines = ["## Data", "", f"Source: `{source}`{read}, fingerprint `{data.get('fingerprint', '')[:16]}`.", ""]
+    if data.get("columns"):
+        named = ", ".join(f"{name} from `{column}`" for name, column in data["columns"].items())
+        lines[-2] += f" Columns: {_in_table(named)}."
+    if scripts := _scripts(data):
+        lines[-2] += f" Its letters are {scripts}."
     splits = [split for split in ("train", "validation", "test") if split in data]
     columns = [key for key, value in data.get("train", {}).items() if isinstance(value, int)]
     if columns:
@@ -229,6 +279,11 @@ def _data(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _scripts(data: dict[str, Any]) -> str:
+    shown = [f"{script} ({share:.0%})" for script, share in data.get("scripts", {}).items() if share >= 0.01]
+    return ", ".join(shown)
+
+
 def _training(report: dict[str, Any], folder: Path) -> str:
     speed = report.get("speed", {})
     lines = ["## Training", ""]
@@ -238,6 +293,9 @@ def _training(report: dict[str, Any], folder: Path) -> str:
             f" {speed['tokens_per_second']:,.0f} tokens per second, {speed['utilisation']:.0%} of the device's "
             f"measured matrix speed; peak memory {speed['peak_memory_bytes'] / 2**20:,.0f} MiB."
         )
+    if report.get("recipe"):
+        lines += ["", "This run, with every argument that is not the recipe's default:"]
+        lines += ["", _fenced(_command(report["recipe"], report.get("arguments", {})), "bash")]
     if (folder / "run.yaml").is_file():
         run = yaml.safe_load((folder / "run.yaml").read_text(encoding="utf-8"))
         # Paths of the machine that trained it tell a reader nothing and may tell too much.
@@ -247,6 +305,23 @@ def _training(report: dict[str, Any], folder: Path) -> str:
     found = ", ".join(f"{name} {number}" for name, number in report.get("versions", {}).items())
     lines += ["", f"Versions: {found}."]
     return "\n".join(lines)
+
+
+def _command(recipe: str, arguments: dict[str, Any]) -> str:
+    """The command of a run. Folders of the machine that trained it are named by their last part."""
+    lines = [f"accelerate launch recipes/{recipe}.py"]
+    for key, value in arguments.items():
+        if key == "output_dir":
+            continue
+        values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
+        values = [Path(one).name if Path(one).is_absolute() else one for one in map(_typed, values)]
+        lines.append(f"--{key} {shlex.join(values)}")
+    return " \\\n  ".join(lines)
+
+
+def _typed(value: Any) -> str:
+    """A value as one would type it: 30 for 30.0."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _fenced(text: str, language: str = "") -> str:
@@ -271,9 +346,30 @@ def _samples(report: dict[str, Any]) -> str:
 
 
 def _limits(report: dict[str, Any]) -> str:
-    return (
-        "## Limits\n\n"
-        "A language model repeats what its training text holds, errors and prejudices included; neither its bias nor "
-        "the toxicity of what it writes has been measured in this run. The numbers above speak of text like the test "
-        "split and of no other. It may reproduce training text word for word."
+    """What the checks of this run found, and what none of them looked at."""
+    data, found = report.get("data", {}), []
+    for split, overlap in data.get("overlap", {}).items():
+        if overlap["rows"]:
+            found.append(
+                f"{overlap['rows']:,} rows of {split} ({overlap['share']:.1%}) also stand in train: its numbers are "
+                "better than they would be on text that is new."
+            )
+    leakage = report.get("proofs", {}).get("leakage", {})
+    if leakage.get("passed") is not None:
+        found.append(f"{leakage['said'][:1].upper()}{leakage['said'][1:]}.")
+    for split, metrics in report.get("metrics", {}).items():
+        if worse := [name for name, one in metrics.items() if one.get("baseline") and not one["baseline"]["beaten"]]:
+            named = ", ".join(SHOWN.get(name, (name,))[0].strip() for name in worse)
+            found.append(f"On {split} it does not beat its baseline in {named} by more than chance.")
+    if (cut := data.get("train", {}).get("truncated", 0)) >= 0.01:
+        found.append(f"{cut:.0%} of what it was trained on was cut to fit: long inputs are read from their beginning.")
+    if scripts := _scripts(data):
+        found.append(f"The letters that it learned from are {scripts}: it knows little of other scripts.")
+    safety = report.get("safety", [])
+    measured = "" if safety else "Neither bias nor the toxicity of what it writes has been measured in this run. "
+    said = (
+        "A language model repeats what its training text holds, errors and prejudices included. "
+        f"{measured}The numbers above speak of text like the test split and of no other. It may reproduce training "
+        "text word for word."
     )
+    return "\n".join(["## Limits", "", said, "", *(f"- {_in_table(one)}" for one in [*found, *safety])]).rstrip()

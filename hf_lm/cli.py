@@ -1,46 +1,94 @@
-"""The command hf-lm. Nothing heavy is imported before a subcommand needs it."""
+"""The command hf-lm. Nothing heavy is imported before a subcommand needs it.
+
+Exit codes: 0, 1 for an error, 2 for a wrong usage, 130 for Ctrl-C, 143 for SIGTERM; `hf-lm run` has its recipe's.
+"""
 
 import argparse
 import difflib
+import os
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from typing import NoReturn
 
 from hf_lm import __version__
 
-COMMANDS = ("push", "predict", "score", "compare")  # as `hf-lm --help` lists them; each is a module of hf_lm.commands
+COMMANDS = (  # as `hf-lm --help` lists them; each is a module of hf_lm.commands
+    *("recipes", "copy", "run", "inspect"),
+    *("generate", "write", "chat", "predict", "serve"),
+    *("score", "compare"),
+    *("check", "merge", "push"),
+    "completion",
+)
 
 
 class _Parser(argparse.ArgumentParser):
+    """One that says a wrong usage in one line, with what was probably meant."""
+
     def error(self, message: str) -> NoReturn:
         if "argument COMMAND: invalid choice" in message:
             word = message.split("'")[1]
-            near = difflib.get_close_matches(word, COMMANDS, n=1)
-            message = f"there is no command {word!r}; there are {', '.join(COMMANDS)}."
-            message += f" Did you mean {near[0]!r}?" if near else ""
+            message = f"there is no command {word!r}; there are {', '.join(COMMANDS)}.{_meant(word, COMMANDS)}"
+        elif "COMMAND" in message:
+            message = f"give a command: {', '.join(COMMANDS)}. hf-lm --help says what each does."
         print(f"error: {message}", file=sys.stderr)
         raise SystemExit(2)
 
 
+def _meant(word: str, words: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, words, n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
 def build_parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="hf-lm", description="From text to a published language model.")
+    parser = _Parser(prog="hf-lm", description="From text to a published language model.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"hf-lm {__version__}")
     parser.add_argument("--debug", action="store_true", help="errors with a traceback")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name in COMMANDS:
         command = import_module(f"hf_lm.commands.{name}")
+        help, _, more = command.__doc__.partition("\n")
+        examples = command.EXAMPLE.splitlines()
         added = commands.add_parser(
-            name, help=command.__doc__, description=command.__doc__, epilog=f"example: {command.EXAMPLE}"
+            name,
+            help=help,
+            description=f"{help[0].upper()}{help[1:]}.\n{more}".rstrip(),
+            epilog=f"example: {examples[0]}" if len(examples) == 1 else "\n  ".join(["examples:", *examples]),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
         )
+        added.set_defaults(parser=parser, subparser=added)
         command.add_arguments(added)
     return parser
 
 
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = build_parser()
+    at = next((i for i, token in enumerate(argv) if not token.startswith("-")), len(argv))
+    if argv[at : at + 1] == ["run"] and argv[at + 1 :] and argv[at + 1] not in ("-h", "--help"):
+        args = parser.parse_args([*argv[: at + 1], "recipe"])
+        args.arguments = argv[at + 1 :]  # all of it for accelerate and the recipe, which look at it themselves
+        return args
+    args, unknown = parser.parse_known_args(argv)
+    for token in unknown:
+        option = token.split("=")[0]
+        if option.startswith("-"):
+            there = [option for action in args.subparser._actions for option in action.option_strings]
+            meant = _meant("--" + option.lstrip("-").replace("-", "_"), there)
+            parser.error(f"hf-lm {args.command} has no option {option}.{meant}")
+        parser.error(f"hf-lm {args.command} does not know what to do with {token!r}.")
+    return args
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run a subcommand. An error is one line on stderr and exit code 1; a wrong usage has exit code 2."""
-    args = build_parser().parse_args(argv)
+    args = _parse(list(sys.argv[1:] if argv is None else argv))
     try:
         import_module(f"hf_lm.commands.{args.command}").run(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `hf-lm recipes | head`: whoever read is gone, and nothing is wrong
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
     except (ValueError, OSError, ImportError) as error:
         if args.debug:
             raise

@@ -22,9 +22,10 @@ from transformers import (
 )
 
 from hf_lm.data.batches import map_by_length, pad_batch
-from hf_lm.models.checkpoints import context_length, family, load_config
+from hf_lm.models.adapters import load_merged
+from hf_lm.models.checkpoints import context_length, family, find_adapter, load_config
 from hf_lm.tasks.question_answering import top_spans, windows_of
-from hf_lm.tokenizer import encode_documents, frame_of, set_pad
+from hf_lm.tokenizer import encode_documents, frame_of, load_tokenizer, set_pad
 
 AT_ONCE = 256  # inputs of a stream that are read ahead, to put like-sized ones into a batch
 KEYS = {"summarization": "summary_text", "translation": "translation_text", "text2text-generation": "generated_text"}
@@ -47,13 +48,17 @@ def pipeline(
     if kind not in KEYS and kind != "question-answering":
         import transformers
 
+        if isinstance(model, str) and find_adapter(model):  # transformers would not know its classes
+            tokenizer = tokenizer or load_tokenizer(model)
+            tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
+            model = load_merged(model, tokenizer=tokenizer)
         given = {"task": task, "model": model, "tokenizer": tokenizer, "device": device}
         return transformers.pipeline(**{k: v for k, v in given.items() if v is not None}, **options)
     if model is None:
         raise ValueError(f"pipeline({task!r}) needs model=..., a folder or a Hub id.")
     options.pop("framework", None)  # there is one
     made = QuestionAnsweringPipeline if kind == "question-answering" else TextToTextPipeline
-    return made(kind, model, tokenizer, device=device, **options)
+    return made(kind, model, tokenizer, device=device, named=task, **options)
 
 
 class _Pipeline:
@@ -68,6 +73,7 @@ class _Pipeline:
         tokenizer: str | PreTrainedTokenizerBase | None = None,
         *,
         device: Any = None,
+        named: str = "",  # the task with its languages, translation_en_to_de
         batch_size: int = 32,
         dtype: Any = "auto",
         torch_dtype: Any = None,  # its name before transformers 5
@@ -75,14 +81,18 @@ class _Pipeline:
     ) -> None:
         if isinstance(model, str):
             name, auto_class = model, self.auto_classes[family(load_config(model))]
-            model = auto_class.from_pretrained(name, dtype=torch_dtype or dtype, trust_remote_code=False)
             tokenizer = tokenizer or name
+            if find_adapter(name):
+                model = load_merged(name, tokenizer=load_tokenizer(name))
+            else:
+                model = auto_class.from_pretrained(name, dtype=torch_dtype or dtype, trust_remote_code=False)
         if tokenizer is None:
             raise ValueError("pipeline: a model that is no name needs tokenizer=...")
         if isinstance(tokenizer, str):
             tokenizer = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
         set_pad(tokenizer)
         self.task, self.model, self.tokenizer, self.options = task, model.eval(), tokenizer, options
+        self.named = named
         self.batch_size = batch_size
         self.causal = family(model.config) == "decoder"
         self.frame = frame_of(tokenizer, causal=self.causal)
@@ -137,7 +147,8 @@ class TextToTextPipeline(_Pipeline):
         return_text: bool = True,
         **generation: Any,
     ) -> list[Any]:
-        settings = (getattr(self.model.config, "task_specific_params", None) or {}).get(self.task, {})
+        known = getattr(self.model.config, "task_specific_params", None) or {}
+        settings = known.get(self.named) or known.get(self.task, {})
         before = encode_documents(self.tokenizer, [settings.get("prefix", "")])[0]
         cue = encode_documents(self.tokenizer, [settings.get("cue", "")])[0] if self.causal else []
         positions = context_length(self.model.config) or 10**6

@@ -37,19 +37,47 @@ def draw_plots(report: dict[str, Any], folder: str | Path) -> list[Path]:
     return drawn
 
 
+def draw_lengths(lengths: dict[str, dict[str, list[int]]], folder: str | Path) -> Path:
+    """Draw lengths.png: how long the rows of each split are, {split: {kind: tokens of each row}}; returns its path."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import numpy as np
+
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    high = max(max(values) for kinds in lengths.values() for values in kinds.values())
+    middle = np.median([value for values in lengths["train"].values() for value in values])
+    spread = high > 12 * max(1, middle)  # the longest are far from the rest
+    edges = np.geomspace(1, high + 1, 40) if spread else np.linspace(0, high + 1, min(high + 2, 40))
+
+    def draw(axes: Any) -> None:
+        styles = zip(("-", "--"), lengths["train"], strict=False)
+        for line, kind in styles:
+            for split, color in zip(lengths, (BLUE, ORANGE, GREY), strict=False):
+                values = lengths[split][kind]
+                weights = np.full(len(values), 100 / len(values))
+                axes.hist(values, edges, weights=weights, histtype="step", color=color, linestyle=line, linewidth=1.4,
+                          label=f"{split}, {kind} ({len(values):,})")  # fmt: skip
+        if spread:
+            axes.set_xscale("log")
+
+    return _draw(Path(folder) / "lengths.png", "Lengths", "% of the rows", draw, below="tokens")
+
+
 def _series(history: list[dict[str, Any]], key: str) -> list[tuple[int, float]]:
     return [(entry["step"], entry[key]) for entry in history if key in entry]
 
 
-def _draw(path: Path, title: str, label: str, draw: Any) -> Path:
+def _draw(path: Path, title: str, label: str, draw: Any, *, below: str = "optimizer step") -> Path:
     from matplotlib import pyplot
 
     with pyplot.rc_context({"font.size": 10, "text.color": INK, "axes.edgecolor": GREY, "axes.labelcolor": INK}):
         figure, axes = pyplot.subplots(figsize=(8, 3.6), dpi=150)
         draw(axes)
         axes.set_title(title, loc="left", fontweight="bold")
-        axes.set_xlabel("optimizer step")
-        axes.set_xlim(left=0)
+        axes.set_xlabel(below)
+        if axes.get_xscale() == "linear":
+            axes.set_xlim(left=0)
         axes.set_ylabel(label)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)

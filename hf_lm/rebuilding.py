@@ -1,7 +1,6 @@
 """A checkpoint and its task, made again as the run that trained it had them, so that it is measured the same."""
 
 import hashlib
-import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,14 +17,20 @@ from transformers import (
 )
 
 from hf_lm.data.tables import Table
-from hf_lm.models.adapters import merged
-from hf_lm.models.checkpoints import context_length, family, load_config, load_text_to_text, load_with_head
+from hf_lm.models.checkpoints import (
+    context_length,
+    family,
+    find_adapter,
+    load_config,
+    load_text_to_text,
+    load_with_head,
+)
 from hf_lm.tasks.question_answering import QuestionAnswering, QuestionAnsweringAsText
 from hf_lm.tasks.sentiment import Sentiment, SentimentAsText
 from hf_lm.tasks.summarization import Summarization
 from hf_lm.tasks.text_to_text import TextToText
 from hf_lm.tasks.translation import Translation
-from hf_lm.tokenizer import load_tokenizer, set_pad
+from hf_lm.tokenizer import load_tokenizer, set_languages, set_pad
 
 SETTINGS: dict[str, dict[str, int]] = {  # by task: what a model that no recipe trained is measured with
     "pretrain": {"block_size": 0, "eval_stride": 0},
@@ -39,11 +44,10 @@ HEADS = {"sentiment": AutoModelForSequenceClassification, "question_answering": 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A folder or a name on the Hub; `path` is the whole model, the base where `adapter` is a folder of its own."""
+    """A folder or a name on the Hub; `adapter` is what it says of itself where it is one, else None."""
 
     name: str
-    path: str
-    adapter: Path | None
+    adapter: dict[str, Any] | None
     config: PreTrainedConfig
     run: dict[str, Any]  # of run.yaml; empty where no recipe trained it
     report: dict[str, Any]  # of report.json, likewise
@@ -51,6 +55,12 @@ class Checkpoint:
     @property
     def recipe(self) -> str:
         return self.report.get("recipe", "")
+
+    @property
+    def tokenizer(self) -> str:
+        """Where its tokenizer is: with an adapter, or else with its base."""
+        own = self.adapter is None or (Path(self.name) / "tokenizer_config.json").is_file()
+        return self.name if own else self.adapter["base_model_name_or_path"]
 
 
 @dataclass(frozen=True)
@@ -65,20 +75,12 @@ class Rebuilt:
 
 def open_checkpoint(name: str) -> Checkpoint:
     """What is known of a model before its weights are read. Raises OSError or ValueError in one line."""
-    folder, adapter, path = Path(name), None, name
-    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-        adapter = folder
-        path = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
-        if not path:
-            raise ValueError(f"{name} is an adapter that does not name its base model: merge it first.")
-    try:
-        config = load_config(path)
-    except (OSError, ValueError) as error:
-        raise type(error)(f"{name} is an adapter, and its base: {error}" if adapter else str(error)) from error
+    folder, adapter = Path(name), find_adapter(name)
+    config = load_config(name)
     # An adapter kept beside its merged model, and a checkpoint, belong to the run of the folder above.
     inside = folder.name == "adapter" or folder.name.startswith("checkpoint-")
     run = next((p for p in (folder, folder.parent)[: 1 + inside] if (p / "report.json").is_file()), folder)
-    return Checkpoint(name, path, adapter, config, _read(run / "run.yaml"), _read(run / "report.json"))
+    return Checkpoint(name, adapter, config, _read(run / "run.yaml"), _read(run / "report.json"))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -88,7 +90,8 @@ def _read(path: Path) -> dict[str, Any]:
 def fingerprint(checkpoint: Checkpoint) -> str:
     """What a checkpoint is: the hash of its weights, configuration and tokenizer, or its commit on the Hub."""
     digest = hashlib.blake2b(digest_size=16)
-    for place in filter(None, (checkpoint.path, checkpoint.adapter)):
+    base = (checkpoint.adapter or {}).get("base_model_name_or_path")
+    for place in filter(None, (base, checkpoint.name)):
         if not Path(place).is_dir():
             digest.update(f"{place} {checkpoint.config._commit_hash}".encode())
             continue
@@ -102,15 +105,6 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     return digest.hexdigest()
 
 
-def ready(model: PreTrainedModel, checkpoint: Checkpoint) -> PreTrainedModel:
-    """The model with its adapter's updates, on the device there is."""
-    if checkpoint.adapter is not None:
-        from peft import PeftModel
-
-        model = merged(PeftModel.from_pretrained(model, str(checkpoint.adapter)))
-    return model.eval().to(torch.accelerator.current_accelerator() or "cpu")
-
-
 def precision(model: PreTrainedModel, settings: dict[str, Any]) -> Any:
     """As the run had it when it measured."""
     if settings["precision"] == "float32":
@@ -120,14 +114,20 @@ def precision(model: PreTrainedModel, settings: dict[str, Any]) -> Any:
 
 
 def build_task(
-    checkpoint: Checkpoint, name: str, table: Table, labels: Sequence[str], settings: dict[str, Any]
+    checkpoint: Checkpoint,
+    name: str,
+    table: Table,
+    *,
+    labels: Sequence[str],
+    columns: dict[str, str],
+    settings: dict[str, Any],
 ) -> Rebuilt:
     """Model and task as the recipe makes them. A decoder that was never taught the task is prompted with its cue.
 
     Raises ValueError for an encoder that lacks the head, or that would have to write.
     """
-    config, path = checkpoint.config, checkpoint.path
-    tokenizer = load_tokenizer(str(checkpoint.adapter or path))
+    config, path = checkpoint.config, checkpoint.name
+    tokenizer = load_tokenizer(checkpoint.tokenizer)
     set_pad(tokenizer)
     kind, lengths = family(config), {k: v for k, v in settings.items() if k in SETTINGS[name]}
     dropped = {"drop_overlap": settings.get("drop_overlap", False)}
@@ -141,12 +141,14 @@ def build_task(
         spans = {"causal": kind == "decoder", "max_length": length, "stride": min(lengths["stride"], length // 3)}
         answers = QuestionAnswering(table, tokenizer, **spans, **dropped)
         return Rebuilt(model, answers, "a head that points to the answer")
-    if kind == "encoder" and not (checkpoint.adapter and name not in HEADS):
+    if kind == "encoder":
         what = "has no head for this" if name in HEADS else "writes no text"
         raise ValueError(
             f"{checkpoint.name} was saved as {(config.architectures or [config.model_type])[0]} and {what}: fine-tune "
             f"it first with recipes/{name}.py --model {checkpoint.name}."
         )
+    if name == "translation":
+        set_languages(tokenizer, columns["source"], columns["target"])
     model = load_text_to_text(path, tokenizer=tokenizer)
     if name == "sentiment":
         length = lengths["max_length"]
@@ -156,10 +158,10 @@ def build_task(
     if name == "question_answering":
         room = {"max_source_length": lengths["max_length"], "max_target_length": lengths["max_target_length"]}
         task: TextToText = QuestionAnsweringAsText(table, tokenizer, model, **room, **dropped)
+    elif name == "translation":
+        task = Translation(table, tokenizer, model, **columns, **lengths, **dropped)
     else:
-        kinds: dict[str, type[TextToText]] = {"translation": Translation, "summarization": Summarization}
-        prefix = taught.get(kinds[name].pipeline_tag, {}).get("prefix", "")
-        task = kinds[name](table, tokenizer, model, prefix=prefix, **lengths, **dropped)
+        task = Summarization(table, tokenizer, model, **lengths, **dropped)
     if checkpoint.recipe == name or checkpoint.adapter or kind != "decoder" or task.pipeline_tag in taught:
         return Rebuilt(model, task, "text that it writes")
     how = f"prompted with {task.cue.strip()!r}, never trained for it; the first line it writes counts"
@@ -170,8 +172,7 @@ def _has_head(checkpoint: Checkpoint, auto_class: Any, kind: str) -> bool:
     """Whether the checkpoint, or its adapter, brings a trained head."""
     config = checkpoint.config
     if checkpoint.adapter is not None:
-        saved = json.loads((checkpoint.adapter / "adapter_config.json").read_text(encoding="utf-8"))
-        return bool(saved.get("modules_to_save")) and kind != "encoder-decoder"
+        return bool(checkpoint.adapter.get("modules_to_save")) and kind != "encoder-decoder"
     known = type(config) in auto_class._model_mapping
     return known and auto_class._model_mapping[type(config)].__name__ in (config.architectures or [])
 
@@ -183,8 +184,6 @@ def head_labels(checkpoint: Checkpoint, labels: Sequence[str]) -> list[str]:
     ValueError where a class of the data is not among them.
     """
     own = [str(name) for _, name in sorted(checkpoint.config.id2label.items())]
-    if checkpoint.adapter is not None:
-        own = list(checkpoint.report.get("classes", labels))
 
     def same(one: str, other: str) -> bool:
         one, other = one.casefold(), other.casefold()

@@ -152,7 +152,7 @@ def show_report(report: dict[str, Any], folder: str | Path) -> None:
         )
     lines += [f"  {said}" for said in warnings(report)]
     for sample in report.get("samples", []):
-        lines += ["", f"Sample: [{_visible(sample['prompt'])}]{_visible(sample['continuation'])}"]
+        lines += ["", f"Sample: [{visible(sample['prompt'])}]{visible(sample['continuation'])}"]
     passed = [name for name, proof in report.get("proofs", {}).items() if proof["passed"]]
     skipped = [name for name, proof in report.get("proofs", {}).items() if proof["passed"] is None]
     speed = report.get("speed", {})
@@ -171,6 +171,6 @@ def show_report(report: dict[str, Any], folder: str | Path) -> None:
     print("\n".join(lines))
 
 
-def _visible(text: str) -> str:
+def visible(text: str) -> str:
     """Text of a model or of data, without what could move the cursor of a terminal."""
     return "".join(c if c.isprintable() or c == "\n" else "�" for c in text)

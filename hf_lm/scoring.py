@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from hf_lm.cache import default_cache
@@ -24,7 +24,7 @@ from hf_lm.data.tables import Table, load_table
 from hf_lm.evaluation.perplexity import score_documents
 from hf_lm.evaluation.predictions import GROUPS, METRICS, UNITS, Example, estimates_of, read_predictions
 from hf_lm.models.checkpoints import context_length, family, load_causal_lm
-from hf_lm.rebuilding import SETTINGS, Checkpoint, build_task, fingerprint, open_checkpoint, precision, ready
+from hf_lm.rebuilding import SETTINGS, Checkpoint, build_task, fingerprint, open_checkpoint, precision
 from hf_lm.remote import answers_in, ask, messages_of, read_answers
 from hf_lm.report import versions
 from hf_lm.scoreboard import check_metrics, compare_models
@@ -268,8 +268,8 @@ def _write_aside(path: Path, text: str) -> None:
 def _measure_likelihood(checkpoint: Checkpoint, data: Data, scored: Scored) -> None:
     if (kind := family(checkpoint.config)) != "decoder":
         raise ValueError(f"{checkpoint.name} is an {kind}, which gives a text no likelihood: score a causal model.")
-    tokenizer = load_tokenizer(str(checkpoint.adapter or checkpoint.path))
-    model = ready(load_causal_lm(checkpoint.path, tokenizer=tokenizer), checkpoint)
+    tokenizer = load_tokenizer(checkpoint.tokenizer)
+    model = _on_device(load_causal_lm(checkpoint.name, tokenizer=tokenizer))
     settings = scored.settings
     positions = context_length(model.config)
     settings["block_size"] = settings["block_size"] or min(1024, positions or 128)
@@ -301,11 +301,17 @@ def _comes_back(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
     return "".join(tokenizer.decode(ids).split()) == "".join(text.split())
 
 
+def _on_device(model: PreTrainedModel) -> PreTrainedModel:
+    return model.eval().to(torch.accelerator.current_accelerator() or "cpu")
+
+
 def _measure_task(checkpoint: Checkpoint, data: Data, scored: Scored) -> None:
     table, split = data.content, data.split
     table = Table(table.source, table.fingerprint, dict(table.rows))  # a task may drop rows of train
-    rebuilt = build_task(checkpoint, data.task, table, data.labels, scored.settings)
-    model, task, scored.how = ready(rebuilt.model, checkpoint), rebuilt.task, rebuilt.how
+    rebuilt = build_task(
+        checkpoint, data.task, table, labels=data.labels, columns=data.columns, settings=scored.settings
+    )
+    model, task, scored.how = _on_device(rebuilt.model), rebuilt.task, rebuilt.how
     with precision(model, scored.settings):
         if getattr(task, "unanswerable", False) and split == "test":
             task.measure(model, "validation")  # which chooses from where on there is no answer

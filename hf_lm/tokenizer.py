@@ -3,9 +3,12 @@
 import hashlib
 import itertools
 import os
+import re
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +19,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from hf_lm.cache import default_cache
+from hf_lm.models.checkpoints import find_adapter, is_path, load_config
 
 if TYPE_CHECKING:
     from hf_lm.data.sources import Corpus
@@ -174,16 +178,29 @@ def _spread(texts: Iterable[str], share: float) -> Iterator[str]:
 
 
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
-    """A tokenizer from a folder or the Hub. Raises ValueError or OSError in one line if it cannot serve."""
+    """A tokenizer from a folder or the Hub; of an adapter without one, its base's.
+
+    Raises ValueError or OSError in one line if it cannot serve.
+    """
+    if is_path(name_or_path) and not os.path.isdir(name_or_path):
+        raise FileNotFoundError(f"there is no folder {name_or_path}.")
     if os.path.isdir(name_or_path) and not any(
         (Path(name_or_path) / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
     ):
+        if (adapter := find_adapter(name_or_path)) is not None:
+            load_config(name_or_path)  # says in one line if the base is not there
+            return load_tokenizer(adapter["base_model_name_or_path"])
         raise FileNotFoundError(f"{name_or_path} has no tokenizer files; give a folder that has them, or a Hub id.")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         where = "" if os.path.isdir(name_or_path) else " It is no folder here, and the Hub was not reached (offline?)."
         raise OSError(f"--tokenizer {name_or_path}: {str(error).splitlines()[0]}{where}") from None
+    except ImportError as error:
+        missing = "sentencepiece" if "sentencepiece" in str(error).lower() else str(error).strip().splitlines()[0]
+        raise ImportError(
+            f"the tokenizer of {name_or_path} needs {missing}: pip install 'hf-lm[sentencepiece]'."
+        ) from None
     if not tokenizer.encode("a b", add_special_tokens=False):
         raise ValueError(f"the tokenizer in {name_or_path} is empty: it gives no ids for text. Its files are missing.")
     if tokenizer.eos_token_id is None and tokenizer.bos_token_id is None and tokenizer.sep_token_id is None:
@@ -191,31 +208,57 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def encode_documents(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    """Token ids of texts, without any special token: a literal `<|endoftext|>` in a text is encoded as text."""
-    backend = tokenizer.backend_tokenizer
-    before = backend.encode_special_tokens
-    backend.encode_special_tokens = True
-    backend.no_truncation()
-    backend.no_padding()
-    try:
+def encode_documents(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], *, as_targets: bool = False
+) -> list[list[int]]:
+    """Token ids of texts, without any special token: a literal `<|endoftext|>` in a text is encoded as text.
+
+    `as_targets`: as texts that are written, which Marian cuts into other pieces than texts that are read.
+    """
+    if not tokenizer.is_fast:  # Marian and M2M100, through sentencepiece
+        key = "text_target" if as_targets else "text"
+        options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+        return [tokenizer(**{key: text}, **options).input_ids for text in texts]
+    with _special_tokens_as_text(tokenizer) as backend:
         return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
-    finally:
-        backend.encode_special_tokens = before
 
 
 def encode_with_offsets(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[tuple[list[int], np.ndarray]]:
-    """Token ids of texts, without any special token, and where in its text each token stands, (tokens, 2)."""
-    backend = tokenizer.backend_tokenizer
-    before = backend.encode_special_tokens
-    backend.encode_special_tokens = True
-    backend.no_truncation()
-    backend.no_padding()
-    try:
+    """Token ids of texts, without any special token, and where in its text each token stands, (tokens, 2).
+
+    Raises ValueError for a tokenizer without a fast form, which does not know.
+    """
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"{type(tokenizer).__name__} does not say where in a text its tokens stand, which answers need: take a "
+            "checkpoint whose tokenizer has a tokenizer.json."
+        )
+    with _special_tokens_as_text(tokenizer) as backend:
         encodings = backend.encode_batch(texts, add_special_tokens=False)
-    finally:
-        backend.encode_special_tokens = before
     return [(encoding.ids, np.array(encoding.offsets, np.int32).reshape(-1, 2)) for encoding in encodings]
+
+
+def encode_marked(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a text in which special tokens are meant, such as a chat template that was filled."""
+    with _ENCODING:
+        return tokenizer(text, add_special_tokens=False).input_ids
+
+
+_ENCODING = threading.Lock()  # the setting is the tokenizer's: two threads would encode each other's text by it
+
+
+@contextmanager
+def _special_tokens_as_text(tokenizer: PreTrainedTokenizerBase) -> Iterator[Tokenizer]:
+    with _ENCODING:
+        backend = tokenizer.backend_tokenizer
+        before = backend.encode_special_tokens
+        backend.encode_special_tokens = True
+        backend.no_truncation()
+        backend.no_padding()
+        try:
+            yield backend
+        finally:
+            backend.encode_special_tokens = before
 
 
 @dataclass(frozen=True)
@@ -241,6 +284,44 @@ def frame_of(tokenizer: PreTrainedTokenizerBase, *, causal: bool) -> Frame:
         between = between or encode_documents(tokenizer, ["\n"])[0]
         after = []
     return Frame(before, between, after)
+
+
+def set_languages(tokenizer: PreTrainedTokenizerBase, source: str, target: str) -> None:
+    """Tell a tokenizer of many languages (mBART, NLLB, M2M100) which it reads and which it writes; others stay.
+
+    A language is said as the tokenizer says it (`de_DE`, `deu_Latn`, `de`) or by its first part, where that is clear
+    (`de` for `de_DE`). Raises ValueError for one it does not know, unless it was told before.
+    """
+    if not hasattr(tokenizer, "tgt_lang"):
+        return
+    codes = [token.strip("_") for token in tokenizer.all_special_tokens]
+    codes = [code for code in codes if re.fullmatch(r"[a-z]{2,3}(_[A-Z]\w+)?", code)]
+    for side, option, language in (("src_lang", "--source", source), ("tgt_lang", "--target", target)):
+        found = [code for code in codes if language == code] or [c for c in codes if c.startswith(f"{language}_")]
+        if len(found) == 1:
+            setattr(tokenizer, side, found[0])
+        elif getattr(tokenizer, "tgt_lang", None) is None:
+            known = ", ".join((found or codes)[:5])
+            raise ValueError(
+                f"{option} {language!r} is no language of {tokenizer.name_or_path or 'the tokenizer'}, which has "
+                f"{len(codes)} ({known}, ...): name the column as one of them."
+            )
+
+
+def language_written(tokenizer: PreTrainedTokenizerBase) -> tuple[int, bool] | None:
+    """The id of the language that is written, and whether it opens the labels (mBART-50, NLLB, M2M100) or what the
+    decoder starts from (mBART); None for a tokenizer without languages.
+    """
+    if getattr(tokenizer, "tgt_lang", None) is None:
+        return None
+    own, mark = set(tokenizer.all_special_ids), encode_documents(tokenizer, ["a"], as_targets=True)[0]
+    ids = tokenizer(text_target="a").input_ids
+    begin = _find(ids, mark, 0)
+    languages = own - {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id}
+    if opening := [i for i in ids[:begin] if i in languages]:
+        return opening[0], True
+    after = [i for i in ids[begin + len(mark) :] if i in languages]
+    return (after[0], False) if after else None
 
 
 def _find(ids: list[int], part: list[int], start: int) -> int:

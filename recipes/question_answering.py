@@ -46,7 +46,7 @@ def main(args: Arguments, training_args: TrainingArguments) -> dict:
         set_pad(tokenizer)
         kind = family(load_config(args.model))
     if kind == "encoder-decoder" or (kind == "decoder" and args.as_text):
-        model = load_text_to_text(args.model, tokenizer=tokenizer)
+        model = load_text_to_text(args.model, tokenizer=tokenizer, quantize=args.quantize)
         task = QuestionAnsweringAsText(
             table,
             tokenizer,
@@ -57,7 +57,7 @@ def main(args: Arguments, training_args: TrainingArguments) -> dict:
         )
         return fit(add_lora(model, **args.lora()), task, training_args, merge=args.merge)
     if args.model:
-        model = load_with_head(args.model, AutoModelForQuestionAnswering, tokenizer=tokenizer)
+        model = load_with_head(args.model, AutoModelForQuestionAnswering, tokenizer=tokenizer, quantize=args.quantize)
     max_length = min(args.max_length, context_length(model.config) or args.max_length)
     task = QuestionAnswering(
         table,

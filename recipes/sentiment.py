@@ -45,10 +45,16 @@ def main(args: Arguments, training_args: TrainingArguments) -> dict:
     set_pad(tokenizer)
     kind = family(load_config(args.model))
     if kind == "encoder-decoder" or (kind == "decoder" and args.as_text):
-        model = load_text_to_text(args.model, tokenizer=tokenizer)
+        model = load_text_to_text(args.model, tokenizer=tokenizer, quantize=args.quantize)
         task = SentimentAsText(table, tokenizer, model, **options)
     else:
-        model = load_with_head(args.model, AutoModelForSequenceClassification, tokenizer=tokenizer, labels=labels)
+        model = load_with_head(
+            args.model,
+            AutoModelForSequenceClassification,
+            tokenizer=tokenizer,
+            labels=labels,
+            quantize=args.quantize,
+        )
         options["max_length"] = min(args.max_length, context_length(model.config) or args.max_length)
         task = Sentiment(table, tokenizer, **options)
     return fit(add_lora(model, **args.lora()), task, training_args, merge=args.merge)

@@ -27,6 +27,7 @@ class Arguments(FineTuningArguments):
     target: str = ""  # column learned
     max_source_length: int = 256  # tokens
     max_target_length: int = 64
+    prefix: str = ""  # read before each source; "" takes what the checkpoint was taught (T5), if it says so
     num_beams: int = 1  # hypotheses kept while writing; 1 is greedy
 
 
@@ -37,7 +38,7 @@ def main(args: Arguments, training_args: TrainingArguments) -> dict:
     if args.model:
         tokenizer = load_tokenizer(args.model)
         set_pad(tokenizer)
-        model = load_text_to_text(args.model, tokenizer=tokenizer)
+        model = load_text_to_text(args.model, tokenizer=tokenizer, quantize=args.quantize)
     else:
         texts = (text for row in table.rows["train"] for text in (row["source"], *row["targets"]))
         tokenizer = new_tokenizer(texts, vocab_size=4096)
@@ -48,6 +49,7 @@ def main(args: Arguments, training_args: TrainingArguments) -> dict:
         model,
         max_source_length=args.max_source_length,
         max_target_length=args.max_target_length,
+        prefix=args.prefix,
         num_beams=args.num_beams,
         drop_overlap=args.drop_overlap,
     )

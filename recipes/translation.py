@@ -15,7 +15,7 @@ from hf_lm.models.adapters import add_lora
 from hf_lm.models.checkpoints import load_text_to_text
 from hf_lm.models.encoder_decoder import new_bart
 from hf_lm.tasks.translation import Translation, read_translation
-from hf_lm.tokenizer import load_tokenizer, new_tokenizer, set_pad
+from hf_lm.tokenizer import load_tokenizer, new_tokenizer, set_languages, set_pad
 from hf_lm.training.fit import fit
 
 
@@ -27,6 +27,7 @@ class Arguments(FineTuningArguments):
     target: str = "de"  # column learned
     max_source_length: int = 128  # tokens
     max_target_length: int = 128
+    prefix: str = ""  # read before each source; "" takes what the checkpoint was taught (T5), if it says so
     num_beams: int = 1  # hypotheses kept while writing; 1 is greedy
 
 
@@ -37,7 +38,8 @@ def main(args: Arguments, training_args: TrainingArguments) -> dict:
     if args.model:
         tokenizer = load_tokenizer(args.model)
         set_pad(tokenizer)
-        model = load_text_to_text(args.model, tokenizer=tokenizer)
+        set_languages(tokenizer, args.source, args.target)
+        model = load_text_to_text(args.model, tokenizer=tokenizer, quantize=args.quantize)
     else:
         texts = (text for row in table.rows["train"] for text in (row["source"], *row["targets"]))
         tokenizer = new_tokenizer(texts, vocab_size=2048)
@@ -46,8 +48,11 @@ def main(args: Arguments, training_args: TrainingArguments) -> dict:
         table,
         tokenizer,
         model,
+        source=args.source,
+        target=args.target,
         max_source_length=args.max_source_length,
         max_target_length=args.max_target_length,
+        prefix=args.prefix,
         num_beams=args.num_beams,
         drop_overlap=args.drop_overlap,
     )

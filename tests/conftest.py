@@ -6,8 +6,16 @@ import tempfile
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hf_lm-tests-")
 os.environ["TOKENIZERS_PARALLELISM"] = "true"
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: a thread each
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
+
+
+def pytest_collection_modifyitems(items):
+    """Files that run whole recipes take longest: a worker that got one last would keep the others waiting."""
+    items.sort(key=lambda item: "recipes" not in item.path.name)
+
 
 SENTENCES = [
     "The quick brown fox jumps over the lazy dog.",
@@ -45,3 +53,31 @@ def stream(tokenizer, texts, tmp_path):
     from hf_lm.data.packing import tokenize_documents
 
     return tokenize_documents(texts, tokenizer=tokenizer, folder=tmp_path / "stream", count_words=True)
+
+
+@pytest.fixture
+def scripted(tokenizer):
+    """A maker of models that write a given text after the marker of an empty prompt, and then end it."""
+    import torch
+    import transformers
+
+    from hf_lm.models.gpt2 import new_gpt2
+    from hf_lm.tokenizer import encode_documents
+
+    def make(text: str):
+        ids = [*encode_documents(tokenizer, [text])[0], tokenizer.eos_token_id]
+        size = 128  # positions; more than any script here
+        config = new_gpt2(tokenizer, n_layer=1, n_head=1, n_embd=size, block_size=size).config
+        config.tie_word_embeddings = False
+        model = transformers.GPT2LMHeadModel(config).eval()
+        with torch.no_grad():  # the layer adds nothing, a position is a unit vector, and the head reads it off
+            for parameter in model.transformer.h.parameters():
+                parameter.zero_()
+            model.transformer.wte.weight.zero_()
+            model.transformer.wpe.weight.copy_(torch.eye(size))
+            model.lm_head.weight.zero_()
+            for place, i in enumerate(ids):
+                model.lm_head.weight[i, place] = 100.0
+        return model
+
+    return make

@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+import yaml
 
 TOKEN = "hf_loopback_token"
 
@@ -77,14 +78,14 @@ class LoopbackHub:
                     return
                 send(request, status, {"error": f"told to answer {status}"})
                 return
-        if request.command in ("POST", "PUT") and "/lfs-object/" not in path:
+        if request.command in ("POST", "PUT") and not re.search("/lfs-object/|validate-yaml", path):
             sent = request.headers.get("Authorization", "")
             if sent != f"Bearer {TOKEN}" and not sent.startswith("Basic "):
                 send(request, 401, {"error": "Invalid credentials"})
                 return
         for pattern, act in (
             (r"/api/repos/create", self.create),
-            (r"/api/validate-yaml", lambda *_: (200, {"errors": [], "warnings": []}, {})),
+            (r"/api/validate-yaml", self.validate),
             (r"/api/whoami-v2", lambda *_: (200, {"type": "user", "name": "user"}, {})),
             (r"/api/models/(.+/.+)/preupload/[^/]+", self.preupload),
             (r"/(.+/.+)\.git/info/lfs/objects/batch", self.lfs_batch),
@@ -99,6 +100,26 @@ class LoopbackHub:
                 send(request, *act(request, body, *match.groups()))
                 return
         send(request, 404, {"error": f"no such address: {path}"}, {"X-Error-Code": "EntryNotFound"})
+
+    def validate(self, request, body):
+        """What the Hub refuses in a card's metadata, as far as ours could get it wrong."""
+        metadata = yaml.safe_load(re.split(r"(?m)^---$", json.loads(body)["content"])[1]) or {}
+        errors = [f'"{key}" must be a string' for key in ("pipeline_tag", "library_name", "base_model", "license")
+                  if not isinstance(metadata.get(key, ""), str)]  # fmt: skip
+        for language in metadata.get("language", []):
+            if not re.fullmatch(r"[a-z]{2,3}", language):
+                errors.append(f'"language" must only contain codes, not {language}')
+        for example in metadata.get("widget", []):
+            if not all(isinstance(value, str) for value in example.values()):
+                errors.append('"widget" must hold texts')
+        for model in metadata.get("model-index", []):
+            for result in model["results"]:
+                if not all((result["task"].get("type"), result["dataset"].get("type"), result["dataset"].get("name"))):
+                    errors.append('"model-index" lacks a type or a name')
+                types = [metric["type"] for metric in result["metrics"]]
+                if len(types) != len(set(types)):
+                    errors.append(f'"model-index" has a metric twice on {result["dataset"]["name"]}')
+        return (400 if errors else 200), {"errors": [{"message": said} for said in errors], "warnings": []}, {}
 
     def create(self, request, body):
         asked = json.loads(body)

@@ -4,7 +4,14 @@ The same loss and gradients however a batch is cut, labels that are exactly the 
 not depend on what stands beside them in a batch.
 """
 
+import copy
 import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +22,12 @@ from transformers import (
     DistilBertConfig,
     GPT2Config,
     LlamaConfig,
+    MarianConfig,
+    MBartConfig,
+    ModernBertConfig,
+    Qwen2Config,
+    Qwen3Config,
+    RobertaConfig,
     T5Config,
 )
 
@@ -23,14 +36,20 @@ from hf_lm.arguments import TrainingArguments
 from hf_lm.data.opinions import opinions
 from hf_lm.data.tables import Table
 from hf_lm.models.adapters import add_lora, is_adapted, merged
-from hf_lm.models.checkpoints import family, load_text_to_text, load_with_head
+from hf_lm.models.checkpoints import context_length, family, load_text_to_text, load_with_head
 from hf_lm.tasks.question_answering import QuestionAnswering, QuestionAnsweringAsText, read_question_answering
 from hf_lm.tasks.sentiment import Sentiment, SentimentAsText, read_sentiment
 from hf_lm.tasks.summarization import Summarization, read_summarization
-from hf_lm.tokenizer import new_tokenizer
+from hf_lm.tokenizer import load_tokenizer, new_tokenizer, set_pad
 from hf_lm.training.trainer import Trainer
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+
+BART = {
+    **{"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32},
+    **{"encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_position_embeddings": 64},
+    **{"forced_eos_token_id": None},
+}
 
 
 def configs(size, tokenizer):
@@ -41,16 +60,23 @@ def configs(size, tokenizer):
         "distilbert": DistilBertConfig(
             vocab_size=size, dim=16, n_layers=2, n_heads=2, hidden_dim=32, max_position_embeddings=64
         ),
+        "roberta": RobertaConfig(vocab_size=size, max_position_embeddings=66, **SMALL, **ids),
+        "modernbert": ModernBertConfig(
+            vocab_size=size, max_position_embeddings=64, global_attn_every_n_layers=2, local_attention=16,
+            cls_token_id=0, sep_token_id=0, **SMALL, **ids,
+        ),
         "gpt2": GPT2Config(vocab_size=size, n_positions=64, n_embd=16, n_layer=2, n_head=2, **ids),
         "llama": LlamaConfig(vocab_size=size, max_position_embeddings=64, num_key_value_heads=2, **SMALL, **ids),
+        "qwen2": Qwen2Config(vocab_size=size, max_position_embeddings=64, num_key_value_heads=2, **SMALL, **ids),
+        "qwen3": Qwen3Config(
+            vocab_size=size, max_position_embeddings=64, num_key_value_heads=1, head_dim=8, **SMALL, **ids
+        ),
         "t5": T5Config(
             vocab_size=size, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, decoder_start_token_id=1, **ids
         ),
-        "bart": BartConfig(
-            vocab_size=size, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
-            decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, max_position_embeddings=64,
-            decoder_start_token_id=0, forced_eos_token_id=None, **ids,
-        ),
+        "bart": BartConfig(decoder_start_token_id=0, **BART, **ids, vocab_size=size),
+        "marian": MarianConfig(decoder_start_token_id=tokenizer.pad_token_id, **BART, **ids, vocab_size=size),
+        "mbart": MBartConfig(decoder_start_token_id=0, **BART, **ids, vocab_size=size),
         "bert2bert": bert,
     }  # fmt: skip
 
@@ -64,13 +90,8 @@ def tokenizer():
 def checkpoints(tokenizer, tmp_path_factory):
     """A folder with random weights and the tokenizer for each family."""
     found = {}
-    heads = {
-        "bert": "MaskedLM",
-        "bert2bert": "MaskedLM",
-        "distilbert": "MaskedLM",
-        "t5": "Seq2SeqLM",
-        "bart": "Seq2SeqLM",
-    }
+    heads = dict.fromkeys(("bert", "bert2bert", "distilbert", "roberta", "modernbert"), "MaskedLM")
+    heads |= dict.fromkeys(("t5", "bart", "marian", "mbart"), "Seq2SeqLM")
     for name, config in configs(448, tokenizer).items():
         transformers.set_seed(0)
         folder = tmp_path_factory.mktemp(name)
@@ -146,12 +167,14 @@ def answer_writer(folder, tokenizer):
     return model, QuestionAnsweringAsText(table, tokenizer, model, max_source_length=48, max_target_length=8)
 
 
+ENCODERS = ("bert", "distilbert", "roberta", "modernbert")
+DECODERS = ("gpt2", "llama", "qwen2", "qwen3")
 SERVED = [
-    *((classifier, name) for name in ("bert", "distilbert", "gpt2", "llama")),
-    *((answerer, name) for name in ("bert", "distilbert", "gpt2", "llama")),
-    *((writer, name) for name in ("gpt2", "llama", "t5", "bart", "bert2bert")),
-    *((sentiment_writer, name) for name in ("gpt2", "t5", "bart")),
-    *((answer_writer, name) for name in ("gpt2", "t5", "bart")),
+    *((classifier, name) for name in (*ENCODERS, *DECODERS)),
+    *((answerer, name) for name in (*ENCODERS, *DECODERS)),
+    *((writer, name) for name in (*DECODERS, "t5", "bart", "marian", "mbart", "bert2bert", "roberta")),
+    *((sentiment_writer, name) for name in ("gpt2", "t5", "bart", "marian")),
+    *((answer_writer, name) for name in ("gpt2", "t5", "bart", "mbart")),
 ]
 
 
@@ -176,6 +199,62 @@ def test_a_family_in_a_task_is_sound(make, name, checkpoints, tokenizer, tmp_pat
     loaded = getattr(transformers, task.auto_class).from_pretrained(folder).eval()
     again = task.measure(loaded, "test")
     assert [e["prediction"] for e in again.examples] == [e["prediction"] for e in measured.examples]
+
+
+SHARED = [(classifier, "bert"), (answerer, "bert"), (writer, "gpt2"), (writer, "t5"), (writer, "bart")]
+
+
+def gradients_of(make, folder, tokenizer, out, rows):
+    """The gradients after one optimizer step's worth of rows, shared out among the processes there are."""
+    transformers.set_seed(0)
+    model, task = make(folder, tokenizer)
+    trainer = trainer_of(model, task, out, per_device_train_batch_size=len(rows))
+    features = [sorted(task.train_dataset[:40], key=lambda feature: len(feature["input_ids"]))[row] for row in rows]
+    batch, model = trainer._prepare_inputs(task.collate(features)), model.eval()
+    trained = trainer.accelerator.prepare(model) if trainer.args.world_size > 1 else model
+    items = trainer._get_num_items_in_batch([batch], trainer.args.device)
+    trainer.compute_loss(trained, batch, num_items_in_batch=items).backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def in_one_of_two_processes(folders, out):
+    """What each of two processes does: one row a family, a short one here and a long one there."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folders["bert"])
+    rank = int(os.environ["RANK"])
+    found = [gradients_of(make, folders[name], tokenizer, out, [(0, 30)[rank]]) for make, name in SHARED]
+    if rank == 0:
+        torch.save(found, f"{out}/gradients.pt")
+
+
+def test_two_processes_give_the_gradients_of_one_with_twice_the_batch(checkpoints, tokenizer, tmp_path):
+    code = f"import test_families; test_families.in_one_of_two_processes({checkpoints!r}, {str(tmp_path)!r})"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    own = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    own["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            env=os.environ | own | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        alone = [gradients_of(make, checkpoints[name], tokenizer, tmp_path, [0, 30]) for make, name in SHARED]
+        errors = [process.communicate()[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], errors[0][-2000:]
+    for (make, name), one, two in zip(SHARED, alone, torch.load(tmp_path / "gradients.pt"), strict=True):
+        assert one.keys() == two.keys()
+        size = sum((gradient**2).sum() for gradient in one.values()) ** 0.5
+        distance = sum(((one[key] - two[key]) ** 2).sum() for key in one) ** 0.5
+        assert size > 0
+        assert distance / size < 1e-4, (make.__name__, name)
 
 
 @pytest.mark.parametrize(("make", "name"), [(writer, "gpt2"), (writer, "bart"), (classifier, "bert")])
@@ -230,3 +309,53 @@ def test_a_checkpoint_that_cannot_serve_is_refused_in_one_line(checkpoints, toke
         load_text_to_text(checkpoints["distilbert"], tokenizer=tokenizer)
     with pytest.raises(OSError, match="no folder"):
         load_text_to_text("./nowhere", tokenizer=tokenizer)
+
+
+def test_a_checkpoint_of_another_kind_of_model_is_refused_in_one_line(checkpoints, tokenizer, tmp_path):
+    vision = transformers.ViTConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, image_size=8, patch_size=4
+    )
+    transformers.ViTModel(vision).save_pretrained(tmp_path)
+    head = transformers.AutoModelForSequenceClassification
+    for load in (
+        lambda: load_with_head(str(tmp_path), head, tokenizer=tokenizer),
+        lambda: load_text_to_text(str(tmp_path), tokenizer=tokenizer),
+    ):
+        with pytest.raises(
+            ValueError, match=r"is a vit, for which .* no SequenceClassification head|not a causal"
+        ) as e:
+            load()
+        assert "\n" not in str(e.value)
+
+
+def test_a_tokenizer_without_padding_pads_with_its_end_and_one_without_an_end_is_refused(checkpoints, tokenizer):
+    bare = copy.deepcopy(tokenizer)
+    bare.pad_token = None
+    set_pad(bare)
+    assert bare.pad_token_id == bare.eos_token_id
+    _, task = writer(checkpoints["gpt2"], bare)
+    assert task.label_proof().passed  # the end is learned although it is what pads
+    labels = task.collate(task.train_dataset[:4])["labels"]
+    assert (labels == bare.eos_token_id).sum() == 4
+    bare.eos_token = bare.sep_token = None
+    with pytest.raises(ValueError, match="no token that ends a text"):
+        writer(checkpoints["gpt2"], bare)
+
+
+def test_texts_are_cut_to_the_positions_that_a_model_can_use(checkpoints):
+    """RoBERTa has 66 and can use 64: it counts from the padding token's id on."""
+    for name, positions in {"roberta": 64, "bert": 64, "gpt2": 64, "bart": 64, "t5": 0}.items():
+        model = transformers.AutoModel.from_pretrained(checkpoints[name])
+        assert context_length(model.config) == positions
+    model = transformers.AutoModel.from_pretrained(checkpoints["roberta"])
+    model(torch.full((1, 64), 5))
+    with pytest.raises((IndexError, RuntimeError)):
+        model(torch.full((1, 65), 5))
+
+
+def test_a_folder_without_tokenizer_files_is_refused(checkpoints, tmp_path):
+    shutil.copytree(checkpoints["bert"], tmp_path / "bare")
+    for path in (tmp_path / "bare").glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(OSError, match="has no tokenizer files; give a folder that has them"):
+        load_tokenizer(str(tmp_path / "bare"))

@@ -189,7 +189,7 @@ def test_folders_that_hold_no_model_are_said_in_one_line(saved, tmp_path):
         broken("bare", weights, "config.json"): "has no config.json",
         broken("light", weights): "no weights",
         broken("pickled", weights, pytorch_model__bin=""): "pickled (pytorch_model.bin)",
-        broken("adapter", weights, "config.json", adapter_config__json="{}"): "merge it into its base model",
+        broken("adapter", weights, "config.json", adapter_config__json="{}"): "an adapter that names no base model",
         str(run): f"checkpoints of a run: give {run / 'checkpoint-20'}",
         broken("cut", config__json='{"model_ty'): "cannot read the config.json",
         broken("unknown", config__json='{"model_type": "odd"}'): "knows no such model",

@@ -4,7 +4,9 @@ import json
 
 import pytest
 import yaml
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, metadata_load
+from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
+from loopback_hub import hub  # noqa: F401  (a fixture)
 
 from hf_lm.card import write_card
 from hf_lm.plots import draw_plots
@@ -91,6 +93,84 @@ def test_the_card_is_valid_and_says_numbers_with_intervals(folder):
     assert "| learnable | switched off |" in text
     assert "/home/someone" not in text
     assert "AutoModelForCausalLM.from_pretrained" in text
+
+
+FINE_TUNED = {
+    "recipe": "sentiment",
+    "pipeline_tag": "text-classification",
+    "main_metric": "accuracy",
+    "unit": "examples",
+    "seconds": 60.0,
+    "arguments": {"dataset": "/home/someone/评论", "label_column": "a b", "eval_steps": 30.0}
+    | {"skip_proofs": ["x", "y"], "output_dir": "/home/someone/out"},
+    "data": {
+        "source": "user/reviews:zh",
+        "format": "rows of .tsv",
+        "columns": {"text": "0", "label": "1"},
+        "languages": ["zh"],
+        "scripts": {"Han": 0.98, "Latin": 0.02},
+        "train": {"rows": 100, "tokens": 1000, "truncated": 0.2, "tokens_lost": 0.1},
+        "overlap": {"test": {"rows": 3, "exact": 2, "share": 0.1}},
+    },
+    "model": {"architecture": "BertForSequenceClassification", "auto_class": "AutoModelForSequenceClassification"}
+    | {"parameters": 1234, "base": "user/base"},
+    "metrics": {
+        split: {"accuracy": {"value": value, "low": value - 1, "high": value + 1}
+                | {"baseline": {"name": "majority class", "value": 50.0, "beaten": value > 52}}}
+        for split, value in (("validation", 90.0), ("test", 51.0))
+    },
+    "example": {"text": '房间很干净，服务也好。\n---\n"quoted" ```'},
+    "examples": [{"input": "很好 | <b>", "reference": "positive", "prediction": "negative", "score": 0.1}],
+    "safety": ["It prefers the stereotyped sentence in 58 % of pairs."],
+}  # fmt: skip
+
+
+@pytest.fixture
+def card(tmp_path):
+    write_card(FINE_TUNED, tmp_path)
+    return ModelCard.load(tmp_path / "README.md")
+
+
+def test_the_metadata_passes_the_hub_and_comes_back_whole(card, hub, monkeypatch, tmp_path):  # noqa: F811
+    for name, value in hub.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+    card.validate()
+    assert hub.requests == ["POST /api/validate-yaml"]
+    card.data.language = ["Chinese"]
+    with pytest.raises(ValueError, match="codes"):
+        card.validate()
+    saved = metadata_load(tmp_path / "README.md")
+    name, results = model_index_to_eval_results(saved["model-index"])
+    assert eval_results_to_model_index(name, results) == saved["model-index"]
+    assert [(result.dataset_split, result.metric_value) for result in results] == [("validation", 90), ("test", 51)]
+    assert "license" not in saved  # its owner's to give
+    assert "# license:" in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_metadata_names_language_data_base_and_an_example_to_try(card):
+    assert card.data.language == ["zh"]
+    assert card.data.datasets == ["user/reviews"]
+    assert card.data.base_model == "user/base"
+    assert card.data.to_dict()["widget"] == [FINE_TUNED["example"]]
+    assert 'answer("房间很干净，服务也好。\\n---' in card.text
+
+
+def test_the_card_says_how_to_repeat_the_run_and_what_its_checks_found(card):
+    command = card.text.split("```bash\n")[1].split("\n```")[0]
+    expected = ["--dataset '评论'", "--label_column 'a b'", "--eval_steps 30", "--skip_proofs x y"]
+    assert command.split(" \\\n  ") == ["accelerate launch recipes/sentiment.py", *expected]
+    assert "/home/someone" not in card.content
+    limits = card.text.split("## Limits")[1]
+    for said in (
+        *("3 rows of test (10.0%) also stand in train", "On test it does not beat its baseline in accuracy"),
+        *("20% of what it was trained on was cut", "Han (98%)", "- It prefers the stereotyped sentence"),
+    ):
+        assert said in limits
+    assert "has been measured in this run" not in limits
+    assert "On validation it does not" not in limits
+    assert "| 很好 \\| &lt;b> | positive | negative |" in card.text
 
 
 def test_text_of_a_model_cannot_break_out_of_its_block(folder):

@@ -120,7 +120,7 @@ def test_a_summarizer_its_adapter_and_a_plain_model_are_scored_together(
     assert result["models"][summarizer]["how"] == "text that it writes"
     assert result["models"][causal]["how"].startswith("prompted with 'TL;DR:'")
     assert len(result["comparisons"]) == 3 * 4
-    monkeypatch.setattr("hf_lm.scoring.build_task", lambda *args: pytest.fail("it was scored before"))
+    monkeypatch.setattr("hf_lm.scoring.build_task", lambda *args, **options: pytest.fail("it was scored before"))
     again = quietly(summarizer, adapter, causal, dataset=documents, task="summarization", metrics=["rouge"])
     assert again == result
 
@@ -214,7 +214,7 @@ def test_the_command_leaves_a_table_a_file_and_a_picture(classifier, reviews, tm
 
 def named(*labels: str) -> Checkpoint:
     config = BertConfig(id2label=dict(enumerate(labels)), label2id={label: i for i, label in enumerate(labels)})
-    return Checkpoint("m", "m", None, config, {}, {})
+    return Checkpoint("m", None, config, {}, {})
 
 
 def test_the_classes_of_a_head_are_found_by_their_names():
@@ -235,7 +235,7 @@ def test_models_that_no_recipe_trained_are_measured_with_the_recipes_own_lengths
 
 def test_an_adapter_names_its_base_and_belongs_to_the_run_around_it(summarizer, causal):
     opened = open_checkpoint(str(Path(summarizer) / "adapter"))
-    assert opened.path == causal
+    assert opened.adapter["base_model_name_or_path"] == causal
     assert opened.recipe == "summarization"
 
 

@@ -5,6 +5,8 @@ import json
 import pytest
 
 from hf_lm.data.tables import hold_out, load_table, pick_column
+from hf_lm.rehearsal import rehearse
+from hf_lm.tasks.question_answering import read_question_answering
 from hf_lm.tasks.sentiment import read_sentiment
 from hf_lm.tasks.translation import read_translation
 
@@ -132,3 +134,63 @@ def test_a_label_that_train_has_not_is_named(tmp_path):
     write(tmp_path / "test.jsonl", [{"text": "so so", "label": "mixed"}])
     with pytest.raises(ValueError, match=r"test has labels that train has not: \['mixed'\]"):
         read_sentiment(load_table(str(tmp_path)))
+
+
+PAIRS = [{"source": f"number {i}", "target": f"第{i}"} for i in range(40)]
+ASKED = [{"question": f"Which {i}?", "context": f"It is {i} here.", "answers": [f"{i}"]} for i in range(100, 140)]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "rows", "arguments", "said"),
+    [
+        ("sentiment", ROWS, {"text_column": "txet"}, "no column 'txet'.*Did you mean 'text'.*--text_column"),
+        ("sentiment", ROWS, {"label_column": "stars"}, r"no column 'stars'; it has \['text', 'label'\]. Set --label"),
+        ("sentiment", [row | {"label": "pos"} for row in ROWS], {}, "one class only, 'pos'"),
+        ("sentiment", [row | {"text": " "} for row in ROWS], {}, "no training row with both 'text' and 'label'"),
+        ("sentiment", [row["text"] for row in ROWS], {}, "row 1: expected an object with named columns, got a str"),
+        ("translation", PAIRS, {"source": "soruce", "target": "target"}, "Did you mean 'source'.*--source"),
+        ("translation", [row | {"target": ""} for row in PAIRS], {"source": "source", "target": "target"}, "no train"),
+        ("summarization", [{"a": "x", "b": "y"}], {}, r"columns \['a', 'b'\]; say which one to read with --source"),
+        ("summarization", [row | {"source": None} for row in PAIRS], {}, "no training row with both"),
+        ("question_answering", ASKED, {"context": "contxt"}, "Did you mean 'context'.*--context"),
+        ("question_answering", [row | {"answers": ["Ann"]} for row in ASKED], {}, "an answer that stands in it"),
+        ("question_answering", [row | {"question": ""} for row in ASKED], {}, "no training row with a question"),
+        (
+            "question_answering",
+            [row | {"answers": {"text": ["It", "is"], "answer_start": [0]}} for row in ASKED],
+            {},
+            "row 0 has 2 answers and 1 of their answer_start",
+        ),
+    ],
+)
+def test_a_recipe_refuses_data_that_it_cannot_learn_in_one_line(tmp_path, recipe, rows, arguments, said):
+    write(tmp_path / "train.jsonl", rows)
+    options = [token for key, value in arguments.items() for token in (f"--{key}", value)]
+    with pytest.raises(ValueError, match=said) as caught:
+        rehearse(recipe, ["--dataset", str(tmp_path), *options])
+    assert "\n" not in str(caught.value)
+
+
+def test_rows_without_an_answer_in_their_context_are_left_out_of_train_and_kept_in_test(tmp_path):
+    wrong = [row | {"answers": ["Ann"]} for row in ASKED[:3]]
+    moved = [ASKED[4] | {"answers": {"text": ["104"], "answer_start": [0]}}]  # stands once, elsewhere
+    write(tmp_path / "train.jsonl", [*wrong, *moved, *ASKED[5:]])
+    write(tmp_path / "test.jsonl", wrong)
+    write(tmp_path / "validation.jsonl", ASKED[:2])
+    table = load_table(str(tmp_path))
+    read_question_answering(table)
+    assert len(table.rows["train"]) == 36
+    assert table.rows["train"][0]["starts"] == [6]
+    assert table.left_out == {"answers_not_in_their_context": 3, "wrong_offsets_repaired": 1}
+    assert len(table.rows["test"]) == 3
+
+
+def test_rows_with_an_empty_source_or_target_are_counted_and_a_split_of_them_is_cut_anew(tmp_path):
+    write(tmp_path / "train.jsonl", [*PAIRS, {"source": "", "target": "x"}, {"source": "x", "target": None}])
+    write(tmp_path / "validation.jsonl", [{"source": "x", "target": " "}])
+    table = load_table(str(tmp_path))
+    read_translation(table, source="source", target="target")
+    assert table.left_out == {"rows_without_source_or_target": 3}
+    assert "validation has no row with both" in table.notes[0]
+    assert table.rows["validation"]
+    assert table.origins["validation"] == "cut from train"

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from torch.utils.data import Sampler
 
 Feature = dict[str, Any]
 
@@ -48,6 +49,37 @@ def by_length(
         if number % share[1] == share[0]:
             yield rows
         number += 1
+
+
+class GroupedByLength(Sampler[int]):
+    """Rows in an order that puts like-sized ones into a batch, and the batches into a random order, anew each epoch.
+
+    transformers' LengthGroupedSampler hands out the batches of 50 from the longest down to the shortest: one step then
+    follows another of the same kind of row, and a model that starts from nothing learns little (docs/architecture.md).
+    `batch_size` counts the rows of an optimizer step, all processes and accumulated batches together, which are of
+    like length. The order depends on `seed` and the epoch alone.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, *, seed: int) -> None:
+        self.lengths, self.batch_size, self.seed, self.epoch = torch.as_tensor(lengths), batch_size, seed, 0
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        order = torch.randperm(len(self.lengths), generator=generator)
+        pools = order.split(50 * self.batch_size)  # sorted within one: batches differ between epochs
+        batches = [
+            batch for pool in pools for batch in pool[self.lengths[pool].argsort(stable=True)].split(self.batch_size)
+        ]
+        whole = [i for i, batch in enumerate(batches) if len(batch) == self.batch_size]
+        rest = [i for i, batch in enumerate(batches) if len(batch) < self.batch_size]  # the last one stays last
+        shuffled = [whole[i] for i in torch.randperm(len(whole), generator=generator).tolist()]
+        return iter(torch.cat([batches[i] for i in shuffled + rest]).tolist())
 
 
 def in_order(pieces: Sequence[tuple[list[int], Sequence[Any]]], count: int) -> list[Any]:

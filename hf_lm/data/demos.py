@@ -7,6 +7,7 @@ import inspect
 import json
 import os
 import platform
+import re
 import sysconfig
 import tempfile
 from collections.abc import Iterator
@@ -30,15 +31,22 @@ def documentation() -> list[dict[str, str]]:
 def docstring_summaries() -> list[dict[str, str]]:
     """Rows of {"module", "document", "summary"}: the heading and body of a docstring, and the line that sums it up.
 
-    Only docstrings whose first paragraph is one line of words and whose body has at least 80 characters.
+    Under the heading stands the name in words, as a reader of `setReadLimits` has it in mind. Only docstrings whose
+    first paragraph is one line of words and whose body has at least 80 characters.
     """
     rows = []
     for row in _docstrings():
         summary, _, body = row["text"].partition("\n\n")
         if row["heading"] and "\n" not in summary and 3 <= len(summary.split()) <= 30 and len(body.strip()) >= 80:
-            document = f"{row['heading']}\n\n{body.strip()}"
+            document = f"{row['heading']}\n{_in_words(row['heading'])}\n\n{body.strip()}"
             rows.append({"module": row["module"], "document": document, "summary": summary.strip()})
     return rows
+
+
+def _in_words(heading: str) -> str:
+    """`http.client.HTTPMessage.getAllHeaders(self)` is `get all headers`."""
+    name = heading.split("(")[0].split(".")[-1]
+    return " ".join(re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name)).lower() or name
 
 
 def demo_split(module: str) -> str:

@@ -26,9 +26,15 @@ def suffix(path: Path) -> str:
 
 
 def read_documents(
-    path: Path, *, text_column: str, document_start: re.Pattern[str] | None, cleaned: Counter
+    path: Path,
+    *,
+    text_column: str,
+    document_start: re.Pattern[str] | None,
+    cleaned: Counter,
+    columns: dict[str, str] | None = None,
 ) -> Iterator[str]:
-    """The documents of a file, none empty. What had to be mended is counted in `cleaned`.
+    """The documents of a file, none empty. What had to be mended is counted in `cleaned`, the column read noted in
+    `columns`.
 
     A text file is one document, cut into sections of at most 64 KiB characters where a paragraph, a line or a word
     ends; a row of any other format is one document. With `document_start`, the lines of the whole file are joined and
@@ -39,7 +45,8 @@ def read_documents(
         longest = SECTION if document_start is None else LONGEST
         yield from _not_empty(cut(chunks, document_start, longest), cleaned)
     else:
-        yield from rows_to_documents(_rows(path, text_column), document_start, cleaned)
+        rows = column_values(READERS[suffix(path)](path), text_column, str(path), columns)
+        yield from rows_to_documents(rows, document_start, cleaned)
 
 
 def rows_to_documents(rows: Iterable[str], document_start: re.Pattern[str] | None, cleaned: Counter) -> Iterator[str]:
@@ -176,17 +183,18 @@ class _reading:
             raise ValueError(f"{self.path} is damaged: {error}") from None
 
 
-def _rows(path: Path, text_column: str) -> Iterator[str]:
-    yield from column_values(READERS[suffix(path)](path), text_column, str(path))
-
-
 def read_rows(path: Path, *, header: bool = True) -> list[dict[str, Any]]:
     """The rows of a table. Without `header` the columns of a .csv, .tsv or .txt are called `0`, `1` and so on.
 
     A .txt is read as tab-separated. Raises ValueError, naming file and line, for what cannot be read.
     """
     if suffix(path) not in (".csv", ".tsv", ".txt"):
-        return list(READERS[suffix(path)](path))
+        rows = list(READERS[suffix(path)](path))
+        for number, row in enumerate(rows, 1):
+            if not isinstance(row, dict):
+                said = f"expected an object with named columns, got a {type(row).__name__}"
+                raise ValueError(f"{path}, row {number}: {said}.")
+        return rows
     lines = list(_separated(path))
     if not lines:
         return []
@@ -219,14 +227,21 @@ def read_lines(path: Path) -> Iterator[str]:
         yield held
 
 
-def column_values(rows: Iterable[dict[str, Any]], text_column: str, where: str) -> Iterator[str]:
-    """The text of each row; the column is chosen by the first row. A list of strings is joined by line ends."""
+def column_values(
+    rows: Iterable[dict[str, Any]], text_column: str, where: str, columns: dict[str, str] | None = None
+) -> Iterator[str]:
+    """The text of each row; the column is chosen by the first row and noted in `columns` as that of `where`.
+
+    A list of strings is joined by line ends.
+    """
     column = None
     for row in rows:
         if column is None:
             if not isinstance(row, dict):
                 raise ValueError(f"{where}: expected rows with named columns, got {type(row).__name__}.")
             column = choose_column(row, text_column, where)
+            if columns is not None:
+                columns[where] = column
         value = row.get(column)
         if isinstance(value, list):
             value = "\n".join(str(item) for item in value if item is not None)

@@ -28,6 +28,8 @@ class Corpus:
     sentences what a reader of the report must know; `cleaned` counts what had to be mended, for each
     file or split that was read to its end.
     `groups` reads the training text by file or, in a mixture, by source, where there are several.
+    `format`, `origins` and `languages` are as a Table's; `columns` holds the column read of each file or split that
+    was begun.
     """
 
     source: str
@@ -37,6 +39,10 @@ class Corpus:
     notes: list[str] = field(default_factory=list)
     cleaned: dict[str, Counter] = field(default_factory=dict)
     groups: dict[str, Reader] = field(default_factory=dict)
+    format: str = "built in"
+    columns: dict[str, str] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
+    languages: list[str] = field(default_factory=list)
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -48,6 +54,7 @@ class Corpus:
     def report(self) -> dict[str, Any]:
         return {
             "source": self.source,
+            "format": self.format,
             "fingerprint": self.fingerprint,
             "notes": self.notes,
         }
@@ -159,12 +166,19 @@ def _from_files(name: str, files: list[Path], text_column: str, start: re.Patter
     if "train" not in by_split:
         raise ValueError(f"--dataset {name} has no training text, only {sorted(by_split)}.")
     corpus = Corpus(Path(name).name, digest.hexdigest(), size, {})
+    endings = sorted({suffix(path) for paths in by_split.values() for path in paths})
+    corpus.format = " and ".join(endings) + (", a document a row" if endings != [".txt"] else ", a document a file")
+    if start is not None:
+        corpus.format = " and ".join(endings) + f", a document from each line that matches {start.pattern!r}"
+    corpus.origins = {split: file_names(paths, root) for split, paths in by_split.items()}
 
     def reader(paths: list[Path]) -> Reader:
         def read() -> Iterator[str]:
             for path in paths:
                 counted = Counter()
-                yield from read_documents(path, text_column=text_column, document_start=start, cleaned=counted)
+                yield from read_documents(
+                    path, text_column=text_column, document_start=start, cleaned=counted, columns=corpus.columns
+                )
                 corpus.cleaned[str(path)] = counted
 
         return read
@@ -173,6 +187,12 @@ def _from_files(name: str, files: list[Path], text_column: str, start: re.Patter
     if len(by_split["train"]) > 1:
         corpus.groups = {os.path.relpath(path, root): reader([path]) for path in by_split["train"][:GROUPS]}
     return corpus
+
+
+def file_names(paths: list[Path], root: Path, *, most: int = 4) -> str:
+    """Files as a reader meets them: below their folder, the first few."""
+    named = [os.path.relpath(path, root) for path in paths[:most]]
+    return ", ".join(named) + (f" and {len(paths) - most:,} more" if len(paths) > most else "")
 
 
 def _demo() -> Corpus:
@@ -190,7 +210,7 @@ def _demo() -> Corpus:
         "split by module, 4 % for validation and 4 % for test; a docstring that occurs twice is kept once",
     ]
     size = sum(len(text.encode()) for text in by_split["train"])
-    return Corpus("demo", content, size, readers, notes)
+    return Corpus("demo", content, size, readers, notes, languages=["en"])
 
 
 def load_hub(name: str) -> tuple[dict[str, Any], bytes]:
@@ -223,7 +243,7 @@ def load_hub(name: str) -> tuple[dict[str, Any], bytes]:
 
 def _from_hub(name: str, text_column: str, start: re.Pattern[str] | None) -> Corpus:
     by_split, content = load_hub(name)
-    corpus = Corpus(name, content.hex(), by_split["train"].data.nbytes, {})
+    corpus = Corpus(name, content.hex(), by_split["train"].data.nbytes, {}, format="a dataset of the Hub")
 
     def reader(split: str, rows: Any) -> Reader:
         def read() -> Iterator[str]:
@@ -234,7 +254,7 @@ def _from_hub(name: str, text_column: str, start: re.Pattern[str] | None) -> Cor
                 for batch in batches
                 for values in zip(*batch.values(), strict=True)
             )
-            yield from rows_to_documents(column_values(flat, text_column, name), start, counted)
+            yield from rows_to_documents(column_values(flat, text_column, name, corpus.columns), start, counted)
             corpus.cleaned[f"{name} {split}"] = counted
 
         return read
@@ -260,6 +280,7 @@ def _hold_out(corpus: Corpus, shares: dict[str, float]) -> None:
         )
     for split in ("train", *missing):
         corpus.readers[split] = lambda split=split: (text for text in base() if side(text) == split)
+    corpus.origins |= dict.fromkeys(missing, "cut from train")
     corpus.notes.append(cut_note(corpus.source, missing, "document"))
 
 
@@ -322,10 +343,16 @@ def _mix(dataset: str, parts: list[tuple[Corpus, float]]) -> Corpus:
     mixed = ", ".join(f"{weight / total:.0%} {corpus.source}" for corpus, weight in parts)
     notes = [f"a mixture by bytes, {mixed}, as long as the source that ends first"]
     cleaned: dict[str, Counter] = {}
+    columns: dict[str, str] = {}
     for corpus, _ in parts:
         notes += corpus.notes
-        corpus.cleaned = cleaned
+        corpus.cleaned, corpus.columns = cleaned, columns
     held = {split: whole(split) for split in SPLITS[1:] if any(split in corpus.readers for corpus, _ in parts)}
     content = " ".join(f"{corpus.fingerprint} {weight}" for corpus, weight in parts)
     groups = {corpus.source: corpus.readers["train"] for corpus, _ in parts}
-    return Corpus(os.path.basename(dataset), content, size, {"train": train} | held, notes, cleaned, groups)
+    mixture = Corpus(os.path.basename(dataset), content, size, {"train": train} | held, notes, cleaned, groups)
+    mixture.format, mixture.columns = "; ".join(f"{corpus.source}: {corpus.format}" for corpus, _ in parts), columns
+    for split in mixture.splits:
+        read = [(corpus.source, corpus.origins[split]) for corpus, _ in parts if split in corpus.origins]
+        mixture.origins[split] = "; ".join(f"{source}: {origin}" for source, origin in read)
+    return mixture

@@ -13,20 +13,28 @@ from hf_lm.data.cldr import country_questions, phrases
 from hf_lm.data.demos import demo_split, docstring_summaries
 from hf_lm.data.opinions import opinions
 from hf_lm.data.reading import SUFFIXES, read_lines, read_rows, suffix
-from hf_lm.data.sources import SPLITS, choose_sides, cut_note, find_files, hash_text, load_hub, split_of
+from hf_lm.data.sources import SPLITS, choose_sides, cut_note, file_names, find_files, hash_text, load_hub, split_of
 
 Row = dict[str, Any]
 
 
 @dataclass
 class Table:
-    """Rows by split. `notes` say in sentences what a reader of the report must know; `left_out` counts rows."""
+    """Rows by split. `notes` say in sentences what a reader of the report must know; `left_out` counts rows.
+
+    How it was understood: `format` in words, `columns` as the task calls them and as the data does, `origins` of each
+    split. `languages` are those that are known, not guessed.
+    """
 
     source: str
     fingerprint: str
     rows: dict[str, list[Row]]
     notes: list[str] = field(default_factory=list)
     left_out: Counter = field(default_factory=Counter)
+    format: str = "built in"
+    columns: dict[str, str] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
+    languages: list[str] = field(default_factory=list)
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -35,24 +43,25 @@ class Table:
 
 def _opinions() -> Table:
     said = "opinions in English and Chinese that were put together for this project: easier than real ones"
-    return Table("demo:opinions", "", {"train": opinions()}, [said])
+    return Table("demo:opinions", "", {"train": opinions()}, [said], languages=["en", "zh"])
 
 
 def _docstrings() -> Table:
     rows: dict[str, list[Row]] = {split: [] for split in SPLITS}
     for row in docstring_summaries():
         rows[demo_split(row["module"])].append(row)
-    return Table("demo:docstrings", "", rows, ["docstrings of Python and of packages beside it, split by module"])
+    said = "docstrings of Python and of packages beside it, split by module"
+    return Table("demo:docstrings", "", rows, [said], languages=["en"])
 
 
 def _phrases() -> Table:
     said = "dates, amounts, spans of time and names as CLDR has them in English and German"
-    return Table("demo:phrases", "", {"train": phrases("en", "de")}, [said])
+    return Table("demo:phrases", "", {"train": phrases("en", "de")}, [said], languages=["en", "de"])
 
 
 def _countries() -> Table:
     said = "CLDR's facts about countries in sentences written for this project"
-    return Table("demo:countries", "", {"train": country_questions()}, [said])
+    return Table("demo:countries", "", {"train": country_questions()}, [said], languages=["en"])
 
 
 DEMOS: dict[str, Callable[[], Table]] = {
@@ -84,7 +93,8 @@ def load_table(
     files = find_files(dataset, any_ending=True)
     if files is None:
         by_split, content = load_hub(dataset)
-        return Table(dataset, content.hex(), {split: _hub_rows(rows) for split, rows in by_split.items()})
+        rows_of = {split: _hub_rows(rows) for split, rows in by_split.items()}
+        return Table(dataset, content.hex(), rows_of, format="a dataset of the Hub")
     root = Path(dataset).expanduser()
     root = root if root.is_dir() else files[0].parent
     digest = hashlib.blake2b(digest_size=16)
@@ -97,22 +107,33 @@ def load_table(
     if not named and [path.suffix for path in files] == [".txt"]:  # as tables of sentence pairs are often called
         named = files
     rows: dict[str, list[Row]] = defaultdict(list)
+    read: dict[str, list[Path]] = defaultdict(list)
     if named:
+        form = "rows of " + " and ".join(sorted({suffix(path) for path in named}))
+        form += "" if header else " without a header, so columns are called by their position"
         for path in named:
-            rows[split_of(path, root) if len(named) > 1 else "train"] += read_rows(path, header=header)
+            split = split_of(path, root) if len(named) > 1 else "train"
+            rows[split] += read_rows(path, header=header)
+            read[split].append(path)
     elif endings == "labels":
+        form = "texts in files or folders that are called by their class"
         for path in files:
             label = path.suffix.removeprefix(".") if path.suffix != ".txt" else path.parent.name
             rows[split_of(path, root)] += _labelled(path, label)
+            read[split_of(path, root)].append(path)
     else:
+        form = "line-aligned files, each a column that its ending names"
         for stem, paths in itertools.groupby(sorted(files), key=lambda path: path.with_suffix("")):
-            rows[split_of(stem, root)] += _aligned(list(paths))
+            together = list(paths)
+            rows[split_of(stem, root)] += _aligned(together)
+            read[split_of(stem, root)] += together
     if not rows.get("train"):
         held = sorted(split for split in rows if rows[split])
         raise ValueError(
             f"--dataset {dataset} has no training rows" + (f", only {held}." if held else ": it is empty.")
         )
-    return Table(Path(dataset).name, digest.hexdigest(), dict(rows))
+    origins = {split: file_names(paths, root) for split, paths in read.items()}
+    return Table(Path(dataset).name, digest.hexdigest(), dict(rows), format=form, origins=origins)
 
 
 def _hub_rows(rows: Any) -> list[Row]:
@@ -167,6 +188,15 @@ def pick_column(rows: Sequence[Row], asked: str, guesses: Sequence[str], *, opti
     raise ValueError(f"{where} has the columns {names}; say which one to read with {option}.{hint}")
 
 
+def keep_filled_splits(table: Table, needs: str) -> None:
+    """Leave out held-out splits that have no rows any more, and say so. Raises ValueError if train has none."""
+    if not table.rows["train"]:
+        raise ValueError(f"--dataset {table.source} has no training row {needs}.")
+    for split in [split for split in table.splits if not table.rows[split]]:
+        table.notes.append(f"the split {split} has no row {needs} and was left out")
+        del table.rows[split]
+
+
 def hold_out(table: Table, shares: dict[str, float], *, group: Callable[[Row], str], unit: str) -> None:
     """Cut the missing splits among `shares` from train, keeping rows with one `group` (the text they share) together.
 
@@ -186,4 +216,5 @@ def hold_out(table: Table, shares: dict[str, float], *, group: Callable[[Row], s
     for row, key in zip(table.rows["train"], groups, strict=True):
         by_split[side(key)].append(row)
     table.rows |= by_split
+    table.origins |= dict.fromkeys(missing, "cut from train")
     table.notes.append(cut_note(table.source, missing, unit))

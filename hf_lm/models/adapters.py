@@ -1,8 +1,27 @@
 """LoRA: a checkpoint stays as it is, and small matrices beside its own are trained (Hu et al., arXiv 2106.09685)."""
 
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import transformers
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
+
+from hf_lm.models.checkpoints import ADAPTED, find_adapter, fresh_modules, load_config, load_with_head
+from hf_lm.models.quantization import dequantized, quantized_bits, quiet_bitsandbytes
+
+# What peft calls a task, and the class that loads a model for it.
+AUTO_CLASSES = {
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+    "QUESTION_ANS": "AutoModelForQuestionAnswering",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+    "CAUSAL_LM": "AutoModelForCausalLM",
+}
 
 
 def add_lora(
@@ -22,6 +41,7 @@ def add_lora(
         raise ValueError(f"--lora_rank is {rank}; it must be 0 (train every weight) or more.")
     if rank == 0:
         return model
+    quiet_bitsandbytes()
     from peft import LoraConfig, get_peft_model
 
     fresh = fresh_modules(model)
@@ -44,19 +64,6 @@ def add_lora(
     return get_peft_model(model, config)
 
 
-def fresh_modules(model: PreTrainedModel) -> list[str]:
-    """Modules that a pretrained body does not bring: a task's head, and a warm-started decoder's cross attention."""
-    if model.config.model_type == "encoder-decoder":
-        return [name for name, _ in model.named_modules() if name.endswith("crossattention")]
-    output = model.get_output_embeddings()
-    heads = [
-        name
-        for name, child in model.named_children()
-        if name not in (model.base_model_prefix, "shared", "encoder", "decoder") and child is not output
-    ]
-    return [name for name in heads if any(True for _ in getattr(model, name).parameters())]
-
-
 def is_adapted(model: nn.Module) -> bool:
     return hasattr(model, "peft_config")
 
@@ -67,5 +74,82 @@ def has_base(model: nn.Module) -> bool:
 
 
 def merged(model: nn.Module) -> PreTrainedModel:
-    """The plain model with the updates of LoRA added to its weights."""
+    """The plain model with the updates of LoRA added to its weights.
+
+    Those of a quantized base are dequantized first: they are what the adapter was trained on, while the checkpoint's
+    own weights differ from them by what quantization lost. peft would add the updates and quantize the sum again.
+    """
+    if quantized_bits(model):
+        from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+
+        config, updates = model.peft_config["default"], get_peft_model_state_dict(model)
+        model = get_peft_model(dequantized(model.unload()), config)
+        set_peft_model_state_dict(model, updates)
     return model.merge_and_unload().eval()
+
+
+def save_adapted(model: nn.Module, folder: str | Path) -> None:
+    """Write beside an adapter what its own files do not say: classes, prompts, quantization, how to generate.
+
+    Not as config.json: transformers would then look for a whole model in the folder.
+    """
+    base = model.get_base_model()
+    base.config.to_json_file(Path(folder) / ADAPTED)
+    if base.can_generate():
+        base.generation_config.save_pretrained(folder)
+
+
+def load_merged(adapter: str, *, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """The plain model that an adapter and its base make together, in float32.
+
+    Which class that is, the adapter says. Raises OSError where its base is not there, and ValueError where there is no
+    adapter or its kind of model is not known here.
+    """
+    found = find_adapter(adapter)
+    if found is None:
+        raise ValueError(f"{adapter} holds no adapter (adapter_config.json).")
+    return load_with_head(adapter, _auto_class(found, load_config(adapter), adapter), tokenizer=tokenizer).eval()
+
+
+def _auto_class(adapter: dict[str, Any], config: transformers.PreTrainedConfig, name: str) -> type:
+    own = (adapter.get("auto_mapping") or {}).get("base_model_class")
+    for task, auto in AUTO_CLASSES.items():
+        auto_class = getattr(transformers, auto)
+        served = auto_class._model_mapping.get(type(config), None)
+        served = served if isinstance(served, tuple) else (served,)
+        if adapter.get("task_type") == task or any(each is not None and each.__name__ == own for each in served):
+            return auto_class
+    raise ValueError(f"{name} is an adapter for {own or adapter.get('task_type')}, which hf_lm cannot merge.")
+
+
+def merge_adapter(adapter: str | Path, output: str | Path) -> Path:
+    """Write the plain model that an adapter and its base make together, with its tokenizer, as an ordinary folder.
+
+    Complete or absent. Raises FileExistsError where `output` holds anything, OSError where the base is not there.
+    """
+    adapter, output = str(adapter), Path(output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise FileExistsError(f"{output} is there already; choose another folder, or remove it first.")
+    found = find_adapter(adapter)
+    if found is None:
+        raise ValueError(f"{adapter} holds no adapter (adapter_config.json).")
+    load_config(adapter)  # says what is missing before anything else does
+    own = (Path(adapter) / "tokenizer_config.json").is_file()
+    source = adapter if own else found["base_model_name_or_path"]
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    if not tokenizer.encode("a b", add_special_tokens=False):
+        raise ValueError(f"{source} has no tokenizer files: copy them into {adapter}.")
+    model = load_merged(adapter, tokenizer=tokenizer)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=".merging-", dir=output.parent))
+    try:
+        model.save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
+        aside.chmod(0o755)
+        if output.exists():
+            output.rmdir()  # empty
+        os.replace(aside, output)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    return output

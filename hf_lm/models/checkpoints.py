@@ -1,30 +1,47 @@
 """Checkpoints that training goes on from: loaded, or refused in one line."""
 
+import json
+import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from huggingface_hub import constants, is_offline_mode
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+from safetensors import safe_open
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     EncoderDecoderModel,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.pytorch_utils import Conv1D
+from transformers.utils import cached_file
+from transformers.utils.peft_utils import find_adapter_config_file
+
+from hf_lm.models.quantization import dequantized, keep_weights, quantization_options
 
 # float32, else the saved one: a bfloat16 checkpoint would be trained in bfloat16
 SAFE = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
 CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+ADAPTER = "adapter_config.json"
+ADAPTED = "adapted_config.json"  # beside an adapter: what config.json of its merged model says; see save_adapted
+# RoBERTa and its kin count positions from the padding token's id on: of 514 they can use 512.
+COUNT_FROM_PAD = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "data2vec-text")
+BODIES = ("shared", "encoder", "decoder")  # children of a model that are no heads, beside its base_model_prefix
+MISSING = ("missing_entries", "connection_errors", "gated_repo")
 
 
 def load_causal_lm(
@@ -32,6 +49,7 @@ def load_causal_lm(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     block_size: int = 0,  # tokens it will be trained on at once; 0 checks nothing
+    quantize: int = 0,  # bits of its matrices: 4 or 8; 0 keeps them whole
 ) -> PreTrainedModel:
     """A causal language model from a folder or the Hub, in float32 and ready to train.
 
@@ -53,7 +71,7 @@ def load_causal_lm(
     if tokenizer is not None:
         _check_vocabulary(tokenizer, name_or_path)
 
-    model, loading = _load_weights(AutoModelForCausalLM, name_or_path, config)
+    model, loading = _load_weights(AutoModelForCausalLM, name_or_path, config, quantize=quantize)
     if missing := sorted(loading["missing_keys"]):
         raise ValueError(
             f"{name_or_path} was saved as {_architecture(config)} and lacks {len(missing)} weights of "
@@ -79,7 +97,12 @@ def load_causal_lm(
 
 
 def load_with_head(
-    name_or_path: str, auto_class: type, *, tokenizer: PreTrainedTokenizerBase, labels: Sequence[str] = ()
+    name_or_path: str,
+    auto_class: type,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    labels: Sequence[str] = (),
+    quantize: int = 0,  # bits of the body's matrices: 4 or 8; 0 keeps them whole
 ) -> PreTrainedModel:
     """A checkpoint with the head that `auto_class` gives it, in float32; a head it does not have starts at random.
 
@@ -105,12 +128,14 @@ def load_with_head(
         auto_class,
         name_or_path,
         config,
+        quantize=quantize,
         ignore_mismatched_sizes=True,
         # Llama's span head calls the body `transformer`, every other class of Llama `model`: it would start at random.
         key_mapping={rf"^{saved}\.": f"{body}."} if saved != body else None,
     )
     if saved != body:
         model._weight_conversions = []  # else saving would undo the mapping, and loading again lose the body
+        _forget_name(model)  # nobody else would load an adapter onto a body that is called otherwise
     lost = [key for key in sorted(loading["missing_keys"]) if key.startswith(f"{body}.") and "pooler" not in key]
     if lost:
         raise ValueError(
@@ -126,29 +151,31 @@ def load_with_head(
     return model
 
 
-def load_text_to_text(name_or_path: str, *, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def load_text_to_text(name_or_path: str, *, tokenizer: PreTrainedTokenizerBase, quantize: int = 0) -> PreTrainedModel:
     """A checkpoint that writes text: a decoder and an encoder-decoder as they are, an encoder as both of its sides.
 
     An encoder becomes an encoder-decoder whose halves start from it (BERT2BERT, Rothe et al., arXiv 1907.12461); only
-    the attention from one to the other is new. Raises OSError or ValueError in one line.
+    the attention from one to the other is new. `quantize` as in load_causal_lm. Raises OSError or ValueError.
     """
     config = load_config(name_or_path)
     kind = family(config)
     if kind == "decoder":
-        return load_causal_lm(name_or_path, tokenizer=tokenizer)
+        return load_causal_lm(name_or_path, tokenizer=tokenizer, quantize=quantize)
     if kind == "encoder-decoder":
-        return load_with_head(name_or_path, AutoModelForSeq2SeqLM, tokenizer=tokenizer)
+        return load_with_head(name_or_path, AutoModelForSeq2SeqLM, tokenizer=tokenizer, quantize=quantize)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ValueError(
             f"{name_or_path} is a {config.model_type}, which cannot serve as a decoder; take a BERT or RoBERTa."
         )
-    try:
-        model = EncoderDecoderModel.from_encoder_decoder_pretrained(
-            *(name_or_path, name_or_path),
-            **{f"{side}_{key}": value for side in ("encoder", "decoder") for key, value in SAFE.items()},
-        )
-    except Exception as error:
-        raise OSError(f"cannot load the weights of {name_or_path}: {_why(error)}") from error
+    encoder, _ = _load_weights(AutoModel, name_or_path, config, quantize=quantize)
+    config = load_config(name_or_path)
+    config.is_decoder = config.add_cross_attention = True
+    decoder, _ = _load_weights(AutoModelForCausalLM, name_or_path, config, quantize=quantize)
+    model = EncoderDecoderModel(encoder=encoder, decoder=decoder)
+    model.at_random = [f"{side}.{name}" for side in ("encoder", "decoder") for name in getattr(model, side).at_random]
+    if quantize:  # as Trainer and peft ask the model itself
+        for name in ("is_quantized", "quantization_method", "hf_quantizer", f"is_loaded_in_{quantize}bit"):
+            setattr(model, name, getattr(encoder, name))
     end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
     for settings in (model.config, model.generation_config):
@@ -172,7 +199,11 @@ def family(config: PreTrainedConfig) -> Literal["encoder", "decoder", "encoder-d
 
 def context_length(config: PreTrainedConfig) -> int:
     """Positions that a model has; 0 where any length will do, as in a recurrent one."""
-    return max(0, getattr(config.get_text_config(), "max_position_embeddings", 0) or 0)
+    config = config.get_text_config()
+    positions = max(0, getattr(config, "max_position_embeddings", 0) or 0)
+    if config.model_type in COUNT_FROM_PAD and positions:
+        positions -= config.pad_token_id + 1
+    return positions
 
 
 def check_checkpoint(name_or_path: str) -> None:
@@ -181,7 +212,7 @@ def check_checkpoint(name_or_path: str) -> None:
     if not folder.is_dir():
         if folder.exists():
             raise NotADirectoryError(f"{name_or_path} is a file; give the folder that holds {CONFIG} and the weights.")
-        if name_or_path.startswith(("/", ".", "~")) or name_or_path.count("/") > 1 or "\\" in name_or_path:
+        if is_path(name_or_path):
             raise FileNotFoundError(f"there is no folder {name_or_path}.")
         return
     names = {path.name for path in folder.iterdir()}
@@ -189,9 +220,7 @@ def check_checkpoint(name_or_path: str) -> None:
         return
     pickled = sorted(name for name in names if name.endswith((".bin", ".pt", ".pth")) and name != "training_args.bin")
     checkpoints = [path.parent for path in folder.glob(f"checkpoint-*/{CONFIG}")]
-    if "adapter_config.json" in names:
-        said = "holds an adapter, not a whole model: merge it into its base model first"
-    elif checkpoints:
+    if checkpoints:
         newest = max(checkpoints, key=lambda path: path.stat().st_mtime)
         said = f"holds no finished model, but checkpoints of a run: give {newest}"
     elif CONFIG not in names:
@@ -203,11 +232,28 @@ def check_checkpoint(name_or_path: str) -> None:
     raise FileNotFoundError(f"{name_or_path} {said}.")
 
 
+def is_path(name: str) -> bool:
+    """Whether a name can only be a path here: a name on the Hub has one slash at most."""
+    return name.startswith(("/", ".", "~")) or name.count("/") > 1 or "\\" in name
+
+
 def _load_weights(
-    auto_class: type, name_or_path: str, config: PreTrainedConfig, **options: Any
+    auto_class: type, name_or_path: str, config: PreTrainedConfig, *, quantize: int = 0, **options: Any
 ) -> tuple[PreTrainedModel, dict]:
+    """A model and what was missing. Of an adapter's folder: its base with the adapter's updates in its weights."""
+    adapter = find_adapter(name_or_path)
+    if adapter is not None:
+        if quantize:
+            raise ValueError(
+                f"--quantize cannot hold {name_or_path}, an adapter that is merged when it is loaded, in {quantize} "
+                "bits; merge it into a folder of its own first (hf_lm.models.adapters.merge_adapter)."
+            )
+        return _load_adapted(auto_class, name_or_path, adapter["base_model_name_or_path"], config, **options)
+    if quantize:
+        with torch.device("meta"):
+            options |= quantization_options(quantize, keep=_kept_whole(auto_class.from_config(config)))
     try:
-        return auto_class.from_pretrained(
+        model, loading = auto_class.from_pretrained(
             name_or_path,
             config=config,
             output_loading_info=True,
@@ -216,10 +262,133 @@ def _load_weights(
         )
     except Exception as error:  # broken files raise errors of several libraries
         raise OSError(f"cannot load the weights of {name_or_path}: {_why(error)}") from error
+    keep_weights(model)
+    model.at_random = [key.removesuffix(".weight") for key in sorted(loading["missing_keys"])]
+    return model, loading
+
+
+def _kept_whole(model: PreTrainedModel) -> list[str]:
+    """Modules that are not quantized: heads, what words come out of, and what a checkpoint may lack."""
+    names = [name for name, _ in model.named_children() if name not in (model.base_model_prefix, *BODIES)]
+    return names + [name for name, _ in model.named_modules() if name.endswith(("pooler", "crossattention"))]
+
+
+def fresh_modules(model: PreTrainedModel) -> list[str]:
+    """Modules that a pretrained body does not bring: a task's head, a warm-started decoder's cross attention, and
+    matrices that a checkpoint lacked, such as the pooler of a masked language model.
+
+    They are trained whole: frozen at random they would be others whenever an adapter is loaded.
+    """
+    output = model.get_output_embeddings()
+    if model.config.model_type == "encoder-decoder":
+        names = [name for name, _ in model.named_modules() if name.endswith("crossattention")]
+    else:
+        names = [
+            name
+            for name, child in model.named_children()
+            if name not in (model.base_model_prefix, *BODIES)
+            and child is not output
+            and any(True for _ in child.parameters())
+        ]
+    lacked = set(getattr(model, "at_random", ()))
+    return names + [
+        name
+        for name, module in model.named_modules()
+        if name in lacked
+        and isinstance(module, torch.nn.Linear | Conv1D)
+        and module is not output
+        and not any(name == part or name.startswith(f"{part}.") for part in names)
+    ]
+
+
+def _load_adapted(
+    auto_class: type, name_or_path: str, base: str, config: PreTrainedConfig, **options: Any
+) -> tuple[PreTrainedModel, dict]:
+    """An adapter's base, as it was when the adapter was trained on it: quantized, if it was, and whole again."""
+    from peft import PeftModel
+
+    said = config.__dict__.pop("quantization_config", None) or {}
+    bits = 4 if said.get("load_in_4bit") else 8 if said.get("load_in_8bit") else 0
+    model, loading = _load_weights(auto_class, base, config, quantize=bits, **options)
+    if bits:
+        model = dequantized(model)
+    try:
+        adapted = PeftModel.from_pretrained(
+            model, name_or_path, ignore_mismatched_sizes=options.get("ignore_mismatched_sizes", False)
+        )
+    except Exception as error:
+        raise OSError(f"cannot load the adapter {name_or_path} onto {base}: {_why(error)}") from error
+    model = adapted.merge_and_unload().requires_grad_(True)
+    if model.can_generate():
+        with suppress(OSError):
+            model.generation_config = GenerationConfig.from_pretrained(name_or_path)
+    _forget_name(model)
+    model.at_random = []
+    return model, loading
+
+
+def _forget_name(model: PreTrainedModel) -> None:
+    """An adapter that is trained on this model then names no base: none loads as this model by a name alone."""
+    model.name_or_path = model.config._name_or_path = ""
+
+
+def _classes(name_or_path: str) -> int:
+    """How many classes the head has that an adapter brings; 0 where it brings none. For adapters made elsewhere."""
+    weights = Path(name_or_path) / "adapter_model.safetensors"
+    if not weights.is_file():
+        return 0
+    with safe_open(weights, "pt") as file:
+        heads = [
+            key for key in list(file.keys()) if re.search(r"\.(classifier|score|classifier\.out_proj)\.weight$", key)
+        ]
+        return file.get_slice(heads[-1]).get_shape()[0] if heads else 0
+
+
+def find_adapter(name_or_path: str) -> dict[str, Any] | None:
+    """adapter_config.json of a folder or of a name on the Hub; None for a whole model.
+
+    Raises ValueError where it names no base.
+    """
+    if (Path(name_or_path) / CONFIG).is_file():
+        return None
+    try:
+        found = find_adapter_config_file(name_or_path)
+    except OSError:
+        return None  # what is wrong with the name is said where its config.json is looked for
+    if found is None:
+        return None
+    try:
+        adapter = json.loads(Path(found).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{name_or_path}: {ADAPTER} is no JSON: {error}") from None
+    if not adapter.get("base_model_name_or_path"):
+        raise ValueError(
+            f"{name_or_path} is an adapter that names no base model: set base_model_name_or_path in its {ADAPTER}."
+        )
+    return adapter
 
 
 def load_config(name_or_path: str) -> PreTrainedConfig:
-    """The configuration of a whole checkpoint, in a folder or on the Hub. Raises OSError or ValueError in one line."""
+    """The configuration of a checkpoint, in a folder or on the Hub; of an adapter, that of its merged model.
+
+    Raises OSError or ValueError in one line.
+    """
+    name_or_path = str(name_or_path)
+    if (adapter := find_adapter(name_or_path)) is not None:
+        base = adapter["base_model_name_or_path"]
+        try:
+            config = load_config(base)
+        except OSError as error:
+            raise OSError(
+                f"{name_or_path} is an adapter for {base}, which is not there ({error}) Put it there, or set "
+                f"base_model_name_or_path in {ADAPTER} to where it is."
+            ) from error
+        adapted = cached_file(name_or_path, ADAPTED, **{f"_raise_exceptions_for_{what}": False for what in MISSING})
+        if adapted:
+            return AutoConfig.from_pretrained(adapted, trust_remote_code=False)
+        if classes := _classes(name_or_path):
+            config.num_labels = classes
+        return config
     check_checkpoint(name_or_path)
     try:
         # False rather than None: None would ask on the terminal whether to run the checkpoint's code.

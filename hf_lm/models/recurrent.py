@@ -4,6 +4,7 @@ Trains, generates, saves and loads like any causal model. This file and recurren
 every saved model, so they import torch and transformers and nothing else.
 """
 
+from dataclasses import fields
 from typing import ClassVar
 
 import torch
@@ -22,12 +23,14 @@ from transformers.utils import can_return_tuple
 from .recurrent_configuration import RecurrentConfig
 
 State = tuple[torch.Tensor, ...]  # (h,) or, for an LSTM, (h, c); each (layer, batch, hidden)
+# Where outputs carry it: transformers 5.24 renamed the field, and hands what it holds to `forward` by the same name.
+STATE = "cache" if "cache" in {field.name for field in fields(CausalLMOutputWithPast)} else "past_key_values"
 
 
 class RecurrentLMHeadModel(PreTrainedModel, GenerationMixin):
     """A causal language model whose memory of the past is one vector per layer.
 
-    Every row starts from a zero state unless `past_key_values` carries one over.
+    Every row starts from a zero state unless `cache` carries one over.
     """
 
     config_class = RecurrentConfig
@@ -72,17 +75,20 @@ class RecurrentLMHeadModel(PreTrainedModel, GenerationMixin):
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        cache: State | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
         """Logits (batch, time, vocab), the loss where there are labels, and the state after the last token.
 
-        input_ids: (batch, time). Only the new tokens where `past_key_values` is given.
+        input_ids: (batch, time). Only the new tokens where a state is given.
         attention_mask: 0 marks padding, on either side, which leaves the state as it is. May cover earlier tokens too.
         position_ids: position 0 starts a document, and the state starts from zero there; other values mean nothing.
-        past_key_values: the state that an earlier call returned.
+        past_key_values, cache: the state that an earlier call returned, under its name before and since
+            transformers 5.24.
         labels: input_ids, or -100 where there is nothing to learn; they are shifted here. The loss is their mean, or
             their sum over `num_items_in_batch` where that is given.
         """
+        before = past_key_values if cache is None else cache
         time = input_ids.shape[1]
         embedded = self.dropout(self.embedding(input_ids))  # (batch, time, n_embd)
         is_real = torch.ones_like(input_ids, dtype=torch.bool)
@@ -92,13 +98,13 @@ class RecurrentLMHeadModel(PreTrainedModel, GenerationMixin):
         if position_ids is not None:
             is_start = (position_ids[..., -time:] == 0).expand_as(is_real)
 
-        fresh = past_key_values is None
+        fresh = before is None
         if (attention_mask is None or is_real.all()) and (
             position_ids is None or not is_start[:, 1 if fresh else 0 :].any()
         ):
-            output, state = self._run(embedded, past_key_values)
+            output, state = self._run(embedded, before)
         else:
-            output, state = self._run_documents(embedded, is_real, is_start, past_key_values)
+            output, state = self._run_documents(embedded, is_real, is_start, before)
 
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(self.dropout(output[:, kept]))
@@ -106,7 +112,7 @@ class RecurrentLMHeadModel(PreTrainedModel, GenerationMixin):
         if labels is not None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
         use_cache = self.config.use_cache if use_cache is None else use_cache
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=state if use_cache else None)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, **{STATE: state if use_cache else None})
 
     def _run(self, embedded, state: State | None):
         """The cell over (batch, time, n_embd) or packed sequences."""

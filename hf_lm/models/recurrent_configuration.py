@@ -16,7 +16,7 @@ class RecurrentConfig(PreTrainedConfig):
     """Shape of a RecurrentLMHeadModel. Raises ValueError for a cell that does not exist or a tie that cannot be."""
 
     model_type = "hf_lm_recurrent"
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "cache"]
     attribute_map: ClassVar[dict[str, str]] = {"num_hidden_layers": "n_layer"}
 
     def __init__(

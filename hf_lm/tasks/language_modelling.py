@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm import proofs
 from hf_lm.data.packing import Blocks, cache_folder, collate_blocks, tokenize_documents
+from hf_lm.data.scripts import languages_of, script_shares
 from hf_lm.data.sources import Corpus
 from hf_lm.evaluation.leakage import leaked_share
 from hf_lm.evaluation.perplexity import Likelihood, score_documents, unigram_likelihood, windows
@@ -143,6 +144,8 @@ class LanguageModelling:
     def report(self, measured: dict[str, Likelihood]) -> dict[str, Any]:
         """The report's parts about data, tokenizer and yardsticks."""
         data = self.corpus.report()
+        data["scripts"] = script_shares(self.texts("train"))
+        data["languages"] = self.corpus.languages or languages_of(data["scripts"])
         for split, stream in self.streams.items():
             data[split] = {
                 "documents": len(stream),

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm.data.batches import map_by_length
-from hf_lm.data.tables import Row, Table, hold_out, pick_column
+from hf_lm.data.tables import Row, Table, hold_out, keep_filled_splits, pick_column
 from hf_lm.evaluation.metrics import QuestionAnswering as Metric
 from hf_lm.evaluation.metrics import answer_score, sentences
 from hf_lm.losses import span_logits, span_loss
@@ -35,6 +35,8 @@ def read_question_answering(table: Table, *, question: str = "", context: str = 
     cut by context.
     """
     where = f"--dataset {table.source}"
+    if table.rows["train"] and "paragraphs" in table.rows["train"][0]:
+        table.format += " that hold SQuAD's nested articles"
     for split, rows in table.rows.items():
         table.rows[split] = list(_flat(rows))
     first = table.rows["train"]
@@ -45,6 +47,7 @@ def read_question_answering(table: Table, *, question: str = "", context: str = 
         "context": pick_column(first, context, ("context", "passage", "document"), option="--context", where=where),
         "answers": pick_column(first, answers, ("answers", "answer"), option="--answers", where=where),
     }
+    table.columns = names
     for split, rows in table.rows.items():
         found = [_row(row, number, names, table.left_out) for number, row in enumerate(rows)]
         unusable = [row for row in found if row is not None and None in row["starts"]]
@@ -52,6 +55,7 @@ def read_question_answering(table: Table, *, question: str = "", context: str = 
             table.left_out["answers_not_in_their_context"] += len(unusable)
             found = [row for row in found if row is not None and None not in row["starts"]]
         table.rows[split] = [row for row in found if row is not None]
+    keep_filled_splits(table, "with a question, a context and, if there is one, an answer that stands in it")
     hold_out(table, {"validation": 0.1, "test": 0.1}, group=lambda row: row["context"], unit="context")
 
 
@@ -77,6 +81,8 @@ def _row(row: Row, number: int, names: dict[str, str], left_out: Counter) -> Row
     if isinstance(given, dict):  # {"text": [...], "answer_start": [...]}
         texts, starts = given.get("text", []), given.get("answer_start", [])
         texts, starts = ([texts], [starts]) if isinstance(texts, str) else (texts, starts)
+        if len(texts) != len(starts):
+            raise ValueError(f"row {number} has {len(texts)} answers and {len(starts)} of their answer_start.")
         given = [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)]
     given = [given] if isinstance(given, str) else given
     given = [{"text": one} if isinstance(one, str) else one for one in given]
@@ -139,6 +145,11 @@ class _Answers:
             for row, text in zip(rows, texts, strict=True)
         ]
         return Scores(estimates, examples, loss)
+
+    def example(self) -> dict[str, str]:
+        rows = self.table.rows[self.table.splits[-1]][:200]
+        row = min(rows, key=lambda row: abs(len(row["context"]) - 300))
+        return {"question": row["question"], "context": row["context"]}
 
     def baseline(self, split: str) -> tuple[str, Scores]:
         first = [sentences(row["context"]).split("\n")[0] for row in self.table.rows[split]]

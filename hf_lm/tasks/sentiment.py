@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm.data.batches import map_by_length
 from hf_lm.data.reading import clean
-from hf_lm.data.tables import Row, Table, hold_out, pick_column
+from hf_lm.data.tables import Row, Table, hold_out, keep_filled_splits, pick_column
 from hf_lm.evaluation.metrics import Classification
 from hf_lm.losses import label_loss
 from hf_lm.proofs import Proof
@@ -33,13 +33,10 @@ def read_sentiment(table: Table, *, text_column: str = "", label_column: str = "
     first = table.rows["train"]
     text = pick_column(first, text_column, TEXT, option="--text_column", where=where)
     label = pick_column(first, label_column, LABEL, option="--label_column", where=where)
+    table.columns = {"text": text, "label": label}
     for split, rows in table.rows.items():
         table.rows[split] = list(_rows(rows, text, label, table.left_out))
-    for split in [split for split in table.splits if not table.rows[split]]:
-        table.notes.append(f"the split {split} has no labelled rows and was left out")
-        del table.rows[split]
-    if "train" not in table.rows:
-        raise ValueError(f"{where} has no training row with both {text!r} and {label!r}.")
+    keep_filled_splits(table, f"with both {text!r} and {label!r}")
     hold_out(table, {"validation": 0.1, "test": 0.1}, group=lambda row: row["text"], unit="text")
     labels = sorted({row["label"] for row in table.rows["train"]}, key=lambda name: (len(name), name))
     if len(labels) < 2:
@@ -99,6 +96,12 @@ class _OneOfClasses:
         counts = Counter(row["label"] for row in self.table.rows["train"])
         log_counts = np.log([counts[label] for label in self.labels])
         return "majority class", np.tile(log_counts, (len(self.table.rows[split]), 1))
+
+    def baseline(self, split: str) -> tuple[str, Scores]:
+        name, answers = self.trivial(split)
+        scores = self.score(split, answers)
+        del scores.estimates["calibration_error"]  # the frequencies of train are calibrated by construction
+        return name, scores
 
     def report(self, measured: dict[str, Scores]) -> dict[str, Any]:
         *_, last = measured.values()
@@ -200,8 +203,8 @@ class SentimentAsText(_OneOfClasses, TextToText):
         drop_overlap: bool = False,
     ) -> None:
         self.know_classes(labels)
-        self.label_ids = encode_documents(tokenizer, self.labels)
-        longest = 1 + max(len(ids) for ids in self.label_ids)
+        self.label_ids = encode_documents(tokenizer, self.labels, as_targets=True)
+        longest = 2 + max(len(ids) for ids in self.label_ids)
         super().__init__(
             table, tokenizer, model, max_source_length=max_length, max_target_length=longest, drop_overlap=drop_overlap
         )

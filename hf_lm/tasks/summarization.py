@@ -22,6 +22,7 @@ def read_summarization(table: Table, *, source: str = "", target: str = "") -> N
     where, first = f"--dataset {table.source}", table.rows["train"]
     source = pick_column(first, source, SOURCE, option="--source", where=where)
     target = pick_column(first, target, TARGET, option="--target", where=where)
+    table.columns = {"source": source, "target": target}
     to_sources_and_targets(table, source, target)
     hold_out(table, {"validation": 0.05, "test": 0.05}, group=lambda row: row["source"], unit="document")
 

@@ -13,12 +13,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_lm import proofs
 from hf_lm.data.batches import Feature, pad_batch
 from hf_lm.data.overlap import Overlap, find_overlap
+from hf_lm.data.scripts import languages_of, script_shares
 from hf_lm.data.tables import Row, Table
 from hf_lm.evaluation.intervals import Estimate
 from hf_lm.proofs import Proof
 from hf_lm.tokenizer import encode_documents
 
 WORST = 20  # examples that the report shows
+FIRST = 5  # and these, as they come
 
 
 @dataclass
@@ -173,10 +175,15 @@ class Supervised:
         """The report's parts about the data, and the worst answers on the last split measured."""
         data: dict[str, Any] = {
             "source": self.table.source,
+            "format": self.table.format,
+            "columns": self.table.columns,
             "fingerprint": self.table.fingerprint,
             "notes": self.table.notes,
             "left_out": dict(self.table.left_out),
         }
+        some = self.table.rows["train"][:2000]
+        data["scripts"] = script_shares(text for row in some for text in (self.text_of(row), *row.get("targets", ())))
+        data["languages"] = self.table.languages or languages_of(data["scripts"])
         data |= {split: encoded.report() for split, encoded in self.encoded.items()}
         data["overlap"] = {
             split: found.report([self.text_of(row) for row in self.table.rows[split]])
@@ -187,4 +194,9 @@ class Supervised:
                 data["overlap"][split]["metrics_without"] = without
         *_, last = measured.values()
         worst = sorted(last.examples, key=lambda example: example["score"])[:WORST]
-        return {"data": data, "worst": worst}
+        return {"data": data, "example": self.example(), "examples": last.examples[:FIRST], "worst": worst}
+
+    def example(self) -> dict[str, str]:
+        """What a person may ask the model: the row of held-out data that is nearest to a line in length."""
+        rows = self.table.rows[self.splits[-1]][:200]
+        return {"text": min((self.text_of(row) for row in rows), key=lambda text: abs(len(text) - 80))}

@@ -14,19 +14,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm.data.batches import Feature, map_by_length, pad_batch
 from hf_lm.data.reading import clean
-from hf_lm.data.tables import Row, Table
+from hf_lm.data.tables import Row, Table, keep_filled_splits
 from hf_lm.losses import label_loss, next_token_loss
 from hf_lm.models.checkpoints import context_length, family
 from hf_lm.proofs import Proof
 from hf_lm.tasks.supervised import Encoded, Scores, Supervised
-from hf_lm.tokenizer import encode_documents, frame_of
+from hf_lm.tokenizer import encode_documents, frame_of, language_written
 
 
 class TextToText(Supervised):
     """A text written for each text read. Rows are {"source": str, "targets": [str, ...]}; the first target is learned.
 
     `max_source_length` and `max_target_length` are in tokens, special ones included. `cue` stands between source and
-    target of a decoder, `prefix` before the source of an encoder-decoder. `num_beams`: 1 is greedy.
+    target of a decoder, `prefix` before the source; "" takes what the checkpoint was taught, if it says so.
+    `num_beams`: 1 is greedy.
     """
 
     cue: ClassVar[str]
@@ -54,6 +55,12 @@ class TextToText(Supervised):
         self.start = model.generation_config.decoder_start_token_id
         if self.start is None and not self.causal:
             self.start = model.config.decoder_start_token_id
+        self.opening: list[int] = []  # what labels begin with: BART's <s>, the language of NLLB
+        if (opens := model.generation_config.forced_bos_token_id) is not None and not self.causal:
+            self.opening = [opens]
+        if language := language_written(tokenizer):
+            self.start, self.opening = (self.start, [language[0]]) if language[1] else (language[0], [])
+        prefix = prefix or self.own_prefix(getattr(model.config, "task_specific_params", None) or {})
         self.prefix_ids = encode_documents(tokenizer, [prefix])[0] if prefix else []
         self.cue_ids = encode_documents(tokenizer, [self.cue])[0]
         self.max_source_length, self.max_target_length = max_source_length, max_target_length
@@ -78,6 +85,7 @@ class TextToText(Supervised):
             eos_token_id=self.end,
             pad_token_id=tokenizer.pad_token_id,
             decoder_start_token_id=self.start,
+            forced_bos_token_id=self.opening[0] if self.opening else None,
         )
 
     def text_of(self, row: Row) -> str:
@@ -89,11 +97,11 @@ class TextToText(Supervised):
     def encode(self, rows: Sequence[Row]) -> Encoded:
         encoded, frame = Encoded(), self.frame
         sources = encode_documents(self.tokenizer, [self.text_of(row) for row in rows])
-        targets = encode_documents(self.tokenizer, [self.target_of(row) for row in rows])
+        targets = encode_documents(self.tokenizer, [self.target_of(row) for row in rows], as_targets=True)
         room = self.max_source_length - len(frame.before) - len(self.prefix_ids) - len(frame.after)
         for source, target in zip(sources, targets, strict=True):
             whole = len(source) + len(target)
-            source, target = source[:room], target[: self.max_target_length - 1]
+            source, target = source[:room], target[: self.max_target_length - 1 - len(self.opening)]
             encoded.tokens += whole
             encoded.tokens_cut += whole - len(source) - len(target)
             encoded.cut += len(source) + len(target) < whole
@@ -104,7 +112,7 @@ class TextToText(Supervised):
 
     def feature(self, prompt: list[int], target: list[int]) -> Feature:
         """What is learned: a target and its end after a prompt."""
-        target = [*target, self.end]
+        target = [*self.opening, *target, self.end]
         if self.causal:
             return {"input_ids": prompt + target, "labels": [-100] * len(prompt) + target}
         return {"input_ids": prompt, "labels": target}
@@ -126,12 +134,17 @@ class TextToText(Supervised):
 
     def answer(self, model: PreTrainedModel, split: str, accelerator: Accelerator | None) -> Sequence[Any]:
         """(text written, summed loss of the reference in nats, its tokens) per row."""
-        features = self.encoded[split].features
+        texts = self.write(model, split, accelerator)
+        read = self.losses(model, self.encoded[split].features, accelerator, description=f"reading {split}")
+        return [(text, *loss) for text, loss in zip(texts, read, strict=True)]
+
+    def write(self, model: PreTrainedModel, split: str, accelerator: Accelerator | None) -> list[str]:
+        """The text that the model writes for each row, in batches of like-sized prompts."""
         device = next(model.parameters()).device
-        prompts = [self.prompt(feature) for feature in features]
+        prompts = [self.prompt(feature) for feature in self.encoded[split].features]
         writer = model if accelerator is None else accelerator.unwrap_model(model)
 
-        def write(rows: list[int]) -> list[str]:
+        def work(rows: list[int]) -> list[str]:
             batch = pad_batch(
                 [{"input_ids": prompts[i]} for i in rows], pad_id=self.tokenizer.pad_token_id, left=self.causal
             )
@@ -141,9 +154,7 @@ class TextToText(Supervised):
             return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
         lengths = [len(prompt) for prompt in prompts]
-        texts = map_by_length(write, lengths, accelerator=accelerator, description=f"writing {split}", max_rows=64)
-        read = self.losses(model, features, accelerator, description=f"reading {split}")
-        return [(text, *loss) for text, loss in zip(texts, read, strict=True)]
+        return map_by_length(work, lengths, accelerator=accelerator, description=f"writing {split}", max_rows=64)
 
     def losses(
         self, model: PreTrainedModel, features: Sequence[Feature], accelerator: Accelerator | None, description: str
@@ -169,19 +180,24 @@ class TextToText(Supervised):
         rows, features = self.table.rows["train"][:64], self.train_dataset[:64]
         labels = self.collate(features)["labels"]
         cut = 0
-        targets = encode_documents(self.tokenizer, [self.target_of(row) for row in rows])
+        targets = encode_documents(self.tokenizer, [self.target_of(row) for row in rows], as_targets=True)
         for row, target, ids in zip(rows, targets, labels.tolist(), strict=True):
             ids = [i for i in ids if i != -100]
             if ids[-1] != self.end:
                 return Proof(False, "the labels of a row do not end with the end token: the model would not stop")
-            cut += len(ids) - 1 < len(target)
-            if ids[:-1] != target[: len(ids) - 1]:
+            ids = ids[len(self.opening) : -1]
+            cut += len(ids) < len(target)
+            if ids != target[: len(ids)]:
                 said = self.tokenizer.decode(ids)
                 return Proof(False, f"labels decode to {said[:60]!r}, the target is {self.target_of(row)[:60]!r}")
         return Proof(
             True,
             f"the labels of {len(rows)} rows decode to the target and its end, {cut} of them cut, no prompt in them",
         )
+
+    def own_prefix(self, known: dict[str, Any]) -> str:
+        """What a checkpoint was taught to read before a source, by task: T5's `summarize: `."""
+        return known.get(self.pipeline_tag, {}).get("prefix") or ""
 
     def remembered(self) -> dict[str, Any]:
         """What `pipeline` must know beside prefix and cue."""
@@ -223,5 +239,4 @@ def to_sources_and_targets(table: Table, source: str, target: str) -> None:
             else:
                 table.left_out["rows_without_source_or_target"] += 1
         table.rows[split] = kept
-    if not table.rows["train"]:
-        raise ValueError(f"--dataset {table.source} has no training row with both {source!r} and {target!r}.")
+    keep_filled_splits(table, f"with both {source!r} and {target!r}")

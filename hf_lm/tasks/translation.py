@@ -1,5 +1,6 @@
 """Translation: a text in one language is read, the same in another written."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,9 @@ def read_translation(table: Table, *, source: str, target: str) -> None:
     where, first = f"--dataset {table.source}", table.rows["train"]
     source = pick_column(first, source, ("source", "src", "0"), option="--source", where=where)
     target = pick_column(first, target, ("target", "tgt", "1"), option="--target", where=where)
+    table.columns = {"source": source, "target": target}
+    if not table.languages and all(re.fullmatch(r"[a-z]{2}", name) for name in (source, target)):
+        table.languages = [source, target]  # as files called train.en and train.de say
     to_sources_and_targets(table, source, target)
     hold_out(table, {"validation": 0.05, "test": 0.05}, group=lambda row: row["source"], unit="source text")
 
@@ -27,6 +31,13 @@ def read_translation(table: Table, *, source: str, target: str) -> None:
 class Translation(TextToText):
     recipe, pipeline_tag, main_metric = "translation", "translation", "bleu"
     cue = "\n=\n"
+
+    def __init__(self, *args: Any, source: str = "", target: str = "", **options: Any) -> None:
+        self.direction = f"translation_{source}_to_{target}"  # as T5's checkpoints name what they were taught
+        super().__init__(*args, **options)
+
+    def own_prefix(self, known: dict[str, Any]) -> str:
+        return known.get(self.direction, {}).get("prefix") or super().own_prefix(known)
 
     def score_texts(self, split: str, texts: Sequence[str]) -> tuple[dict[str, Any], list[float]]:
         metric, references = Scores(), [row["targets"] for row in self.table.rows[split]]

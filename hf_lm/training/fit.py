@@ -13,6 +13,7 @@ from hf_lm.arguments import TrainingArguments
 from hf_lm.card import write_card
 from hf_lm.hub import push_to_hub
 from hf_lm.models.adapters import has_base, is_adapted, merged
+from hf_lm.models.quantization import quantized_bits
 from hf_lm.plots import draw_plots
 from hf_lm.proofs import prove
 from hf_lm.report import peak_memory_bytes, save_predictions, save_report, show_report, versions
@@ -37,6 +38,10 @@ def fit(model: Any, task: Any, training_args: TrainingArguments, *, merge: bool 
     resume = training_args.resume_from_checkpoint
     if training_args.push_to_hub and "/" not in (training_args.hub_model_id or ""):
         raise ValueError("--push_to_hub needs --hub_model_id user/name.")
+    if is_adapted(model) and not merge and not has_base(model):
+        raise ValueError(
+            "--merge false leaves an adapter alone, and here it would have no base that loads by its name."
+        )
     with state.main_process_first():
         if state.is_main_process:
             prepare_output(folder, resume=bool(resume), overwrite=training_args.overwrite_output_dir)
@@ -58,8 +63,9 @@ def fit(model: Any, task: Any, training_args: TrainingArguments, *, merge: bool 
                 del kept[step]
             kept[trainer.state.global_step] = scores
             numbers = {"loss": scores.loss}
-            for name, estimate in scores.metrics().items():
-                interval = estimate.interval()
+            estimates = scores.metrics()
+            for name in sorted(estimates, key=lambda name: name != task.main_metric):  # it stands on the bar
+                interval = estimates[name].interval()
                 numbers |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
             return {name: number for name, number in numbers.items() if number is not None}
 
@@ -120,7 +126,7 @@ def fit(model: Any, task: Any, training_args: TrainingArguments, *, merge: bool 
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     model.config.use_cache = True  # the Trainer turned it off for training, and would save that
     model.eval()
-    adapter = None
+    adapter, bits = None, quantized_bits(model)
     if is_adapted(model) and not merge:
         adapter = folder
     elif is_adapted(model):
@@ -129,7 +135,7 @@ def fit(model: Any, task: Any, training_args: TrainingArguments, *, merge: bool 
             trainer.save_model(str(adapter))
         before = proofs.logits_of(model, task.probe())
         trainer.model = model = merged(model)
-        merging = lambda: proofs.merging(before, proofs.logits_of(model, task.probe()))  # noqa: E731
+        merging = lambda: proofs.merging(before, proofs.logits_of(model, task.probe()), bits=bits)  # noqa: E731
         found |= prove({"merging": merging}, skip=training_args.skip_proofs, say=say)
     trainer.save_model(str(folder))
     report: dict[str, Any] = {}
@@ -146,6 +152,7 @@ def fit(model: Any, task: Any, training_args: TrainingArguments, *, merge: bool 
             "versions": versions(),
             "processes": state.num_processes,
             "device": describe(trainer),
+            "arguments": training_args.changed,
             **task.report(measured),
             "model": {
                 "architecture": type(model).__name__,
@@ -184,12 +191,13 @@ def fit(model: Any, task: Any, training_args: TrainingArguments, *, merge: bool 
 def with_baseline(task: Any, split: str, measured: Any) -> dict[str, Any]:
     """The metrics of a split as report.json holds them, each beside the trivial model's on the same examples."""
     name, trivial = task.baseline(split)
-    baseline = trivial.metrics()
-    return {
-        key: estimate.interval().report()
-        | {"baseline": {"name": name, "value": baseline[key].value, "beaten": estimate.beats(baseline[key])}}
-        for key, estimate in measured.metrics().items()
-    }
+    baseline, found = trivial.metrics(), {}
+    for key, estimate in measured.metrics().items():
+        found[key] = estimate.interval().report()
+        if key in baseline:
+            beaten = estimate.beats(baseline[key])
+            found[key]["baseline"] = {"name": name, "value": baseline[key].value, "beaten": beaten}
+    return found
 
 
 def describe(trainer: Trainer) -> str:

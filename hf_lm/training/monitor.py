@@ -19,7 +19,8 @@ def flops_per_token(model: PreTrainedModel, context: int) -> int:
     """
     head = model.get_output_embeddings()
     tables = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
-    weights = sum(p.numel() for p in model.parameters() if p.ndim == 2 and id(p) not in tables)
+    packed = lambda p: 2 if type(p).__name__ == "Params4bit" else 1  # noqa: E731  # two weights a byte
+    weights = sum(packed(p) * p.numel() for p in model.parameters() if p.ndim == 2 and id(p) not in tables)
     if head is not None and id(head.weight) in tables:  # tied
         weights += head.weight.numel()
     config = model.config
@@ -118,11 +119,9 @@ class Progress(ProgressCallback):
         if not state.is_world_process_zero or self.training_bar is None or not logs:
             return
         self.last |= {key: said.format(logs[key]) for key, said in self.TRAINING.items() if key in logs}
-        measured = [
-            f"{name} {number.format(logs[f'eval_{key}'])}"
-            for key, (name, number) in SHOWN.items()
-            if f"eval_{key}" in logs
-        ]
+        keys = [key.removeprefix("eval_") for key in logs if key.startswith("eval_")]  # the main metric first
+        shown = [(SHOWN[key], logs[f"eval_{key}"]) for key in keys if key in SHOWN]
+        measured = [f"{name.strip()} {number.format(value)}" for (name, number), value in shown]
         if measured:
             self.last["validation"] = f"validation {measured[0]}"
             loss = [f"loss {logs['eval_loss']:.3f}"] if "eval_loss" in logs else []

@@ -11,6 +11,8 @@ from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import SchedulerType, rotate_checkpoints
 
 from hf_lm.arguments import TrainingArguments
+from hf_lm.data.batches import GroupedByLength
+from hf_lm.models.adapters import is_adapted, save_adapted
 from hf_lm.training.checkpoints import StopOnSignal, save_aside, save_run
 from hf_lm.training.monitor import Progress, Speedometer, flops_per_token
 from hf_lm.training.optimizers import Muon, OptimizerPair, muon_groups
@@ -102,6 +104,16 @@ class Trainer(transformers.Trainer):
             + " or lengthen --warmup_steps."
         )
 
+    # Order of the rows
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        at_once = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return GroupedByLength([len(row["input_ids"]) for row in rows], at_once, seed=seed)
+
     # Optimizer and schedule
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -154,6 +166,12 @@ class Trainer(transformers.Trainer):
 
     def _get_output_dir(self, trial: Any) -> str:
         return super()._get_output_dir(trial) if self._aside is None else str(self._aside)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        if self.args.should_save and is_adapted(model):
+            save_adapted(model, output_dir or self.args.output_dir)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         name = f"checkpoint-{self.state.global_step}"

@@ -4,7 +4,6 @@ import json
 import os
 import random
 import re
-import runpy
 import signal
 import subprocess
 import sys
@@ -12,12 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
+import running
 import torch
 import yaml
+from running import ROOT, command, last_error, run
 from safetensors.torch import load_file
 
-ROOT = Path(__file__).parent.parent
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
 TINY = {
     "vocab_size": 320,
     "n_layer": 2,
@@ -35,21 +34,6 @@ TINY = {
     "use_cpu": True,
     "bf16": False,
 }
-
-
-def command(recipe: str, *launch: str, **arguments) -> list[str]:
-    options = [token for key, value in arguments.items() for token in (f"--{key}", str(value))]
-    return [*LAUNCH, *(launch or ("--num_processes", "1")), str(ROOT / "recipes" / recipe), *options]
-
-
-def run(*args, **arguments) -> subprocess.CompletedProcess:
-    return subprocess.run(command(*args, **arguments), capture_output=True, text=True, cwd=ROOT, timeout=240)
-
-
-def last_error(done: subprocess.CompletedProcess) -> str:
-    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1, done.stderr
-    return lines[0]
 
 
 @pytest.fixture(scope="module")
@@ -192,13 +176,7 @@ def test_the_recurrent_model_goes_through_the_same_recipe(data, tmp_path):
 
 
 def here(**arguments) -> dict:
-    """Run the recipe in this process; returns its report."""
-    from hf_lm.arguments import parse_arguments
-
-    recipe = runpy.run_path(str(ROOT / "recipes" / "pretrain.py"))
-    settings = TINY | {"report_to": "none"} | arguments
-    argv = [token for key, value in settings.items() for token in (f"--{key}", str(value))]
-    return recipe["main"](*parse_arguments(recipe["Arguments"], recipe["TrainingArguments"], argv))
+    return running.here("pretrain.py", **TINY | {"report_to": "none"} | arguments)
 
 
 def test_a_finished_model_is_trained_further_with_its_own_tokenizer(finished, data, tmp_path):

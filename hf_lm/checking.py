@@ -1,0 +1,250 @@
+"""Is a folder what it should be? Looked at from outside, loaded in a fresh process, said in plain words."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".msgpack")
+TEXT = (".json", ".jsonl", ".md", ".yaml", ".yml", ".txt", ".jinja", ".py", ".log", ".csv", ".tsv")
+SECRETS = {
+    "a Hugging Face token": r"\bhf_[A-Za-z0-9]{30,}",
+    "an OpenAI key": r"\bsk-[A-Za-z0-9_-]{32,}",
+    "a GitHub token": r"\b(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_\w{40,})",
+    "an AWS key": r"\bAKIA[0-9A-Z]{16}\b",
+    "a Google key": r"\bAIza[0-9A-Za-z_-]{35}",
+    "a Slack token": r"\bxox[abprs]-[0-9A-Za-z-]{20,}",
+    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
+}
+
+
+@dataclass
+class Checked:
+    """What was found out about a folder: facts, and what is wrong. It is as it should be where nothing is."""
+
+    facts: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+
+    def expect(self, holds: bool, fact: str, wrong: str) -> None:
+        self.facts.append(fact) if holds else self.wrong.append(wrong)
+
+
+def check_folder(folder: str | Path) -> Checked:
+    """Look a model's or an adapter's folder over, and load it in a fresh process as a stranger would.
+
+    No code from the folder runs, unless it is, byte for byte, the recurrent model's of this package. Nothing is asked
+    of a network, but for an adapter whose base is on the Hub. Raises FileNotFoundError where there is no folder, and
+    ValueError where it holds neither a model nor an adapter.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}.")
+    adapter = (folder / "adapter_config.json").is_file()
+    if not adapter and not (folder / "config.json").is_file():
+        runs = ", ".join(path.parent.name for path in sorted(folder.glob("*/config.json"))[:3])
+        said = f"{folder} holds no model (config.json) and no adapter (adapter_config.json)."
+        raise ValueError(said + (f" There is one in: {runs}." if runs else " Did the run end?"))
+    checked = Checked()
+    broken = _check_files(folder, checked)
+    report = _check_report(folder, checked)
+    if not broken:  # else loading would fail with less to say
+        _check_loading(folder, adapter, report, checked)
+    _check_card(folder, checked, expected=bool(report))
+    _check_secrets(folder, checked)
+    return checked
+
+
+def _published(folder: Path) -> Iterator[Path]:
+    """Every file but those of checkpoints, which no push takes along."""
+    for path in sorted(folder.rglob("*")):
+        parts = path.relative_to(folder).parts
+        if path.is_file() and not parts[0].startswith("checkpoint-") and parts[0] != ".saving":
+            yield path
+
+
+def _check_files(folder: Path, checked: Checked) -> bool:
+    """Formats, and files half written; returns whether loading must fail."""
+    from safetensors import SafetensorError, safe_open
+
+    files = list(_published(folder))
+    names = [path.relative_to(folder).as_posix() for path in files]
+    pickled = [name for name in names if name.endswith(PICKLED)]
+    weights = [path for path in files if path.suffix == ".safetensors" and path.parent == folder]
+    half = [name for name in names if name.endswith((".tmp", ".incomplete", ".part"))]
+    half += [f"{name} (empty)" for path, name in zip(files, names, strict=True) if not path.stat().st_size]
+    half += [path.name for path in folder.glob("checkpoint-*") if not (path / "trainer_state.json").is_file()]
+    half += [".saving"] * (folder / ".saving").exists()
+    damaged = [] if weights else ["there are no weights in safetensors (model.safetensors)"]
+    for path in weights:
+        try:
+            with safe_open(path, "numpy"):
+                pass
+        except (SafetensorError, OSError) as error:
+            damaged.append(f"{path.name} is damaged or half written: {str(error).splitlines()[0]}")
+    for path in files:
+        if path.suffix != ".json":
+            continue
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            damaged.append(f"{path.relative_to(folder)} is no JSON: {str(error).splitlines()[0]}")
+            continue
+        if path.name.endswith(".safetensors.index.json"):
+            lost = sorted({name for name in content["weight_map"].values() if not (path.parent / name).is_file()})
+            damaged += [f"{path.name} names {name}, which is missing" for name in lost]
+    checked.wrong += damaged
+    checked.expect(not half, "no file is half written", f"half written: {', '.join(half)}")
+    checked.expect(
+        not pickled,
+        f"safetensors only, {sum(path.stat().st_size for path in weights) / 2**20:,.1f} MiB",
+        f"pickled, which can run code when loaded: {', '.join(pickled)}",
+    )
+    return bool(damaged)
+
+
+def _check_report(folder: Path, checked: Checked) -> dict[str, Any]:
+    """What report.json, here or beside an adapter's folder, records of the proofs."""
+    path = next((f / "report.json" for f in (folder, folder.parent) if (f / "report.json").is_file()), None)
+    if path is None:
+        run = (folder / "run.yaml").is_file()
+        checked.expect(not run, "no report.json: no recipe of hf_lm wrote it", "run.yaml without report.json: no end")
+        return {}
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        proofs = {name: proof["passed"] for name, proof in report.get("proofs", {}).items()}
+        missing = [key for key in ("recipe", "data", "model", "proofs", "metrics") if key not in report]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        checked.wrong.append("report.json is not what a recipe writes")
+        return {}
+    checked.expect(not missing, "report.json is complete", f"report.json lacks {', '.join(missing)}")
+    words = {True: "passed", False: "failed", None: "switched off"}
+    said = "; ".join(
+        f"{words[value]}: {', '.join(name for name, passed in proofs.items() if passed is value)}"
+        for value in words
+        if value in proofs.values()
+    )
+    checked.expect(False not in proofs.values(), f"proofs {said or 'none'}", f"proofs {said}")
+    return report
+
+
+def _check_card(folder: Path, checked: Checked, *, expected: bool) -> None:
+    from huggingface_hub import ModelCard
+
+    path = folder / "README.md"
+    if not path.is_file():
+        checked.expect(not expected, "no model card (README.md)", "there is no model card (README.md)")
+        return
+    try:
+        data = ModelCard.load(path).data  # raises where metadata or model-index are not what the Hub reads
+    except Exception as error:  # of several libraries
+        checked.wrong.append(f"the model card is not valid: {' '.join(str(error).split())[:200]}")
+        return
+    said = ", ".join(f"{key} {value}" for key in ("pipeline_tag", "license") if (value := getattr(data, key, None)))
+    checked.expect(
+        bool(data.to_dict()),
+        f"the model card's metadata is valid ({said or 'no pipeline_tag'}; {len(data.eval_results or [])} results)",
+        "the model card (README.md) has no metadata",
+    )
+
+
+def _check_secrets(folder: Path, checked: Checked) -> None:
+    """Name where something looks like a secret, never what it is."""
+    found = []
+    for path in _published(folder):
+        if path.suffix not in TEXT:
+            continue
+        with path.open(encoding="utf-8", errors="replace") as file:
+            for number, line in enumerate(file, 1):
+                for kind, pattern in SECRETS.items():
+                    if re.search(pattern, line):
+                        found.append(f"{path.relative_to(folder)}:{number} ({kind})")
+    checked.expect(not found, "nothing looks like a secret", f"looks like a secret: {', '.join(found[:5])}")
+
+
+def _check_loading(folder: Path, adapter: bool, report: dict[str, Any], checked: Checked) -> None:
+    config = json.loads((folder / ("adapter_config.json" if adapter else "config.json")).read_text(encoding="utf-8"))
+    remote = "auto_map" in config
+    if remote and not _is_our_code(folder):
+        checked.wrong.append("it needs code of its own (auto_map), which was not run: others will not trust it either")
+        return
+    if remote:
+        checked.facts.append("it carries its own code, byte for byte the recurrent model of hf_lm")
+    if adapter:
+        base = config.get("base_model_name_or_path") or ""
+        if not base or (not Path(base).is_dir() and (base.startswith((".", "/")) or base.count("/") > 1)):
+            checked.wrong.append(f"its base model {base!r} is not there: without it an adapter is nothing")
+            return
+        here = " (a folder of this machine: others need it too)" if Path(base).is_dir() else ""
+        checked.facts.append(f"an adapter ({config.get('peft_type')}, rank {config.get('r')}) of {base}{here}")
+    given = {"folder": str(folder.resolve()), "adapter": adapter, "remote": remote}
+    given["auto_class"] = report.get("model", {}).get("auto_class", "")
+    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
+    environment |= {"CUDA_VISIBLE_DEVICES": "", "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run(
+        [sys.executable, "-I", str(Path(__file__).with_name("fresh_load.py")), json.dumps(given)],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        stdin=subprocess.DEVNULL,  # nothing may wait for an answer
+        env=environment | ({} if adapter else {"HF_HUB_OFFLINE": "1"}),
+    )
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        checked.wrong.append(f"a fresh process could not load it: {said[-1]}")
+        return
+    found = json.loads(done.stdout.splitlines()[-1])
+    checked.facts.insert(
+        0,
+        f"{found['architecture']}, {found['family']}: {found['parameters']:,} parameters in {found['dtype']}; "
+        f"a fresh process loads it with {found['auto_class']}",
+    )
+    _check_found(found, adapter, report, checked)
+
+
+def _is_our_code(folder: Path) -> bool:
+    own = Path(__file__).parent / "models"
+    code = list(folder.glob("*.py"))
+    return bool(code) and all(
+        (own / path.name).is_file() and (own / path.name).read_bytes() == path.read_bytes() for path in code
+    )
+
+
+def _check_found(found: dict[str, Any], adapter: bool, report: dict[str, Any], checked: Checked) -> None:
+    checked.expect(not found["missing"], "every weight is there", f"weights that start at random: {found['missing']}")
+    checked.expect(found["finite"], "its logits are finite", "its logits are not finite numbers")
+    expected = report.get("model", {}).get("parameters")
+    if expected and not adapter:
+        checked.expect(
+            expected == found["parameters"],
+            "as many parameters as the report says",
+            f"{found['parameters']:,} parameters, {expected:,} in the report",
+        )
+    tokens, rows = found["tokens"], found["rows"]
+    checked.expect(
+        0 < tokens <= rows and found["encodes"],
+        f"the tokenizer fits: ids below {tokens:,}, {rows:,} embedding rows",
+        f"the tokenizer has ids up to {tokens - 1:,}, the embedding {rows:,} rows"
+        if tokens > rows
+        else "the tokenizer turns text into nothing: its files are missing",
+    )
+    (pad, pad_token), (eos, eos_token) = found["pad"], found["eos"]
+    if eos is not None:
+        checked.expect(
+            pad != eos,
+            f"padding ({pad_token}) is not the end of text ({eos_token})",
+            f"padding is the end of text ({eos_token}): trained with it, a model does not learn to stop",
+        )
+    if found["generates"]:
+        ends = found["ends"]
+        checked.expect(
+            bool(ends) and (eos is None or eos in ends) and all(0 <= end < rows for end in ends),
+            f"generation ends at {', '.join(map(str, ends))}",
+            f"generation ends at {', '.join(map(str, ends)) or 'nothing'}, the tokenizer's end of text is {eos}",
+        )
+        if found["template"]:
+            checked.facts.append("it has a chat template")

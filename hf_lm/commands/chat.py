@@ -1,0 +1,102 @@
+"""talk to a model in the terminal"""
+
+import argparse
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from hf_lm.decoding import add_decoding, decoding_of
+from hf_lm.terminal import Reader, printable, quiet, show
+
+if TYPE_CHECKING:
+    from hf_lm.conversation import Conversation
+
+EXAMPLE = 'hf-lm chat out/chat --system "Answer in one sentence."'
+HELP = """\
+/regenerate      another answer to the last message
+/undo            take the last message and its answer back
+/system [TEXT]   show the system prompt, or set it; /system - takes it away
+/reset           forget everything but the system prompt
+/save FILE       add the conversation to a .jsonl file; --load FILE goes on from there
+/help            this list
+/quit            leave; so do Ctrl-D, and Ctrl-C twice. One Ctrl-C stops an answer
+A line that ends with \\ goes on in the next one. Begin with a space to send a message that starts with a slash."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="a folder, an adapter's folder or a Hub id")
+    parser.add_argument("--system", default="", metavar="TEXT", help="what the model is told first")
+    parser.add_argument("--template", default="", metavar="FILE", help="a chat template in Jinja, or `plain`")
+    parser.add_argument("--load", default="", metavar="FILE", help="go on with the last conversation of a .jsonl file")
+    parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, mps ...; the accelerator if there is one")
+    add_decoding(parser, streams=True)
+
+
+def run(args: argparse.Namespace) -> None:
+    decoding = decoding_of(args)
+    from hf_lm.conversation import Conversation, load_conversation
+    from hf_lm.generation import load_writer
+
+    messages = load_conversation(args.load) if args.load else []
+    quiet()
+    model, tokenizer = load_writer(args.model, device=args.device)
+    conversation = Conversation(
+        model, tokenizer, system=args.system, template=args.template, messages=messages, **decoding
+    )
+    print(f"{args.model}: /help lists what can be done here, /quit leaves.")
+    talk(conversation, file=args.load)
+
+
+def talk(conversation: "Conversation", *, file: str = "", read: Callable[[str], str] = input) -> None:
+    """The loop of `hf-lm chat`: lines from `read` until it is left. `file` is where /save without one saves."""
+    lines = Reader(read)
+    while (line := lines.next("> ")) is not None:
+        if not line.strip():
+            continue
+        try:
+            if not line.startswith("/"):
+                _answer(conversation, conversation.say(line.strip()), lines)
+                continue
+            command, _, rest = line[1:].partition(" ")
+            rest = rest.strip()
+            if command == "quit":
+                return
+            if command == "help":
+                print(HELP)
+            elif command == "reset":
+                conversation.reset()
+                print("(forgotten)")
+            elif command == "undo":
+                print(f"(taken back: {printable(conversation.undo())})")
+            elif command == "regenerate":
+                _answer(conversation, conversation.regenerate(), lines)
+            elif command == "system":
+                if rest:
+                    conversation.set_system("" if rest == "-" else rest)
+                said = printable(conversation.system)
+                print(f"(system prompt: {said})" if said else "(there is no system prompt)")
+            elif command == "save":
+                file = rest or file
+                if not file:
+                    raise ValueError("/save needs the name of a file.")
+                conversation.save(file)
+                print(f"(saved in {file})")
+            else:
+                raise ValueError(f"there is no /{command}; /help lists what there is.")
+        except (ValueError, OSError) as error:
+            print(f"error: {' '.join(str(error).split())}")
+
+
+def _answer(conversation: "Conversation", pieces, lines) -> None:
+    from hf_lm.models.checkpoints import context_length
+
+    if conversation.left_out:
+        positions = context_length(conversation.model.config)
+        print(
+            f"(the context of {positions:,} tokens is full: the oldest {conversation.left_out} messages are kept, "
+            "but the model no longer sees them)"
+        )
+    if not show(pieces):
+        lines.interrupted = True
+        print("(stopped)")
+    elif not conversation.messages[-1]["content"]:
+        print("(the model said nothing)")

@@ -1,0 +1,26 @@
+"""look a model's or an adapter's folder over, as a stranger would load it
+
+Loads it in a fresh process, without hf_lm and without a network. Exit code 1, and a list, where anything is wrong.
+"""
+
+import argparse
+
+EXAMPLE = "hf-lm check out/pretrain"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", help="output folder of a run, or of anything that save_pretrained wrote")
+
+
+def run(args: argparse.Namespace) -> None:
+    from hf_lm.checking import check_folder
+
+    checked = check_folder(args.folder)
+    for fact in checked.facts:
+        print(f"  ok     {fact}")
+    for wrong in checked.wrong:
+        print(f"  wrong  {wrong}")
+    n = len(checked.wrong)
+    print(f"{args.folder}: " + (f"{n} thing{'s are' if n > 1 else ' is'} wrong" if n else "as it should be"))
+    if n:
+        raise SystemExit(1)

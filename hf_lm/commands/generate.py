@@ -1,0 +1,55 @@
+"""text after a prompt, or after each prompt of a file"""
+
+import argparse
+import sys
+from typing import Any
+
+from hf_lm.decoding import add_decoding, decoding_of
+from hf_lm.terminal import percent, printable, quiet, show
+
+EXAMPLE = 'hf-lm generate out/pretrain "The function returns"'
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="a folder, an adapter's folder or a Hub id")
+    parser.add_argument("prompt", nargs="*", help="without one a document is written from its beginning")
+    parser.add_argument("--prompts", default="", metavar="FILE", help="a .txt with a prompt a line, or a table")
+    parser.add_argument("--column", default="", help="column of the table that is read; guessed if not given")
+    parser.add_argument("--output", default="", metavar="FILE", help=".jsonl; kept and continued if it is there")
+    parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, mps ...; the accelerator if there is one")
+    add_decoding(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    decoding = decoding_of(args)
+    if args.prompt and args.prompts:
+        raise ValueError("prompts come from the command line or from a file: give a prompt or --prompts, not both.")
+    from hf_lm.predicting import generate_lines, read_texts
+
+    quiet()
+    prompts = read_texts(args.prompts, args.column) if args.prompts else args.prompt or [""]
+    if args.output:
+        lines = generate_lines(args.model, prompts, args.output, device=args.device, **decoding)
+        print(f"{lines:,} prompts with their continuations in {args.output}")
+        return
+    from hf_lm.generation import generate, load_writer, stream
+
+    model, tokenizer = load_writer(args.model, device=args.device)
+    live = sys.stdout.isatty()
+    if len(prompts) == args.num_return_sequences == args.num_beams == 1:
+        pieces = stream(model, tokenizer, prompts[0], **decoding)
+        print(f"\033[1m{printable(prompts[0])}\033[0m" if live else "", end="", flush=True)
+        if not show(pieces, safe=live):
+            raise KeyboardInterrupt
+        return
+    for prompt, continuations in zip(prompts, generate(model, tokenizer, prompts, **decoding), strict=True):
+        for number, one in enumerate(continuations, 1):
+            print(_heading(prompt, number, one))
+            print(printable(one.text) if live else one.text)
+
+
+def _heading(prompt: str, number: int, continuation: Any) -> str:
+    start = printable(" ".join(prompt.split()))
+    start = start if len(start) <= 40 else f"{start[:39]}…"
+    said = f"{len(continuation.log_probs)} tokens, {percent(continuation.per_token)} a token"
+    return f"── {start or 'a document'} · {number} · {said}, log p {continuation.log_probability:.1f}"

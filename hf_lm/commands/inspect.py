@@ -1,0 +1,36 @@
+"""see what a recipe would train on: tokens, lengths, padding, labels, copies"""
+
+import argparse
+
+EXAMPLE = "hf-lm inspect summarization --dataset data/ --model out/pretrain"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", help="pretrain, sentiment, question_answering, ... or a file")
+    _add_own(parser)
+    parser.add_argument(
+        "arguments", nargs=argparse.REMAINDER, help="those of the recipe; `hf-lm inspect RECIPE --help` lists them"
+    )
+
+
+def _add_own(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--examples", type=int, default=5, help="rows shown token by token, at most 5")
+    parser.add_argument("--plots", default="", metavar="FOLDER", help="also draw the lengths, as PNG")
+
+
+def run(args: argparse.Namespace) -> None:
+    import shutil
+
+    from hf_lm.inspection import in_colour, inspect_recipe, show_inspection
+
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    _add_own(own)
+    own.set_defaults(examples=args.examples, plots=args.plots)
+    args, rest = own.parse_known_args(args.arguments, argparse.Namespace(recipe=args.recipe))
+    found = inspect_recipe(args.recipe, rest, examples=args.examples)
+    width = min(120, shutil.get_terminal_size((100, 24)).columns)
+    print(show_inspection(found, colour=in_colour(), width=width))
+    if args.plots:
+        from hf_lm.plots import draw_lengths
+
+        print(f"\nIn {draw_lengths(found['lengths'], args.plots)}")

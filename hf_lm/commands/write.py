@@ -1,0 +1,211 @@
+"""write with a model in the terminal: go on, rewrite, choose, undo"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hf_lm.decoding import add_decoding, decoding_of
+from hf_lm.terminal import Reader, percent, printable, quiet, show, side_by_side, width_of
+
+EXAMPLE = "hf-lm write out/pretrain draft.txt"
+HELP = """\
+TEXT              is added to the draft
+Enter             the model goes on
+/three [N]        three ways to go on (or N), side by side; the number of one then takes it
+/rewrite          other words for the last sentence; the number of one takes it
+/rewrite WORDS    other words for these; /rewrite FROM ... TO for all between
+/line [TEXT]      begin a new line
+/undo  /redo      take the last change back; make it again
+/show             the whole draft
+/save [FILE]      write it
+/help  /quit      this list; leave. So do Ctrl-D, and Ctrl-C twice; one Ctrl-C stops the model
+A rewriting is drawn from what stands before the passage and ranked by how likely it makes what stands after it: the
+model is not told what to say. `a token` is the probability of each token, as a geometric mean."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="a folder, an adapter's folder or a Hub id")
+    parser.add_argument("file", nargs="?", default="", help="a text to go on with, and where /save writes")
+    parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, mps ...; the accelerator if there is one")
+    add_decoding(parser, streams=True, max_new_tokens=32)
+
+
+def run(args: argparse.Namespace) -> None:
+    decoding = decoding_of(args)
+    from hf_lm.generation import load_writer
+    from hf_lm.writing import Draft
+
+    path = Path(args.file).expanduser()
+    if args.file and path.is_dir():
+        raise IsADirectoryError(f"{args.file} is a folder; give a file of text.")
+    try:
+        text = path.read_bytes().decode() if args.file and path.exists() else ""
+    except UnicodeDecodeError:
+        raise ValueError(f"{args.file} is not UTF-8 text.") from None
+    quiet()
+    model, tokenizer = load_writer(args.model, device=args.device)
+    print(f"{args.model}: type text, Enter lets the model go on, /help lists the rest, /quit leaves.")
+    assist(model, tokenizer, Draft(text), file=args.file, **decoding)
+
+
+def assist(
+    model: Any, tokenizer: Any, draft: Any, *, file: str = "", read: Callable[[str], str] = input, **decoding: Any
+) -> None:
+    """The loop of `hf-lm write`: lines from `read` until it is left.
+
+    A draft that was changed and not saved is written beside its file, as FILE.unsaved, when the input ends.
+    """
+    desk = _Desk(model, tokenizer, draft, file, decoding)
+    lines = Reader(read)
+    if draft.text:
+        desk.show()
+    try:
+        while (line := lines.next("> ")) is not None:
+            try:
+                if not desk.do(line, lines):
+                    return
+            except (ValueError, OSError) as error:
+                print(f"error: {' '.join(str(error).split())}")
+    finally:
+        desk.rescue()
+
+
+class _Desk:
+    """A draft, the model that helps with it, and what was offered last."""
+
+    def __init__(self, model: Any, tokenizer: Any, draft: Any, file: str, decoding: dict[str, Any]) -> None:
+        self.model, self.tokenizer, self.draft, self.file, self.decoding = model, tokenizer, draft, file, decoding
+        self.saved = draft.text
+        self.offered: list[Any] = []
+        self.place = (0, 0)  # what the offers would replace
+        self.warned = False
+        self.seed = decoding.get("seed", 0)
+
+    def do(self, line: str, lines: Any) -> bool:
+        """Whether to go on after a line."""
+        command, _, rest = line.partition(" ")
+        if self.offered and line.strip().isdigit():
+            self.choose(int(line))
+        elif not line.strip():
+            self.go_on(lines)
+        elif not line.startswith("/"):
+            self.draft.add(_joined(self.draft.text, line))
+        elif command == "/line":
+            self.draft.add("\n" + rest)
+        elif command == "/three":
+            self.offer_ways(rest)
+        elif command == "/rewrite":
+            self.offer_passages(rest)
+        elif command in ("/undo", "/redo"):
+            done = self.draft.undo() if command == "/undo" else self.draft.redo()
+            print(f"(…{self.tail()})" if done else f"(nothing to {command[1:]})")
+        elif command == "/show":
+            self.show()
+        elif command == "/save":
+            self.save(rest)
+        elif command == "/help":
+            print(HELP)
+        elif command == "/quit":
+            if self.draft.text != self.saved and not self.warned:
+                self.warned = True
+                print("(not saved: /save FILE writes it, /quit once more leaves it)")
+                return True
+            self.saved = self.draft.text  # left on purpose
+            return False
+        else:
+            raise ValueError(f"there is no {command}; /help lists what there is.")
+        self.warned = False
+        return True
+
+    def go_on(self, lines: Any) -> None:
+        from hf_lm.writing import continue_text
+
+        written: list[str] = []
+        pieces = continue_text(self.model, self.tokenizer, self.draft.text, **self.settings())
+        finished = show(_kept(pieces, written))
+        self.draft.add("".join(written))
+        self.offered = []
+        if not finished:
+            lines.interrupted = True
+            print("(stopped; /undo takes back what was written)")
+        elif not written:
+            print("(the model ends the text here)")
+
+    def offer_ways(self, count: str) -> None:
+        from hf_lm.writing import alternatives
+
+        if count and not (count.isdigit() and 1 <= int(count) <= 9):
+            raise ValueError("/three takes a number of ways from 1 to 9.")
+        end = len(self.draft.text)
+        found = alternatives(self.model, self.tokenizer, self.draft.text, count=int(count or 3), **self.settings())
+        self.offer(found, (end, end))
+
+    def offer_passages(self, words: str) -> None:
+        from hf_lm.writing import find_passage, rewrite
+
+        start, end = find_passage(self.draft.text, words)
+        print(f"(instead of: {printable(self.draft.text[start:end])})")
+        self.offer(rewrite(self.model, self.tokenizer, self.draft.text, start, end, **self.settings()), (start, end))
+
+    def offer(self, found: list[Any], place: tuple[int, int]) -> None:
+        self.offered, self.place = found, place
+        if not found:
+            print("(the model has nothing else to offer: try once more, or a higher --temperature)")
+            return
+        titles = []
+        for number, one in enumerate(found, 1):
+            then = "" if one.after is None else f", what follows {percent(one.after)}"
+            titles.append(f"{number}: {percent(one.per_token)} a token{then}")
+        print(side_by_side([one.text for one in found], titles))
+
+    def choose(self, number: int) -> None:
+        if not 1 <= number <= len(self.offered):
+            raise ValueError(f"there are 1 to {len(self.offered)} to choose from.")
+        self.draft.replace(*self.place, self.offered[number - 1].text)
+        self.offered = []
+        print(f"(…{self.tail()})")
+
+    def show(self) -> None:
+        print(printable(self.draft.text) or "(empty)")
+
+    def save(self, file: str) -> None:
+        from hf_lm.writing import save_text
+
+        file = file.strip() or self.file
+        if not file:
+            raise ValueError("/save needs the name of a file.")
+        save_text(file, self.draft.text)
+        self.file, self.saved = file, self.draft.text
+        print(f"(saved in {file})")
+
+    def rescue(self) -> None:
+        from hf_lm.writing import save_text
+
+        if self.draft.text != self.saved:
+            file = f"{self.file or 'draft.txt'}.unsaved"
+            save_text(file, self.draft.text)
+            print(f"(not saved before; written to {file})")
+
+    def settings(self) -> dict[str, Any]:
+        """The settings with the next seed: asked again, the model offers something else."""
+        self.seed += 1
+        return self.decoding | {"seed": self.seed - 1}
+
+    def tail(self) -> str:
+        return printable(self.draft.text[-60:].replace("\n", "⏎"))
+
+
+def _kept(pieces: Any, written: list[str]) -> Any:
+    try:
+        for piece in pieces:
+            written.append(piece)
+            yield piece
+    finally:
+        pieces.close()
+
+
+def _joined(text: str, line: str) -> str:
+    """A line as it is added: after a space, unless there is one, it begins with a mark, or the script has none."""
+    parted = not text or text[-1].isspace() or line[0].isspace() or line[0] in ".,;:!?…)]%"
+    return line if parted or width_of(text[-1]) == 2 or width_of(line[0]) == 2 else f" {line}"

@@ -1,0 +1,477 @@
+"""Text after a prompt, by any model that writes: `generate` for many prompts at once, `stream` for one as it comes.
+
+    model, tokenizer = load_writer("out/pretrain")
+    generate(model, tokenizer, ["The function returns"], temperature=0)[0][0].text
+
+The settings are those of hf_lm.decoding.Decoding. A prompt is read as training framed documents: after the marker that
+begins one. Given as ids instead of as text it is taken as it is.
+"""
+
+import hashlib
+import json
+import logging
+import threading
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    NoRepeatNGramLogitsProcessor,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    RepetitionPenaltyLogitsProcessor,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TemperatureLogitsWarper,
+    TextIteratorStreamer,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from hf_lm.data.batches import map_by_length, pad_batch
+from hf_lm.decoding import Decoding
+from hf_lm.models.checkpoints import context_length, family, load_causal_lm, load_config, load_text_to_text
+from hf_lm.tokenizer import encode_documents, frame_of, load_tokenizer, set_pad
+
+logger = logging.getLogger(__name__)
+
+Prompt = str | Sequence[int]
+INCOMPLETE = "\ufffd"  # how a character decodes of which bytes are missing
+BEFORE = 8  # tokens of the prompt that are decoded with what follows: whether a space is due depends on them
+LONGEST = 128  # tokens that are written where nothing else is said
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What a model wrote after a prompt.
+
+    `log_probs`: nats per token under the model itself, whatever the settings made of them. They are over everything
+    that was written: the end marker is among them, and so are the tokens of a stop string, which `text` leaves out.
+    `ended`: by the "end" marker, by a "stop" string, or at the "length" that was allowed.
+    """
+
+    text: str
+    log_probs: list[float]
+    ended: Literal["end", "stop", "length"]
+
+    @property
+    def log_probability(self) -> float:
+        return sum(self.log_probs)
+
+    @property
+    def per_token(self) -> float:
+        """Mean nats per token; 0 where nothing was written."""
+        return self.log_probability / max(1, len(self.log_probs))
+
+
+def load_writer(
+    name_or_path: str, *, device: str | torch.device | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model that writes and its tokenizer, from a folder, an adapter's folder or the Hub.
+
+    `device` None takes an accelerator where there is one, and there keeps the precision it was saved in; a CPU
+    computes in float32. Raises OSError or ValueError in one line.
+    """
+    name_or_path = str(name_or_path)
+    folder = Path(name_or_path)
+    adapter = folder if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file() else None
+    base = _base_of(folder) if adapter else name_or_path
+    config = load_config(base)
+    kind = family(config)
+    if kind == "encoder":
+        raise ValueError(
+            f"{name_or_path} is a {config.model_type}, which reads text and writes none; give a decoder (GPT-2, "
+            "Llama, ...) or an encoder-decoder (T5, BART, ...)."
+        )
+    has_tokenizer = adapter and any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
+    tokenizer = load_tokenizer(name_or_path if has_tokenizer or not adapter else base)
+    set_pad(tokenizer)
+    load = load_causal_lm if kind == "decoder" else load_text_to_text
+    model = load(base, tokenizer=tokenizer)
+    if adapter:
+        from peft import PeftModel
+
+        try:
+            model = PeftModel.from_pretrained(model, folder).merge_and_unload()
+        except Exception as error:  # missing and misshapen weights raise errors of several libraries
+            raise OSError(f"cannot add the adapter {folder} to {base}: {str(error).splitlines()[0]}") from error
+    if device is None:
+        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    half = config.dtype in (torch.bfloat16, torch.float16) and torch.device(device).type != "cpu"
+    return model.to(device, config.dtype if half else None).eval(), tokenizer
+
+
+def _base_of(adapter: Path) -> str:
+    if not (adapter / "adapter_model.safetensors").is_file():
+        raise FileNotFoundError(f"{adapter} holds an adapter without weights (adapter_model.safetensors).")
+    base = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not base:
+        raise ValueError(f"{adapter} does not say which model its adapter belongs to (base_model_name_or_path).")
+    return base
+
+
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    *,
+    end_ids: Sequence[int] = (),  # ids that end a text, beside the model's own
+    **decoding: Any,
+) -> list[list[Continuation]]:
+    """`num_return_sequences` continuations of each prompt, in the order of the prompts; of beams the likeliest first.
+
+    A text depends on the model, the prompt, the settings and its number among the prompt's texts, and not on what
+    else stands in the batch: each row draws from a seed of its own. (In float32; half precision rounds differently in
+    batches of another shape.) Equal prompts get equal texts. See Decoding for the settings, `encode_prompt` for what
+    is done with a prompt that is too long.
+    """
+    settings = Decoding(**decoding)
+    writer = _Writer(model, tokenizer, settings, end_ids)
+    encoded = [writer.encode(prompt) for prompt in prompts]
+    copies = settings.num_return_sequences if settings.num_beams == 1 else 1  # beams come from one search
+    rows = [(ids, copy) for ids in encoded for copy in range(copies)]
+
+    def write(batch: list[int]) -> list[list[Continuation]]:
+        return writer.write([rows[i] for i in batch])
+
+    lengths = [len(ids) for ids, _ in rows]
+    found = map_by_length(write, lengths, description="writing", max_rows=settings.batch_size)
+    return [[one for row in found[i : i + copies] for one in row] for i in range(0, len(found), copies)]
+
+
+def stream(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    *,
+    end_ids: Sequence[int] = (),
+    **decoding: Any,
+) -> Generator[str]:
+    """The text that `generate` gives for one prompt, in pieces of whole characters, as they are written.
+
+    Writing goes on in a thread. It ends after the token at hand when the iterator is closed, thrown away, or left by
+    an exception such as KeyboardInterrupt. Raises ValueError for beams, which cannot be streamed.
+    """
+    settings = Decoding(**decoding)
+    if settings.num_beams > 1 or settings.num_return_sequences > 1:
+        raise ValueError("one text can be streamed: give num_beams 1 and num_return_sequences 1.")
+    writer = _Writer(model, tokenizer, settings, end_ids)
+    return writer.stream(writer.encode(prompt))
+
+
+def encode_prompt(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: Prompt, *, max_new_tokens: int = 0
+) -> tuple[list[int], int]:
+    """The ids that a model reads, and how many tokens at the prompt's beginning were left out to make room.
+
+    Text follows the marker that begins a document, so that an empty prompt is the marker alone; a special token in it
+    is text. Raises ValueError where `max_new_tokens` leaves no room for a prompt.
+    """
+    causal = family(model.config) == "decoder"
+    frame = frame_of(tokenizer, causal=causal)
+    before, after = (frame.before, frame.after) if isinstance(prompt, str) else ([], [])
+    ids = encode_documents(tokenizer, [prompt])[0] if isinstance(prompt, str) else list(prompt)
+    positions = context_length(model.config)
+    if positions:
+        room = positions - len(before) - len(after) - (tokens_to_write(model, max_new_tokens) if causal else 0)
+        if room < 1:
+            raise ValueError(
+                f"max_new_tokens is {max_new_tokens}, but the model's context is {positions} tokens, the prompt among "
+                f"them: give {positions - len(before) - len(after) - 1} or less."
+            )
+        ids, left_out = ids[-room:], max(0, len(ids) - room)
+    else:
+        left_out = 0
+    ids = [*before, *ids, *after]
+    if not ids:
+        raise ValueError("the prompt is empty, and the tokenizer has no token that begins a text: give some text.")
+    return ids, left_out
+
+
+def tokens_to_write(model: PreTrainedModel, max_new_tokens: int = 0) -> int:
+    """Tokens written at most: those asked for, or half the context and no more than 128."""
+    return max_new_tokens or min(LONGEST, context_length(model.config) // 2 or LONGEST)
+
+
+def log_probabilities(
+    model: PreTrainedModel,
+    prompts: Sequence[list[int]],
+    continuations: Sequence[list[int]],
+    *,
+    max_logits: int = 2**24,
+) -> list[list[float]]:
+    """Nats of each token of a continuation after its prompt, both given as ids; an encoder-decoder reads the prompt.
+
+    Like-sized rows are read together, no more than makes `max_logits` logits.
+    """
+    causal = family(model.config) == "decoder"
+    start = [] if causal else [_decoder_start(model)]
+    vocab_size = model.get_output_embeddings().weight.shape[0]
+
+    @torch.no_grad()
+    def read(batch: list[int]) -> list[list[float]]:
+        pairs = [(list(prompts[i]), list(continuations[i])) for i in batch]
+        if causal:
+            features = [{"input_ids": [*prompt, *ids[:-1]]} for prompt, ids in pairs]
+        else:
+            features = [{"input_ids": prompt, "decoder_input_ids": [*start, *ids[:-1]]} for prompt, ids in pairs]
+        inputs = {key: value.to(model.device) for key, value in pad_batch(features, pad_id=0).items()}
+        first = [len(prompt) - 1 if causal else 0 for prompt, _ in pairs]  # whose logits are of the first token
+        if causal:  # the logits of what all prompts share are not needed
+            skipped = min(first)
+            inputs["logits_to_keep"] = inputs["input_ids"].shape[1] - skipped
+            first = [place - skipped for place in first]
+        logits = model(**inputs, use_cache=False).logits
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        found = []
+        for row, place, (_, ids) in zip(logits, first, pairs, strict=True):
+            log_probs = row[place : place + len(ids)].log_softmax(-1)
+            found.append(log_probs.gather(1, torch.tensor(ids, device=row.device)[:, None])[:, 0].tolist())
+        return found
+
+    known = [i for i, ids in enumerate(continuations) if ids]
+    lengths = [len(prompts[i]) + len(continuations[i]) for i in known]
+    found = map_by_length(
+        lambda batch: read([known[i] for i in batch]),
+        lengths,
+        description="reading",
+        max_tokens=max(1, max_logits // vocab_size),
+    )
+    results: list[list[float]] = [[] for _ in continuations]
+    for i, log_probs in zip(known, found, strict=True):
+        results[i] = log_probs
+    return results
+
+
+def _decoder_start(model: PreTrainedModel) -> int:
+    start = model.generation_config.decoder_start_token_id
+    return model.config.decoder_start_token_id if start is None else start
+
+
+class _Draw(LogitsProcessor):
+    """Leaves one token to choose, drawn from the scores with a generator for each row.
+
+    transformers draws a whole batch from one generator, and a row's text then depends on the rows beside it.
+    """
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        draws = torch.stack([torch.rand(1, generator=generator, dtype=torch.float64) for generator in self.generators])
+        precise = torch.float32 if scores.device.type == "mps" else torch.float64  # there is no other on MPS
+        cumulative = scores.to(precise).softmax(-1).cumsum(-1)  # (rows, vocab)
+        draws = draws.to(scores.device, precise) * cumulative[:, -1:]
+        chosen = torch.searchsorted(cumulative, draws, right=True)  # right: never a token of probability 0
+        chosen = chosen.clamp(max=scores.shape[1] - 1)
+        return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)
+
+
+class _WithoutPadding(LogitsProcessor):
+    """A processor of transformers, row by row on its own tokens: in a batch it would take padding for text."""
+
+    def __init__(self, processor: LogitsProcessor, padding: Sequence[int]) -> None:
+        self.processor, self.padding = processor, padding
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        beams = len(input_ids) // len(self.padding)
+        rows = [
+            self.processor(input_ids[i : i + 1, self.padding[i // beams] :], scores[i : i + 1])
+            for i in range(len(input_ids))
+        ]
+        return torch.cat(rows)
+
+
+class _Stop(StoppingCriteria):
+    """Whether a row has written a stop string. transformers' own also sees one that begins in the prompt."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], start: int) -> None:
+        self.tokenizer, self.stop, self.start = tokenizer, stop, start
+        # A token may be a single byte, and the tail may begin within a character or with a special token.
+        self.tail = max(len(each.encode()) for each in stop) + BEFORE
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **_: Any) -> torch.BoolTensor:
+        rows = input_ids[:, self.start :][:, -self.tail :].tolist()
+        texts = self.tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        found = [any(stop in text for stop in self.stop) for text in texts]
+        return torch.tensor(found, device=input_ids.device)
+
+
+class _Interrupt(StoppingCriteria):
+    def __init__(self) -> None:
+        self.event = threading.Event()
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **_: Any) -> torch.BoolTensor:
+        return torch.full(input_ids.shape[:1], self.event.is_set(), device=input_ids.device)
+
+
+class _Writer:
+    """A model, its tokenizer and the settings, as transformers' generate takes them."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        settings: Decoding,
+        end_ids: Sequence[int] = (),
+    ) -> None:
+        self.model, self.tokenizer, self.settings = model, tokenizer, settings
+        self.causal = family(model.config) == "decoder"
+        own = model.generation_config.eos_token_id
+        own = own if isinstance(own, list) else [own]
+        self.end_ids = sorted({i for i in (*own, tokenizer.eos_token_id, *end_ids) if i is not None})
+        self.max_new_tokens = tokens_to_write(model, settings.max_new_tokens)
+        pads = (tokenizer.pad_token_id, *self.end_ids, 0)
+        self.pad_id = next(i for i in pads if i is not None)
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        ids, left_out = encode_prompt(self.model, self.tokenizer, prompt, max_new_tokens=self.settings.max_new_tokens)
+        if left_out:
+            logger.warning(
+                "the first %s tokens of the prompt were left out: the model's context is %s tokens, of which %s are "
+                "to be written.",
+                f"{left_out:,}",
+                f"{context_length(self.model.config):,}",
+                f"{self.max_new_tokens:,}",
+            )
+        return ids
+
+    def write(self, rows: Sequence[tuple[list[int], int]]) -> list[list[Continuation]]:
+        """The continuations of rows of (prompt's ids, number among the prompt's texts)."""
+        prompts = [ids for ids, _ in rows]
+        inputs = self._batch(prompts)
+        output = self.model.generate(**inputs, **self._options(rows, inputs)).tolist()
+        start = inputs["input_ids"].shape[1] if self.causal else 1
+        each = len(output) // len(rows)
+        read = [self._read(prompts[i // each], ids[start:]) for i, ids in enumerate(output)]
+        log_probs = log_probabilities(
+            self.model, [prompts[i // each] for i in range(len(output))], [ids for _, ids, _ in read]
+        )
+        found = [Continuation(text, nats, end) for (text, _, end), nats in zip(read, log_probs, strict=True)]
+        return [found[i : i + each] for i in range(0, len(found), each)]
+
+    def stream(self, prompt: list[int]) -> Generator[str]:
+        inputs = self._batch([prompt])
+        streamer = TextIteratorStreamer(
+            self.tokenizer, skip_prompt=True, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        if self.causal:  # the streamer goes on from the end of the prompt, as _text does
+            streamer.token_cache = prompt[-BEFORE:]
+            streamer.print_len = len(self._decode(streamer.token_cache))
+        interrupt, errors = _Interrupt(), []
+
+        def run() -> None:
+            try:
+                options = self._options([(prompt, 0)], inputs, interrupt)
+                self.model.generate(**inputs, **options, streamer=streamer)
+            except BaseException as error:  # raised again where the text is read
+                errors.append(error)
+                streamer.end()
+
+        thread = threading.Thread(target=run, name="writing", daemon=True)
+        thread.start()
+        try:
+            yield from _before_stop(streamer, self.settings.stop)
+        finally:
+            interrupt.event.set()
+            thread.join()
+        if errors:
+            raise errors[0]
+
+    def _batch(self, prompts: Sequence[list[int]]) -> dict[str, torch.Tensor]:
+        batch = pad_batch([{"input_ids": ids} for ids in prompts], pad_id=self.pad_id, left=self.causal)
+        return {key: value.to(self.model.device) for key, value in batch.items()}
+
+    def _options(
+        self,
+        rows: Sequence[tuple[list[int], int]],
+        inputs: dict[str, torch.Tensor],
+        interrupt: StoppingCriteria | None = None,
+    ) -> dict[str, Any]:
+        given, processors = self.settings, LogitsProcessorList()
+        padding = [inputs["input_ids"].shape[1] - len(ids) if self.causal else 0 for ids, _ in rows]
+        if given.repetition_penalty != 1:
+            processors.append(_WithoutPadding(RepetitionPenaltyLogitsProcessor(given.repetition_penalty), padding))
+        if given.no_repeat_ngram_size:
+            processors.append(_WithoutPadding(NoRepeatNGramLogitsProcessor(given.no_repeat_ngram_size), padding))
+        if given.temperature > 0:
+            if given.temperature != 1:
+                processors.append(TemperatureLogitsWarper(given.temperature))
+            if given.top_k:
+                processors.append(TopKLogitsWarper(given.top_k))
+            if given.top_p < 1:
+                processors.append(TopPLogitsWarper(given.top_p))
+            if given.min_p:
+                processors.append(MinPLogitsWarper(given.min_p))
+            processors.append(_Draw([_seed(given.seed, *row) for row in rows]))
+        stopping = StoppingCriteriaList()
+        if given.stop:
+            start = inputs["input_ids"].shape[1] if self.causal else 1
+            stopping.append(_Stop(self.tokenizer, given.stop, start))
+        if interrupt is not None:
+            stopping.append(interrupt)
+        return {
+            "max_new_tokens": self.max_new_tokens,
+            "do_sample": False,  # _Draw has chosen
+            "num_beams": given.num_beams,
+            "num_return_sequences": given.num_return_sequences if given.num_beams > 1 else 1,
+            "repetition_penalty": 1.0,  # _WithoutPadding has seen to both
+            "no_repeat_ngram_size": 0,
+            "eos_token_id": self.end_ids or None,
+            "pad_token_id": self.pad_id,
+            "use_cache": True,
+            "logits_processor": processors,
+            "stopping_criteria": stopping,
+        }
+
+    def _read(self, prompt: list[int], ids: list[int]) -> tuple[str, list[int], Literal["end", "stop", "length"]]:
+        """(text, the ids it took, how it ended) of a row of what generate returned, padding and all."""
+        end = next((place for place, i in enumerate(ids) if i in self.end_ids), None)
+        ids = ids if end is None else ids[: end + 1]
+        text = self._text(prompt, ids)
+        found = [place for stop in self.settings.stop if (place := text.find(stop)) >= 0]
+        if not found:
+            return text, ids, "length" if end is None else "end"
+        taken = next(
+            n for n in range(len(ids) + 1) if any(stop in self._text(prompt, ids[:n]) for stop in self.settings.stop)
+        )
+        return text[: min(found)], ids[:taken], "stop"
+
+    def _text(self, prompt: list[int], ids: list[int]) -> str:
+        """What `ids` add to the text of the prompt, without a last character that is not whole."""
+        before = prompt[-BEFORE:] if self.causal else []
+        return self._decode([*before, *ids])[len(self._decode(before)) :].rstrip(INCOMPLETE)
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def _seed(seed: int, prompt: Sequence[int], number: int) -> int:
+    digest = hashlib.blake2b(f"{seed} {number} {list(prompt)}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1  # torch takes 63 bits
+
+
+def _before_stop(pieces: Iterator[str], stop: Sequence[str]) -> Iterator[str]:
+    """Pieces up to the first stop string, holding back what may yet become one, or a character that is not whole."""
+    held = ""
+    for piece in pieces:
+        held += piece
+        found = [place for each in stop if (place := held.find(each)) >= 0]
+        if found:
+            if held[: min(found)]:
+                yield held[: min(found)]
+            return
+        keep = max(
+            [len(held) - len(held.rstrip(INCOMPLETE))]
+            + [n for each in stop for n in range(1, len(each)) if held.endswith(each[:n])]
+        )
+        if keep < len(held):
+            yield held[: len(held) - keep]
+            held = held[len(held) - keep :]
+    if held := held.rstrip(INCOMPLETE):
+        yield held

@@ -1,0 +1,165 @@
+"""The recipes: where they are, a copy to change, a run through `accelerate launch`. Nothing heavy before a run."""
+
+import ast
+import difflib
+import os
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, NoReturn
+
+# What `accelerate launch` takes and no recipe does: these may stand after the recipe's name too.
+LAUNCH_OPTIONS = (
+    *("--num_processes", "--num_machines", "--machine_rank", "--main_process_ip", "--main_process_port"),
+    *("--gpu_ids", "--config_file"),
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    name: str
+    path: Path
+    said: str  # the first line of its docstring
+    configs: tuple[Path, ...]
+
+
+def find_recipes(folder: Path | None = None) -> dict[str, Recipe]:
+    """Every recipe by its name, read and not imported. A configuration belongs to the recipe its name begins with."""
+    folder = folder or _recipes_folder()
+    paths = {path.stem: path for path in sorted(folder.glob("*.py"))}
+    configs: dict[str, list[Path]] = {name: [] for name in paths}
+    for path in sorted((folder / "configs").glob("*.yaml")):
+        owners = [name for name in paths if path.stem == name or path.stem.startswith(f"{name}_")]
+        if owners:
+            configs[max(owners, key=len)].append(path)
+    return {name: Recipe(name, path, _first_line(path), tuple(configs[name])) for name, path in paths.items()}
+
+
+def _recipes_folder() -> Path:
+    """Inside the package where a wheel was installed, beside it in a source checkout."""
+    package = Path(__file__).parent
+    for folder in (package / "recipes", package.parent / "recipes"):
+        if (folder / "pretrain.py").is_file():
+            return folder
+    raise FileNotFoundError("this installation holds no recipes: install hf-lm from its wheel or a source checkout.")
+
+
+def _first_line(path: Path) -> str:
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return text.partition("\n")[0]
+
+
+def _recipe(name: str) -> Recipe:
+    recipes = find_recipes()
+    if name not in recipes:
+        near = difflib.get_close_matches(name, recipes, n=1)
+        said = f"there is no recipe {name!r}; there are {', '.join(recipes)}."
+        raise ValueError(said + (f" Did you mean {near[0]!r}?" if near else ""))
+    return recipes[name]
+
+
+def recipe_path(name: str) -> Path:
+    """The file of a recipe: of one by its name, or a path that ends in .py. Raises ValueError or FileNotFoundError."""
+    if not name.endswith(".py"):
+        return _recipe(name).path
+    if not Path(name).is_file():
+        raise FileNotFoundError(f"there is no file {name}; a recipe is named: {', '.join(find_recipes())}.")
+    return Path(name)
+
+
+def copy_recipe(name: str, folder: str | Path = ".") -> list[Path]:
+    """Write a recipe and its configurations into a folder; returns what was written, the recipe first.
+
+    The commands in the copy's docstring name the copy. Raises ValueError for an unknown recipe and FileExistsError,
+    with nothing written, where one of the files is there already.
+    """
+    recipe, folder = _recipe(name), Path(folder)
+    sources = {folder / recipe.path.name: recipe.path}
+    sources |= {folder / "configs" / path.name: path for path in recipe.configs}
+    there = [str(path) for path in sources if path.exists() or path.is_symlink()]
+    if there:
+        raise FileExistsError(
+            f"{', '.join(there)} {'is' if len(there) == 1 else 'are'} there already and would be lost; "
+            f"nothing was written. Give another folder: hf-lm copy {name} FOLDER"
+        )
+    for path, source in sources.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        code = source.read_text(encoding="utf-8")
+        if path.suffix == ".py":
+            docstring, mark, rest = code.removeprefix('"""').partition('"""')
+            code = '"""' + docstring.replace("recipes/", f"{folder.as_posix()}/".removeprefix("./")) + mark + rest
+        with path.open("x", encoding="utf-8") as file:
+            file.write(code)
+    return list(sources)
+
+
+def launch(arguments: Sequence[str]) -> NoReturn:
+    """Do what `accelerate launch` does, with a recipe's name (or the path of a script) where it takes a path.
+
+    What stands before the name is accelerate's; what follows is the recipe's and reaches it untouched, but for
+    LAUNCH_OPTIONS. One process is not started but become: signals reach the recipe, its exit code is this process's,
+    and nothing can be left behind. Several are children of this process, which ends with the code of the first that
+    failed. Raises ValueError where no recipe is named.
+    """
+    before, path, rest = _split(arguments)
+    if path.is_relative_to(Path.cwd()):
+        path = path.relative_to(Path.cwd())
+    print(f"accelerate launch {shlex.join([*before, str(path), *rest])}", file=sys.stderr, flush=True)
+
+    import logging
+
+    from accelerate.commands import launch as accelerate_launch
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    # Its list of values that were not given: the recipe itself says how many processes and which precision there are.
+    logging.getLogger("accelerate.commands.launch").setLevel(logging.ERROR)
+    # accelerate starts a child, which a SIGTERM would leave behind and whose exit code it replaces by 1.
+    accelerate_launch.simple_launcher = _become
+    parser = accelerate_launch.launch_command_parser()
+    try:
+        accelerate_launch.launch_command(parser.parse_args([*before, str(path), *rest]))
+    except ChildFailedError as error:
+        code = error.get_first_failure()[1].exitcode
+        raise SystemExit(code if code >= 0 else 128 - code) from None
+    except SignalException as error:
+        raise SystemExit(128 + error.sigval) from None
+    raise SystemExit(0)
+
+
+def _become(args: Any) -> NoReturn:
+    from accelerate.utils import prepare_simple_launcher_cmd_env
+
+    command, environment = prepare_simple_launcher_cmd_env(args)
+    sys.stdout.flush()
+    os.execvpe(command[0], command, environment)
+
+
+def _split(arguments: Sequence[str]) -> tuple[list[str], Path, list[str]]:
+    """accelerate's options, the script, the recipe's options."""
+    recipes = find_recipes()
+
+    def is_script(token: str) -> bool:
+        return token in recipes or (token.endswith(".py") and Path(token).is_file())
+
+    at = 0
+    if arguments[0].startswith("-"):  # accelerate's options come first, and some have values
+        at = next((i for i, token in enumerate(arguments) if is_script(token)), -1)
+        if at < 0:
+            raise ValueError(f"no recipe is named; there are {', '.join(recipes)}. hf-lm run NAME --OPTION VALUE")
+    path = recipe_path(arguments[at])
+    before, rest = list(arguments[:at]), []
+    tokens = iter(arguments[at + 1 :])
+    for token in tokens:
+        if token.split("=")[0] not in LAUNCH_OPTIONS:
+            rest.append(token)
+        else:
+            before += [token] if "=" in token else [token, *islice(tokens, 1)]  # with its value
+    processes = re.search(r"--num_processes[ =](\d+)", " ".join(before))
+    if processes and int(processes[1]) > 1 and "--use_cpu" in rest and "--multi_gpu" not in before:
+        before.insert(0, "--multi_gpu")  # without it accelerate starts one process on a CPU, and says nothing
+    return before, path, rest

@@ -1,0 +1,48 @@
+"""A recipe up to the point where training would begin: its model, its task and its arguments, and no more."""
+
+import runpy
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from hf_lm.launching import recipe_path
+
+
+class Rehearsal(NamedTuple):
+    """What a recipe hands to `fit`; `options` are its keywords."""
+
+    model: Any
+    task: Any
+    training_args: Any
+    options: dict[str, Any]
+
+
+class _Reached(Exception):
+    def __init__(self, rehearsal: Rehearsal) -> None:
+        self.rehearsal = rehearsal
+
+
+def rehearse(recipe: str, arguments: Sequence[str] = ()) -> Rehearsal:
+    """Run a recipe, by its name or its file, until it calls `fit`; returns what it calls it with.
+
+    `arguments` are the recipe's own, as on its command line. The recipe runs whole, its defaults and its
+    `parse_arguments` included, so that nothing here can disagree with training; the price is that the model is built.
+    On this process alone and on the CPU. Raises what the recipe raises: ValueError or OSError in one line.
+    """
+    from hf_lm.training import fit as last  # the module whose function a recipe ends in
+
+    path = recipe_path(recipe)
+
+    def reached(model: Any, task: Any, training_args: Any, **options: Any) -> None:
+        raise _Reached(Rehearsal(model, task, training_args, options))
+
+    # --debug: errors come here instead of ending the process. --use_cpu: what is only looked at needs no GPU.
+    before = sys.argv, sys.excepthook, last.fit
+    try:
+        sys.argv, last.fit = [str(path), *map(str, arguments), "--use_cpu", "True", "--debug"], reached
+        runpy.run_path(str(path), run_name="__main__")
+    except _Reached as end:
+        return end.rehearsal
+    finally:
+        sys.argv, sys.excepthook, last.fit = before
+    raise ValueError(f"{path} ended without calling fit, so there is nothing to look at.")

@@ -1,0 +1,60 @@
+"""Rows of different lengths become batches that hold each of them once and waste little."""
+
+import itertools
+
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hf_lm.data.batches import GroupedByLength, by_length, map_by_length, pad_batch
+
+LONG = "one two three four five six seven eight nine ten eleven twelve"
+
+
+def test_padding_follows_the_longest_row_and_labels_are_ignored_there():
+    features = [{"input_ids": [5, 6, 7], "labels": [1, 2]}, {"input_ids": [8], "labels": [3]}]
+    batch = pad_batch(features, pad_id=9)
+    assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 9, 9]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert batch["labels"].tolist() == [[1, 2], [3, -100]]
+    left = pad_batch([{"input_ids": [5, 6]}, {"input_ids": [8]}], pad_id=9, left=True)
+    assert left["input_ids"].tolist() == [[5, 6], [9, 8]]
+    assert left["attention_mask"].tolist() == [[1, 1], [0, 1]]
+    assert torch.equal(pad_batch([{"input_ids": [1], "labels": 0}] * 2, pad_id=0)["labels"], torch.tensor([0, 0]))
+
+
+@given(st.lists(st.integers(1, 50), max_size=60), st.integers(1, 3))
+def test_batches_by_length_hold_every_row_once_within_their_budget(lengths, processes):
+    seen = []
+    for process in range(processes):
+        for rows in by_length(lengths, max_tokens=100, share=(process, processes)):
+            assert len(rows) * max(lengths[i] for i in rows) <= 100
+            seen += rows
+    assert sorted(seen) == list(range(len(lengths)))
+    doubled = map_by_length(lambda rows: [2 * lengths[i] for i in rows], lengths, description="", max_tokens=100)
+    assert doubled == [2 * length for length in lengths]
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=200), st.integers(1, 8), st.integers(0, 3))
+def test_grouped_batches_hold_every_row_once_alike_in_length_and_in_no_order_of_length(lengths, size, epoch):
+    sampler = GroupedByLength(lengths, size, seed=5)
+    sampler.set_epoch(epoch)
+    order = list(sampler)
+    assert sorted(order) == list(range(len(lengths)))
+    assert order == list(sampler)
+    if len(lengths) <= 50 * size:  # one pool: no row lies between the shortest and the longest of another batch
+        spans = [[lengths[i] for i in order[n : n + size]] for n in range(0, len(order), size)]
+        spans = sorted((min(span), max(span)) for span in spans)
+        assert all(a[1] <= b[0] or a[0] == b[0] for a, b in itertools.pairwise(spans))
+
+
+def test_grouped_batches_come_in_another_order_each_epoch_and_not_by_length():
+    lengths = [i // 4 for i in range(400)]
+    sampler = GroupedByLength(lengths, 4, seed=0)
+    firsts = []
+    for epoch in range(2):
+        sampler.set_epoch(epoch)
+        firsts.append([lengths[i] for i in list(sampler)[::4]])
+    assert firsts[0] != firsts[1]
+    assert all(abs(np.corrcoef(np.arange(len(some)), some)[0, 1]) < 0.3 for some in firsts)

@@ -1,0 +1,172 @@
+"""hf-lm check: a good folder passes, and each thing that can be wrong with one is named."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import transformers
+
+from hf_lm import checking
+from hf_lm.checking import check_folder
+from hf_lm.cli import main
+
+CARD = "---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n# tiny\n"
+TOKEN = "hf_" + "x" * 34
+
+
+@pytest.fixture(scope="module")
+def saved(tokenizer, tmp_path_factory) -> Path:
+    """What a run leaves, at its smallest."""
+    from hf_lm.models.gpt2 import new_gpt2
+
+    transformers.set_seed(0)
+    folder = tmp_path_factory.mktemp("checked") / "tiny"
+    model = new_gpt2(tokenizer, n_layer=2, n_head=2, n_embd=16, block_size=32)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    report = {"recipe": "pretrain", "data": {}, "metrics": {}}
+    report["model"] = {"auto_class": "AutoModelForCausalLM", "parameters": model.num_parameters()}
+    report["proofs"] = {"loss_invariance": {"passed": True}, "learnable": {"passed": None}}
+    (folder / "report.json").write_text(json.dumps(report))
+    (folder / "README.md").write_text(CARD)
+    return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path) -> Path:
+    return Path(shutil.copytree(saved, tmp_path / "tiny"))
+
+
+def edit(path: Path, **changes) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_a_good_folder_is_as_it_should_be(saved, capsys):
+    main(["check", str(saved)])
+    shown = capsys.readouterr().out
+    assert shown.splitlines()[-1] == f"{saved}: as it should be"
+    assert "wrong" not in shown
+    for fact in (
+        "GPT2LMHeadModel, decoder: ",
+        "a fresh process loads it with AutoModelForCausalLM",
+        "the tokenizer fits: ids below 320, 320 embedding rows",
+        "padding (<|pad|>) is not the end of text (<|endoftext|>)",
+        "generation ends at 0",
+        "proofs passed: loss_invariance; switched off: learnable",
+        "pipeline_tag text-generation",
+    ):
+        assert fact in shown
+
+
+def test_what_loads_but_cannot_be_right_is_listed_with_exit_code_1(folder, capsys):
+    edit(folder / "tokenizer_config.json", pad_token="<|endoftext|>")
+    edit(folder / "generation_config.json", eos_token_id=7)
+    edit(folder / "report.json", model={"auto_class": "AutoModelForCausalLM", "parameters": 1})
+    config = transformers.AutoConfig.from_pretrained(folder)
+    config.vocab_size = 300
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder / "smaller")
+    (folder / "smaller" / "model.safetensors").rename(folder / "model.safetensors")
+    shutil.rmtree(folder / "smaller")
+    edit(folder / "config.json", vocab_size=300)
+    with pytest.raises(SystemExit) as ended:
+        main(["check", str(folder)])
+    assert ended.value.code == 1
+    shown = capsys.readouterr().out
+    for wrong in (
+        "wrong  the tokenizer has ids up to 319, the embedding 300 rows",
+        "wrong  padding is the end of text (<|endoftext|>)",
+        "wrong  generation ends at 7, the tokenizer's end of text is 0",
+        "parameters, 1 in the report",
+    ):
+        assert wrong in shown
+    assert f"{folder}: 4 things are wrong" in shown
+
+
+def test_an_adapter_is_loaded_with_its_base(saved, tokenizer, tmp_path):
+    from hf_lm.models.adapters import add_lora
+    from hf_lm.models.checkpoints import load_with_head
+
+    model = load_with_head(
+        str(saved),
+        transformers.AutoModelForSequenceClassification,
+        tokenizer=tokenizer,
+        labels=["bad", "fair", "good"],
+    )
+    add_lora(model, rank=2).save_pretrained(tmp_path / "adapter")
+    checked = check_folder(tmp_path / "adapter")
+    assert checked.wrong == []
+    assert checked.facts[0].startswith("GPT2ForSequenceClassification, decoder: ")
+    assert any(f"an adapter (LORA, rank 2) of {saved} (a folder of this machine" in fact for fact in checked.facts)
+    edit(tmp_path / "adapter" / "adapter_config.json", base_model_name_or_path="/gone/base")
+    assert any("base model '/gone/base' is not there" in wrong for wrong in check_folder(tmp_path / "adapter").wrong)
+
+
+def damage(folder: Path, how: str) -> None:
+    weights = folder / "model.safetensors"
+    if how == "pickled":
+        (folder / "training_args.bin").write_bytes(b"pickled")
+    elif how == "cut":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif how == "none":
+        weights.rename(folder / "pytorch_model.bin")
+    elif how == "shard":
+        index = {"weight_map": {"a": "model-00002-of-00002.safetensors"}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    elif how == "temporary":
+        (folder / "report.json.tmp").write_text("{")
+    elif how == "checkpoint":
+        (folder / "checkpoint-3").mkdir()
+    elif how == "empty":
+        (folder / "tokenizer.json").write_text("")
+    elif how == "secret":
+        (folder / "run.yaml").write_text(f"seed: 1\nhub_token: {TOKEN}\n")
+    elif how == "failed":
+        edit(folder / "report.json", proofs={"load_back": {"passed": False}})
+    elif how == "report":
+        (folder / "report.json").write_text("[]")
+    elif how == "card":
+        (folder / "README.md").write_text("---\nmodel-index: [{results: 3}]\n---\n")
+    elif how == "metadata":
+        (folder / "README.md").write_text("# tiny\n")
+    elif how == "no card":
+        (folder / "README.md").unlink()
+    elif how == "code":
+        edit(folder / "config.json", auto_map={"AutoModelForCausalLM": "evil.Model"})
+        (folder / "evil.py").write_text("raise SystemExit(9)")
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("pickled", "pickled, which can run code when loaded: training_args.bin"),
+        ("cut", "model.safetensors is damaged or half written"),
+        ("none", "no weights in safetensors"),
+        ("shard", "names model-00002-of-00002.safetensors, which is missing"),
+        ("temporary", "half written: report.json.tmp"),
+        ("checkpoint", "half written: checkpoint-3"),
+        ("empty", "tokenizer.json is no JSON"),
+        ("secret", "looks like a secret: run.yaml:2 (a Hugging Face token)"),
+        ("failed", "proofs failed: load_back"),
+        ("report", "report.json is not what a recipe writes"),
+        ("card", "the model card is not valid"),
+        ("metadata", "has no metadata"),
+        ("no card", "there is no model card"),
+        ("code", "needs code of its own (auto_map), which was not run"),
+    ],
+)
+def test_each_thing_that_can_be_wrong_is_named_and_no_secret_shown(folder, how, said, monkeypatch):
+    if how != "code":
+        monkeypatch.setattr(checking, "_check_loading", lambda *args: None)
+    damage(folder, how)
+    wrong = check_folder(folder).wrong
+    assert any(said in line for line in wrong), wrong
+    assert len(wrong) == (2 if how in ("none", "empty") else 1)
+    assert TOKEN not in "".join(wrong)
+
+
+def test_a_folder_that_is_no_model_is_one_line(tmp_path, folder):
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        check_folder(tmp_path / "nothing")
+    with pytest.raises(ValueError, match=r"no model \(config\.json\) and no adapter.*There is one in: tiny"):
+        check_folder(tmp_path)

@@ -1,0 +1,160 @@
+"""The fine-tuning recipes run whole: what they leave is complete, and their numbers are those of their predictions."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from running import here, last_error, run
+from safetensors.torch import load_file
+
+from hf_lm.data.opinions import opinions
+
+FAST = {"num_train_epochs": 1, "per_device_train_batch_size": 8, "use_cpu": True, "bf16": False, "report_to": "none"}
+NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+
+
+def write(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def sums(n: int) -> list[tuple[str, str]]:
+    return [(f"{NUMBERS[i % 10]} and {i}", f"{i} + {i % 10} = {i + i % 10}") for i in range(n)]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("data")
+    contexts = [f"Room {i} is {NUMBERS[i % 10]}. It has {i * 7} doors." for i in range(60)]
+    questions = [
+        {"question": f"How many doors has room {i}?", "context": context, "answers": {
+            "text": [str(i * 7)], "answer_start": [context.index(f"has {i * 7} ") + 4]}}
+        for i, context in enumerate(contexts)
+    ]  # fmt: skip
+    questions[3]["answers"] = {"text": ["no such thing"], "answer_start": [0]}
+    return {
+        "sentiment": write(folder / "opinions.jsonl", opinions(160)),
+        "question_answering": write(folder / "questions.jsonl", questions),
+        "translation": write(folder / "sums.jsonl", [{"en": a, "de": b} for a, b in sums(120)]),
+        "summarization": write(folder / "papers.jsonl", [{"document": a, "summary": [b, a]} for a, b in sums(120)]),
+    }
+
+
+@pytest.mark.parametrize(
+    ("recipe", "metric"),
+    [("sentiment", "accuracy"), ("question_answering", "f1"), ("translation", "chrf"), ("summarization", "rougeL")],
+)
+def test_a_recipe_leaves_a_complete_folder_whose_numbers_are_those_of_its_predictions(data, recipe, metric, tmp_path):
+    report = here(f"{recipe}.py", dataset=data[recipe], output_dir=tmp_path, **FAST)
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "README.md", "run.yaml", "plots/loss.png"):
+        assert (tmp_path / name).is_file(), name
+    assert set(report["proofs"]) == {"vocabulary", "label_coverage", "loss_invariance", "learnable", "load_back"}
+    assert all(proof["passed"] for proof in report["proofs"].values())
+    lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    for split in ("validation", "test"):
+        of_split = [line for line in lines if line["split"] == split]
+        assert len(of_split) == report["data"][split]["rows"]
+        measured = report["metrics"][split][metric]
+        assert {"low", "high", "baseline"} <= set(measured)
+        if recipe == "sentiment":
+            expected = 100 * np.mean([line["reference"] == line["prediction"] for line in of_split])
+        elif recipe == "translation":
+            from sacrebleu.metrics import CHRF
+
+            references = [[line["reference"][0] for line in of_split]]
+            expected = CHRF().corpus_score([line["prediction"] for line in of_split], references).score
+        else:
+            expected = np.mean([line["score"] for line in of_split]) * (100 if recipe == "question_answering" else 1)
+        assert measured["value"] == pytest.approx(expected)
+    if recipe == "question_answering":
+        assert report["data"]["left_out"]["answers_not_in_their_context"] == 1
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory) -> Path:
+    """A folder with a tiny BERT, as a checkpoint to fine-tune."""
+    from hf_lm.models.bert import new_bert
+    from hf_lm.tokenizer import new_tokenizer
+
+    folder = tmp_path_factory.mktemp("encoder")
+    transformers.set_seed(0)
+    tokenizer = new_tokenizer((row["text"] for row in opinions(160)), vocab_size=400)
+    new_bert(tokenizer, model_class=transformers.BertForMaskedLM, n_embd=32).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_lora_through_the_launcher_leaves_the_adapter_beside_a_model_that_needs_no_peft(data, encoder, tmp_path):
+    out = tmp_path / "out"
+    done = run(
+        "sentiment.py",
+        model=encoder,
+        dataset=data["sentiment"],
+        output_dir=out,
+        lora_rank=4,
+        learning_rate=1e-3,
+        **FAST,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "% trained" in done.stdout or "%) trained" in done.stdout
+    report = json.loads((out / "report.json").read_text())
+    assert {"merging", "load_back", "adapter_load_back"} <= set(report["proofs"])
+    assert report["model"]["trainable"] < report["model"]["parameters"] / 2
+    assert (out / "adapter" / "adapter_config.json").is_file()
+    assert not (out / "adapter_config.json").exists()
+    assert not list(out.rglob("*.bin"))
+
+
+def test_a_stopped_run_grouped_by_length_resumes_to_the_same_bits(data, encoder, tmp_path):
+    settings = FAST | {"model": encoder, "dataset": data["sentiment"], "eval_strategy": "steps", "eval_steps": 4}
+    settings |= {"save_strategy": "steps", "save_steps": 4, "save_total_limit": 9, "learning_rate": 1e-3}
+    here("sentiment.py", output_dir=tmp_path / "whole", **settings)
+    checkpoint = tmp_path / "whole" / "checkpoint-8"
+    shutil.copytree(checkpoint, tmp_path / "resumed" / "checkpoint-8")
+    here("sentiment.py", output_dir=tmp_path / "resumed", resume_from_checkpoint="latest", **settings)
+    whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "resumed"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_rows_that_stand_in_train_are_counted_and_dropped_when_asked(data, encoder, tmp_path):
+    rows = [json.loads(line) for line in data["sentiment"].read_text().splitlines()]
+    folder = tmp_path / "data"
+    folder.mkdir()
+    write(folder / "train.jsonl", rows[:120])
+    write(folder / "validation.jsonl", rows[120:140])
+    write(folder / "test.jsonl", [rows[0] | {"text": rows[0]["text"].upper()}, *rows[140:160]])
+    settings = FAST | {"model": encoder, "dataset": folder, "skip_proofs": "load_back", "max_steps": 1}
+    kept = here("sentiment.py", output_dir=tmp_path / "kept", **settings)
+    assert kept["data"]["overlap"]["test"]["exact"] == 1
+    assert "accuracy" in kept["data"]["overlap"]["test"]["metrics_without"]
+    dropped = here("sentiment.py", output_dir=tmp_path / "dropped", drop_overlap=True, **settings)
+    assert dropped["data"]["overlap"]["test"]["rows"] >= 1  # counted as found, though out of train
+    assert dropped["data"]["train"]["rows"] < kept["data"]["train"]["rows"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "arguments", "said"),
+    [
+        ("sentiment", {"text_column": "txt"}, "'text'"),
+        ("sentiment", {"model": "no/such/folder/here"}, "no folder no/such/folder/here"),
+        ("translation", {"target": "fr"}, "['en', 'de']"),
+        ("summarization", {"source": "body"}, "'document'"),
+        ("question_answering", {"context": "passage"}, "'context'"),
+        ("translation", {"lora_rank": -1}, "--lora_rank"),
+    ],
+)
+def test_bad_input_is_one_line(data, recipe, arguments, said, tmp_path):
+    with pytest.raises((ValueError, OSError)) as caught:
+        here(f"{recipe}.py", **{"dataset": data[recipe], "output_dir": tmp_path} | FAST | arguments)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_misspelt_argument_ends_the_launched_recipe_in_one_line(data):
+    done = run("translation.py", dataset=data["translation"], lora_ranks=4)
+    assert done.returncode != 0
+    assert "Did you mean --lora_rank?" in last_error(done)

@@ -1,0 +1,196 @@
+"""The writing assistant: what it offers, how it ranks it, and a draft that can go back and forth."""
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hf_lm.commands.write import _joined, assist
+from hf_lm.generation import encode_prompt, log_probabilities
+from hf_lm.terminal import percent, printable, side_by_side, width_of, wrap
+from hf_lm.tokenizer import encode_documents
+from hf_lm.writing import Draft, alternatives, continue_text, cut_like, find_passage, rewrite
+
+TEXT = "The quick fox. It jumps over the dog. 花落知多少。夜来风雨声。 End"
+
+
+def test_a_draft_goes_back_and_forth():
+    draft = Draft("one")
+    draft.add(" two")
+    draft.replace(0, 3, "ONE")
+    draft.replace(0, 0, "")  # no change, nothing to undo
+    assert draft.text == "ONE two"
+    assert draft.undo()
+    assert draft.undo()
+    assert (draft.text, draft.undo()) == ("one", False)
+    assert draft.redo()
+    assert draft.text == "one two"
+    draft.add("!")  # what could be redone is gone
+    assert (draft.redo(), draft.text) == (False, "one two!")
+
+
+@pytest.mark.parametrize(
+    ("words", "passage"),
+    [
+        ("", "End"),
+        ("jumps", "jumps"),
+        ("It ... dog.", "It jumps over the dog."),
+        ("花落 ... 夜来", "花落知多少。夜来"),
+    ],
+)
+def test_a_passage_is_found_by_its_words(words, passage):
+    start, end = find_passage(TEXT, words)
+    assert TEXT[start:end] == passage
+
+
+def test_the_last_sentence_is_found_in_chinese_and_the_last_place_of_words():
+    start, end = find_passage("花落知多少。夜来风雨声。\n")
+    assert (start, end) == (6, 12)
+    assert find_passage("a b a", "a") == (4, 5)
+    for text, words in (("", ""), (" \n", ""), ("abc", "x"), ("abc", "a ... x"), ("abc", "x ... c")):
+        with pytest.raises(ValueError, match=r"no text|no passage"):
+            find_passage(text, words)
+
+
+@pytest.mark.parametrize(
+    ("passage", "text", "cut"),
+    [
+        ("It is so.", "He came. He went. He w", "He came."),
+        ("It is so.", "He came and we", "He came and"),
+        ("brown fox", "old dog barks lou", "old dog barks"),
+        ("花落知多少。", "春眠不觉晓。夜来风", "春眠不觉晓。"),
+        ("花落", "春眠不", "春眠不"),
+        ("one line", "two\nlines here", "two"),
+    ],
+)
+def test_what_takes_a_passages_place_is_cut_like_it(passage, text, cut):
+    assert cut_like(passage, text) == cut
+    assert cut_like("a", "old dog", whole=True) == "old dog"
+
+
+def test_a_text_goes_on_after_its_spaces(scripted, tokenizer):
+    model = scripted(" one two")
+    assert "".join(continue_text(model, tokenizer, "", temperature=0)) == " one two"
+    assert "".join(continue_text(model, tokenizer, "   ", temperature=0)) == "one two"
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_alternatives_differ_and_the_likeliest_comes_first(model, tokenizer, temperature):
+    found = alternatives(model.eval(), tokenizer, "The quick", count=3, max_new_tokens=6, temperature=temperature)
+    assert len({one.text for one in found}) == 3
+    assert [one.per_token for one in found] == sorted((one.per_token for one in found), reverse=True)
+    assert all(one.after is None for one in found)
+
+
+def test_a_rewriting_is_ranked_by_the_likelihood_of_what_stands_after_it(model, tokenizer):
+    model = model.eval().double()
+    text = "The quick fox jumps over"
+    start, end = find_passage(text, "quick")
+    found = rewrite(model, tokenizer, text, start, end, temperature=1.0)
+    assert len(found) == 3
+    assert "quick" not in [one.text for one in found]
+    after = encode_documents(tokenizer, [" fox jumps over"])[0][:8]  # a quarter of the context judges
+    prompt = encode_prompt(model, tokenizer, "The")[0]
+    for one in found:
+        passage = encode_documents(tokenizer, [f" {one.text}"])[0]
+        [nats] = log_probabilities(model, [prompt], [passage + after])
+        assert one.log_probability == pytest.approx(sum(nats[: len(passage)]), abs=1e-9)
+        assert one.after == pytest.approx(sum(nats[len(passage) :]) / len(after), abs=1e-9)
+    assert [one.after for one in found] == sorted((one.after for one in found), reverse=True)
+
+
+def test_a_rewriting_keeps_the_space_around_the_passage_and_refuses_an_empty_one(model, tokenizer):
+    text = "The quick fox"
+    for one in rewrite(model.eval(), tokenizer, text, 3, 10):  # " quick "
+        assert one.text.startswith(" ")
+        assert one.text.endswith(" ")
+    with pytest.raises(ValueError, match="the passage is empty"):
+        rewrite(model, tokenizer, text, 3, 4)
+
+
+def typed(*lines):
+    """What stands in for input(): lines, or an exception that is raised; then the end of the input."""
+    left = list(lines)
+
+    def read(prompt):
+        if not left:
+            raise EOFError
+        line = left.pop(0)
+        if isinstance(line, type):
+            raise line
+        return line
+
+    return read
+
+
+def test_a_session_of_writing(model, tokenizer, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    draft, file = Draft(), tmp_path / "draft.txt"
+    lines = ["The quick", "", "/undo", "/redo", "/three", "2", "/rewrite The quick", "1", "/undo", "春眠", "不觉"]
+    lines += ["/rewrite nothing of this", "/three 0", "/foo", "/save", f"/save {file}", "more", "/quit", "/quit"]
+    assist(model.eval(), tokenizer, draft, read=typed(*lines), max_new_tokens=8, temperature=1.0)
+    said = capsys.readouterr().out
+    assert draft.text.startswith("The quick")
+    assert draft.text.endswith("春眠不觉more")  # no space between Chinese and what follows
+    assert file.read_text(encoding="utf-8") == draft.text.removesuffix("more")
+    for words in ("1: ", "3: ", "% a token", "no passage", "from 1 to 9", "no /foo", "needs the name", "(not saved"):
+        assert words in said
+    assert [path.name for path in tmp_path.iterdir()] == ["draft.txt"]  # left on purpose: nothing is rescued
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "added"),
+    [("", "a", "a"), ("a", "b", " b"), ("a ", "b", "b"), ("a", ", b", ", b"), ("春", "眠", "眠"), ("a", "春", "春")],
+)
+def test_a_typed_line_is_joined_as_its_script_asks(text, line, added):
+    assert _joined(text, line) == added
+
+
+def test_a_draft_that_was_not_saved_survives_the_end_of_the_input_and_ctrl_c(model, tokenizer, tmp_path, capsys):
+    file = tmp_path / "draft.txt"
+    for end in ([], [KeyboardInterrupt, KeyboardInterrupt]):
+        try:
+            assist(model, tokenizer, Draft("a"), file=str(file), read=typed("b", *end))
+        except KeyboardInterrupt:
+            assert end
+        assert (tmp_path / "draft.txt.unsaved").read_text() == "a b"
+        assert "written to" in capsys.readouterr().out
+        (tmp_path / "draft.txt.unsaved").unlink()
+    assert not file.exists()
+
+
+def test_ctrl_c_while_the_model_writes_keeps_what_was_written(model, tokenizer, monkeypatch, capsys):
+    def pieces(*args, **kwargs):
+        yield " one"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hf_lm.writing.continue_text", pieces)
+    draft = Draft("zero")
+    assist(model, tokenizer, draft, read=typed("", "/undo", "/redo", "/quit", "/quit"))
+    assert draft.text == "zero one"
+    assert "(stopped" in capsys.readouterr().out
+
+
+@settings(max_examples=50)
+@given(st.text(alphabet="ab 春\n语\u0301\tz", max_size=80), st.integers(4, 30))
+def test_lines_fit_their_column_and_lose_nothing_but_spaces(text, width):
+    lines = wrap(text, width)
+    assert all(width_of(line) <= width for line in lines)
+    assert "".join("".join(lines).split()) == "".join(text.split())
+
+
+def test_columns_stand_beside_each_other_whatever_the_script():
+    shown = side_by_side(["春眠不觉晓，处处闻啼鸟。", "one two three", "x"], ["1: 5 %", "2", "3"], width=70).split(
+        "\n"
+    )
+    places = {width_of(line[: line.index("│")]) for line in shown}
+    assert len(places) == 1
+    assert all(width_of(line) <= 70 for line in shown)
+    assert "│" not in side_by_side(["a", "b"], ["1", "2"], width=30)
+
+
+def test_control_characters_are_shown_not_obeyed():
+    assert printable("a\x1b[31mb\r\x07\n\t\x9b") == "a␛[31mb␍␇\n\t\ufffd"
+    assert printable(json.loads('"春眠 👩‍👧"')) == "春眠 👩‍👧"
+    assert (percent(0.0), percent(-1.0), percent(-6.0)) == ("100 %", "37 %", "0.25 %")
