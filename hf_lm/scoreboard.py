@@ -12,7 +12,7 @@ import numpy as np
 from hf_lm.evaluation.compare import Comparison, compare
 from hf_lm.evaluation.intervals import Estimate
 from hf_lm.evaluation.predictions import GROUPS, METRICS
-from hf_lm.report import SHOWN, _plain, _visible, in_words
+from hf_lm.report import SHOWN, _plain, visible, in_words
 
 LIKELIHOODS = METRICS["pretrain"]
 
@@ -154,7 +154,7 @@ def show_scores(result: dict[str, Any]) -> None:
     said = [one["said"] for one in result["comparisons"] if one["metric"] == result["main_metric"]]
     for part in (notes, said):
         lines += ["", *part] if part else []
-    print(_visible("\n".join(lines)))
+    print(visible("\n".join(lines)))
 
 
 def harness_in_words(numbers: Mapping[str, dict[str, float]]) -> str:
