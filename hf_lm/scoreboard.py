@@ -12,7 +12,7 @@ import numpy as np
 from hf_lm.evaluation.compare import Comparison, compare
 from hf_lm.evaluation.intervals import Estimate
 from hf_lm.evaluation.predictions import GROUPS, METRICS
-from hf_lm.report import SHOWN, _plain, visible, in_words
+from hf_lm.report import SHOWN, _plain, in_words, visible
 
 LIKELIHOODS = METRICS["pretrain"]
 
