@@ -30,6 +30,7 @@ def write_card(report: dict[str, Any], folder: str | Path) -> None:
         _numbers(report, folder),
         _classes(report),
         _answers(report),
+        _harness(report),
         _proofs(report),
         _data(report),
         _training(report, folder),
@@ -209,6 +210,19 @@ def _table_of(examples: list[dict[str, Any]]) -> list[str]:
         cells = (_in_table(text[:200]) for text in (example["input"], reference, example["prediction"] or "(nothing)"))
         lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def _harness(report: dict[str, Any]) -> str:
+    """What lm-evaluation-harness measured, where it was asked to."""
+    if not report.get("harness"):
+        return ""
+    lines = ["## Harness", "", f"By lm-evaluation-harness {report['harness']['version']}, with standard errors:", ""]
+    lines += ["| task | metric | value |", "|---|---|---|"]
+    for task, numbers in report["harness"]["tasks"].items():
+        for name, found in numbers.items():
+            error = f" ± {found['stderr']:.2g}" if "stderr" in found else ""
+            lines.append(f"| {_in_table(task)} | {_in_table(name)} | {found['value']:.4g}{error} |")
+    return "\n".join(lines)
 
 
 def _proofs(report: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from hf_lm import __version__
 COMMANDS = (  # as `hf-lm --help` lists them; each is a module of hf_lm.commands
     *("recipes", "copy", "plan", "inspect", "run"),
     *("generate", "write", "chat", "predict", "serve"),
+    *("score", "compare"),
     *("check", "merge", "push"),
     "completion",
 )

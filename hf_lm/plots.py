@@ -115,3 +115,43 @@ def _metric(axes: Any, metric: str, report: dict[str, Any]) -> None:
         axes.axhline(baseline["value"], color=GREY, linestyle="--", linewidth=1, label=baseline["name"])
     if "lzma" in report.get("yardsticks", {}):
         axes.axhline(report["yardsticks"]["lzma"], color=GREY, linestyle=":", linewidth=1.2, label="lzma, on test")
+
+
+def draw_scores(result: dict[str, Any], path: Path) -> Path:
+    """Draw what scores.json holds: a panel for each metric, a point with its interval for each model."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    models = list(result["models"])
+    names = list(next(iter(result["models"].values()))["metrics"])
+    with pyplot.rc_context({"font.size": 10, "text.color": INK, "axes.edgecolor": GREY, "axes.labelcolor": INK}):
+        size = (2.2 + 2.6 * len(names), 1.3 + 0.42 * len(models))
+        figure, panels = pyplot.subplots(1, len(names), figsize=size, dpi=150, sharey=True, squeeze=False)
+        for axes, name in zip(panels[0], names, strict=True):
+            for row, model in enumerate(models):
+                found = result["models"][model]["metrics"][name]
+                if "value" not in found:
+                    continue
+                if "low" in found and "high" in found:
+                    axes.plot([found["low"], found["high"]], [row, row], color=BLUE, linewidth=1.6)
+                axes.plot(found["value"], row, "o", color=BLUE, markersize=5)
+            note = "\n(not comparable)" if name in result["not_compared"] else ""
+            axes.set_title(SHOWN.get(name, (name,))[0].strip() + note, loc="left", fontsize=10)
+            axes.spines[["top", "right", "left"]].set_visible(False)
+            axes.tick_params(left=False)
+            axes.grid(axis="x", color="#e6e6e6", linewidth=0.8)
+            axes.locator_params(axis="x", nbins=4)
+            axes.set_axisbelow(True)
+        panels[0][0].set_yticks(range(len(models)), [_as_text(model) for model in models])
+        panels[0][0].set_ylim(len(models) - 0.5, -0.5)
+        figure.tight_layout()
+        figure.savefig(path)
+        pyplot.close(figure)
+    return path
+
+
+def _as_text(name: str) -> str:
+    """A name that matplotlib reads as text: a dollar sign would begin a formula."""
+    return name.replace("$", r"\$")

@@ -42,6 +42,16 @@ def test_classification_equals_scikit_learn(rows):
     close(found["mcc"], metrics.matthews_corrcoef(references, predictions))
 
 
+def test_a_prediction_that_is_no_class_is_wrong_and_counts_for_no_class():
+    from sklearn import metrics
+
+    references, predictions = [0, 1, 2, 0, 1, 2, 2], [0, 1, 2, -1, 1, 0, -1]
+    found = Classification(classes=3).compute(predictions=predictions, references=references)
+    close(found["accuracy"], 100 * 4 / 7)
+    close(found["macro_f1"], 100 * metrics.f1_score(references, predictions, average="macro", labels=[0, 1, 2]))
+    close(found["mcc"], metrics.matthews_corrcoef(references, predictions))
+
+
 def test_calibration_error_is_the_gap_between_confidence_and_accuracy_by_bin():
     probabilities = np.array([[0.9, 0.1]] * 10 + [[0.35, 0.65]] * 10)
     true = np.array([0] * 7 + [1] * 3 + [1] * 8 + [0] * 2)

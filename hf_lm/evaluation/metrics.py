@@ -52,8 +52,8 @@ class Classification(Metric):
     """Accuracy, macro F1 and the Matthews correlation (Gorodkin 2004, several classes) of class indices.
 
     Macro F1 is the mean over the classes that occur among references or predictions, as scikit-learn has it.
-    `classes`: how many there are. With `probabilities` (examples, classes) in `estimates`, the expected calibration
-    error in 15 equal bins too (Guo et al., arXiv 1706.04599).
+    `classes`: how many there are; a prediction of -1 is none of them, and wrong. With `probabilities` (examples,
+    classes) in `estimates`, the expected calibration error in 15 equal bins too (Guo et al., arXiv 1706.04599).
     """
 
     columns = {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}  # noqa: RUF012
@@ -66,7 +66,7 @@ class Classification(Metric):
         self, predictions: Sequence[int], references: Sequence[int], *, probabilities: np.ndarray | None = None
     ) -> dict[str, Estimate]:
         predicted, true = np.asarray(predictions, np.int64), np.asarray(references, np.int64)
-        eye = np.eye(self.classes)
+        eye = np.eye(self.classes + 1, self.classes)  # the last row, which -1 takes, is no class
         right = eye[true] * (predicted == true)[:, None]
         counts = np.concatenate([right, eye[predicted], eye[true]], axis=1)  # (examples, 3 classes)
         found = {
@@ -89,8 +89,9 @@ def _macro_f1(sums: np.ndarray) -> np.ndarray:
 def _mcc(sums: np.ndarray) -> np.ndarray:
     right, predicted, true = np.split(sums, 3, axis=-1)
     n = true.sum(-1)
+    none = n - predicted.sum(-1)  # predictions of no class are as a class of their own
     covariance = right.sum(-1) * n - (predicted * true).sum(-1)
-    size = np.sqrt((n**2 - (predicted**2).sum(-1)) * (n**2 - (true**2).sum(-1)))
+    size = np.sqrt((n**2 - (predicted**2).sum(-1) - none**2) * (n**2 - (true**2).sum(-1)))
     return np.divide(covariance, size, out=np.zeros_like(covariance, dtype=np.float64), where=size > 0)
 
 

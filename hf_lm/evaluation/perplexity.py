@@ -49,6 +49,11 @@ class Likelihood:
             found["word_perplexity"] = ratio(self.nll, self.words, transform=_exp_or_inf, higher_is_better=False)
         return found
 
+    def examples(self) -> list[dict[str, float]]:
+        """A row per document, in order."""
+        columns = {name: getattr(self, name).tolist() for name in ("nll", "tokens", "bytes", "words")}
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
     @property
     def loss(self) -> float:
         """Mean nats per token."""

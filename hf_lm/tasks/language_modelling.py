@@ -137,7 +137,9 @@ class LanguageModelling:
         return feature | ({"position_ids": positions} if self.isolate else {})
 
     def predictions(self, measured: dict[str, Likelihood]) -> Iterable[dict[str, Any]]:
-        return ()
+        """The likelihood of each document of the last split, with which two runs are compared."""
+        *_, (split, last) = measured.items()
+        return ({"split": split, **row} for row in last.examples())
 
     def report(self, measured: dict[str, Likelihood]) -> dict[str, Any]:
         """The report's parts about data, tokenizer and yardsticks."""

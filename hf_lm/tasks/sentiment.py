@@ -84,6 +84,7 @@ class _OneOfClasses:
                 "reference": row["label"],
                 "prediction": self.labels[guess],
                 "score": float(chance[right]),
+                "probabilities": dict(zip(self.labels, chance.tolist(), strict=True)),
             }
             for row, guess, chance, right in zip(rows, predicted, probabilities, true, strict=True)
         ]

@@ -1,0 +1,22 @@
+"""test whether finished runs differ beyond noise, from what they said on the same examples"""
+
+import argparse
+
+EXAMPLE = "hf-lm compare out/a out/b"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", metavar="FOLDER", help="output folders of two or more runs")
+    parser.add_argument("--metrics", nargs="+", default=[], help="some of the task's; perplexity and rouge are groups")
+    parser.add_argument("--split", default="", help="validation or test (default: test where all have it)")
+    parser.add_argument("--output", default="", help="a file such as scores.json; a picture stands beside it")
+
+
+def run(args: argparse.Namespace) -> None:
+    from hf_lm.comparing import compare_runs
+    from hf_lm.scoreboard import save_scores, show_scores
+
+    result = compare_runs(args.runs, metrics=args.metrics, split=args.split)
+    show_scores(result)
+    if args.output:
+        print("\nIn " + " and ".join(map(str, save_scores(result, args.output))))

@@ -1,0 +1,73 @@
+"""measure any number of models on the same examples, and say which differ beyond noise"""
+
+import argparse
+
+EXAMPLE = "hf-lm score out/pretrain gpt2 --dataset texts/ --metrics perplexity"
+
+COLUMNS = ("text_column", "label_column", "source", "target", "question", "context", "answers")
+LENGTHS = (
+    *("block_size", "eval_stride", "max_length", "stride", "max_source_length", "max_target_length", "num_beams"),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("models", nargs="+", metavar="MODEL", help="a folder, a Hub id, an adapter, or api:NAME")
+    parser.add_argument("--dataset", required=True, help="a demo, a file, a folder, a glob or a Hub id")
+    parser.add_argument(
+        "--task", default="", help="perplexity, sentiment, question_answering, translation or summarization"
+    )
+    parser.add_argument("--metrics", nargs="+", default=[], help="some of the task's; perplexity and rouge are groups")
+    parser.add_argument("--split", default="test", help="train, validation or test (default: test)")
+    parser.add_argument("--limit", type=int, default=0, help="the first examples only; 0 is all")
+    parser.add_argument("--output", default="scores.json", help="a picture of the same name stands beside it")
+    parser.add_argument("--again", action="store_true", help="ask anew what was scored before")
+    columns = parser.add_argument_group("columns", "those of a model's own run on this data unless given")
+    for name in COLUMNS:
+        columns.add_argument(f"--{name}", default="", metavar="COLUMN")
+    columns.add_argument("--document_start", default="", metavar="REGEX", help="the line that begins a document")
+    lengths = parser.add_argument_group("settings", "each model is measured as its own run was unless given")
+    for name in LENGTHS:
+        lengths.add_argument(f"--{name}", type=int, default=0, metavar="N")
+    api = parser.add_argument_group("models behind an API", "the key is read from OPENAI_API_KEY")
+    api.add_argument("--base_url", default="", help="an OpenAI-compatible address, such as http://127.0.0.1:8000/v1")
+    api.add_argument("--few_shot", type=int, default=0, metavar="N", help="examples of train in the prompt")
+    api.add_argument("--instruction", default="", help="what the model is told; each task has its own")
+    harness = parser.add_argument_group("lm-evaluation-harness")
+    harness.add_argument("--harness", default="", metavar="TASK,...", help="its tasks by name, or YAML files of tasks")
+    harness.add_argument("--card", action="store_true", help="put the harness' numbers into report.json and the card")
+
+
+def run(args: argparse.Namespace) -> None:
+    from hf_lm.scoreboard import save_scores, show_scores
+    from hf_lm.scoring import score
+
+    tasks = [task for task in args.harness.split(",") if task]
+    if tasks:
+        from hf_lm.harness import check_harness
+
+        check_harness(args.models, card=args.card)
+    elif args.card:
+        raise ValueError("--card puts numbers of --harness into the card: name its tasks.")
+    result = score(
+        args.models,
+        dataset=args.dataset,
+        task=args.task,
+        metrics=args.metrics,
+        split=args.split,
+        columns={name: getattr(args, name) for name in (*COLUMNS, "document_start")},
+        settings={name: getattr(args, name) for name in LENGTHS},
+        limit=args.limit,
+        base_url=args.base_url,
+        few_shot=args.few_shot,
+        instruction=args.instruction,
+        again=args.again,
+    )
+    if tasks:
+        from hf_lm.harness import add_to_card, run_harness
+
+        for model, found in result["models"].items():
+            found["harness"] = run_harness(model, tasks)
+            if args.card:
+                add_to_card(model, found["harness"])
+    show_scores(result)
+    print("\nIn " + " and ".join(map(str, save_scores(result, args.output))))

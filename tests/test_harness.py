@@ -1,0 +1,65 @@
+"""lm-evaluation-harness: its numbers are those of the model, and stand in the report and the card."""
+
+import json
+import math
+import sys
+
+import pytest
+import torch
+
+from hf_lm import harness
+from hf_lm.report import save_report
+
+
+def test_numbers_of_the_harness_are_kept_with_their_errors():
+    found = harness._numbers(
+        {"alias": "t", "acc,none": 0.5, "acc_stderr,none": 0.1, "f1_stderr,none": "N/A", "f1,x": 1}
+    )
+    assert found == {"acc": {"value": 0.5, "stderr": 0.1}, "f1 (x)": {"value": 1.0}}
+
+
+def test_the_report_and_the_card_get_the_numbers_and_keep_those_of_other_tasks(tmp_path):
+    save_report({"recipe": "pretrain", "seconds": 1.0, "data": {"source": "x"}, "history": []}, tmp_path)
+    harness.add_to_card(str(tmp_path), {"version": "0.4", "tasks": {"one": {"acc": {"value": 0.25, "stderr": 0.02}}}})
+    harness.add_to_card(str(tmp_path), {"version": "0.4", "tasks": {"two|three": {"acc": {"value": 0.75}}}})
+    assert set(json.loads((tmp_path / "report.json").read_text())["harness"]["tasks"]) == {"one", "two|three"}
+    card = (tmp_path / "README.md").read_text()
+    assert "## Harness" in card
+    assert "| one | acc | 0.25 ± 0.02 |" in card
+    assert "| two\\|three | acc | 0.75 |" in card
+
+
+def test_what_the_harness_cannot_do_is_said_before_anything_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval", type(sys)("lm_eval"))
+    with pytest.raises(ValueError, match="behind an API"):
+        harness.check_harness(["api:m"])
+    with pytest.raises(ValueError, match=r"no report\.json"):
+        harness.check_harness([str(tmp_path)], card=True)
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(ImportError, match=r"pip install 'hf-lm\[harness\]'"):
+        harness.check_harness([str(tmp_path)])
+
+
+@pytest.mark.slow
+def test_the_harness_runs_offline_and_its_likelihood_is_that_of_the_model(model, tokenizer, texts, tmp_path):
+    pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed: pip install 'hf-lm[harness]'")
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    short = [text[:10] for text in texts[:12]]  # the model has 32 positions, and a character up to 3 tokens
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in short))
+    (tmp_path / "task.yaml").write_text(
+        f"task: short_texts\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {tmp_path}/rows.jsonl\n"
+        "test_split: test\noutput_type: loglikelihood_rolling\ndoc_to_text: ''\ndoc_to_target: '{{text}}'\n"
+        "metric_list:\n  - metric: bits_per_byte\n"
+    )
+    found = harness.run_harness(str(tmp_path / "model"), [str(tmp_path / "task.yaml")])
+    nats = 0.0
+    for text in short:
+        ids = torch.tensor([[tokenizer.eos_token_id, *tokenizer(text).input_ids]])
+        with torch.no_grad():
+            log_probs = model.eval()(ids).logits.log_softmax(-1)[0, :-1]
+        nats -= float(log_probs.gather(1, ids[0, 1:, None]).sum())
+    expected = nats / math.log(2) / sum(len(text.encode()) for text in short)
+    assert found["tasks"]["short_texts"]["bits_per_byte"]["value"] == pytest.approx(expected, rel=1e-4)
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        harness.run_harness(str(tmp_path / "model"), [str(tmp_path / "other.yaml")])
