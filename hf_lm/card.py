@@ -257,9 +257,17 @@ def _samples(report: dict[str, Any]) -> str:
 
 
 def _limits(report: dict[str, Any]) -> str:
-    return (
-        "## Limits\n\n"
-        "A language model repeats what its training text holds, errors and prejudices included; neither its bias nor "
-        "the toxicity of what it writes has been measured in this run. The numbers above speak of text like the test "
-        "split and of no other. It may reproduce training text word for word."
+    found = report.get("safety", {}).get("findings", [])
+    measured = (
+        "what was found of its bias and of the toxicity of what it writes stands below"
+        if found
+        else "neither its bias nor the toxicity of what it writes has been measured in this run"
     )
+    lines = [
+        "## Limits",
+        "",
+        f"A language model repeats what its training text holds, errors and prejudices included; {measured}. The "
+        "numbers above speak of text like the test split and of no other. It may reproduce training text word for "
+        "word.",
+    ]
+    return "\n".join([*lines, "", *(f"- {_in_table(said)}" for said in found)] if found else lines)

@@ -22,6 +22,7 @@ FLOORS = [
     {"generation", "pipelines"},
     {"predicting"},
     {"training"},
+    {"safety"},
     {"commands"},
     {"cli"},
 ]
