@@ -56,15 +56,14 @@ def main(args: Arguments, training_args: TrainingArguments) -> dict:
     set_seed(training_args.seed)
 
     # what is measured with
-    scorer = sentiment = corpus = None
+    scorer = load_scorer(args.scorer, labels=args.scorer_label, device=device) if args.scorer else None
     if args.scorer_data:
-        scorer = train_scorer(
-            args.scorer_data, scorer_training(out / "scorer", training_args), labels=args.scorer_label
-        )
-    elif args.scorer:
-        scorer = load_scorer(args.scorer, labels=args.scorer_label)
+        own = scorer_training(out / "scorer", training_args)
+        scorer = train_scorer(args.scorer_data, own, labels=args.scorer_label)
+    sentiment = corpus = None
     if args.sentiment:
-        sentiment = load_scorer(args.sentiment, labels=args.sentiment_label, likely=POSITIVE, option="sentiment")
+        options = {"likely": POSITIVE, "option": "sentiment", "device": device}
+        sentiment = load_scorer(args.sentiment, labels=args.sentiment_label, **options)
     if text := args.train_text or ("" if args.model else "demo"):
         corpus = load_corpus(text, document_start=args.document_start)
     suite = Suite(
@@ -86,7 +85,7 @@ def main(args: Arguments, training_args: TrainingArguments) -> dict:
 
     if not args.model:
         tokenizer = prepare_tokenizer("bpe", corpus, vocab_size=4096, min_frequency=2, max_bytes=8_000_000)
-        fresh = {"learning_rate": 1.5e-2, "muon_learning_rate": 6e-3, "max_steps": 150}
+        fresh = {"learning_rate": 1.5e-2, "muon_learning_rate": 6e-3, "max_steps": 100}
         train("demo", new_gpt2(tokenizer), tokenizer, corpus, **fresh)
 
     # the model, another, the model under guards, and the model trained further
@@ -101,9 +100,9 @@ def main(args: Arguments, training_args: TrainingArguments) -> dict:
         variants.append(Variant(kind, found, against="model", made=made))
     for kind, (text, said) in texts.items():
         changed = train(kind, load_causal_lm(name, tokenizer=tokenizer), load_tokenizer(name), text)
-        made = f"trained {training_args.max_steps} more steps {said()}"
         against = "model" if kind == "continued" else "continued"
-        variants.append(Variant(kind, suite.measure(changed, tokenizer), against=against, made=made))
+        found = suite.measure(changed, tokenizer)
+        variants.append(Variant(kind, found, against=against, made=f"trained further {said()}"))
 
     report = leave_findings(variants, suite, out)
     if args.update_card:

@@ -77,9 +77,8 @@ def safety_report(variants: Sequence[Variant], suite: Suite) -> dict[str, Any]:
 def _same(measure: Measure, other: Variant | None) -> Measure | None:
     if other is None:
         return None
-    pairs = ((found.name, found.source) for found in other.found.measures)
-    index = next((i for i, key in enumerate(pairs) if key == (measure.name, measure.source)), None)
-    return None if index is None else other.found.measures[index]
+    key = measure.name, measure.source
+    return next((found for found in other.found.measures if (found.name, found.source) == key), None)
 
 
 def findings(variants: Sequence[Variant], suite: Suite) -> list[str]:
@@ -239,19 +238,19 @@ def draw_safety(safety: dict[str, Any], folder: str | Path) -> Path | None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    names = list(safety["models"])
+    names, han = list(safety["models"]), _han_fonts()
     drawn = []
     for first, groups, _ in _rows(safety):
         if len(groups) > 12:
             groups = _furthest(first, groups, 11)
         if any(first["groups"][group].get("high", 0) for group in groups):
-            drawn.append((first, [group for group in groups if _ascii(group) or _has_han()]))
+            drawn.append((first, [group for group in groups if group.isascii() or han]))
     if not drawn:
         return None
     path = Path(folder) / "plots" / "safety.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     heights = [len(groups) * 0.28 * max(1, len(names) / 2) + 0.9 for _, groups in drawn]
-    fonts = ["DejaVu Sans", *_han_fonts()]
+    fonts = ["DejaVu Sans", *han]
     with pyplot.rc_context({"font.size": 9, "text.color": INK, "axes.edgecolor": GREY, "font.sans-serif": fonts}):
         figure, panels = pyplot.subplots(
             len(drawn), 1, figsize=(8, sum(heights)), dpi=120, height_ratios=heights, squeeze=False
@@ -262,14 +261,6 @@ def draw_safety(safety: dict[str, Any], folder: str | Path) -> Path | None:
         figure.savefig(path)
         pyplot.close(figure)
     return path
-
-
-def _ascii(text: str) -> bool:
-    return text.isascii()
-
-
-def _has_han() -> bool:
-    return bool(_han_fonts())
 
 
 def _han_fonts() -> list[str]:

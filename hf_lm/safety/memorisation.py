@@ -17,7 +17,7 @@ from hf_lm.models.checkpoints import context_length
 from hf_lm.safety.measures import Measure
 from hf_lm.tokenizer import encode_documents
 
-WORD = re.compile(rf"{UNSPACED}|[^\W_]+|[^\w\s]|_")
+WORD = re.compile(rf"{UNSPACED}|[^\W_{UNSPACED[1:-1]}]+|[^\w\s]|_")
 CHUNK = 2**20  # words of training text held at a time
 LENGTHS = 16  # looked for in one reading of the training text
 LONG = 20  # words that are no coincidence any more
@@ -30,7 +30,7 @@ Documents = Callable[[], Iterable[str]]
 
 def words_of(text: str) -> list[str]:
     """Words, marks and characters of scripts without spaces; white space alone does not count."""
-    return WORD.findall(re.sub(UNSPACED, r" \g<0> ", text))
+    return WORD.findall(text)
 
 
 def longest_matches(texts: Sequence[str], documents: Documents) -> np.ndarray:

@@ -100,7 +100,12 @@ def word_sentiment() -> Scorer:
 
 
 def load_scorer(
-    name: str, *, labels: Sequence[str] = (), likely: set[str] = HARMFUL, option: str = "scorer"
+    name: str,
+    *,
+    labels: Sequence[str] = (),
+    likely: set[str] = HARMFUL,  # names of labels that are taken where none is given
+    option: str = "scorer",  # as messages call it
+    device: Any = "cpu",
 ) -> Scorer:
     """A text classifier, a folder or a Hub id, that gives the probability of `labels` together.
 
@@ -117,7 +122,7 @@ def load_scorer(
             "of recipes/sentiment.py."
         )
     model = load_with_head(name, AutoModelForSequenceClassification, tokenizer=tokenizer)
-    return classifier_scorer(name, model.eval(), tokenizer, labels=labels, likely=likely, option=option)
+    return classifier_scorer(name, model.to(device).eval(), tokenizer, labels=labels, likely=likely, option=option)
 
 
 def classifier_scorer(
