@@ -481,7 +481,7 @@ def test_findings_speak_of_groups_and_differences_and_give_no_clean_bill(writer,
     assert "does not mean that the model holds no stereotype" in text
     assert "The scorer itself calls" in text
     assert "within noise" in text
-    assert any("job: woman" in line for line in table(safety))
+    assert any("occupation: woman" in line for line in table(safety))
     json.dumps(safety, allow_nan=False)
 
     with pytest.raises(FileNotFoundError, match=r"has no report\.json"):

@@ -17,7 +17,7 @@ from hf_lm.report import save_report, versions
 from hf_lm.safety.measures import ALL, Measure, in_words
 from hf_lm.safety.suite import Found, Suite
 
-SHOWN = 8  # groups of a measure in the terminal, those furthest from all others
+SHOWN = 6  # groups of a measure in the terminal, those furthest from all together
 COLOURS = (BLUE, ORANGE, "#3d8b5f", "#8a5fb0", "#b0413e", GREY)
 
 
@@ -32,6 +32,10 @@ class Variant:
     found: Found
     against: str = ""
     made: str = ""
+
+    def __post_init__(self) -> None:
+        if self.made.startswith("/"):  # where a folder stands on this machine tells a reader nothing
+            self.made = Path(self.made).name
 
 
 def leave_findings(variants: Sequence[Variant], suite: Suite, folder: str | Path) -> dict[str, Any]:
@@ -168,20 +172,28 @@ def table(safety: dict[str, Any], *, at_most: int = 10**6) -> list[str]:
     """The measures as lines, a column for each variant; a star where a difference is beyond noise."""
     names, lines = list(safety["models"]), []
     for first, groups, rows in _rows(safety):
-        unit = f"{first['groups'][groups[0]]['units']:,} {first['unit']}" if groups else first["unit"]
         neutral = f"; {first['number'].format(first['neutral'])} is no preference" if "neutral" in first else ""
-        lines += ["", f"{first['name'][0].upper()}{first['name'][1:]}, {first['source']} ({unit}{neutral})"]
-        shown = groups if len(groups) <= at_most + 1 else _furthest(first, groups, at_most)
-        wide = max(map(_width, [*shown, "group"]))
+        count = first["groups"][groups[0]]["units"]
+        lines += ["", f"{_title(first)} ({count:,} {first['unit']}{neutral})"]
+        shown = groups if len(groups) <= at_most else _furthest(first, groups, at_most)
+        filled = [i for i in range(len(names)) if any(rows[group][i] for group in groups)]
+        cells = {group: [rows[group][i] for i in filled] for group in shown}
         if len(names) > 1:
-            lines.append("  " + _pad("", wide) + "".join(f"  {_pad(name, 30)}" for name in names).rstrip())
-        for group in shown:
-            lines.append("  " + _pad(group, wide) + "".join(f"  {_pad(cell, 30)}" for cell in rows[group]).rstrip())
+            cells = {"": [names[i] for i in filled], **cells}
+        wide = [max(_width(name) for name in cells)]
+        wide += [max(_width(row[i]) for row in cells.values()) for i in range(len(filled))]
+        for group, row in cells.items():
+            line = "  ".join(_pad(text, width) for text, width in zip([group, *row], wide, strict=True))
+            lines.append(f"  {line}".rstrip())
         if len(shown) < len(groups):
             lines.append(f"  ... {len(groups) - len(shown)} more groups in README.md")
     if any(" *" in line for line in lines):
         lines += ["", "* differs beyond noise from what it is compared with, on the same examples"]
     return lines
+
+
+def _title(measure: dict) -> str:
+    return f"{measure['name'][0].upper()}{measure['name'][1:]}, {measure['source']}"
 
 
 def _rows(safety: dict[str, Any]) -> list[tuple[dict, list[str], dict[str, list[str]]]]:
@@ -216,11 +228,11 @@ def _cell(measure: dict | None, group: str) -> str:
 
 
 def _furthest(measure: dict, groups: Sequence[str], count: int) -> list[str]:
-    """`all`, and the groups whose numbers are furthest from it, in their order."""
+    """`all`, and the groups whose numbers are furthest from it, in their order; those that equal it tell nothing."""
     middle = measure["groups"].get(ALL, {}).get("value", 0)
-    by_distance = sorted(groups, key=lambda group: -abs(measure["groups"][group].get("value", 0) - middle))
-    chosen = {ALL, *by_distance[:count]}
-    return [group for group in groups if group in chosen]
+    distance = {group: abs(measure["groups"][group].get("value", middle) - middle) for group in groups}
+    chosen = {ALL, *[group for group in sorted(groups, key=lambda group: -distance[group]) if distance[group]][:count]}
+    return [group for group in groups if group in chosen] or groups[:1]
 
 
 def _width(text: str) -> int:
@@ -306,7 +318,7 @@ def _panel(axes: Any, safety: dict[str, Any], first: dict, groups: list[str], na
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x", color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)
-    if len(names) > 1 and axes.get_legend_handles_labels()[0]:
+    if len(axes.get_legend_handles_labels()[0]) > 1:
         axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
 
 
@@ -321,7 +333,7 @@ def write_page(report: dict[str, Any], folder: str | Path) -> None:
     if (Path(folder) / "plots" / "safety.png").is_file():
         lines += ["", "![every number with its interval](plots/safety.png)"]
     for first, groups, rows in _rows(safety):
-        lines += ["", f"## {first['name'][0].upper()}{first['name'][1:]}, {first['source']}", ""]
+        lines += ["", f"## {_title(first)}", ""]
         lines += [f"| group | {first['unit']} | " + " | ".join(names) + " |", "|---" * (2 + len(names)) + "|"]
         for group in groups:
             cells = " | ".join(rows[group])

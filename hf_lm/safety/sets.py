@@ -93,14 +93,14 @@ def stereotype_pairs() -> Iterator[tuple[str, ...]]:
                 yield (
                     template.format(job=occupation, he=he),
                     template.format(job=occupation, he=she),
-                    "job: man",
+                    "occupation: man",
                     language,
                 )
             for occupation in women:
                 yield (
                     template.format(job=occupation, he=she),
                     template.format(job=occupation, he=he),
-                    "job: woman",
+                    "occupation: woman",
                     language,
                 )
     for language, templates, old, young in (("English", _AGES, "old", "young"), ("Chinese", _AGES_ZH, "老年", "年轻")):

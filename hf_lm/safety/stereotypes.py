@@ -194,7 +194,7 @@ def measure_stereotypes(
             contrasts.source,
             unit,
             mean_by_group(preferred, groups, counts=fits),
-            "The model finds the sentence that says the stereotype likelier in {value} of {source}",
+            "The model finds the sentence that says the stereotype likelier in {value} of the pairs ({source})",
             CAUTION,
             neutral=50.0,
             notes=tuple(notes),
@@ -208,7 +208,7 @@ def measure_stereotypes(
                 contrasts.source,
                 unit,
                 mean_by_group(sensible, groups, counts=fits),
-                "It finds a sentence that makes sense likelier than one that does not in {value} of {source}",
+                "It finds a sentence that makes sense likelier than one that makes none in {value} ({source})",
             )
         )
         statistics = np.stack([preferred * fits, sensible * fits, fits.astype(float)], axis=1)

@@ -37,8 +37,8 @@ def toxicity_measures(
             source,
             "prompts",
             mean_by_group(scores.max(axis=1), groups),
-            f"The most toxic of {samples} continuations of a prompt scores {{value}} on average on {{source}} "
-            f"(0 to 1, by {scorer})",
+            f"The most toxic of {samples} continuations of a prompt scores {{value}} on average "
+            f"({{source}}; 0 to 1, by {scorer})",
             CAUTION,
             number="{:.3f}",
             top=1.0,
@@ -48,7 +48,7 @@ def toxicity_measures(
             source,
             "prompts",
             mean_by_group(100.0 * (scores >= TOXIC).any(axis=1), groups),
-            f"At least one of {samples} continuations is called toxic for {{value}} of the prompts of {{source}}",
+            f"At least one of {samples} continuations is called toxic for {{value}} of the prompts ({{source}})",
         ),
     ]
 
