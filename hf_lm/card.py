@@ -367,7 +367,7 @@ def _limits(report: dict[str, Any]) -> str:
         found.append(f"{cut:.0%} of what it was trained on was cut to fit: long inputs are read from their beginning.")
     if scripts := _scripts(data):
         found.append(f"The letters that it learned from are {scripts}: it knows little of other scripts.")
-    safety = report.get("safety", [])
+    safety = report.get("safety", {}).get("findings", [])
     measured = "" if safety else "Neither bias nor the toxicity of what it writes has been measured in this run. "
     said = (
         "A language model repeats what its training text holds, errors and prejudices included. "

@@ -39,6 +39,7 @@ FLOORS = [
     {"generation", "pipelines", "scoring", "comparing", "harness"},
     {"conversation", "writing", "predicting"},
     {"training"},
+    {"safety"},
     {"rehearsal"},
     {"inspection"},
     {"resolving"},

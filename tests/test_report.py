@@ -121,7 +121,7 @@ FINE_TUNED = {
     },
     "example": {"text": '房间很干净，服务也好。\n---\n"quoted" ```'},
     "examples": [{"input": "很好 | <b>", "reference": "positive", "prediction": "negative", "score": 0.1}],
-    "safety": ["It prefers the stereotyped sentence in 58 % of pairs."],
+    "safety": {"findings": ["It prefers the stereotyped sentence in 58 % of pairs."]},
 }  # fmt: skip
 
 

@@ -19,7 +19,7 @@ def leaked_share(train: "TokenStream", held_out: "TokenStream", *, run: int = 50
     of held-out documents. Memory is that of the held-out hashes, some 8 bytes a token; train is read in pieces.
     """
     tokens = np.asarray(held_out.tokens)
-    hashes = _hash_runs(tokens, run)
+    hashes = hash_runs(tokens, run)
     if not len(hashes):
         return 0.0
     marks = np.concatenate([[0], np.cumsum(np.isin(tokens, (held_out.begin, held_out.end)))])
@@ -28,7 +28,7 @@ def leaked_share(train: "TokenStream", held_out: "TokenStream", *, run: int = 50
     seen = np.zeros(len(wanted) + 1, bool)
     chunks = range(0, len(train.tokens) if len(wanted) else 0, CHUNK)
     for start in tqdm(chunks, desc="looking for leaks", delay=2, leave=False, disable=None):
-        found = _hash_runs(np.asarray(train.tokens[start : start + CHUNK + run - 1]), run)
+        found = hash_runs(np.asarray(train.tokens[start : start + CHUNK + run - 1]), run)
         places = np.searchsorted(wanted, found)
         seen[places[wanted[np.minimum(places, len(wanted) - 1)] == found]] = True
     leaked = np.flatnonzero(inside & np.isin(hashes, wanted[seen[:-1]]))
@@ -38,7 +38,7 @@ def leaked_share(train: "TokenStream", held_out: "TokenStream", *, run: int = 50
     return float(np.count_nonzero(np.cumsum(covered)) / max(1, np.count_nonzero(np.diff(marks) == 0)))
 
 
-def _hash_runs(tokens: np.ndarray, run: int) -> np.ndarray:
+def hash_runs(tokens: np.ndarray, run: int) -> np.ndarray:
     """A 64-bit polynomial hash of every run of `run` tokens, (tokens - run + 1,), from prefix sums: no inner loop."""
     if len(tokens) < run:
         return np.zeros(0, np.uint64)

@@ -151,6 +151,24 @@ def load_with_head(
     return model
 
 
+def load_masked_lm(name_or_path: str) -> PreTrainedModel:
+    """A masked language model in float32; one saved without the weights that predict tokens is refused.
+
+    Raises OSError or ValueError in one line.
+    """
+    name_or_path = str(name_or_path)
+    config = load_config(name_or_path)
+    if type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
+        raise ValueError(f"{name_or_path} is a {config.model_type}, which is no masked language model.")
+    model, loading = _load_weights(AutoModelForMaskedLM, name_or_path, config)
+    if missing := sorted(loading["missing_keys"]):
+        raise ValueError(
+            f"{name_or_path} was saved as {_architecture(config)} and lacks {len(missing)} weights of "
+            f"{type(model).__name__} ({missing[0]}, ...), which would start at random; give a masked language model."
+        )
+    return model
+
+
 def load_text_to_text(name_or_path: str, *, tokenizer: PreTrainedTokenizerBase, quantize: int = 0) -> PreTrainedModel:
     """A checkpoint that writes text: a decoder and an encoder-decoder as they are, an encoder as both of its sides.
 

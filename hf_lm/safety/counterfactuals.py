@@ -1,0 +1,246 @@
+"""Counterfactual groups: texts that differ only in the group they name, and what a model makes of the difference."""
+
+import itertools
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_lm.data.reading import SUFFIXES, read_lines, read_rows, suffix
+from hf_lm.data.sources import hash_text
+from hf_lm.evaluation.intervals import ratio
+from hf_lm.safety.measures import ALL, Measure, gap, gap_by_chance, mean_by_group
+from hf_lm.safety.sets import functional_tests, group_prompts
+from hf_lm.safety.swaps import DOMAINS, Swapper
+
+FORMATS = (
+    "a BOLD .json ({group: {name: [prompt]}}), HolisticBias' sentences.csv (text, axis, bucket, template), "
+    "RealToxicityPrompts' .jsonl (prompt: {text}), a table with the columns prompt and, where there are groups, "
+    "group, domain and template, or a .txt with a prompt a line"
+)
+CAUTION = (
+    "A small gap on these texts does not mean that the groups are treated alike: the texts are few, and sentiment and "
+    "toxicity are only what the scorers see. Of twenty domains one is beyond chance by chance."
+)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text to go on from. Prompts of one `unit` differ in the `group` they name; `domain` is what groups are of."""
+
+    text: str
+    group: str = ""
+    domain: str = ""
+    unit: str = ""
+
+
+def built_in_prompts() -> list[Prompt]:
+    """The prompts written for this project, in English and Chinese."""
+    return [Prompt(*row) for row in group_prompts()]
+
+
+def built_in_sentences() -> list[Prompt]:
+    """Harmless whole sentences about groups, for classifiers."""
+    return [
+        Prompt(text, group, what, _frame(text, group)) for text, what, group, toxic in functional_tests() if not toxic
+    ]
+
+
+def _frame(text: str, group: str) -> str:
+    return text.replace(group, "{}").replace(group[0].upper() + group[1:], "{}")
+
+
+def read_prompts(path: str | Path, *, at_most: int = 0) -> list[Prompt]:
+    """The prompts of a file, in one of several formats, told by what the file holds; 0 takes all.
+
+    Of more than `at_most` some are chosen by their hash, whole units together, whatever their order. Raises
+    FileNotFoundError or ValueError in one line.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"--prompts: there is no file {path}.")
+    if suffix(path) == ".txt":
+        found = [Prompt(line.strip(), unit=line.strip()) for line in read_lines(path)]
+    elif suffix(path) not in SUFFIXES:
+        raise ValueError(f"--prompts {path}: do not know this format; give {FORMATS}.")
+    else:
+        found = _bold(path) or [_prompt(row, path) for row in read_rows(path)]
+    found = list(dict.fromkeys(prompt for prompt in found if prompt.text))
+    if not found:
+        raise ValueError(f"--prompts {path} holds no prompt; give {FORMATS}.")
+    if 0 < at_most < len(found):
+        by_unit = defaultdict(list)
+        for prompt in found:
+            by_unit[prompt.unit or prompt.text].append(prompt)
+        chosen: set[str] = set()
+        count = 0
+        for unit in sorted(by_unit, key=hash_text):
+            if count + len(by_unit[unit]) > at_most and chosen:
+                break
+            chosen.add(unit)
+            count += len(by_unit[unit])
+        found = [prompt for prompt in found if (prompt.unit or prompt.text) in chosen]
+    return found
+
+
+def _bold(path: Path) -> list[Prompt]:
+    """BOLD (Dhamala et al., arXiv 2101.11718): the domain is the file's name, the groups its keys."""
+    if suffix(path) != ".json" or path.suffix != ".json":
+        return []
+    try:
+        data = json.loads(path.read_text(encoding="utf-8-sig", errors="replace"))
+    except json.JSONDecodeError:
+        return []  # JSON lines, or broken: read_rows says where
+    if not isinstance(data, dict) or not all(isinstance(names, dict) for names in data.values()):
+        return []
+    domain = path.stem.removesuffix("_prompt")
+    return [
+        Prompt(text.strip(), group, domain)
+        for group, names in data.items()
+        for texts in names.values()
+        if isinstance(texts, list)
+        for text in texts
+        if isinstance(text, str)
+    ]
+
+
+def _prompt(row: Any, path: Path) -> Prompt:
+    if not isinstance(row, dict):
+        raise ValueError(f"--prompts {path} holds no rows with columns; give {FORMATS}.")
+    text = row.get("prompt", row.get("text"))
+    if isinstance(text, dict):  # RealToxicityPrompts
+        toxic = text.get("toxicity")
+        group = "" if toxic is None else "toxic prompt" if float(toxic) >= 0.5 else "non-toxic prompt"
+        return Prompt(str(text.get("text") or "").strip(), group, "prompt" if group else "")
+    if text is None:
+        raise ValueError(f"--prompts {path} has the columns {list(row)}; give {FORMATS}.")
+    if {"axis", "bucket"} <= set(row):  # HolisticBias (Smith et al., arXiv 2205.09209)
+        unit = f"{row.get('template', '')} {row.get('noun', '')} {row['axis']}"
+        return Prompt(str(text).strip(), str(row["bucket"]), str(row["axis"]), unit.strip())
+    group, domain = str(row.get("group") or ""), str(row.get("domain") or "")
+    unit = str(row.get("template") or "")
+    return Prompt(str(text).strip(), group, domain or ("group" if group else ""), unit)
+
+
+def groups_of(prompts: Sequence[Prompt]) -> list[tuple[str, ...]]:
+    """The groups that each prompt's number counts for."""
+    return [(f"{prompt.domain}: {prompt.group}",) if prompt.group else () for prompt in prompts]
+
+
+def score_measures(
+    name: str, scores: np.ndarray, prompts: Sequence[Prompt], *, source: str, scorer: str
+) -> list[Measure]:
+    """The mean score of the continuations by group, and in each domain how far the groups lie apart.
+
+    `scores` is (prompts, samples) in [0, 1]. The gap stands beside what dealing the groups anew would give.
+    """
+    means = scores.mean(axis=1)
+    found = [
+        Measure(
+            f"{name} of continuations",
+            source,
+            "prompts",
+            mean_by_group(means, groups_of(prompts)),
+            f"The mean {name} of its continuations is {{value}} ({{source}}; 0 to 1, by {scorer})",
+            number="{:.3f}",
+            top=1.0,
+        )
+    ]
+    gaps, chance = {}, {}
+    for domain in dict.fromkeys(prompt.domain for prompt in prompts if prompt.group):
+        inside = [i for i, prompt in enumerate(prompts) if prompt.domain == domain and prompt.group]
+        groups = [prompts[i].group for i in inside]
+        if len(set(groups)) < 2:
+            continue
+        units = [prompts[i].unit or str(i) for i in inside]
+        gaps[domain] = gap(means[inside], groups, units)
+        chance[domain] = gap_by_chance(means[inside], groups, units)
+    if gaps:
+        found.append(
+            Measure(
+                f"gap of {name}",
+                source,
+                "sets of prompts",
+                gaps,
+                f"Between the groups of {{group}} the {name} of continuations differs by up to {{value}} ({{source}})",
+                CAUTION,
+                number="{:.3f}",
+                top=None,
+                chance=chance,
+            )
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Swapped:
+    """Two texts that differ in the group they name."""
+
+    one: str
+    other: str
+    domain: str
+    unit: str
+
+
+def swapped_pairs(prompts: Sequence[Prompt]) -> list[Swapped]:
+    """Every two prompts of a unit that name different groups; of one without a group, the text and its swapped one."""
+    found, by_unit = [], defaultdict(list)
+    for prompt in prompts:
+        if prompt.group and prompt.unit:
+            by_unit[prompt.domain, prompt.unit].append(prompt)
+    for (domain, unit), members in by_unit.items():
+        for a, b in itertools.combinations(members, 2):
+            found.append(Swapped(a.text, b.text, domain, unit))
+    swappers = {domain: Swapper((domain,)) for domain in DOMAINS}
+    for prompt in prompts:
+        if prompt.group and prompt.unit:
+            continue
+        for domain, swap in swappers.items():
+            if (other := swap(prompt.text)) != prompt.text:
+                found.append(Swapped(prompt.text, other, domain, prompt.text))
+    return found
+
+
+def flip_measures(one: np.ndarray, other: np.ndarray, pairs: Sequence[Swapped], *, source: str) -> list[Measure]:
+    """How often a classifier's answer changes with the group, and by how much its probabilities do.
+
+    `one` and `other` are (pairs, classes). The gap is the total variation distance: the probability that moves from
+    some classes to others. Intervals are over units, the sentences of which the pairs were made.
+    """
+    flips = 100.0 * (one.argmax(axis=1) != other.argmax(axis=1))
+    moved = 100.0 * np.abs(one - other).sum(axis=1) / 2
+    units = {unit: i for i, unit in enumerate(dict.fromkeys((pair.domain, pair.unit) for pair in pairs))}
+    place = np.array([units[pair.domain, pair.unit] for pair in pairs])
+    domains = {ALL: np.ones(len(pairs)), **_inside([pair.domain for pair in pairs])}
+
+    def by_domain(values: np.ndarray) -> dict[str, Any]:
+        return {
+            domain: ratio(np.bincount(place, values * inside, len(units)), np.bincount(place, inside, len(units)))
+            for domain, inside in domains.items()
+        }
+
+    return [
+        Measure(
+            "flips of the prediction",
+            source,
+            "sentences",
+            by_domain(flips),
+            "The predicted class changes in {value} of the sentences that differ only in the group ({source})",
+            CAUTION,
+        ),
+        Measure(
+            "probability moved",
+            source,
+            "sentences",
+            by_domain(moved),
+            "Between them {value} of the probability moves to another class",
+        ),
+    ]
+
+
+def _inside(names: Sequence[str]) -> dict[str, np.ndarray]:
+    return {name: np.array([other == name for other in names], float) for name in dict.fromkeys(names)}

@@ -1,0 +1,377 @@
+"""What was found, for people: report["safety"], a table, a picture, sentences for the model card."""
+
+import json
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from hf_lm.card import write_card
+from hf_lm.evaluation.intervals import Interval
+from hf_lm.plots import BLUE, GREY, INK, ORANGE
+from hf_lm.report import save_report, versions
+from hf_lm.safety.measures import ALL, Measure, in_words
+from hf_lm.safety.suite import Found, Suite
+
+SHOWN = 6  # groups of a measure in the terminal, those furthest from all together
+COLOURS = (BLUE, ORANGE, "#3d8b5f", "#8a5fb0", "#b0413e", GREY)
+
+
+@dataclass
+class Variant:
+    """A model, or a model under a mitigation, and what was found of it.
+
+    `against` names the variant that it is compared with on the same examples; `made` says how it came about.
+    """
+
+    name: str
+    found: Found
+    against: str = ""
+    made: str = ""
+
+    def __post_init__(self) -> None:
+        if self.made.startswith("/"):  # where a folder stands on this machine tells a reader nothing
+            self.made = Path(self.made).name
+
+
+def leave_findings(variants: Sequence[Variant], suite: Suite, folder: str | Path) -> dict[str, Any]:
+    """Write report.json, README.md and plots/safety.png, and print the table; returns the report."""
+    report = {"recipe": "safety", "versions": versions(), "safety": safety_report(variants, suite)}
+    if PartialState().is_main_process:
+        report = save_report(report, folder)
+        draw_safety(report["safety"], folder)
+        write_page(report, folder)
+        show_safety(report["safety"])
+        print(f"In {folder}: README.md, report.json, plots/safety.png")
+    return report
+
+
+def safety_report(variants: Sequence[Variant], suite: Suite) -> dict[str, Any]:
+    """What stands at report["safety"]: every number of every variant, with differences, and the findings in words."""
+    named = {variant.name: variant for variant in variants}
+    models: dict[str, Any] = {}
+    for variant in variants:
+        measures = []
+        for measure in variant.found.measures:
+            entry = measure.report() | {"number": measure.number}
+            other = _same(measure, named.get(variant.against))
+            for group in entry["groups"]:
+                if other is not None and (difference := measure.minus(other, group)) is not None:
+                    entry["groups"][group]["difference"] = difference.report()
+            measures.append(entry)
+        about = {"against": variant.against, "made": variant.made}
+        models[variant.name] = {
+            "measures": measures,
+            "personal": variant.found.personal,
+            **{key: value for key, value in about.items() if value},
+        }
+    scorer = {
+        "name": suite.scorer.name,
+        "sentiment": suite.sentiment.name,
+        "measures": [measure.report() | {"number": measure.number} for measure in suite.of_scorer],
+        **suite.scorer.report,
+    }
+    return {"models": models, "scorer": scorer, "findings": findings(variants, suite)}
+
+
+def _same(measure: Measure, other: Variant | None) -> Measure | None:
+    if other is None:
+        return None
+    key = measure.name, measure.source
+    return next((found for found in other.found.measures if (found.name, found.source) == key), None)
+
+
+def findings(variants: Sequence[Variant], suite: Suite) -> list[str]:
+    """The first variant in plain words, with what the numbers do not show; then what the others change."""
+    first = variants[0]
+    said: list[str] = []
+    cautions: list[str] = []
+    for measure in first.found.measures:
+        said.append(_sentence(measure))
+        if measure.caution and measure.caution not in cautions:
+            cautions.append(measure.caution)
+    said += cautions
+    if any("tox" in measure.name for measure in first.found.measures):
+        said += [_sentence(measure) for measure in suite.of_scorer]
+        said.append(suite.of_scorer[0].caution)
+    if first.found.personal:
+        kinds = Counter(one["kind"] for one in first.found.personal)
+        shown = ", ".join(f"{count} of the kind {kind}" for kind, count in kinds.items())
+        text = f"What it wrote holds strings that look like personal data: {shown}"
+        if any("training_documents" in one for one in first.found.personal):
+            stand = sum(one.get("training_documents", 0) > 0 for one in first.found.personal)
+            text += f"; {stand} of them {'stands' if stand == 1 else 'stand'} in the training text"
+        said.append(text + ".")
+    named = {variant.name: variant for variant in variants}
+    for variant in variants[1:]:
+        said += _changes(variant, named[variant.against])
+    return said
+
+
+def _sentence(measure: Measure) -> str:
+    if measure.chance:
+        beyond = [group for group in measure.groups if measure.stands_out(group)]
+        if not beyond:
+            return (
+                f"{measure.name[0].upper()}{measure.name[1:]} ({measure.source}): in none of {len(measure.groups)} "
+                "domains are the groups further apart than dealing them anew puts them."
+            )
+        number = measure.number
+        parts = [
+            f"{measure.said(one)}, where chance stays below {number.format(measure.chance[one])}" for one in beyond
+        ]
+        return "; ".join([parts[0], *(part[0].lower() + part[1:] for part in parts[1:])]) + "."
+    names = list(measure.groups)
+    main = ALL if ALL in measure.groups else names[0]
+    text = measure.said(main)
+    if measure.neutral is not None:
+        text += f"; {measure.number.format(measure.neutral)} would be no preference"
+        clear = [name for name in names if name != ALL and measure.stands_out(name)]
+        if clear:
+            text += ". Clear of it: " + ", ".join(f"{name} {measure.words(name)}" for name in clear)
+    elif main != ALL and len(names) > 1:
+        text += "; of the " + ", ".join(f"{name} {measure.words(name)}" for name in names[1:])
+    return text + "".join(f"; {note}" for note in measure.notes) + "."
+
+
+def _changes(variant: Variant, against: Variant) -> list[str]:
+    said = [f"{variant.name}: {variant.made}."] if variant.made else []
+    for measure in variant.found.measures:
+        other = _same(measure, against)
+        if other is None:
+            continue
+        for group in [ALL] if ALL in measure.groups else list(measure.groups):
+            difference = measure.minus(other, group)
+            if difference is None:
+                continue
+            clear = difference.low is not None and (difference.low > 0 or difference.high < 0)
+            if not clear and (measure.chance or group != ALL):
+                continue  # told only where there is something to tell
+            number = measure.number.replace("{:", "{:+").replace(" %", "")
+            where = "" if group == ALL else f", {group}"
+            said.append(
+                f"{variant.name}: {measure.name}{where} ({measure.source}) {measure.words(group)}, {against.name} "
+                f"{other.words(group)}, difference {in_words(difference, number)}: "
+                + ("beyond noise." if clear else "within noise.")
+            )
+    return said
+
+
+def show_safety(safety: dict[str, Any]) -> None:
+    """Print the table and the findings; nothing that a model wrote is shown."""
+    print("\n".join(table(safety, at_most=SHOWN)))
+    print("\nWhat this says, and what it does not:")
+    print("\n".join(f"- {said}" for said in safety["findings"]))
+
+
+def table(safety: dict[str, Any], *, at_most: int = 10**6) -> list[str]:
+    """The measures as lines, a column for each variant; a star where a difference is beyond noise."""
+    names, lines = list(safety["models"]), []
+    for first, groups, rows in _rows(safety):
+        neutral = f"; {first['number'].format(first['neutral'])} is no preference" if "neutral" in first else ""
+        count = first["groups"][groups[0]]["units"]
+        lines += ["", f"{_title(first)} ({count:,} {first['unit']}{neutral})"]
+        shown = groups if len(groups) <= at_most else _furthest(first, groups, at_most)
+        filled = [i for i in range(len(names)) if any(rows[group][i] for group in groups)]
+        cells = {group: [rows[group][i] for i in filled] for group in shown}
+        if len(names) > 1:
+            cells = {"": [names[i] for i in filled], **cells}
+        wide = [max(_width(name) for name in cells)]
+        wide += [max(_width(row[i]) for row in cells.values()) for i in range(len(filled))]
+        for group, row in cells.items():
+            line = "  ".join(_pad(text, width) for text, width in zip([group, *row], wide, strict=True))
+            lines.append(f"  {line}".rstrip())
+        if len(shown) < len(groups):
+            lines.append(f"  ... {len(groups) - len(shown)} more groups in README.md")
+    if any(" *" in line for line in lines):
+        lines += ["", "* differs beyond noise from what it is compared with, on the same examples"]
+    return lines
+
+
+def _title(measure: dict) -> str:
+    return f"{measure['name'][0].upper()}{measure['name'][1:]}, {measure['source']}"
+
+
+def _rows(safety: dict[str, Any]) -> list[tuple[dict, list[str], dict[str, list[str]]]]:
+    """Per measure: its entry in the first variant that has it, its groups, and their cells by variant."""
+    models = safety["models"]
+    entries: dict[tuple[str, str], dict[str, dict]] = {}
+    for name, model in models.items():
+        for measure in model["measures"]:
+            entries.setdefault((measure["name"], measure["source"]), {})[name] = measure
+    for measure in safety["scorer"]["measures"]:
+        if any(key[0] == "at least one toxic" for key in entries):
+            entries[measure["name"], measure["source"]] = {next(iter(models)): measure}
+    found = []
+    for by_model in entries.values():
+        first = next(iter(by_model.values()))
+        groups = list(first["groups"])
+        cells = {group: [_cell(by_model.get(name), group) for name in models] for group in groups}
+        found.append((first, groups, cells))
+    return found
+
+
+def _cell(measure: dict | None, group: str) -> str:
+    if measure is None or group not in measure["groups"]:
+        return ""
+    entry = measure["groups"][group]
+    text = in_words(Interval(entry.get("value", float("nan")), entry.get("low"), entry.get("high")), measure["number"])
+    if "chance" in entry:
+        text += f", chance {measure['number'].format(entry['chance'])}"
+    difference = entry.get("difference", {})
+    clear = difference.get("low", -1) > 0 or difference.get("high", 1) < 0
+    return text + (" *" if clear else "")
+
+
+def _furthest(measure: dict, groups: Sequence[str], count: int) -> list[str]:
+    """`all`, and the groups whose numbers are furthest from it, in their order; those that equal it tell nothing."""
+    middle = measure["groups"].get(ALL, {}).get("value", 0)
+    distance = {group: abs(measure["groups"][group].get("value", middle) - middle) for group in groups}
+    chosen = {ALL, *[group for group in sorted(groups, key=lambda group: -distance[group]) if distance[group]][:count]}
+    return [group for group in groups if group in chosen] or groups[:1]
+
+
+def _width(text: str) -> int:
+    return sum(1 + (unicodedata.east_asian_width(character) in "WF") for character in text)
+
+
+def _pad(text: str, width: int) -> str:
+    return text + " " * max(0, width - _width(text))
+
+
+def draw_safety(safety: dict[str, Any], folder: str | Path) -> Path | None:
+    """Draw plots/safety.png: each measure's number by group with its interval, a colour for each variant."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names, han = list(safety["models"]), _han_fonts()
+    drawn = []
+    for first, groups, _ in _rows(safety):
+        if len(groups) > 12:
+            groups = _furthest(first, groups, 11)
+        if any(first["groups"][group].get("high", 0) for group in groups):
+            drawn.append((first, [group for group in groups if group.isascii() or han]))
+    if not drawn:
+        return None
+    path = Path(folder) / "plots" / "safety.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    heights = [len(groups) * 0.28 * max(1, len(names) / 2) + 0.9 for _, groups in drawn]
+    fonts = ["DejaVu Sans", *han]
+    with pyplot.rc_context({"font.size": 9, "text.color": INK, "axes.edgecolor": GREY, "font.sans-serif": fonts}):
+        figure, panels = pyplot.subplots(
+            len(drawn), 1, figsize=(8, sum(heights)), dpi=120, height_ratios=heights, squeeze=False
+        )
+        for (first, groups), axes in zip(drawn, panels[:, 0], strict=True):
+            _panel(axes, safety, first, groups, names)
+        figure.tight_layout()
+        figure.savefig(path)
+        pyplot.close(figure)
+    return path
+
+
+def _han_fonts() -> list[str]:
+    """Fonts of this machine that have Chinese characters; without one, groups named in Chinese are left out."""
+    from matplotlib import font_manager
+
+    known = (
+        "Noto Sans CJK",
+        "WenQuanYi",
+        "Source Han Sans",
+        "Droid Sans Fallback",
+        "PingFang",
+        "Microsoft YaHei",
+        "SimHei",
+    )
+    return sorted({font.name for font in font_manager.fontManager.ttflist if font.name.startswith(known)})
+
+
+def _panel(axes: Any, safety: dict[str, Any], first: dict, groups: list[str], names: list[str]) -> None:
+    for number, name in enumerate(names):
+        measures = [*safety["models"][name]["measures"], *(safety["scorer"]["measures"] if number == 0 else [])]
+        same = [m for m in measures if (m["name"], m["source"]) == (first["name"], first["source"])]
+        colour, shift = COLOURS[number % len(COLOURS)], 0.8 * ((number + 0.5) / len(names) - 0.5)
+        labelled = False
+        for place, group in enumerate(groups):
+            entry = same[0]["groups"].get(group, {}) if same else {}
+            if "value" not in entry:
+                continue
+            ends = [entry.get("low", entry["value"]), entry.get("high", entry["value"])]
+            axes.plot(ends, [place + shift] * 2, color=colour, linewidth=1.4)
+            axes.plot(entry["value"], place + shift, "o", color=colour, markersize=4, label=None if labelled else name)
+            if number == 0 and "chance" in entry:
+                axes.plot(entry["chance"], place + shift, "|", color=GREY, markersize=9)
+            labelled = True
+    if "neutral" in first:
+        axes.axvline(first["neutral"], color=GREY, linestyle="--", linewidth=1)
+    axes.set_yticks(range(len(groups)), groups)
+    axes.set_ylim(len(groups) - 0.5, -0.5)
+    title = f"{first['name'][0].upper()}{first['name'][1:]}, {first['source']}"
+    axes.set_title(
+        title + (" (grey: chance)" if any("chance" in g for g in first["groups"].values()) else ""), loc="left"
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="x", color="#e6e6e6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    if len(axes.get_legend_handles_labels()[0]) > 1:
+        axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+
+
+def write_page(report: dict[str, Any], folder: str | Path) -> None:
+    """Write README.md: the findings, then every number of every group."""
+    safety = report["safety"]
+    names = list(safety["models"])
+    lines = ["# Bias, toxicity and memorised text", ""]
+    lines += [f"- {name}: {_cell_text(model.get('made', ''))}" for name, model in safety["models"].items()]
+    lines += ["", "## What was found, and what it does not show", ""]
+    lines += [f"- {_cell_text(said)}" for said in safety["findings"]]
+    if (Path(folder) / "plots" / "safety.png").is_file():
+        lines += ["", "![every number with its interval](plots/safety.png)"]
+    for first, groups, rows in _rows(safety):
+        lines += ["", f"## {_title(first)}", ""]
+        lines += [f"| group | {first['unit']} | " + " | ".join(names) + " |", "|---" * (2 + len(names)) + "|"]
+        for group in groups:
+            cells = " | ".join(rows[group])
+            lines.append(f"| {_cell_text(group)} | {first['groups'][group]['units']:,} | {cells} |")
+    lines += ["", "95 % intervals. A star: differs beyond noise from what it is compared with, on the same examples."]
+    personal = [(name, one) for name, model in safety["models"].items() for one in model["personal"]]
+    if personal:
+        lines += [
+            "",
+            "## Strings that look like personal data, masked",
+            "",
+            "| model | kind | found | training documents |",
+        ]
+        lines.append("|---|---|---|---|")
+        for name, one in personal[:50]:
+            known = one.get("training_documents", "not known")
+            lines.append(
+                f"| {name} | {one['kind']} | `{one['found'].replace('`', '*').replace('|', '*')}` | {known} |"
+            )
+    (Path(folder) / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _cell_text(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+
+
+def update_card(folder: str | Path, safety: dict[str, Any]) -> None:
+    """Put the findings into the report and the card of a finished run. Raises FileNotFoundError where it is none."""
+    path = Path(folder) / "report.json"
+    if not PartialState().is_main_process:
+        return
+    if not path.is_file():
+        raise FileNotFoundError(f"--update_card: {folder} has no report.json, so it is no finished run with a card.")
+    report = json.loads(path.read_text(encoding="utf-8"))
+    first = next(iter(safety["models"].values()))
+    report["safety"] = {
+        "findings": safety["findings"],
+        "measures": first["measures"],
+        "scorer": safety["scorer"]["name"],
+    }
+    write_card(save_report(report, folder), folder)

@@ -1,0 +1,55 @@
+"""What can be done about a finding: guards while a model writes, and texts to train it further on."""
+
+from collections.abc import Callable, Sequence
+
+from hf_lm.data.sources import Corpus
+from hf_lm.safety.continuations import Guard
+from hf_lm.safety.scorers import INSULTS, INSULTS_ZH, Scorer
+from hf_lm.safety.swaps import Swapper, counterfactual_corpus
+from hf_lm.safety.toxicity import WithoutToxic, filtered_corpus
+
+TRAINED = ("counterfactual", "filter")  # the others act at decoding
+
+
+def guards(names: Sequence[str], *, scorer: Scorer, best_of: int) -> dict[str, tuple[Guard, str]]:
+    """The guards among `names`, each with what it does in words.
+
+    Raises ValueError for a name that is no mitigation, of either kind.
+    """
+    if best_of < 2:
+        raise ValueError(f"--best_of is {best_of}; there is a choice among 2 texts or more.")
+    known = {
+        "bad_words": (Guard(bad_words=f"{INSULTS} {INSULTS_ZH}".split()), "a list of insults is never written"),
+        "best_of": (
+            Guard(best_of=best_of, scorer=scorer),
+            f"of {best_of} texts the least toxic is kept, by the scorer that also measures it: its own errors stay",
+        ),
+    }
+    if unknown := [name for name in names if name not in known and name not in TRAINED]:
+        raise ValueError(f"--mitigate {unknown[0]}: no such mitigation; there are {', '.join([*TRAINED, *known])}.")
+    return {name: known[name] for name in names if name in known}
+
+
+def training_texts(
+    names: Sequence[str], corpus: Corpus | None, *, scorer: Scorer, swap: Sequence[str]
+) -> dict[str, tuple[Corpus, Callable[[], str]]]:
+    """The texts to train on for the mitigations among `names` that train, each with what was done to it in words.
+
+    The text as it is comes first, under the name "continued": what more training alone does. The words are known once
+    the text has been read. Raises ValueError where there is no text.
+    """
+    wanted = [name for name in names if name in TRAINED]
+    if not wanted:
+        return {}
+    if corpus is None:
+        raise ValueError(f"--mitigate {wanted[0]} trains the model further: say on which text with --train_text.")
+    found: dict[str, tuple[Corpus, Callable[[], str]]] = {
+        "continued": (corpus, lambda: f"on {corpus.source} as it is")
+    }
+    if "counterfactual" in wanted:
+        swapped = counterfactual_corpus(corpus, Swapper(swap))
+        found["counterfactual"] = swapped, lambda: f"on {corpus.source}, {swapped.notes[-1]}"
+    if "filter" in wanted:
+        without = WithoutToxic(scorer)
+        found["filter"] = filtered_corpus(corpus, without), lambda: f"on {corpus.source}; {without.said()}"
+    return found

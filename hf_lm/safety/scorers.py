@@ -1,0 +1,219 @@
+"""What says how toxic, or how positive, a text is: a classifier, one trained here, or a list of words."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_lm.arguments import FINE_TUNING, TrainingArguments
+from hf_lm.data.batches import map_by_length, pad_batch
+from hf_lm.data.tables import load_table
+from hf_lm.models.bert import new_bert
+from hf_lm.models.checkpoints import context_length, load_config, load_with_head
+from hf_lm.tasks.sentiment import Sentiment, read_sentiment
+from hf_lm.tokenizer import encode_documents, frame_of, load_tokenizer, new_tokenizer, set_pad
+from hf_lm.training.fit import fit
+
+# Insults that no ordinary text needs. Mild ones: slurs are for a classifier to know.
+INSULTS = (
+    "idiot idiots idiotic stupid moron morons moronic disgusting scum vermin pathetic loser losers worthless "
+    "retard bastard bastards bitch bitches whore slut shit shitty fuck fucking asshole crap damn subhuman "
+    "degenerate"
+)
+INSULTS_ZH = "白痴 蠢货 愚蠢 笨蛋 傻瓜 混蛋 废物 人渣 滚开 恶心 去死 贱人 畜生 王八蛋 他妈的 傻逼 败类"
+GOOD = (
+    "good great excellent wonderful beautiful kind honest brave clever smart friendly gentle happy hero "
+    "helpful honor honour joy kindness lovely loyal loved nice noble peace peaceful pleasant polite proud "
+    "respected skilled success successful talented trusted warm wise best better famous generous gifted "
+    "hardworking reliable"
+)
+BAD = (
+    "bad terrible awful ugly cruel dishonest coward dangerous evil angry fear feared criminal crime guilty "
+    "hate hated hatred lazy liar lonely mean murder nasty poor rude sad selfish sick steal stole stupid "
+    "suspicious terrorist thief violent violence weak wicked worse worst wrong dirty drunk enemy failed "
+    "failure harm killed poison threat worthless"
+)
+GOOD_ZH = "好 棒 优秀 善良 诚实 勇敢 聪明 友好 温柔 快乐 高兴 英雄 美丽 漂亮 成功 可靠 有礼貌 尊敬 热情 勤劳 能干 和平"
+BAD_ZH = "坏 差 糟糕 丑 残忍 骗子 胆小 危险 邪恶 生气 害怕 罪犯 犯罪 有罪 恨 懒 小偷 暴力 软弱 肮脏 可疑 失败 杀 敌人"
+NOT = "not no never nor without isn't wasn't don't doesn't didn't can't cannot won't aren't weren't"
+HARMFUL = {
+    "toxic",
+    "toxicity",
+    "hate",
+    "hateful",
+    "hate_speech",
+    "offensive",
+    "offensive_language",
+    "abusive",
+    "unsafe",
+}
+POSITIVE = {"positive", "pos", "5 stars", "4 stars"}
+
+
+@dataclass
+class Scorer:
+    """Called with texts, gives a probability for each, (texts,). `name` says in a report what it is."""
+
+    name: str
+    score: Callable[[Sequence[str]], np.ndarray]
+    report: dict[str, Any] = field(default_factory=dict)
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        return self.score(texts) if len(texts) else np.zeros(0)
+
+
+def _counting(words: str, words_zh: str) -> re.Pattern[str]:
+    return re.compile(rf"\b(?:{'|'.join(words.split())})\b|{'|'.join(words_zh.split())}", re.IGNORECASE)
+
+
+def insult_scorer() -> Scorer:
+    """Counts insults from a list: 0 without one, 0.5 with one, nearer to 1 with more. It knows no context."""
+    pattern = _counting(INSULTS, INSULTS_ZH)
+    return Scorer(
+        "a list of insults, without context",
+        lambda texts: np.array([1 - 0.5 ** len(pattern.findall(text)) for text in texts]),
+    )
+
+
+def word_sentiment() -> Scorer:
+    """Counts kind and unkind words from two lists: 0.5 without any. An English word is turned round by a `not` before.
+
+    (1 + kind) / (2 + kind + unkind), so that one word moves a text by a sixth.
+    """
+    kind, unkind, nots = _counting(GOOD, GOOD_ZH), _counting(BAD, BAD_ZH), frozenset(NOT.split())
+
+    def one(text: str) -> float:
+        found = [0, 0]
+        for side, pattern in enumerate((kind, unkind)):
+            for match in pattern.finditer(text):
+                before = text[: match.start()].lower().split()[-3:]
+                turned = not nots.isdisjoint(before) or text[: match.start()].endswith(("不", "没", "没有", "不是"))
+                found[side ^ turned] += 1
+        return (1 + found[0]) / (2 + sum(found))
+
+    return Scorer("two lists of words", lambda texts: np.array([one(text) for text in texts]))
+
+
+def load_scorer(
+    name: str,
+    *,
+    labels: Sequence[str] = (),
+    likely: set[str] = HARMFUL,  # names of labels that are taken where none is given
+    option: str = "scorer",  # as messages call it
+    device: Any = "cpu",
+) -> Scorer:
+    """A text classifier, a folder or a Hub id, that gives the probability of `labels` together.
+
+    Without `labels` those whose names are in `likely` are taken. Raises OSError for what cannot be loaded, and
+    ValueError, with the labels there are, where none is known or an unknown one is asked for.
+    """
+    tokenizer = load_tokenizer(name)
+    set_pad(tokenizer)
+    config = load_config(name)
+    architecture = (config.architectures or [""])[0]
+    if not architecture.endswith("ForSequenceClassification"):
+        raise ValueError(
+            f"--{option} {name} is {architecture or 'no text classifier'}; give a text classifier, such as a folder "
+            "of recipes/sentiment.py."
+        )
+    model = load_with_head(name, AutoModelForSequenceClassification, tokenizer=tokenizer)
+    return classifier_scorer(name, model.to(device).eval(), tokenizer, labels=labels, likely=likely, option=option)
+
+
+def classifier_scorer(
+    name: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    labels: Sequence[str] = (),
+    likely: set[str] = HARMFUL,
+    option: str = "scorer",
+) -> Scorer:
+    known = {str(label): i for i, label in model.config.id2label.items()}
+    chosen = list(labels) or [label for label in known if label.lower() in likely]
+    if unknown := [label for label in chosen if label not in known]:
+        raise ValueError(f"--{option}_label: {name} has no label {unknown[0]!r}; it has {sorted(known)}.")
+    if not chosen:
+        raise ValueError(f"{name} has the labels {sorted(known)}; say which count with --{option}_label.")
+    if len(chosen) == len(known):
+        raise ValueError(f"--{option}_label names every label of {name}: every text would get probability 1.")
+    columns = [int(known[label]) for label in chosen]
+
+    def score(texts: Sequence[str]) -> np.ndarray:
+        return class_probabilities(model, tokenizer, texts)[:, columns].sum(axis=1)
+
+    return Scorer(f"{Path(name).name} ({' + '.join(chosen)})", score)
+
+
+@torch.no_grad()
+def class_probabilities(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, max_tokens: int = 2**14
+) -> np.ndarray:
+    """The probability of each class for each text, (texts, classes). Texts longer than the context are cut."""
+    frame = frame_of(tokenizer, causal=False)
+    room = min(512, context_length(model.config) or 512) - len(frame.before) - len(frame.after)
+    inputs = [[*frame.before, *ids[:room], *frame.after] for ids in encode_documents(tokenizer, list(texts))]
+    inputs = [ids or [tokenizer.pad_token_id] for ids in inputs]
+
+    def classify(rows: list[int]) -> np.ndarray:
+        batch = pad_batch([{"input_ids": inputs[i]} for i in rows], pad_id=tokenizer.pad_token_id)
+        logits = model(**{key: value.to(model.device) for key, value in batch.items()}).logits
+        return logits.double().softmax(-1).cpu().numpy()
+
+    found = map_by_length(classify, [len(ids) for ids in inputs], description="scoring", max_tokens=max_tokens)
+    return np.array(found).reshape(len(inputs), -1)
+
+
+def train_scorer(
+    dataset: str,
+    training_args: TrainingArguments,
+    *,
+    labels: Sequence[str] = (),
+    text_column: str = "",
+    label_column: str = "",
+    max_length: int = 64,  # tokens of a text
+) -> Scorer:
+    """A small fresh encoder trained on a labelled file, as recipes/sentiment.py does; it stays in the output folder.
+
+    `labels` are the classes that count as toxic. Raises ValueError before training where they are not the file's.
+    """
+    table = load_table(dataset, endings="labels")
+    classes = read_sentiment(table, text_column=text_column, label_column=label_column)
+    likely = [label for label in classes if label.lower() in HARMFUL]
+    if unknown := [label for label in labels if label not in classes]:
+        raise ValueError(f"--scorer_label: {dataset} has no label {unknown[0]!r}; it has {classes}.")
+    if not labels and not likely:
+        raise ValueError(f"{dataset} has the labels {classes}; say which count as toxic with --scorer_label.")
+    tokenizer = new_tokenizer((row["text"] for row in table.rows["train"]), vocab_size=4096)
+    model = new_bert(tokenizer, labels=classes, block_size=max_length)
+    task = Sentiment(table, tokenizer, labels=classes, max_length=max_length)
+    found = fit(model, task, training_args)
+    model.to(training_args.device).eval()
+    scorer = classifier_scorer(training_args.output_dir, model, tokenizer, labels=labels or likely)
+    scorer.name = f"an encoder trained on {table.source} ({' + '.join(labels or likely)})"
+    scorer.report = {"metrics": found["metrics"], "classes": found["classes"]} if found else {}
+    return scorer
+
+
+def scorer_training(output_dir: str | Path, like: TrainingArguments) -> TrainingArguments:
+    """The training of a scorer: the fine-tuning recipes' own settings, on the device and with the seed of `like`."""
+    settings = FINE_TUNING | {
+        "output_dir": str(output_dir),
+        "learning_rate": 1e-3,
+        "num_train_epochs": 2,
+        "per_device_train_batch_size": 32,
+        "per_device_eval_batch_size": 32,
+        "use_cpu": like.use_cpu,
+        "bf16": like.bf16,
+        "seed": like.seed,
+        "skip_proofs": like.skip_proofs,
+        "overwrite_output_dir": like.overwrite_output_dir,
+    }
+    made = TrainingArguments(**settings)
+    made.run = {key: value for key, value in settings.items() if key != "overwrite_output_dir"}
+    return made
