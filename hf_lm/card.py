@@ -16,6 +16,9 @@ KINDS = {
     "question_answering": "model that answers questions from a text",
     "translation": "translation model",
     "summarization": "summarization model",
+    "chat": "model that answers in a conversation",
+    "preference": "model that answers in a conversation, tuned to preferences",
+    "reinforce": "model that answers in a conversation, tuned by rewards",
 }
 
 
@@ -249,7 +252,9 @@ def _samples(report: dict[str, Any]) -> str:
     lines = [
         "## Samples",
         "",
-        "Continuations of held-out text, temperature 0.8, not chosen. The prompt stands in brackets.",
+        report.get(
+            "sampled", "Continuations of held-out text, temperature 0.8, not chosen. The prompt stands in brackets."
+        ),
     ]
     for sample in samples:
         lines += ["", _fenced(f"[{sample['prompt']}]{sample['continuation']}")]
