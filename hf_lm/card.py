@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from hf_lm.plots import TUNING
 from hf_lm.report import SHOWN, beside, in_words, warnings
 
 # What a recipe makes, in a reader's words.
@@ -112,6 +113,17 @@ def _introduction(report: dict[str, Any], folder: Path) -> str:
     if call := CALLS.get(report.get("recipe", "")):
         lines += ["", "or, in three lines:", "", "```python", "from hf_lm import pipeline", ""]
         lines += [f'answer = pipeline("{report["pipeline_tag"]}", model=".")', call, "```"]
+    if (folder / "chat_template.jinja").is_file():
+        lines += [
+            "",
+            "It answers in the form of its chat template:",
+            "",
+            "```python",
+            'messages = [{"role": "user", "content": "What is json.dumps for?"}]',
+            'prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")',
+            "print(tokenizer.decode(model.generate(**prompt)[0], skip_special_tokens=True))",
+            "```",
+        ]
     if adapter:
         lines += ["", "This is an adapter: loading it needs peft, and its base model."]
     if recurrent:
@@ -144,6 +156,10 @@ def _numbers(report: dict[str, Any]) -> str:
         lines += ["", f"{SHOWN[name][0]}: `{signature}`"]
     lines += ["", *(f"- {_in_table(said)}" for said in warnings(report))]
     lines += ["", "![validation by step](plots/metric.png)", "", "![loss](plots/loss.png)"]
+    logged = {key for entry in report.get("history", []) for key in entry}
+    for name, (key, title, _) in TUNING.items():
+        if key in logged:
+            lines += ["", f"![{title}](plots/{name}.png)"]
     return "\n".join(lines)
 
 

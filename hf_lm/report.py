@@ -21,6 +21,7 @@ SHOWN = {
     "answer_perplexity": ("answer perplexity", "{:.2f}"),
     "reward_accuracy": ("reward accuracy", "{:.1f} %"),
     "reward_margin": ("reward margin", "{:.3f}"),
+    "reward": ("reward", "{:.3f}"),
     "win_rate": ("win rate", "{:.1f} %"),
     "kl": ("KL from reference", "{:.2f} nats"),
     "length_change": ("longer answers by", "{:.1f} tokens"),

@@ -295,3 +295,25 @@ def test_trls_own_packing_is_isolated_too_but_makes_one_row_of_a_batch(make):
     feature = {"input_ids": one + two, "seq_lengths": [len(one), len(two)], "starts": [len(one)]}
     proof = proofs.packing_isolation(model, collate, feature, isolate=True)
     assert proof.passed, proof.said
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_loss_curve_of_one_with_twice_the_batch(tmp_path):
+    from test_recipes import run
+
+    data = tmp_path / "chats.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows(200)))
+    curves = []
+    for launch, size in ((("--multi_gpu", "--num_processes", "2"), 2), ((), 4)):
+        out = tmp_path / str(size)
+        settings = {"max_steps": 6, "logging_steps": 1, "use_cpu": True, "bf16": False, "max_length": 64}
+        settings |= {
+            "muon_learning_rate": 0.0,
+            "per_device_train_batch_size": size,
+            "train_sampling_strategy": "random",
+        }
+        done = run("chat.py", *launch, dataset=data, output_dir=out, skip_proofs="learnable", **settings)
+        assert done.returncode == 0, done.stderr
+        history = json.loads((out / "report.json").read_text())["history"]
+        curves.append([entry["loss"] for entry in history if "loss" in entry])
+    assert curves[0] == pytest.approx(curves[1], rel=1e-4)

@@ -162,7 +162,10 @@ class Chat(Supervised):
         return "token frequency", self.score(split, [(float(frequency[ids].sum()), len(ids)) for ids in labels])
 
     def label_proof(self) -> Proof:
-        """The labels of the first batch must decode to the assistants' turns with their end, in order, and no more."""
+        """The labels of the first batch must decode to the assistants' turns with their end, in order, and no more.
+
+        Only where a conversation was cut may the last one lack its end.
+        """
         features, blocks = self.train_dataset[:4], self.blocks[:4]
         expected, said = [], []
         for block in blocks:
@@ -171,22 +174,24 @@ class Chat(Supervised):
                 whole = length == len(row["ids"])
                 turns = [message["content"] for message in row["messages"] if message["role"] == "assistant"]
                 runs = _runs(self.encoded["train"].features[i]["labels"])
+                if whole and len(runs) != len(turns):
+                    return Proof(False, f"{len(runs)} of {len(turns)} turns of a conversation are learned")
                 expected += [(turn, whole or n + 1 < len(runs)) for n, turn in enumerate(turns[: len(runs)])]
         for labels in self.collate(features)["labels"].tolist():
             said += _runs(labels)
         if len(said) != len(expected):
             return Proof(False, f"{len(said)} turns are learned where {len(expected)} were said")
-        for ids, (turn, ended) in zip(said, expected, strict=True):
-            text = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-            if ended and ids[-1] not in self.ends:
+        ends = 0
+        for ids, (turn, must_end) in zip(said, expected, strict=True):
+            ended = ids[-1] in self.ends
+            ends += ended
+            text = self.tokenizer.decode(ids[:-1] if ended else ids, clean_up_tokenization_spaces=False).strip()
+            if must_end and not ended:
                 return Proof(False, f"a turn is learned as {text[-30:]!r}, without its end: the model would not stop")
-            spoken = self.tokenizer.decode(ids[:-1] if ended else ids, clean_up_tokenization_spaces=False).strip()
-            if (turn not in spoken) if ended else not turn.startswith(spoken.rstrip("\ufffd")):
+            if (turn not in text) if ended else not turn.startswith(text.rstrip("\ufffd")):
                 return Proof(False, f"a turn is learned as {text[:60]!r}, and was {turn[:60]!r}")
-        ended = sum(end for _, end in expected)
         return Proof(
-            True,
-            f"the labels of the first batch decode to its {len(said)} answers and no more, {ended} with their end",
+            True, f"the labels of the first batch decode to its {len(said)} answers and no more, {ends} with their end"
         )
 
     def proofs_before(self, trainer: Any) -> dict[str, Callable[[], Proof]]:

@@ -145,9 +145,10 @@ class GRPO(Aligned, trl.GRPOTrainer):
         """Stop where nothing can be learned: equal rewards in every group, only empty answers, only endless ones."""
         if self.first_reward is None:
             self.first_reward = numbers["reward"]
+        endless = numbers["completions/clipped_ratio"]  # the share without an end token
         signs = {
-            "empty": numbers["completions/max_length"] <= 1,  # the end token alone
-            "endless": numbers["completions/clipped_ratio"] == 1,
+            "empty": numbers["completions/max_length"] <= 1 and endless == 0,  # the end token alone
+            "endless": endless == 1,
             "equal": numbers["frac_reward_zero_std"] == 1,
         }
         steps = self.task.collapse_steps
