@@ -162,18 +162,15 @@ class GRPO(Aligned, trl.GRPOTrainer):
             )
             self.control.should_training_stop = True
         elif gone:
-            raise ValueError(
-                f"{COLLAPSES[gone].format(reward=numbers['reward'])} for {steps} steps (--collapse_steps)."
-            )
+            said = COLLAPSES[gone].format(reward=numbers["reward"])
+            raise ValueError(f"the run collapsed: for {steps} steps in a row {said}")
 
 
 COLLAPSES = {
-    "empty": "the run collapsed: every answer was empty. Give empty answers a lower reward, raise --beta or lower "
-    "--learning_rate; so it was",
-    "endless": "the run collapsed: no answer came to its end within --max_new_tokens. Raise it, or start from a model "
-    "that learned to stop (recipes/chat.py); so it was",
-    "equal": "the run collapsed: the answers to each prompt all earned the same ({reward:.3g} on average), so that "
-    "none is better. Take an easier task, a reward with more steps or more --num_generations; so it was",
+    "empty": "every answer was empty. Give empty answers a lower reward, raise --beta or lower --learning_rate.",
+    "endless": "no answer came to its end. Raise --max_new_tokens, or start from a model that learned to stop.",
+    "equal": "the answers to each prompt all earned the same ({reward:.3g} on average). Take an easier task, a finer "
+    "reward or more --num_generations.",
 }
 
 
