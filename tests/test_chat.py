@@ -53,11 +53,12 @@ def chat_tokenizer():
 
 @pytest.fixture
 def make(chat_tokenizer):
-    def make(**options):
+    def make(extra=(), **options):
         transformers.set_seed(0)
         model = new_gpt2(chat_tokenizer, n_layer=2, n_head=2, n_embd=32, block_size=64)
         table = Table("x", "", {"train": rows()})
         read_chat(table)
+        table.rows["train"] += extra
         return model, Chat(table, chat_tokenizer, model, **{"max_length": 64, "fresh": True} | options)
 
     return make
@@ -222,11 +223,14 @@ def test_what_is_written_does_not_depend_on_company_and_ends_at_the_end(make):
 def test_a_question_longer_than_the_context_is_left_out(make):
     with pytest.raises(ValueError, match="is longer than 4 tokens: raise --max_length"):
         make(max_length=4)
-    _, task = make()
-    asked = sorted(row["learned"].index(True) for row in task.table.rows["train"])
-    _, task = make(max_length=asked[-1])
-    assert task.table.left_out["conversations_whose_question_fills_the_context"] > 0
-    assert task.encoded["train"].cut > 0
+    short, long = "Say red.", "red " * 60
+    extra = [
+        {"messages": [{"role": "user", "content": one}, {"role": "assistant", "content": other}]}
+        for one, other in ((long, short), (short, long))
+    ]
+    _, task = make(extra)
+    assert task.table.left_out["conversations_whose_question_fills_the_context"] == 1
+    assert task.encoded["train"].cut == 1
     assert task.label_proof().passed
 
 
