@@ -94,7 +94,7 @@ if __name__ == "__main__":
         *parse_arguments(
             Arguments,
             TrainingArguments,
-            fresh={"learning_rate": 5e-4, "max_new_tokens": 4, "per_device_train_batch_size": 64},
+            fresh={"learning_rate": 1e-3, "max_new_tokens": 4, "per_device_train_batch_size": 128, "max_steps": 200},
             output_dir="out/reinforce",
             per_device_train_batch_size=8,
             bf16=bf16_is_fast(),
