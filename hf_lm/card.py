@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from hf_lm.plots import TUNING
 from hf_lm.report import SHOWN, beside, in_words, plan_in_words, warnings
 
 # What a recipe makes, in a reader's words.
@@ -18,6 +19,9 @@ KINDS = {
     "question_answering": "model that answers questions from a text",
     "translation": "translation model",
     "summarization": "summarization model",
+    "chat": "model that answers in a conversation",
+    "preference": "model that answers in a conversation, tuned to preferences",
+    "reinforce": "model that answers in a conversation, tuned by rewards",
 }
 
 
@@ -128,6 +132,17 @@ def _introduction(report: dict[str, Any], folder: Path) -> str:
         said += ", max_new_tokens=40" if report.get("pipeline_tag") == "text-generation" else ""
         lines += ["", "or, in three lines:", "", "```python", "from hf_lm import pipeline", ""]
         lines += [f'answer = pipeline("{report["pipeline_tag"]}", model=".")', f"print(answer({said}))", "```"]
+    if (folder / "chat_template.jinja").is_file():
+        lines += [
+            "",
+            "It answers in the form of its chat template:",
+            "",
+            "```python",
+            'messages = [{"role": "user", "content": "What is json.dumps for?"}]',
+            'prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")',
+            "print(tokenizer.decode(model.generate(**prompt)[0], skip_special_tokens=True))",
+            "```",
+        ]
     if adapter:
         lines += ["", "This is an adapter: loading it needs peft, and its base model."]
     if recurrent:
@@ -178,6 +193,10 @@ def _numbers(report: dict[str, Any], folder: Path) -> str:
     for name, shown in (("metric", "validation by step"), ("loss", "loss")):
         if (folder / "plots" / f"{name}.png").is_file():
             lines += ["", f"![{shown}](plots/{name}.png)"]
+    logged = {key for entry in report.get("history", []) for key in entry}
+    for name, (key, title, _) in TUNING.items():
+        if key in logged:
+            lines += ["", f"![{title}](plots/{name}.png)"]
     return "\n".join(lines)
 
 
@@ -340,7 +359,9 @@ def _samples(report: dict[str, Any]) -> str:
     lines = [
         "## Samples",
         "",
-        "Continuations of held-out text, temperature 0.8, not chosen. The prompt stands in brackets.",
+        report.get(
+            "sampled", "Continuations of held-out text, temperature 0.8, not chosen. The prompt stands in brackets."
+        ),
     ]
     for sample in samples:
         lines += ["", _fenced(f"[{sample['prompt']}]{sample['continuation']}")]

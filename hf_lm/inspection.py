@@ -22,7 +22,7 @@ from hf_lm.evaluation.leakage import leaked_share
 from hf_lm.rehearsal import rehearse
 from hf_lm.report import visible
 from hf_lm.tokenizer import encode_with_offsets, measure_tokenizer
-from hf_lm.training.trainer import Trainer
+from hf_lm.training.trainer import supervised_trainer
 
 BATCHES = 1000  # of one epoch: the padding of more would tell nothing new
 DOCUMENTS = 100_000  # of a corpus that are compared and counted
@@ -48,22 +48,7 @@ def inspect_recipe(recipe: str, arguments: Sequence[str] = (), *, examples: int 
     """
     model, task, training_args, options = rehearse(recipe, arguments)
     return inspect_task(
-        model, task, training_args, examples=examples, build_trainer=options.get("build_trainer", task_trainer)
-    )
-
-
-def task_trainer(model: Any, args: Any, task: Any, measure: Callable[[Any], dict]) -> Trainer:
-    """The Trainer that `fit` makes for a task."""
-    return Trainer(
-        model,
-        args,
-        loss=task.loss,
-        shifts_labels=task.shifts_labels,
-        measure=measure,
-        context=task.context,
-        train_dataset=task.train_dataset,
-        data_collator=task.collate,
-        processing_class=task.tokenizer,
+        model, task, training_args, examples=examples, build_trainer=options.get("build_trainer", supervised_trainer)
     )
 
 
@@ -73,7 +58,7 @@ def inspect_task(
     training_args: Any,
     *,
     examples: int = 5,
-    build_trainer: Callable[..., Any] = task_trainer,
+    build_trainer: Callable[..., Any] = supervised_trainer,
 ) -> dict[str, Any]:
     """The same for what a recipe would hand to `fit`.
 
@@ -200,7 +185,7 @@ def _spread(lengths: Sequence[int] | int) -> list[tuple[int, str]]:
 
 
 def measure_padding(
-    model: Any, task: Any, training_args: Any, *, build_trainer: Callable[..., Any] = task_trainer
+    model: Any, task: Any, training_args: Any, *, build_trainer: Callable[..., Any] = supervised_trainer
 ) -> dict[str, Any]:
     """The share of padding in the batches of the Trainer's first epoch, and what padding to the maximum would make."""
     args = copy.copy(training_args)

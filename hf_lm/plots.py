@@ -7,6 +7,15 @@ from hf_lm.report import SHOWN
 
 INK, BLUE, ORANGE, GREY = "#222222", "#2f6db3", "#d9792b", "#9aa0a6"
 
+# What TRL's trainers log while they train, by file: key, title, axis.
+TUNING = {
+    "reward": ("reward", "Reward of sampled answers", "mean"),
+    "reward_margin": ("rewards/margins", "Reward margin, training pairs", "nats times beta"),
+    "kl": ("kl", "Divergence from the reference", "nats per token"),
+    "entropy": ("entropy", "Entropy", "nats per token"),
+    "completion_length": ("completions/mean_length", "Length of sampled answers", "tokens"),
+}
+
 
 def draw_plots(report: dict[str, Any], folder: str | Path) -> list[Path]:
     """Draw plots/*.png of what the report's history holds; returns their paths."""
@@ -30,6 +39,9 @@ def draw_plots(report: dict[str, Any], folder: str | Path) -> list[Path]:
         drawn.append(
             _draw(folder / "throughput.png", "Throughput", "tokens per second", lambda axes: _line(axes, speed, 0))
         )
+    for name, (key, title, label) in TUNING.items():
+        if series := _series(history, key):
+            drawn.append(_draw(folder / f"{name}.png", title, label, lambda axes, s=series: _line(axes, s)))
     metric = report.get("main_metric", "")
     if _series(history, f"eval_{metric}"):
         shown = SHOWN.get(metric, (metric,))[0]

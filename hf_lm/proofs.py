@@ -56,7 +56,7 @@ def prove(
 
 
 @contextmanager
-def _untouched(model: PreTrainedModel) -> Iterator[None]:
+def untouched(model: PreTrainedModel) -> Iterator[None]:
     """Without dropout, and with the mode, the gradients and the random state restored afterwards."""
     was_training = model.training
     model.eval()
@@ -72,8 +72,9 @@ def loss_invariance(trainer: Any, features: list[dict[str, Any]], *, tolerance: 
     """One batch of n rows and n accumulated batches of 1 must give the same loss and the same gradients.
 
     Of rows with several labels the first loses a third, so that the rows differ in their number: a mean of means then
-    shows. Each row is padded as the collator does it alone and among the others. Differences are relative; gradients
-    are compared as one vector.
+    shows. Each row is padded as the collator does it alone and among the others. A loss without labels is a mean over
+    the rows of a batch, which the Trainer divides by the batches of a step. Differences are relative; gradients are
+    compared as one vector.
     """
     model = trainer.model
 
@@ -83,17 +84,19 @@ def loss_invariance(trainer: Any, features: list[dict[str, Any]], *, tolerance: 
         loss = 0.0
         for batch in batches:
             batch_loss = trainer.compute_loss(model, trainer._prepare_inputs(batch), num_items_in_batch=items)
+            if items is None:
+                batch_loss = batch_loss / len(batches)
             batch_loss.backward()
             loss += batch_loss.item()
         return loss, [p.grad for p in model.parameters() if p.grad is not None]
 
     together = trainer.data_collator(features)
     one_by_one = [trainer.data_collator([feature]) for feature in features]
-    if together["labels"].ndim == 2 and len(features) > 1:
+    if "labels" in together and together["labels"].ndim == 2 and len(features) > 1:
         for batch in (together, one_by_one[0]):
             labels = batch["labels"] = batch["labels"].clone()
             labels[0, : (labels[0] != -100).sum() // 3] = -100
-    with _untouched(model):
+    with untouched(model):
         loss, gradients = accumulate([together])
         loss_again, gradients_again = accumulate(one_by_one)
         difference = abs(loss - loss_again) / abs(loss)
@@ -133,7 +136,7 @@ def packing_isolation(
     edited[0, : begin // 2 + 1] = 2 + (ids[0, : begin // 2 + 1] + 1) % (
         min(258, model.config.vocab_size) - 2
     )  # no pad
-    with _untouched(model):
+    with untouched(model):
         change = (logits(ids) - logits(edited)).abs()
     own, leak = float(change[: begin // 2 + 1].max()), float(change[begin:].max())
     if own == 0:
@@ -232,7 +235,7 @@ def learnable(trainer: Any, features: list[dict[str, Any]], *, steps: int = 4) -
     batch = trainer._prepare_inputs(trainer.data_collator(features))
     parameters = [p for p in model.parameters() if p.requires_grad]
     losses = []
-    with _untouched(model):
+    with untouched(model):
         rate = min(1e-3, 4 * trainer.args.learning_rate)
         optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)  # decay alone lowers a fresh loss
         for _ in range(steps + 1):
@@ -252,7 +255,7 @@ def learnable(trainer: Any, features: list[dict[str, Any]], *, steps: int = 4) -
 def logits_of(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> np.ndarray:
     """A model's logits without dropout, in float32; start and end logits stacked."""
     device = next(model.parameters()).device
-    with _untouched(model), torch.no_grad():
+    with untouched(model), torch.no_grad():
         outputs = model(**{name: values.to(device) for name, values in inputs.items()})
         logits = outputs.logits if "logits" in outputs else torch.stack([outputs.start_logits, outputs.end_logits])
         return logits.float().cpu().numpy()

@@ -1,5 +1,6 @@
 """From documents to blocks: tokenized once into memory-mapped files, cut into blocks as they are read."""
 
+import bisect
 import hashlib
 import json
 import os
@@ -7,7 +8,7 @@ import queue
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -225,3 +226,17 @@ def collate_blocks(features: list[dict[str, Any]]) -> dict[str, Any]:
         key: torch.stack([f[key] for f in features]) for key in ("input_ids", "position_ids") if key in features[0]
     }
     return batch | {"labels": batch["input_ids"]}
+
+
+def fill_blocks(lengths: Sequence[int], block_size: int) -> list[list[int]]:
+    """Rows of the given lengths put into blocks of at most `block_size` tokens, whole: best fit, longest first."""
+    blocks: list[list[int]] = []
+    rooms: list[tuple[int, int]] = []  # (room that is left, block), sorted
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        at = bisect.bisect_left(rooms, (lengths[i], -1))
+        room, block = rooms.pop(at) if at < len(rooms) else (block_size, len(blocks))
+        if block == len(blocks):
+            blocks.append([])
+        blocks[block].append(i)
+        bisect.insort(rooms, (room - lengths[i], block))
+    return blocks

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from hf_lm.data.cldr import country_questions, phrases
 from hf_lm.data.demos import demo_split, docstring_summaries
+from hf_lm.data.dialogues import dialogues, preferences, sums
 from hf_lm.data.opinions import opinions
 from hf_lm.data.reading import SUFFIXES, read_lines, read_rows, suffix
 from hf_lm.data.sources import SPLITS, choose_sides, cut_note, file_names, find_files, hash_text, load_hub, split_of
@@ -46,12 +47,30 @@ def _opinions() -> Table:
     return Table("demo:opinions", "", {"train": opinions()}, [said], languages=["en", "zh"])
 
 
+def _by_module(name: str, rows: list[Row], note: str) -> Table:
+    by_split: dict[str, list[Row]] = {split: [] for split in SPLITS}
+    for row in rows:
+        by_split[demo_split(row["module"])].append(row)
+    return Table(name, "", by_split, [note])
+
+
 def _docstrings() -> Table:
-    rows: dict[str, list[Row]] = {split: [] for split in SPLITS}
-    for row in docstring_summaries():
-        rows[demo_split(row["module"])].append(row)
     said = "docstrings of Python and of packages beside it, split by module"
-    return Table("demo:docstrings", "", rows, [said], languages=["en"])
+    return _by_module("demo:docstrings", docstring_summaries(), said)
+
+
+def _dialogues() -> Table:
+    said = "short dialogues made from docstrings for this project: what a function does, and where it is; by module"
+    return _by_module("demo:dialogues", dialogues(), said)
+
+
+def _preferences() -> Table:
+    said = "pairs made from docstrings for this project: the plain answer is preferred to one with empty phrases"
+    return _by_module("demo:preferences", preferences(), said)
+
+
+def _sums() -> Table:
+    return Table("demo:sums", "", {"train": sums()}, ["sums of two numbers below 20, as text"])
 
 
 def _phrases() -> Table:
@@ -69,6 +88,9 @@ DEMOS: dict[str, Callable[[], Table]] = {
     "demo:docstrings": _docstrings,
     "demo:phrases": _phrases,
     "demo:countries": _countries,
+    "demo:dialogues": _dialogues,
+    "demo:preferences": _preferences,
+    "demo:sums": _sums,
 }
 
 

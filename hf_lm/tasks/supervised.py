@@ -161,6 +161,7 @@ class Supervised:
         return {
             name: Estimate(estimate.statistics[kept], estimate.value_of).value
             for name, estimate in scores.estimates.items()
+            if len(estimate.statistics) == len(kept)
         }
 
     def predictions(self, measured: dict[str, Scores]) -> Iterable[dict[str, Any]]:
@@ -193,8 +194,9 @@ class Supervised:
             if without := self.without_overlap(split, scores):
                 data["overlap"][split]["metrics_without"] = without
         *_, last = measured.values()
-        worst = sorted(last.examples, key=lambda example: example["score"])[:WORST]
-        return {"data": data, "example": self.example(), "examples": last.examples[:FIRST], "worst": worst}
+        answered = [example for example in last.examples if {"reference", "prediction"} <= set(example)]
+        worst = sorted(answered, key=lambda example: example["score"])[:WORST]
+        return {"data": data, "example": self.example(), "examples": answered[:FIRST], "worst": worst}
 
     def example(self) -> dict[str, str]:
         """What a person may ask the model: the row of held-out data that is nearest to a line in length."""

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,23 @@ from hf_lm.training.budget import SPENT, StopAtBudget
 from hf_lm.training.checkpoints import check_same_run, find_checkpoint, prepare_output, save_run
 from hf_lm.training.forecast import forecast
 from hf_lm.training.selection import EarlyStopping, search_learning_rate
-from hf_lm.training.trainer import Trainer
+from hf_lm.training.trainer import Sound, supervised_trainer
 
 logger = logging.getLogger(__name__)
 
 
-def fit(model: Any, task: Any, training_args: TrainingArguments, *, merge: bool = True) -> dict[str, Any]:
+def fit(
+    model: Any,
+    task: Any,
+    training_args: TrainingArguments,
+    *,
+    merge: bool = True,
+    build_trainer: Callable[..., Sound] = supervised_trainer,
+) -> dict[str, Any]:
     """Train a model on a task and leave the whole output folder; returns the report.
 
-    `merge` adds an adapter's updates to its base; without it the folder holds the adapter alone.
+    `merge` adds an adapter's updates to its base; without it the folder holds the adapter alone. `build_trainer(model,
+    args, task, measure)` is what trains: hf_lm.training.alignment has TRL's.
     Before training, the proofs and, if asked, the checkpoint to resume; after it, the numbers on validation and, once,
     on test, the load-back in a fresh process, the card and the push. Raises ValueError when a proof fails and
     FileExistsError when the output folder holds a run; a signal, or a budget that is spent, ends the process after a
@@ -62,7 +71,7 @@ def fit(model: Any, task: Any, training_args: TrainingArguments, *, merge: bool 
         training_args.greater_is_better = task.greater_is_better
     kept: dict[int, Any] = {}  # evaluations while training by their step: the best and the newest
 
-    def build(model: torch.nn.Module, args: TrainingArguments) -> Trainer:
+    def build(model: torch.nn.Module, args: TrainingArguments) -> Sound:
         def measure(model: torch.nn.Module) -> dict[str, float]:
             scores = task.measure(model, "validation", trainer.accelerator)
             for step in set(kept) - {trainer.state.best_global_step}:
@@ -75,17 +84,7 @@ def fit(model: Any, task: Any, training_args: TrainingArguments, *, merge: bool 
                 numbers |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
             return {name: number for name, number in numbers.items() if number is not None}
 
-        trainer = Trainer(
-            model,
-            args,
-            loss=task.loss,
-            shifts_labels=task.shifts_labels,
-            measure=measure,
-            context=task.context,
-            train_dataset=task.train_dataset,
-            data_collator=task.collate,
-            processing_class=task.tokenizer,
-        )
+        trainer = build_trainer(model, args, task, measure)
         if args.early_stopping_patience:
             newest = lambda: kept[trainer.state.global_step].metrics()[task.main_metric]  # noqa: E731
             trainer.add_callback(EarlyStopping(args.early_stopping_patience, newest))
@@ -214,7 +213,7 @@ def fit(model: Any, task: Any, training_args: TrainingArguments, *, merge: bool 
     return report
 
 
-def planned(trainer: Trainer, task: Any) -> dict[str, float] | None:
+def planned(trainer: Sound, task: Any) -> dict[str, float] | None:
     """What this run should take, as report.json has it; None where it cannot be told, for it must not end a run."""
     try:
         return forecast(trainer, task)
@@ -224,7 +223,10 @@ def planned(trainer: Trainer, task: Any) -> dict[str, float] | None:
 
 
 def with_baseline(task: Any, split: str, measured: Any) -> dict[str, Any]:
-    """The metrics of a split as report.json holds them, each beside the trivial model's on the same examples."""
+    """The metrics of a split as report.json holds them, each beside the trivial model's on the same examples.
+
+    What the trivial model has no number for stands alone.
+    """
     name, trivial = task.baseline(split)
     baseline, found = trivial.metrics(), {}
     for key, estimate in measured.metrics().items():
@@ -235,7 +237,7 @@ def with_baseline(task: Any, split: str, measured: Any) -> dict[str, Any]:
     return found
 
 
-def describe(trainer: Trainer) -> str:
+def describe(trainer: Sound) -> str:
     """The devices of a run in words: a launch that silently started one process is seen here."""
     n, kind = trainer.args.world_size, trainer.args.device.type
     if kind == "cpu":

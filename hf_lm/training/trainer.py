@@ -1,4 +1,7 @@
-"""The project's Trainer: transformers' own, right by construction where it was found wrong (docs/architecture.md)."""
+"""The project's Trainer: transformers' own, right by construction where it was found wrong (docs/architecture.md).
+
+`Sound` is all of it but the loss, which TRL's trainers bring (hf_lm.training.alignment).
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,17 +21,14 @@ from hf_lm.training.monitor import Progress, Speedometer, flops_per_token
 from hf_lm.training.optimizers import Muon, OptimizerPair, muon_groups
 
 
-class Trainer(transformers.Trainer):
-    """A Trainer whose loss is the mean over all labels of an optimizer step, whatever the model.
+class Sound:
+    """What every Trainer here does beside its loss; stands before a class of transformers or TRL.
 
-    Whatever the batch size, the accumulation and the number of processes: n rows in one batch, n accumulated batches
-    of 1 and n processes give the same loss and gradients. `loss(outputs, batch)` is the sum over a batch's labels
-    (hf_lm.losses), `shifts_labels` says that the first label of a row is not predicted. `measure(model)` gives the
-    evaluation's numbers without the `eval_` prefix, on every process; `context` is the length of a row in tokens, for
-    the FLOPs of attention.
+    A NaN stops the run, checkpoints are complete or absent, signals lose nothing, speed is measured, Muon can train
+    the matrices, evaluation is `measure(model)`: its numbers without the `eval_` prefix, on every process. `context`
+    is the length of a row in tokens, for the FLOPs of attention. Nothing but hf_lm.hub touches the network.
     """
 
-    loss_is_scaled_for_ga = True  # compute_loss divides by the tokens of the whole step
     args: TrainingArguments
 
     def __init__(
@@ -36,8 +36,6 @@ class Trainer(transformers.Trainer):
         model: nn.Module,
         args: TrainingArguments,
         *,
-        loss: Callable[[Any, dict[str, torch.Tensor]], torch.Tensor],
-        shifts_labels: bool,
         measure: Callable[[nn.Module], dict],
         context: int,
         **kwargs: Any,
@@ -45,12 +43,10 @@ class Trainer(transformers.Trainer):
         args.remove_unused_columns = False  # it would take the labels of heads that call theirs otherwise
         args.logging_nan_inf_filter = False  # it would hide a NaN; training_step stops at one
         args.dataloader_pin_memory &= torch.accelerator.is_available()  # or torch warns at every run on a CPU
-        self.loss, self.measure = loss, measure
+        self.measure = measure
         self.tokens_seen: Any = 0  # by all processes
         self._aside: Path | None = None
-        super().__init__(model, args, eval_dataset=[], **kwargs)  # `measure` knows what it evaluates on
-        self.model_accepts_loss_kwargs = True  # so that num_items_in_batch is counted,
-        self._loss_shifts_labels = shifts_labels  # over the labels that are predicted
+        super().__init__(model=model, args=args, eval_dataset=[], **kwargs)  # `measure` knows what it evaluates on
         self.stop = StopOnSignal()
         self.add_callback(self.stop)
         dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
@@ -60,23 +56,6 @@ class Trainer(transformers.Trainer):
             self.add_callback(Progress)
 
     # Loss
-
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | None = None,
-    ) -> Any:
-        outputs = model(**{key: value for key, value in inputs.items() if key != "labels"})
-        loss = self.loss(outputs, inputs)
-        if num_items_in_batch is None:
-            labels = inputs["labels"][:, 1:] if self._loss_shifts_labels else inputs["labels"]
-            loss = loss / (labels != -100).sum()
-        else:
-            # num_items_in_batch counts all processes, and DDP takes the mean of their gradients: undo the mean.
-            loss = loss * self.accelerator.num_processes / num_items_in_batch
-        return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         for key, mask in (("input_ids", "attention_mask"), ("decoder_input_ids", "decoder_attention_mask")):
@@ -181,7 +160,7 @@ class Trainer(transformers.Trainer):
             self._aside = aside
             best = self.state.best_model_checkpoint
             try:
-                super(Trainer, self)._save_checkpoint(model, trial)
+                super(Sound, self)._save_checkpoint(model, trial)
             finally:
                 self._aside = None
             if self.args.should_save:
@@ -205,3 +184,66 @@ class Trainer(transformers.Trainer):
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """See init_hf_repo."""
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """The card is drawn from the report, once; TRL would write one with every checkpoint."""
+
+    def _send_telemetry(self) -> None:
+        """TRL would report each run to the Hub."""
+
+
+class Trainer(Sound, transformers.Trainer):
+    """A Trainer whose loss is the mean over all labels of an optimizer step, whatever the model.
+
+    Whatever the batch size, the accumulation and the number of processes: n rows in one batch, n accumulated batches
+    of 1 and n processes give the same loss and gradients. `loss(outputs, batch)` is the sum over a batch's labels
+    (hf_lm.losses), `shifts_labels` says that the first label of a row is not predicted.
+    """
+
+    loss_is_scaled_for_ga = True  # compute_loss divides by the tokens of the whole step
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: TrainingArguments,
+        *,
+        loss: Callable[[Any, dict[str, torch.Tensor]], torch.Tensor],
+        shifts_labels: bool,
+        **kwargs: Any,
+    ) -> None:
+        self.loss = loss
+        super().__init__(model, args, **kwargs)
+        self.model_accepts_loss_kwargs = True  # so that num_items_in_batch is counted,
+        self._loss_shifts_labels = shifts_labels  # over the labels that are predicted
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> Any:
+        outputs = model(**{key: value for key, value in inputs.items() if key != "labels"})
+        loss = self.loss(outputs, inputs)
+        if num_items_in_batch is None:
+            labels = inputs["labels"][:, 1:] if self._loss_shifts_labels else inputs["labels"]
+            loss = loss / (labels != -100).sum()
+        else:
+            # num_items_in_batch counts all processes, and DDP takes the mean of their gradients: undo the mean.
+            loss = loss * self.accelerator.num_processes / num_items_in_batch
+        return (loss, outputs) if return_outputs else loss
+
+
+def supervised_trainer(model: nn.Module, args: TrainingArguments, task: Any, measure: Callable) -> Trainer:
+    """The Trainer of a task whose loss is a sum over labels."""
+    return Trainer(
+        model,
+        args,
+        loss=task.loss,
+        shifts_labels=task.shifts_labels,
+        measure=measure,
+        context=task.context,
+        train_dataset=task.train_dataset,
+        data_collator=task.collate,
+        processing_class=task.tokenizer,
+    )

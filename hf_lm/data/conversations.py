@@ -1,0 +1,211 @@
+"""Conversations, preferences and prompts with an answer that can be checked: rows as they come, made of one form."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from hf_lm.data.reading import clean
+from hf_lm.data.tables import Row, Table, hold_out, pick_column
+
+Message = dict[str, str]
+
+MESSAGES = ("messages", "conversations", "conversation")
+PROMPT = ("prompt", "question", "query", "input")
+COMPLETION = ("completion", "response", "answer", "output")
+ROLES = {
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "bot", "model", "chatgpt"), "assistant"),
+    "system": "system",
+}
+TURN = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")  # a transcript of hh-rlhf
+
+
+def read_chat(table: Table, *, prompt: str = "", completion: str = "") -> None:
+    """Reduce a table to rows of {"messages"} that end with an answer, and cut the splits it lacks.
+
+    Rows are messages ({"role", "content"}, or ShareGPT's {"from", "value"}), a prompt and a completion, or Alpaca's
+    instruction, input and output: the first row's columns say which. Turns after the last answer and rows without one
+    are left out and counted.
+    """
+    first, where = table.rows["train"][0], f"--dataset {table.source}"
+    column = next((name for name in MESSAGES if isinstance(first.get(name), list)), "")
+    if column and not prompt:
+        form, read = "messages", lambda row: _messages(row.get(column), table)
+    elif "instruction" in first and not prompt:
+        completion = pick_column([first], completion, COMPLETION[::-1], option="--completion", where=where)
+        form, read = "instruction, input and output", lambda row: _alpaca(row, completion, table)
+    else:
+        prompt = pick_column([first], prompt, PROMPT, option="--prompt", where=where)
+        completion = pick_column([first], completion, COMPLETION, option="--completion", where=where)
+        form = "prompt and completion"
+        read = lambda row: _side(row.get(prompt), "user", table) + _side(row.get(completion), "assistant", table)  # noqa: E731
+    for split, rows in table.rows.items():
+        kept = []
+        for row in rows:
+            messages = read(row)
+            while messages and messages[-1]["role"] != "assistant":
+                table.left_out["turns_after_the_last_answer"] += 1
+                messages.pop()
+            if not messages:
+                table.left_out["rows_without_an_answer"] += 1
+            elif any(not message["content"] for message in messages if message["role"] == "assistant"):
+                table.left_out["rows_with_an_empty_answer"] += 1
+            else:
+                kept.append({"messages": messages})
+        table.rows[split] = kept
+    _finish(table, f"rows read as {form}", _first_question, "conversation")
+
+
+def read_preferences(table: Table) -> None:
+    """Reduce a table to rows of {"messages", "chosen", "rejected"}: a prompt and two answers to it, the better first.
+
+    Rows have a prompt of their own, or the beginning that both sides share is the prompt: of lists of messages, or of
+    transcripts as hh-rlhf has them. Pairs whose answers are equal or empty, or that part before the last answer, are
+    left out and counted.
+    """
+    first, where = table.rows["train"][0], f"--dataset {table.source}"
+    for name in ("chosen", "rejected"):
+        pick_column([first], name, (), option="columns chosen and rejected", where=where)
+    explicit = next((name for name in ("prompt", "messages", "instruction", "question") if name in first), "")
+    for split, rows in table.rows.items():
+        kept = []
+        for row in rows:
+            if explicit:
+                prompt = _side(row[explicit], "user", table)
+                chosen, rejected = (_side(row[name], "assistant", table) for name in ("chosen", "rejected"))
+                if prompt == chosen[: len(prompt)]:  # as some write it: the prompt stands in both sides again
+                    chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
+            else:
+                prompt, chosen, rejected = _common_beginning(row["chosen"], row["rejected"], table)
+            if reason := _no_pair(prompt, chosen, rejected):
+                table.left_out[reason] += 1
+            else:
+                kept.append({"messages": prompt, "chosen": chosen[0]["content"], "rejected": rejected[0]["content"]})
+        table.rows[split] = kept
+    kind = f"a prompt in {explicit!r}" if explicit else "the prompt is the beginning that both sides share"
+    key = lambda row: "\n".join(message["content"] for message in row["messages"])  # noqa: E731
+    _finish(table, f"pairs of answers; {kind}", key, "prompt", {"validation": 0.1, "test": 0.1})
+
+
+def _common_beginning(chosen: Any, rejected: Any, table: Table) -> tuple[list[Message], list[Message], list[Message]]:
+    """(prompt, chosen answer, rejected answer) of two sides that begin alike."""
+    if isinstance(chosen, str) and isinstance(rejected, str) and not TURN.match(chosen):  # a text and its two ends
+        differs = (i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b)
+        alike = chosen[: next(differs, min(len(chosen), len(rejected)))]
+        start = max(alike.rfind(end) for end in ("\n", " ")) + 1
+        return (
+            _side(chosen[:start], "user", table) if start else [],
+            _side(chosen[start:], "assistant", table),
+            _side(rejected[start:], "assistant", table),
+        )
+    sides = [
+        _transcript(side, table) if isinstance(side, str) else _side(side, "assistant", table)
+        for side in (chosen, rejected)
+    ]
+    prompt = []
+    while min(map(len, sides)) > 1 and sides[0][0] == sides[1][0]:
+        prompt.append(sides[0].pop(0))
+        sides[1].pop(0)
+    return prompt, *sides
+
+
+def _no_pair(prompt: list[Message], chosen: list[Message], rejected: list[Message]) -> str:
+    """Why two sides are no pair of answers to a prompt; "" where they are."""
+    if chosen == rejected:
+        return "pairs_whose_answers_are_equal"
+    if [message["role"] for message in (*chosen, *rejected)] != ["assistant", "assistant"]:
+        return "pairs_that_part_before_the_last_answer"
+    if not chosen[0]["content"] or not rejected[0]["content"]:
+        return "pairs_with_an_empty_answer"
+    return "" if prompt else "pairs_without_a_prompt"
+
+
+def read_prompts(table: Table, *, prompt: str = "", reference: str = "", answer_pattern: str = "") -> None:
+    """Reduce a table to rows of {"messages", "reference"}: what is asked, and the answer by which a reply is checked.
+
+    `answer_pattern` is a regular expression whose first group in the reference column is the reference ("#### (.*)" of
+    GSM8K). A table without a reference column has empty ones: enough for a reward of form or length.
+    """
+    first, where = table.rows["train"][0], f"--dataset {table.source}"
+    prompt = pick_column([first], prompt, (*PROMPT, "messages", "instruction"), option="--prompt", where=where)
+    names = [name for name in ("reference", "target", *COMPLETION) if name in first and name != prompt]
+    if reference or names:
+        reference = pick_column([first], reference, names, option="--reference", where=where)
+    try:
+        pattern = re.compile(answer_pattern) if answer_pattern else None
+    except re.error as error:
+        raise ValueError(f"--answer_pattern {answer_pattern!r} is not a regular expression: {error}.") from None
+    for split, rows in table.rows.items():
+        kept = []
+        for row in rows:
+            messages = _side(row.get(prompt), "user", table)
+            answer = clean(str(row.get(reference, "")), table.left_out).strip()
+            found = pattern.search(answer) if pattern else None
+            if pattern and not found:
+                table.left_out["rows_whose_reference_lacks_the_pattern"] += 1
+            elif not messages or not messages[-1]["content"]:
+                table.left_out["rows_without_a_prompt"] += 1
+            else:
+                answer = (found[1] if found.groups() else found[0]).strip() if found else answer
+                kept.append({"messages": messages, "reference": answer})
+        table.rows[split] = kept
+    said = f"prompts in {prompt!r}" + (f", references in {reference!r}" if reference else ", no references")
+    _finish(table, said, lambda row: row["messages"][-1]["content"], "prompt", {"validation": 0.1, "test": 0.1})
+
+
+def _finish(table: Table, said: str, group: Any, unit: str, shares: dict[str, float] | None = None) -> None:
+    if not table.rows["train"]:
+        counted = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in table.left_out.items())
+        raise ValueError(f"--dataset {table.source} has no training row that can be used: {counted or 'it is empty'}.")
+    table.notes.append(said)
+    hold_out(table, shares or {"validation": 0.05, "test": 0.05}, group=group, unit=unit)
+
+
+def _messages(value: Any, table: Table) -> list[Message]:
+    """Messages under one set of names; content that is a list of parts is joined."""
+    found = []
+    for message in value or []:
+        role = message.get("role", message.get("from"))
+        content = message.get("content", message.get("value"))
+        if isinstance(content, list):
+            content = "".join(str(part.get("text", "")) if isinstance(part, dict) else str(part) for part in content)
+        if role not in ROLES:
+            raise ValueError(
+                f"--dataset {table.source} has a message with the role {role!r}; there are {', '.join(ROLES)}."
+            )
+        found.append({"role": ROLES[role], "content": clean(str(content or ""), table.left_out).strip()})
+    return found
+
+
+def _side(value: Any, role: str, table: Table) -> list[Message]:
+    """A prompt or an answer, given as text or as messages."""
+    if isinstance(value, dict):
+        value = [value]
+    if isinstance(value, list):
+        return _messages(value, table)
+    return [{"role": role, "content": clean(str(value or ""), table.left_out).strip()}]
+
+
+def _alpaca(row: Row, completion: str, table: Table) -> list[Message]:
+    asked = [str(row.get(name) or "").strip() for name in ("instruction", "input")]
+    system = _side(row["system"], "system", table) if row.get("system") else []
+    prompt = _side("\n\n".join(part for part in asked if part), "user", table)
+    return [*system, *prompt, *_side(row.get(completion), "assistant", table)]
+
+
+def _transcript(text: str, table: Table) -> list[Message]:
+    parts = TURN.split(clean(text, table.left_out))[1:]
+    names = {"Human": "user", "Assistant": "assistant"}
+    return [
+        {"role": names[name], "content": content.strip()}
+        for name, content in zip(parts[::2], parts[1::2], strict=True)
+    ]
+
+
+def _first_question(row: Row) -> str:
+    return next((message["content"] for message in row["messages"] if message["role"] == "user"), "")
+
+
+def as_text(messages: Sequence[Message]) -> str:
+    """What is said in a conversation, for looking it up in another split."""
+    return "\n".join(message["content"] for message in messages)

@@ -1,0 +1,247 @@
+"""Pairs of answers: every form is read, DPO's loss is the paper's, and what is reported of a model holds."""
+
+import json
+import math
+
+import pytest
+import torch
+import transformers
+
+from hf_lm.arguments import TrainingArguments
+from hf_lm.chat_template import set_chat_template
+from hf_lm.data.conversations import read_preferences
+from hf_lm.data.tables import Table
+from hf_lm.models.adapters import add_lora
+from hf_lm.models.gpt2 import new_gpt2
+from hf_lm.tasks.preference import Preference, labelled
+from hf_lm.tokenizer import train_bpe
+
+COLOURS = ("red", "green", "blue", "black", "white", "蓝色")
+
+
+def pairs(count: int = 48) -> list[dict]:
+    return [
+        {
+            "prompt": f"Name colour {i}.",
+            "chosen": COLOURS[i % 6],
+            "rejected": f"Well, well: {COLOURS[i % 6]}{'!' * (i % 3)}",
+        }
+        for i in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    tokenizer = train_bpe((text for row in pairs() for text in row.values()), vocab_size=300)
+    set_chat_template(tokenizer)
+    return tokenizer
+
+
+@pytest.fixture
+def make(tokenizer):
+    def make(rows=None, **options):
+        transformers.set_seed(0)
+        model = new_gpt2(tokenizer, n_layer=1, n_head=2, n_embd=32, block_size=48)
+        table = Table("x", "", {"train": rows or pairs()})
+        read_preferences(table)
+        return model, Preference(table, tokenizer, model, **{"max_length": 40, "max_new_tokens": 6} | options)
+
+    return make
+
+
+def trainer_of(model, task, tmp_path, **arguments):
+    from hf_lm.training.alignment import dpo_trainer
+
+    settings = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "logging_steps": 1, "save_strategy": "no"}
+    args = TrainingArguments(output_dir=str(tmp_path), **settings | arguments)
+    return dpo_trainer(model, args, task, lambda model: {"loss": 1.0})
+
+
+def move(model, by=0.05):
+    """Another model than the reference."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p.add_(by * torch.randn_like(p))
+
+
+def read(*rows, fill="prompt"):
+    others = [{**{name: f"{name} {i}" for name in ("chosen", "rejected")}, "prompt": f"{i}"} for i in range(3)]
+    table = Table("x", "", {"train": list(rows), "validation": others, "test": others})
+    if fill == "same":
+        table.rows["validation"] = table.rows["test"] = list(rows)
+    read_preferences(table)
+    return table
+
+
+def test_every_form_of_a_pair_is_read():
+    asked, yes, no = (
+        {"role": r, "content": c} for r, c in (("user", "Hi?"), ("assistant", "Yes."), ("assistant", "No."))
+    )
+    expected = [{"messages": [asked], "chosen": "Yes.", "rejected": "No."}]
+    for row in (
+        {"prompt": "Hi?", "chosen": "Yes.", "rejected": "No."},
+        {"prompt": [asked], "chosen": [yes], "rejected": [no]},
+        {"prompt": "Hi?", "chosen": [asked, yes], "rejected": [asked, no]},
+        {"chosen": [asked, yes], "rejected": [asked, no]},
+        {"chosen": "\n\nHuman: Hi?\n\nAssistant: Yes.", "rejected": "\n\nHuman: Hi?\n\nAssistant: No."},
+        {"chosen": "Hi? Yes.", "rejected": "Hi? No."},
+    ):
+        assert read(row, fill="same").rows["train"] == expected, row
+    turns = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: "
+    (row,) = read({"chosen": turns + "d", "rejected": turns + "e\n\nnot a turn"}, fill="same").rows["train"]
+    assert [m["content"] for m in row["messages"]] == ["a", "b", "c"]
+    assert (row["chosen"], row["rejected"]) == ("d", "e\n\nnot a turn")
+
+
+def test_pairs_that_teach_nothing_are_left_out_and_counted():
+    good = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    table = read(good, good | {"rejected": "b"}, good | {"chosen": " "}, good | {"rejected": None})
+    assert len(table.rows["train"]) == 1
+    assert table.left_out == {"pairs_whose_answers_are_equal": 1, "pairs_with_an_empty_answer": 2}
+    start = "\n\nHuman: a\n\nAssistant: "
+    table = read(
+        {"chosen": f"{start}b\n\nHuman: c\n\nAssistant: d", "rejected": f"{start}x\n\nHuman: y\n\nAssistant: z"},
+        {"chosen": start + "b", "rejected": start + "c"},
+        fill="same",
+    )
+    assert table.left_out["pairs_that_part_before_the_last_answer"] > 0
+    with pytest.raises(ValueError, match="columns chosen and rejected"):
+        read({"prompt": "a", "answer": "b"})
+    with pytest.raises(ValueError, match=r"no training row that can be used: 1 pairs whose answers are equal"):
+        read(good | {"rejected": "b"})
+
+
+def test_prompts_longer_than_the_context_are_left_out_or_refused(make):
+    long = [{"prompt": "word " * 60 + str(i), "chosen": "a", "rejected": "b"} for i in range(4)]
+    _, task = make(rows=pairs() + long)
+    assert task.table.left_out["prompts_longer_than_the_context"] == 4
+    with pytest.raises(ValueError, match=r"keeps 0 pairs.*--max_length"):
+        make(max_length=4)
+
+
+def test_the_loss_is_the_papers_formula(make, tmp_path):
+    """Rafailov et al., arXiv 2305.18290, equation 7, in float64, token by token."""
+    model, task = make(beta=0.3)
+    trainer = trainer_of(model, task, tmp_path)
+    move(model)
+    features = task.train_dataset[:5]
+
+    def log_p(net, prompt, answer):
+        ids = torch.tensor([prompt + answer])
+        with torch.no_grad():
+            logits = net(ids[:, :-1]).logits[0].double()
+        places = range(len(prompt) - 1, ids.shape[1] - 1)
+        return sum(logits[i].log_softmax(-1)[ids[0, i + 1]].item() for i in places)
+
+    model.eval()
+    losses = []
+    for f in features:
+        ratio = [
+            log_p(model, f["prompt_ids"], f[side]) - log_p(task.reference, f["prompt_ids"], f[side])
+            for side in ("chosen_ids", "rejected_ids")
+        ]
+        losses.append(-math.log(1 / (1 + math.exp(-0.3 * (ratio[0] - ratio[1])))))
+    loss = trainer.compute_loss(model, trainer._prepare_inputs(task.collate(features)))
+    assert loss.item() == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    assert loss.item() != pytest.approx(math.log(2), rel=1e-3)
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_the_proofs_hold_and_training_prefers_the_chosen(make, tmp_path, rank):
+    model, task = make()
+    trainer = trainer_of(add_lora(model, rank=rank), task, tmp_path, max_steps=12, learning_rate=1e-2)
+    for name, check in task.proofs_before(trainer).items():
+        proof = check()
+        assert proof.passed, f"{name}: {proof.said}"
+    trainer.train()
+    scores = task.measure(trainer.model, "test")
+    found, (_, baseline) = scores.metrics(), task.baseline("test")
+    assert found["reward_accuracy"].value > 90
+    assert found["reward_margin"].beats(baseline.metrics()["reward_margin"])
+    assert set(found) == {"reward_accuracy", "reward_margin", "kl", "length_change"}
+    assert scores.loss == pytest.approx(
+        sum(math.log1p(math.exp(-row["score"])) for row in scores.examples if "score" in row)
+        / len(task.table.rows["test"])
+    )
+
+
+def test_a_model_that_has_not_moved_neither_prefers_nor_diverges(make, tmp_path):
+    model, task = make(scorer=lambda texts: [float(len(text)) for text in texts])
+    task.remember(model)
+    found = {name: estimate.value for name, estimate in task.measure(model, "test").metrics().items()}
+    assert found == pytest.approx(
+        {"reward_accuracy": 50, "reward_margin": 0, "kl": 0, "length_change": 0, "win_rate": 50}, abs=1e-5
+    )
+
+
+def test_metrics_do_not_depend_on_the_order_of_rows_or_their_company(make, monkeypatch):
+    rows = {"train": pairs(), "validation": pairs(20), "test": pairs(20)}
+    values = []
+    for turn, alone in ((1, False), (-1, False), (1, True)):
+        if alone:
+            monkeypatch.setattr("hf_lm.data.batches.by_length", lambda n, **_: ([i] for i in range(len(n))))
+        model, task = make()
+        task.table.rows["test"] = [task.table.rows["train"][i] for i in range(20)][::turn]
+        task.encoded["test"] = task.encode(task.table.rows["test"])
+        task.answers = 0
+        task.remember(model)
+        move(model)
+        values.append([e.value for e in task.measure(model, "test").metrics().values()])
+    assert values[0] == pytest.approx(values[1], rel=1e-4)
+    assert values[0] == pytest.approx(values[2], rel=1e-4)
+    assert rows
+
+
+def test_relatives_of_the_loss_are_finite_and_train(make, tmp_path):
+    for loss_type, smoothing in (
+        ("hinge", 0),
+        ("ipo", 0),
+        ("exo_pair", 1e-3),
+        ("robust", 0.1),
+        ("apo_zero", 0),
+        ("sft", 0),
+    ):
+        model, task = make(loss_type=loss_type, label_smoothing=smoothing, answers=0)
+        trainer = trainer_of(model, task, tmp_path)
+        loss = trainer.compute_loss(model, trainer._prepare_inputs(task.collate(task.train_dataset[:4])))
+        loss.backward()
+        assert torch.isfinite(loss), loss_type
+        assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters()), loss_type
+        assert "starts_at_reference" not in task.proofs_before(trainer)
+
+
+def test_only_an_answer_counts():
+    assert labelled([1, 2], [3]) == {"input_ids": [1, 2, 3], "labels": [-100, -100, 3]}
+
+
+def test_the_recipe_reports_what_preferences_did(tmp_path, tokenizer):
+    from test_chat import run_recipe
+
+    transformers.set_seed(0)
+    new_gpt2(tokenizer, n_layer=1, n_head=2, n_embd=32, block_size=48).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in pairs(100)))
+    report = run_recipe(
+        "preference.py",
+        model=tmp_path / "base",
+        dataset=data,
+        output_dir=tmp_path / "out",
+        max_length=40,
+        max_new_tokens=6,
+        max_steps=10,
+        learning_rate=1e-2,
+        scorer="hf_lm.data.dialogues:plainness",
+        skip_proofs="load_back",
+    )
+    metrics = report["metrics"]["test"]
+    assert metrics["reward_accuracy"]["baseline"]["beaten"]
+    assert {"low", "high"} <= set(metrics["kl"])
+    assert "baseline" not in metrics["length_change"]
+    assert metrics["win_rate"]["baseline"]["value"] == 50
+    assert 0 <= report["length_bias"]["longer_is_chosen"] <= 100
+    lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
+    assert any("reference_answer" in line for line in lines)
+    assert any("rejected" in line for line in lines)

@@ -1,0 +1,219 @@
+"""Rewards: what they check, how they fail, and that a run which learns nothing ends in one line."""
+
+import math
+
+import pytest
+import torch
+import transformers
+
+from hf_lm.arguments import TrainingArguments
+from hf_lm.chat_template import set_chat_template
+from hf_lm.data.conversations import read_prompts
+from hf_lm.data.dialogues import sums
+from hf_lm.data.tables import Table
+from hf_lm.evaluation.rewards import checked, load_reward, load_scorer
+from hf_lm.models.adapters import add_lora
+from hf_lm.models.gpt2 import new_gpt2
+from hf_lm.tasks.reinforce import Reinforce
+from hf_lm.tokenizer import train_bpe
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    tokenizer = train_bpe((f"{row['prompt']} {row['reference']} a b" for row in sums()), vocab_size=300)
+    set_chat_template(tokenizer)
+    return tokenizer
+
+
+@pytest.fixture
+def make(tokenizer):
+    def make(reward, **options):
+        transformers.set_seed(0)
+        model = new_gpt2(tokenizer, n_layer=1, n_head=2, n_embd=32, block_size=32)
+        rows = [row | {"prompt": "please " * (i % 3) + row["prompt"]} for i, row in enumerate(sums(12))]
+        table = Table("x", "", {"train": rows})
+        read_prompts(table)
+        options = {"max_new_tokens": 4, "num_generations": 4, "answers": 8} | options
+        return model, Reinforce(table, tokenizer, model, reward=checked(reward, "the reward"), **options)
+
+    return make
+
+
+def trainer_of(model, task, tmp_path, **arguments):
+    from hf_lm.training.alignment import grpo_trainer
+
+    settings = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "logging_steps": 1, "save_strategy": "no"}
+    args = TrainingArguments(output_dir=str(tmp_path), **settings | arguments)
+    return grpo_trainer(model, args, task, lambda model: {"reward": 1.0})
+
+
+def digits(prompts, answers, references):
+    """The share of an answer that is digits."""
+    return [sum(c in "0123456789" for c in answer) / max(1, len(answer)) for answer in answers]
+
+
+def test_rewards_check_what_they_say():
+    exact = load_reward("exact_answer")
+    answers = ["19", "7 + 12 = 19", "It is 1,900.", "91", "", "19.0"]
+    assert exact([""] * 6, answers, ["19", "19", "1900", "19", "19", "19"]) == [1, 1, 1, 0, 0, 1]
+    assert exact(["", "", ""], ["Paris.", "london", "春天"], ["paris", "Paris", "春天"]) == [1, 0, 1]
+    assert load_reward("format", pattern=r"#### \d+")([""] * 2, ["#### 12", "so #### 12"], ["", ""]) == [1, 0]
+    assert load_reward("length", target_length=4)([""] * 3, ["abcd", "ab", ""], [""] * 3) == [1, 0.5, 0]
+    close, far = load_reward("chrf")(["", ""], ["the cat sat", "xyz"], ["the cat sat", "the cat sat"])
+    assert close == pytest.approx(1)
+    assert far < 0.1
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (lambda p, a, r: 1 / 0, "the reward raised ZeroDivisionError: division by zero"),
+        (lambda p, a, r: [math.nan] * len(a), "the reward gave nan for the answer 'x'"),
+        (lambda p, a, r: [1.0], "the reward returned 1 numbers for 2 answers"),
+        (lambda p, a, r: None, "must return a number for each answer"),
+    ],
+)
+def test_a_reward_that_fails_is_named_in_one_line(function, expected):
+    with pytest.raises(ValueError, match=expected) as caught:
+        checked(function, "the reward")(["", ""], ["x", "y"], ["", ""])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"name": "exactanswer"}, "there is no reward 'exactanswer'; there are exact_answer"),
+        ({"name": "format"}, "needs --pattern"),
+        ({"name": "format", "pattern": "("}, "not a regular expression"),
+        ({"name": "length"}, "needs --target_length"),
+        ({"name": "no_such_module:f"}, "there is no module 'no_such_module'"),
+        ({"name": "math:no_such_function"}, "the module math has no 'no_such_function'"),
+    ],
+)
+def test_a_reward_that_cannot_be_is_said_in_one_line(options, expected):
+    with pytest.raises(ValueError, match=expected):
+        load_reward(**options)
+
+
+def test_a_scorer_is_a_function_or_a_classifiers_label(tokenizer, tmp_path):
+    assert load_scorer("hf_lm.data.dialogues:plainness")(["Of course! Yes.", "Yes."]) == [0, 1]
+    config = transformers.GPT2Config(
+        vocab_size=320, n_embd=16, n_layer=1, n_head=2, pad_token_id=1, id2label={0: "bad", 1: "good"},
+        label2id={"bad": 0, "good": 1},
+    )  # fmt: skip
+    transformers.GPT2ForSequenceClassification(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"knows the labels \['bad', 'good'\].*--scorer_label"):
+        load_scorer(str(tmp_path), label="POSITIVE")
+    good, bad = (load_scorer(str(tmp_path), label=label)(["a b", ""]) for label in ("good", "bad"))
+    assert [a + b for a, b in zip(good, bad, strict=True)] == pytest.approx([1, 1])
+
+
+def test_a_reference_is_taken_out_of_a_longer_text():
+    rows = [{"question": f"q{i}", "answer": f"1 + {i}\n#### {i + 1}"} for i in range(30)]
+    table = Table("x", "", {"train": [*rows, {"question": "q", "answer": "none"}]})
+    read_prompts(table, answer_pattern=r"#### (.*)")
+    assert {"messages": [{"role": "user", "content": "q3"}], "reference": "4"} in [
+        row for some in table.rows.values() for row in some
+    ]
+    assert table.left_out["rows_whose_reference_lacks_the_pattern"] == 1
+    with pytest.raises(ValueError, match="--answer_pattern"):
+        read_prompts(Table("x", "", {"train": rows}), answer_pattern="(")
+
+
+def test_prompts_that_leave_no_room_are_refused(make):
+    with pytest.raises(ValueError, match="lower --max_new_tokens"):
+        make(digits, max_new_tokens=31)
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_the_proofs_hold_and_the_reward_rises(make, tmp_path, rank):
+    model, task = make(digits)
+    trainer = trainer_of(
+        add_lora(model, rank=rank), task, tmp_path, max_steps=12, learning_rate=2e-2, per_device_train_batch_size=32
+    )
+    for name, check in task.proofs_before(trainer).items():
+        proof = check()
+        assert proof.passed, f"{name}: {proof.said}"
+    trainer.train()
+    found, (name, baseline) = task.measure(trainer.model, "test").metrics(), task.baseline("test")
+    assert name == "before training"
+    if not rank:  # an adapter of a model that knows nothing comes nowhere in so few steps
+        assert found["reward"].beats(baseline.metrics()["reward"])
+    assert set(found) == {"reward", "kl", "length_change"}
+    history = [entry for entry in trainer.state.log_history if "reward" in entry]
+    assert {"reward", "kl", "entropy", "completions/mean_length"} <= set(history[0])
+    assert history[0]["kl"] == pytest.approx(0, abs=1e-5)
+    assert history[-1]["kl"] > 1e-5
+
+
+def test_without_told_positions_padding_on_the_left_would_change_what_is_learned(make, tmp_path):
+    """Why GRPO here counts positions from the mask: TRL leaves them to the model, and GPT-2 counts the padding."""
+    model, task = make(digits)
+    rows = task.train_dataset
+    assert len({len(task.prompt_ids[row["prompt"]]) for row in rows[:64]}) > 1
+    trainer = trainer_of(model, task, tmp_path)
+    assert task.log_prob_proof(trainer).passed
+    model.base_model._forward_pre_hooks.clear()
+    model.base_model._forward_pre_hooks_with_kwargs.clear()
+    assert not task.log_prob_proof(trainer).passed
+
+
+@pytest.mark.parametrize(
+    ("reward", "options", "expected"),
+    [
+        (lambda p, a, r: [0.5] * len(a), {}, r"for 2 steps in a row .* all earned the same \(0.5 on average\)"),
+        (lambda p, a, r: [1 / 0], {}, "raised ZeroDivisionError"),
+        (digits, {"max_new_tokens": 1}, "no answer came to its end"),
+    ],
+)
+def test_a_run_that_learns_nothing_ends_in_one_line(make, tmp_path, reward, options, expected):
+    model, task = make(reward, collapse_steps=2, **options)
+    can_end = set() if "max_new_tokens" in options else task.ends
+    task.suppressed = [i for i in range(model.config.vocab_size) if i not in {30, 31} | can_end]
+    with pytest.raises(ValueError, match=expected) as caught:
+        trainer_of(model, task, tmp_path, max_steps=5, per_device_train_batch_size=8).train()
+    assert "\n" not in str(caught.value)
+
+
+def test_empty_answers_are_a_collapse(make, tmp_path):
+    model, task = make(lambda p, a, r: torch.rand(len(a)).tolist(), collapse_steps=2)
+    task.suppressed = [i for i in range(model.config.vocab_size) if i not in task.ends]  # nothing but the end
+    with pytest.raises(ValueError, match="every answer was empty"):
+        trainer_of(model, task, tmp_path, max_steps=5, per_device_train_batch_size=8).train()
+
+
+def test_the_recipe_reports_the_reward_beside_that_before_training(tokenizer, tmp_path):
+    from test_chat import run_recipe
+
+    transformers.set_seed(0)
+    new_gpt2(tokenizer, n_layer=1, n_head=2, n_embd=32, block_size=32).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    out = tmp_path / "out"
+    report = run_recipe(
+        "reinforce.py",
+        model=tmp_path / "base",
+        output_dir=out,
+        reward="length",
+        target_length=6,
+        max_new_tokens=4,
+        num_generations=4,
+        answers=8,
+        max_steps=4,
+        eval_strategy="steps",
+        eval_steps=2,
+        save_strategy="no",
+        logging_steps=1,
+        collapse_steps=0,
+        skip_proofs="load_back",
+    )
+    metric = report["metrics"]["test"]["reward"]
+    assert metric["baseline"]["name"] == "before training"
+    assert metric["low"] <= metric["value"] <= metric["high"]
+    assert {name for name, proof in report["proofs"].items() if proof["passed"]} == {
+        *("vocabulary", "reward", "sequence_log_probs")
+    }
+    for name in ("reward", "kl", "entropy", "completion_length", "metric"):
+        assert (out / "plots" / f"{name}.png").is_file()
+    assert "plots/entropy.png" in (out / "README.md").read_text()
+    assert (out / "predictions.jsonl").is_file()
