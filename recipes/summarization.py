@@ -61,7 +61,10 @@ if __name__ == "__main__":
         *parse_arguments(
             Arguments,
             TrainingArguments,
-            fresh={"learning_rate": 3e-3, "muon_learning_rate": 1e-2, "num_train_epochs": 2},
+            fresh={
+                **{"learning_rate": 3e-3, "muon_learning_rate": 1e-2, "num_train_epochs": 8},
+                **{"max_source_length": 32, "max_target_length": 24, "per_device_train_batch_size": 32},
+            },
             output_dir="out/summarization",
             per_device_train_batch_size=16,
             bf16=bf16_is_fast(),

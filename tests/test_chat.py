@@ -303,7 +303,7 @@ def test_trls_own_packing_is_isolated_too_but_makes_one_row_of_a_batch(make):
 
 @pytest.mark.slow
 def test_two_processes_give_the_loss_curve_of_one_with_twice_the_batch(tmp_path):
-    from test_recipes import run
+    from running import run
 
     data = tmp_path / "chats.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows(200)))

@@ -51,7 +51,7 @@ def _by_module(name: str, rows: list[Row], note: str) -> Table:
     by_split: dict[str, list[Row]] = {split: [] for split in SPLITS}
     for row in rows:
         by_split[demo_split(row["module"])].append(row)
-    return Table(name, "", by_split, [note])
+    return Table(name, "", by_split, [note], languages=["en"])
 
 
 def _docstrings() -> Table:
