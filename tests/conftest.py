@@ -6,10 +6,12 @@ import tempfile
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="hf_lm-tests-")
 os.environ["TOKENIZERS_PARALLELISM"] = "true"
-if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: a thread each
-    os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
+import torch
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: a thread each
+    torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items):

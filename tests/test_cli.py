@@ -47,7 +47,7 @@ def test_every_command_has_help_with_an_example_that_it_would_accept(capsys):
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        ([], "give a command: recipes, copy, run"),
+        ([], "give a command: recipes, copy, plan"),
         (["psh"], "Did you mean 'push'?"),
         (["push", "out", "me/it", "--privat"], "hf-lm push has no option --privat. Did you mean '--private'?"),
         (["predict", "a", "b", "c", "--colum=x"], "no option --colum. Did you mean '--column'?"),

@@ -192,7 +192,7 @@ def test_a_family_in_a_task_is_sound(make, name, checkpoints, tokenizer, tmp_pat
     for estimate in measured.metrics().values():
         estimate.interval()
     name, trivial = task.baseline("test")
-    assert set(trivial.metrics()) == set(measured.metrics())
+    assert set(measured.metrics()) - set(trivial.metrics()) <= {"calibration_error"}
     folder = tmp_path / "saved"
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -82,6 +82,7 @@ class TextToText(Supervised):
             max_length=None,
             num_beams=num_beams,
             do_sample=False,
+            use_cache=True,
             eos_token_id=self.end,
             pad_token_id=tokenizer.pad_token_id,
             decoder_start_token_id=self.start,
@@ -149,7 +150,7 @@ class TextToText(Supervised):
                 [{"input_ids": prompts[i]} for i in rows], pad_id=self.tokenizer.pad_token_id, left=self.causal
             )
             batch = {key: value.to(device) for key, value in batch.items()}
-            ids = writer.generate(**batch, generation_config=self.generation, use_cache=True)
+            ids = writer.generate(**batch, generation_config=self.generation)
             ids = ids[:, batch["input_ids"].shape[1] :] if self.causal else ids
             return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
