@@ -69,14 +69,13 @@ def fit(
     if training_args.load_best_model_at_end and not training_args.run.get("metric_for_best_model"):
         training_args.metric_for_best_model = task.main_metric
         training_args.greater_is_better = task.greater_is_better
-    kept: dict[int, Any] = {}  # evaluations while training by their step: the best and the newest
+    newest: dict[int, Any] = {}  # the last evaluation while training, by its step
 
     def build(model: torch.nn.Module, args: TrainingArguments) -> Sound:
         def measure(model: torch.nn.Module) -> dict[str, float]:
             scores = task.measure(model, "validation", trainer.accelerator)
-            for step in set(kept) - {trainer.state.best_global_step}:
-                del kept[step]
-            kept[trainer.state.global_step] = scores
+            newest.clear()
+            newest[trainer.state.global_step] = scores
             numbers = {"loss": scores.loss}
             estimates = scores.metrics()
             for name in sorted(estimates, key=lambda name: name != task.main_metric):  # it stands on the bar
@@ -86,8 +85,8 @@ def fit(
 
         trainer = build_trainer(model, args, task, measure)
         if args.early_stopping_patience:
-            newest = lambda: kept[trainer.state.global_step].metrics()[task.main_metric]  # noqa: E731
-            trainer.add_callback(EarlyStopping(args.early_stopping_patience, newest))
+            estimate = lambda: newest[trainer.state.global_step].metrics()[task.main_metric]  # noqa: E731
+            trainer.add_callback(EarlyStopping(args.early_stopping_patience, estimate))
         return trainer
 
     trainer = build(model, training_args)
@@ -113,7 +112,7 @@ def fit(
             greater_is_better=task.greater_is_better,
             say=say,
         )
-        kept.clear()
+        newest.clear()
         training_args.learning_rate = swept[0]["learning_rate"]
         training_args.run |= {"learning_rate": training_args.learning_rate, "sweep": 0}  # what run.yaml repeats
         if state.is_main_process:
@@ -143,7 +142,8 @@ def fit(
         raise SystemExit(SPENT)
 
     step = trainer.state.best_global_step if training_args.load_best_model_at_end else trainer.state.global_step
-    measured = {"validation": kept.get(step) or task.measure(trainer.model, "validation", trainer.accelerator)}
+    # Measured anew where the best is not the last: a threshold that a task chooses on validation must be this model's.
+    measured = {"validation": newest.get(step) or task.measure(trainer.model, "validation", trainer.accelerator)}
     if "test" in task.splits:
         measured["test"] = task.measure(trainer.model, "test", trainer.accelerator)
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)

@@ -1,0 +1,58 @@
+"""Which checkpoint and which learning rate: chosen on validation, and by more than its noise."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+from running import here
+from transformers import TrainerControl
+
+from hf_lm.data.opinions import opinions
+from hf_lm.evaluation.intervals import mean
+from hf_lm.training.selection import EarlyStopping
+
+FAST = {"per_device_train_batch_size": 8, "use_cpu": True, "bf16": False, "report_to": "none"}
+FAST |= {"skip_proofs": "load_back", "logging_steps": 4}
+
+
+def test_only_a_gain_beyond_noise_keeps_a_run_alive():
+    examples = np.random.default_rng(0).random(200)
+    series = [examples, examples, np.roll(examples, 1), examples + 0.5, examples + 0.5]
+    estimates = iter([mean(values) for values in series])
+    stopping, stopped = EarlyStopping(2, lambda: next(estimates)), []
+    for _ in series:
+        control = TrainerControl()
+        stopping.on_evaluate(None, None, control)
+        stopped.append(control.should_training_stop)
+    # The second is the first, the third the same examples in another order: two without a gain. Then a real one.
+    assert stopped == [False, False, True, False, False]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "opinions.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in opinions(120)))
+    return path
+
+
+def test_the_numbers_on_validation_are_those_of_the_best_checkpoint(data, tmp_path):
+    # A rate at which the model is thrown about, so that the last evaluation is not the best one.
+    report = here("sentiment.py", dataset=data, output_dir=tmp_path, num_train_epochs=4, learning_rate=0.03, **FAST)
+    evaluated = [entry["eval_accuracy"] for entry in report["history"] if "eval_accuracy" in entry]
+    assert len(evaluated) == 4
+    assert report["metrics"]["validation"]["accuracy"]["value"] == pytest.approx(max(evaluated))
+
+
+def test_a_sweep_takes_the_best_rate_and_run_yaml_repeats_it(data, tmp_path):
+    pytest.importorskip("optuna", reason="--sweep needs the extra sweep")
+    report = here(
+        "sentiment.py", dataset=data, output_dir=tmp_path, num_train_epochs=1, sweep=2, learning_rate=1e-3, **FAST
+    )
+    tried = report["sweep"]
+    assert len(tried) == 2
+    assert all(1e-4 <= trial["learning_rate"] <= 1e-2 for trial in tried)
+    assert tried[0]["accuracy"] >= tried[1]["accuracy"]
+    run = yaml.safe_load((tmp_path / "run.yaml").read_text())
+    assert run["learning_rate"] == pytest.approx(tried[0]["learning_rate"])
+    assert run["sweep"] == 0
