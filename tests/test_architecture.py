@@ -36,7 +36,7 @@ FLOORS = [
     {"tasks"},
     {"generation", "pipelines"},
     {"conversation", "writing", "predicting"},
-    {"training"},
+    {"training", "self_training"},
     {"rehearsal"},
     {"inspection"},
     {"commands"},

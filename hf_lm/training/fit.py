@@ -19,13 +19,21 @@ from hf_lm.proofs import prove
 from hf_lm.report import peak_memory_bytes, save_predictions, save_report, show_report, versions
 from hf_lm.training.checkpoints import check_same_run, find_checkpoint, prepare_output, save_run
 from hf_lm.training.selection import EarlyStopping, search_learning_rate
-from hf_lm.training.trainer import Trainer
+from hf_lm.training.trainer import Trainer, new_trainer
 
 
-def fit(model: Any, task: Any, training_args: TrainingArguments, *, merge: bool = True) -> dict[str, Any]:
+def fit(
+    model: Any,
+    task: Any,
+    training_args: TrainingArguments,
+    *,
+    merge: bool = True,
+    found_before: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """Train a model on a task and leave the whole output folder; returns the report.
 
-    `merge` adds an adapter's updates to its base; without it the folder holds the adapter alone.
+    `merge` adds an adapter's updates to its base; without it the folder holds the adapter alone. `found_before`: what
+    a method measured before this training, as parts of the report.
     Before training, the proofs and, if asked, the checkpoint to resume; after it, the numbers on validation and, once,
     on test, the load-back in a fresh process, the card and the push. Raises ValueError when a proof fails and
     FileExistsError when the output folder holds a run; a signal ends the process after a checkpoint.
@@ -69,17 +77,7 @@ def fit(model: Any, task: Any, training_args: TrainingArguments, *, merge: bool 
                 numbers |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
             return {name: number for name, number in numbers.items() if number is not None}
 
-        trainer = Trainer(
-            model,
-            args,
-            loss=task.loss,
-            shifts_labels=task.shifts_labels,
-            measure=measure,
-            context=task.context,
-            train_dataset=task.train_dataset,
-            data_collator=task.collate,
-            processing_class=task.tokenizer,
-        )
+        trainer = new_trainer(model, task, args, measure=measure)
         if args.early_stopping_patience:
             newest = lambda: kept[trainer.state.global_step].metrics()[task.main_metric]  # noqa: E731
             trainer.add_callback(EarlyStopping(args.early_stopping_patience, newest))
@@ -168,6 +166,7 @@ def fit(model: Any, task: Any, training_args: TrainingArguments, *, merge: bool 
             "speed": trainer.speedometer.speed | {"peak_memory_bytes": peak_memory_bytes()},
             "history": trainer.state.log_history,
         }
+        report |= found_before or {}
         if training_args.run.get("model"):
             report["model"]["base"] = training_args.run["model"]
         report["seconds"] = time.time() - started

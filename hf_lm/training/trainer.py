@@ -205,3 +205,20 @@ class Trainer(transformers.Trainer):
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """See init_hf_repo."""
+
+
+def new_trainer(
+    model: nn.Module, task: Any, args: TrainingArguments, *, measure: Callable[[nn.Module], dict] = lambda model: {}
+) -> Trainer:
+    """The Trainer of a model on a task's training rows, as `fit` and every training beside it have it."""
+    return Trainer(
+        model,
+        args,
+        loss=task.loss,
+        shifts_labels=task.shifts_labels,
+        measure=measure,
+        context=task.context,
+        train_dataset=task.train_dataset,
+        data_collator=task.collate,
+        processing_class=task.tokenizer,
+    )
