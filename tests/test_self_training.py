@@ -1,4 +1,4 @@
-"""Few labels and much text: what is drawn, what a teacher may pass on, and that the curve is that of plain training."""
+"""Few labels, much text: what is drawn, what a teacher may pass on, and a curve that is that of plain training."""
 
 import json
 
@@ -79,7 +79,7 @@ def test_a_larger_share_holds_the_smaller_one_and_each_class():
     assert len(small) == 5
     assert {rows[i]["label"] for i in small} == {"a", "b"}
     assert draw_labelled(rows, 0.05, seed=4) != small
-    with pytest.raises(ValueError, match="there are 2 classes; give a share from 0.02"):
+    with pytest.raises(ValueError, match=r"there are 2 classes; give a share from 0\.02"):
         draw_labelled(rows, 0.01, seed=0)
 
 
