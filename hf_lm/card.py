@@ -16,6 +16,7 @@ from hf_lm.report import SHOWN, beside, in_words, plan_in_words, warnings
 KINDS = {
     "pretrain": "causal language model",
     "sentiment": "text classifier",
+    "self_training": "text classifier",
     "question_answering": "model that answers questions from a text",
     "translation": "translation model",
     "summarization": "summarization model",
@@ -33,6 +34,7 @@ def write_card(report: dict[str, Any], folder: str | Path) -> None:
         _introduction(report, folder),
         _numbers(report, folder),
         _classes(report),
+        _few_labels(report, folder),
         _answers(report),
         _harness(report),
         _proofs(report),
@@ -209,6 +211,29 @@ def _classes(report: dict[str, Any]) -> str:
         shares = " | ".join(f"{found[key]:.1f} %" for key in ("precision", "recall", "f1"))
         lines.append(f"| {_in_table(label)} | {found['rows']:,} | {shares} |")
     return "\n".join(lines)
+
+
+def _few_labels(report: dict[str, Any], folder: Path) -> str:
+    """The learning curve of a run of self-training."""
+    curve = report.get("learning_curve")
+    if not curve:
+        return ""
+    said = f"{SHOWN[curve['metric']][0]} on {curve['split']} (95 % over {len(curve['seeds'])} seeds and examples)"
+    lines = ["## With fewer labels", "", f"| labels | method | {said} | against labels alone |", "|---|---|---|---|"]
+    for point in curve["points"]:
+        gain = point.get("gain")
+        against = f"{gain['value']:+.1f} ({gain['low']:+.1f} to {gain['high']:+.1f})" if gain and "low" in gain else ""
+        shown = in_words(curve["metric"], point)
+        lines.append(f"| {point['labels']:,} ({point['share']:.0%}) | {point['method']} | {shown} | {against} |")
+    chosen = curve["chosen"]
+    lines += [
+        "",
+        f"This folder holds the best of all by validation: {chosen['method']} with {chosen['labels']:,} labels, ",
+    ]
+    lines[-1] += f"seed {chosen['seed']}."
+    if (folder / "plots" / "learning_curve.png").is_file():
+        lines += ["", "![learning curve](plots/learning_curve.png)"]
+    return "\n".join([*lines, "", *(f"- {_in_table(one)}." for one in curve["said"])])
 
 
 def _answers(report: dict[str, Any]) -> str:

@@ -46,7 +46,23 @@ def draw_plots(report: dict[str, Any], folder: str | Path) -> list[Path]:
     if _series(history, f"eval_{metric}"):
         shown = SHOWN.get(metric, (metric,))[0]
         drawn.append(_draw(folder / "metric.png", "Validation", shown, lambda axes: _metric(axes, metric, report)))
+    if curve := report.get("learning_curve"):
+        shown = f"{SHOWN[curve['metric']][0]} on {curve['split']}, %"
+        path = folder / "learning_curve.png"
+        drawn.append(_draw(path, "Few labels", shown, lambda axes: _curve(axes, curve), below="labelled rows"))
     return drawn
+
+
+def _curve(axes: Any, curve: dict[str, Any]) -> None:
+    axes.set_xscale("log")
+    for method, color in zip(
+        dict.fromkeys(point["method"] for point in curve["points"]), (GREY, ORANGE, BLUE), strict=False
+    ):
+        points = [point for point in curve["points"] if point["method"] == method]
+        labels, values = ([point[key] for point in points] for key in ("labels", "value"))
+        axes.plot(labels, values, "o-", color=color, markersize=4, label=method)
+        bounds = [[point.get(end, point["value"]) for point in points] for end in ("low", "high")]
+        axes.fill_between(labels, *bounds, color=color, alpha=0.15, linewidth=0)
 
 
 def draw_lengths(lengths: dict[str, dict[str, list[int]]], folder: str | Path) -> Path:

@@ -38,7 +38,7 @@ FLOORS = [
     {"rebuilding"},
     {"generation", "pipelines", "scoring", "comparing", "harness"},
     {"conversation", "writing", "predicting"},
-    {"training"},
+    {"training", "self_training"},
     {"safety"},
     {"rehearsal"},
     {"inspection"},

@@ -222,7 +222,7 @@ model.save_pretrained(folder + "-again")
 again = AutoModelForCausalLM.from_pretrained(folder + "-again", trust_remote_code=trust)
 ids, expected = torch.load(folder + "/expected.pt")
 for each in (model, again):
-    assert torch.equal(each(ids).logits, expected)
+    torch.testing.assert_close(each(ids).logits, expected)  # another number of threads may round otherwise
     assert each.lm_head.weight is each.embedding.weight
 assert len(model.generate(ids, max_new_tokens=3, eos_token_id=None)[0]) == ids.shape[1] + 3
 tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)

@@ -1,6 +1,6 @@
 """Bootstrap intervals: how far a number would move on other examples, and whether a difference is more than noise."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -70,6 +70,38 @@ class Estimate:
             times = np.bincount(drawn.ravel(), minlength=size * examples).reshape(size, examples)
             values[start : start + size] = self.value_of(times @ self.statistics)
         return values
+
+
+@dataclass(frozen=True)
+class OverRuns:
+    """One number after several trainings on the same examples, paired by their order: seed by seed. Its value is the
+    mean over them.
+
+    An interval resamples trainings and examples together, the same examples for all. Of n trainings n - 1 are drawn,
+    which makes the variance between them the unbiased one (Rao and Wu 1988); with one only the examples are resampled.
+    """
+
+    runs: Sequence[Estimate]
+
+    @property
+    def value(self) -> float:
+        return float(np.mean([run.value for run in self.runs]))
+
+    def interval(self, **options) -> Interval:
+        return Interval(self.value, *_percentiles(self.resampled(**options)))
+
+    def minus(self, other: "OverRuns", **options) -> Interval:
+        """The difference on the same examples and the same seeds, resampled together."""
+        if len(self.runs) != len(other.runs):
+            raise ValueError(f"{len(self.runs)} and {len(other.runs)} trainings cannot be paired.")
+        differences = self.resampled(**options) - other.resampled(**options)
+        return Interval(self.value - other.value, *_percentiles(differences))
+
+    def resampled(self, *, resamples: int = 2000, seed: int = 0) -> np.ndarray:
+        values = np.stack([run.resampled(resamples=resamples, seed=seed) for run in self.runs])  # (runs, resamples)
+        runs = len(values)
+        drawn = np.random.default_rng([seed, 1]).integers(0, runs, size=(max(1, runs - 1), resamples))
+        return values[drawn, np.arange(resamples)].mean(axis=0)
 
 
 def _percentiles(values: np.ndarray, confidence: float = 0.95) -> tuple[float | None, float | None]:

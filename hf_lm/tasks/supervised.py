@@ -1,7 +1,8 @@
 """What the fine-tuning tasks share: rows become features, answers scores beside a baseline, overlap is found."""
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -104,6 +105,14 @@ class Supervised:
         raise NotImplementedError
 
     # What all share
+
+    def with_rows(self, split: str, rows: Sequence[Row]) -> "Supervised":
+        """This task with other rows as one of its splits; what else was found, overlap among it, stays as it was."""
+        task = copy.copy(self)
+        task.table = replace(self.table, rows=self.table.rows | {split: list(rows)})
+        task.encoded = self.encoded | {split: self.encode(rows)}
+        task.train_dataset = task.encoded["train"].features
+        return task
 
     def collate(self, features: Sequence[Feature]) -> dict[str, torch.Tensor]:
         return pad_batch(features, pad_id=self.tokenizer.pad_token_id)

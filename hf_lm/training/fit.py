@@ -35,11 +35,13 @@ def fit(
     *,
     merge: bool = True,
     build_trainer: Callable[..., Sound] = supervised_trainer,
+    found_before: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Train a model on a task and leave the whole output folder; returns the report.
 
     `merge` adds an adapter's updates to its base; without it the folder holds the adapter alone. `build_trainer(model,
-    args, task, measure)` is what trains: hf_lm.training.alignment has TRL's.
+    args, task, measure)` is what trains: hf_lm.training.alignment has TRL's. `found_before`: what a method measured
+    before this training, as parts of the report.
     Before training, the proofs and, if asked, the checkpoint to resume; after it, the numbers on validation and, once,
     on test, the load-back in a fresh process, the card and the push. Raises ValueError when a proof fails and
     FileExistsError when the output folder holds a run; a signal, or a budget that is spent, ends the process after a
@@ -193,6 +195,7 @@ def fit(
         }
         if plan is not None:
             report["plan"] = plan
+        report |= found_before or {}
         if training_args.run.get("model"):
             report["model"]["base"] = training_args.run["model"]
         report["seconds"] = time.time() - started

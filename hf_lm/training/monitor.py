@@ -33,7 +33,8 @@ def flops_per_token(model: PreTrainedModel, context: int) -> int:
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     """Operations per second of a large matrix product on this device, measured: what utilisation is a share of."""
     size = 1024 if device.type == "cpu" else 8192
-    a = torch.randn(size, size, device=device, dtype=dtype)
+    drawn = torch.Generator(device).manual_seed(0)  # of its own: dropout must not depend on what else was trained
+    a = torch.randn(size, size, device=device, dtype=dtype, generator=drawn)
 
     def product_seconds() -> float:
         if device.type == "cuda":
