@@ -1,0 +1,126 @@
+"""The documentation is true to the code: what it quotes, what it links to and what it says to type."""
+
+import ast
+import dataclasses
+import re
+import shlex
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+from hf_lm.cli import COMMANDS, build_parser
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted([*DOCS.glob("*.md"), *ROOT.glob("README*.md")])
+FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+UNLISTED = ("demo.md", "self_training.md")  # may come before they are put into the nav
+
+
+def blocks(page: Path, language: str) -> list[tuple[str, str]]:
+    """(first line without its fence, text) of each fenced block in a language."""
+    found = FENCE.findall(page.read_text(encoding="utf-8"))
+    return [(info, text) for info, text in found if info.split(" ")[0] == language]
+
+
+def commands(page: Path) -> list[str]:
+    """The lines that a page says to type: of its bash blocks, and after `$` in others; continued lines are joined."""
+    lines = []
+    for info, text in FENCE.findall(page.read_text(encoding="utf-8")):
+        typed = text.replace("\\\n", " ").splitlines()
+        if info != "bash":
+            typed = [line.removeprefix("$ ") for line in typed if line.startswith("$ ")]
+        lines += typed
+    return [part.strip() for line in lines for part in line.split(" && ")]
+
+
+def anchors(page: Path) -> set[str]:
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" not in link:
+            path, _, anchor = unquote(link).partition("#")
+            target = page.parent / path if path else page
+            assert target.is_file(), f"{page.name} links to {link}"
+            assert page.parent != DOCS or target.resolve().is_relative_to(DOCS), f"{link} leaves the site"
+            assert not anchor or anchor in anchors(target), f"{page.name} links to {link}"
+
+
+def test_every_page_is_in_the_nav():
+    config = (DOCS / "site" / "mkdocs.yml").read_text(encoding="utf-8")
+    listed = re.findall(r"^ +- .*: (\w+\.md)$", config.split("\nnav:")[1], re.MULTILINE)
+    assert len(listed) == len(set(listed))
+    there = {page.name for page in DOCS.glob("*.md")}
+    assert set(listed) <= there
+    assert there - set(listed) <= set(UNLISTED)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_quoted_code_stands_in_its_file(page):
+    for info, text in blocks(page, "python"):
+        if titled := re.search(r'title="([^"]+)"', info):
+            assert text in (ROOT / titled[1]).read_text(encoding="utf-8"), f"{page.name} quotes {titled[1]}:\n{text}"
+
+
+def test_concepts_quotes_every_step():
+    quoted = {re.search(r'title="([^"]+)"', info)[1] for info, _ in blocks(DOCS / "concepts.md", "python")}
+    assert {"hf_lm/losses.py", "hf_lm/evaluation/perplexity.py", "hf_lm/evaluation/intervals.py"} <= quoted
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_of_hf_lm_are_accepted(page):
+    parser = build_parser()
+    for line in commands(page):
+        if line.startswith("hf-lm ") and "..." not in line:
+            words = shlex.split(re.split(r" [>|] | ; ", line)[0], comments=True)[1:]
+            if words and words[0] in COMMANDS and words[0] != "run" and "--help" not in words:
+                try:
+                    _, unknown = parser.parse_known_args(words)
+                except SystemExit:
+                    pytest.fail(f"{page.name}: {line}")
+                assert not unknown, f"{page.name}: {line}"
+
+
+def fields_of(path: Path) -> set[str]:
+    """Names of the dataclass fields that a file declares."""
+    classes = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.ClassDef)]
+    return {item.target.id for node in classes for item in node.body if isinstance(item, ast.AnnAssign)}
+
+
+def test_options_of_recipes_exist():
+    from transformers import TrainingArguments
+
+    shared = {field.name for field in dataclasses.fields(TrainingArguments)} | fields_of(ROOT / "hf_lm/arguments.py")
+    shared |= {"config", "print_config", "help", "debug"}
+    checked = 0
+    for page in PAGES:
+        for line in commands(page):
+            if found := re.search(r"(?:accelerate launch|python|torchrun) .*?recipes/(\w+)\.py(.*)", line):
+                recipe = ROOT / "recipes" / f"{found[1]}.py"
+                assert recipe.is_file(), f"{page.name}: {line}"
+                own = fields_of(recipe)
+                for option in re.findall(r"(?<= )--(\w+)", found[2].split("  #")[0]):
+                    assert option in shared | own, f"{page.name}: {line}: --{option}"
+                    checked += 1
+    assert checked > 20
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning_and_asks_no_other_host(tmp_path):
+    build = pytest.importorskip("mkdocs.commands.build").build
+    from mkdocs.config import load_config
+
+    build(load_config(str(DOCS / "site" / "mkdocs.yml"), site_dir=str(tmp_path / "site"), strict=True))
+    for page in (tmp_path / "site").glob("*.html"):
+        loaded = re.findall(
+            r'<(?:script|img|iframe)[^>]* src="([^"]+)"|<link rel="stylesheet" href="([^"]+)"', page.read_text()
+        )
+        assert loaded
+        assert not [url for pair in loaded for url in pair if url.startswith(("http", "//"))]
