@@ -281,8 +281,8 @@ def _chat(gr: Any, view: Any) -> None:
         yield from answer(lambda talk: view.say(talk, text), talk, text, system)
 
     def regenerate(talk, text, system):
-        for said, talk, _, about in answer(view.regenerate, talk, text, system):
-            yield [said, talk, gr.skip(), about]
+        for said, changed, _, about in answer(view.regenerate, talk, text, system):
+            yield [said, changed, gr.skip(), about]
 
     def back(talk):
         talk = talk or view.new()

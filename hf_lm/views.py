@@ -1,4 +1,4 @@
-"""What the page shows of a model, without the page: a class per kind of model, whose methods take and give plain values.
+"""What the page shows of a model, without the page: a class per kind of model, with methods of plain values.
 
 view = load_view("out/question_answering")
 html, note = view.answer("Who wrote it?", "It was written by Ada.")
@@ -236,7 +236,8 @@ def kind_of(config: Any, report: dict[str, Any]) -> tuple[str, str]:
         return "classes", "text-classification"
     if architecture.endswith("ForQuestionAnswering"):
         return "answers", "question-answering"
-    known = [task for task in config.task_specific_params or {} if task.startswith(("summarization", "translation"))]
+    named = getattr(config, "task_specific_params", None) or {}
+    known = [task for task in named if task.startswith(("summarization", "translation"))]
     of_run = [task for task in (report.get("recipe"),) if task in WRITTEN]
     if of_run or (known and family(config) == "encoder-decoder"):
         return "text", (of_run or known)[0]
