@@ -136,6 +136,19 @@ class TextToTextPipeline(_Pipeline):
             return self._together([inputs], **self.options | options)
         return self._answer(inputs, options)
 
+    def room(self) -> int:
+        """Tokens of a text that are read."""
+        positions = context_length(self.model.config) or 10**6
+        room = positions - len(self.frame.before) - sum(map(len, self._around())) - len(self.frame.after)
+        return room - (self.model.generation_config.max_new_tokens or positions // 2) if self.causal else room
+
+    def _around(self) -> tuple[list[int], list[int]]:
+        """What stands before a text, and between it and the answer."""
+        known = getattr(self.model.config, "task_specific_params", None) or {}
+        settings = known.get(self.named) or known.get(self.task, {})
+        before = encode_documents(self.tokenizer, [settings.get("prefix", "")])[0]
+        return before, encode_documents(self.tokenizer, [settings.get("cue", "")])[0] if self.causal else []
+
     @torch.no_grad()
     def _together(
         self,
@@ -147,14 +160,8 @@ class TextToTextPipeline(_Pipeline):
         return_text: bool = True,
         **generation: Any,
     ) -> list[Any]:
-        known = getattr(self.model.config, "task_specific_params", None) or {}
-        settings = known.get(self.named) or known.get(self.task, {})
-        before = encode_documents(self.tokenizer, [settings.get("prefix", "")])[0]
-        cue = encode_documents(self.tokenizer, [settings.get("cue", "")])[0] if self.causal else []
-        positions = context_length(self.model.config) or 10**6
-        room = positions - len(self.frame.before) - len(before) - len(cue) - len(self.frame.after)
-        if self.causal:
-            room -= self.model.generation_config.max_new_tokens or positions // 2
+        before, cue = self._around()
+        room = self.room()
         prompts = [
             [*self.frame.before, *before, *ids[:room], *cue, *self.frame.after]
             for ids in encode_documents(self.tokenizer, inputs)

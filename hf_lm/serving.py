@@ -88,7 +88,7 @@ def serving(
     missing = [name for name in ("fastapi", "uvicorn", "openai") if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(f"serving needs {', '.join(missing)}: pip install 'hf-lm[serve]'.")
-    port = _free_port(host, port)
+    port = free_port(host, port)
     folder = Path(model).expanduser()
     # Served from the folder above, so that the name that clients give, and see, is not a path of this machine.
     name, above = (folder.resolve().name, str(folder.resolve().parent)) if folder.is_dir() else (model, ".")
@@ -150,7 +150,7 @@ def _reached_at(host: str) -> str:
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
 
 
-def _free_port(host: str, port: int) -> int:
+def free_port(host: str, port: int) -> int:
     """The port, or for 0 a free one. Raises OSError that names the next free one where it is in use."""
 
     def bound(port: int) -> int:

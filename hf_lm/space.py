@@ -1,0 +1,130 @@
+"""`hf-lm demo --export`: a folder that is ready to be a Hugging Face Space."""
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from hf_lm.hub import check_complete
+from hf_lm.models.checkpoints import is_path
+
+# What shows a model and its run; what the run says of the machine that trained it is not for a Space.
+SHOWN = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "plots/*.png")
+NOT_SHOWN = ("trainer_state.json",)
+# What hf_lm.page imports, beside gradio, which the Space brings itself.
+NEEDED = (
+    *("torch", "transformers", "tokenizers", "accelerate", "safetensors", "huggingface_hub", "peft", "jinja2"),
+    *("datasets", "numpy", "matplotlib", "fonttools", "pyyaml", "tqdm", "sacrebleu", "rouge-score", "evaluate"),
+)
+APP = '''"""The page of `hf-lm demo`: python app.py"""
+
+import os
+from pathlib import Path
+
+from hf_lm.page import open_page
+
+os.chdir(Path(__file__).parent)
+open_page({models}, host=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"))
+'''
+README = """---
+title: {title}
+emoji: 📖
+colorFrom: gray
+colorTo: blue
+sdk: gradio
+sdk_version: {gradio}
+python_version: "3.11"
+app_file: app.py
+pinned: false
+{ids}---
+
+# {title}
+
+A page for {count}, made with `hf-lm demo --export`. To look at it on your own machine:
+
+```bash
+pip install gradio=={gradio} -r requirements.txt
+python app.py
+```
+
+`hf_lm/` is the library that draws the page; `models/` holds the models that are not on the Hub.
+"""
+
+
+def export_space(models: Sequence[str], folder: str | Path) -> Path:
+    """Write a Space for these models: app.py, requirements.txt, README.md, the library, and folders' models as copies.
+
+    A Hub id is named, and loaded when the Space starts. Raises FileExistsError where something stands there already,
+    and OSError or ValueError for a model that the page does not show; nothing is written then.
+    """
+    from hf_lm.page import check_gradio
+    from hf_lm.views import kind_of, read_report
+
+    check_gradio()
+    folder = Path(folder).expanduser()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is there already, and nothing is overwritten: give --export another folder.")
+    from hf_lm.models.checkpoints import load_config
+
+    named: dict[str, str] = {}  # as given: as the Space finds it
+    for name in models:
+        if (Path(name) / "adapter_config.json").is_file() and not (Path(name) / "config.json").is_file():
+            raise ValueError(f"{name} is an adapter; make it a model first: hf-lm merge {name}")
+        kind_of(load_config(name), read_report(name))
+        if Path(name).is_dir():
+            check_complete(Path(name))
+            place = f"models/{Path(name).resolve().name}"
+            twins = sum(one.split(" ")[0] == place or one.startswith(f"{place}-") for one in named.values())
+            named[name] = f"{place}-{twins + 1}" if twins and name not in named else place
+        elif is_path(name):
+            raise FileNotFoundError(f"there is no folder {name}.")
+        else:
+            named[name] = name
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        aside.chmod(0o755)
+        for name, place in named.items():
+            if Path(name).is_dir():
+                _copy_model(Path(name), aside / place)
+        source = Path(__file__).parent
+        shutil.copytree(source, aside / "hf_lm", ignore=shutil.ignore_patterns("__pycache__", "recipes"))
+        (aside / "app.py").write_text(APP.format(models=list(named.values())), encoding="utf-8")
+        (aside / "requirements.txt").write_text(_requirements(), encoding="utf-8")
+        (aside / "README.md").write_text(_readme(list(named.values()), folder.name), encoding="utf-8")
+        if folder.exists():
+            folder.rmdir()  # it is empty
+        aside.rename(folder)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    return folder
+
+
+def _copy_model(source: Path, target: Path) -> None:
+    for pattern in SHOWN:
+        for path in sorted(source.glob(pattern)):
+            if path.name not in NOT_SHOWN:
+                to = target / path.relative_to(source)
+                to.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, to)
+
+
+def _requirements() -> str:
+    lines = []
+    for name in NEEDED:
+        try:
+            lines.append(f"{name}=={version(name).partition('+')[0]}")
+        except PackageNotFoundError:
+            continue
+    return "\n".join(lines) + "\n"
+
+
+def _readme(places: list[str], title: str) -> str:
+    ids = [place for place in places if not place.startswith("models/")]
+    listed = "models:\n" + "".join(f"- {one}\n" for one in ids) if ids else ""
+    count = "a model" if len(places) == 1 else f"{len(places)} models"
+    safe = "".join(c for c in title if c.isalnum() or c in "-_ .") or "hf-lm"
+    return README.format(title=f'"{safe}"'.strip('"'), gradio=version("gradio"), ids=listed, count=count)
