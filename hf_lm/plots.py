@@ -55,6 +55,9 @@ def draw_plots(report: dict[str, Any], folder: str | Path) -> list[Path]:
 
 def _curve(axes: Any, curve: dict[str, Any]) -> None:
     axes.set_xscale("log")
+    ticks = sorted({point["labels"] for point in curve["points"]})
+    axes.set_xticks(ticks, [f"{labels:,}" for labels in ticks])
+    axes.minorticks_off()
     for method, color in zip(
         dict.fromkeys(point["method"] for point in curve["points"]), (GREY, ORANGE, BLUE), strict=False
     ):
