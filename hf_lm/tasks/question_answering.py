@@ -340,33 +340,46 @@ def best_spans(
     `start`, `end` are logits (rows, time); only tokens from `first` on, `length` of them, may be in a span, and no
     more than `longest` in a row.
     """
-    scores, starts = _span_scores(start, end, first, length, longest)
+    scores, start = _span_scores(start, end, first, length, longest)
     score, last = scores.max(dim=1)
-    return score, starts.gather(1, last[:, None])[:, 0], last
+    return score, _first_tokens(start, last[:, None], longest)[:, 0], last
 
 
 def top_spans(
     start: torch.Tensor, end: torch.Tensor, *, first: torch.Tensor, length: torch.Tensor, longest: int, count: int
 ) -> list[tuple[list[float], list[int], list[int], float]]:
     """Per row the `count` likeliest spans of different ends: scores, first and last tokens; and none's score."""
-    scores, starts = _span_scores(start, end, first, length, longest)
+    scores, inside = _span_scores(start, end, first, length, longest)
     best, last = scores.topk(min(count, int(length.min())), dim=1)
+    begins = _first_tokens(inside, last, longest)
     null = start[:, 0] + end[:, 0]
-    return list(zip(best.tolist(), starts.gather(1, last).tolist(), last.tolist(), null.tolist(), strict=True))
+    return list(zip(best.tolist(), begins.tolist(), last.tolist(), null.tolist(), strict=True))
 
 
 def _span_scores(
     start: torch.Tensor, end: torch.Tensor, first: torch.Tensor, length: torch.Tensor, longest: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """For each last token the best score and first token of a span, (rows, time) each.
+    """For each last token the best score of a span, and the start logits out of reach masked, (rows, time) each.
 
-    The best start is a maximum over the places before an end: no loop over spans.
+    The best start is a maximum over the places before an end, found by doubling: no loop over spans.
     """
     places = torch.arange(start.shape[1], device=start.device)
     inside = (places >= first[:, None]) & (places < (first + length)[:, None])
     start, end = (logits.masked_fill(~inside, -1e30) for logits in (start, end))
-    before, where = F.max_pool1d(F.pad(start, (longest - 1, 0), value=-1e30)[:, None], longest, 1, return_indices=True)
-    return before[:, 0] + end, where[:, 0] - (longest - 1)
+    before, covered = start, 1  # the maximum of the last `covered` starts
+    while covered < longest:
+        step = min(covered, longest - covered)
+        before = torch.maximum(before, F.pad(before, (step, 0), value=-1e30)[:, : before.shape[1]])
+        covered += step
+    return before + end, start
+
+
+def _first_tokens(start: torch.Tensor, last: torch.Tensor, longest: int) -> torch.Tensor:
+    """The first token of the best span that ends at each of `last`, (rows, ends)."""
+    places = last[..., None] - torch.arange(longest - 1, -1, -1, device=start.device)  # (rows, ends, longest)
+    logits = start[:, None].expand(-1, last.shape[1], -1).gather(2, places.clamp(min=0))
+    best = logits.masked_fill(places < 0, -1e31).argmax(-1, keepdim=True)
+    return places.gather(2, best)[..., 0]
 
 
 def best_threshold(margins: np.ndarray, texts: Sequence[str], answers: Sequence[Sequence[str]]) -> float:

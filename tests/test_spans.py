@@ -1,0 +1,62 @@
+"""The best span is the best of all there are, and every answer can be pointed to in some window."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hf_lm.data.tables import Table
+from hf_lm.tasks.question_answering import QuestionAnswering, best_spans, read_question_answering, top_spans
+from hf_lm.tokenizer import new_tokenizer
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(3, 24), st.integers(1, 9), st.data())
+def test_the_best_spans_are_those_that_a_search_over_all_finds(seed, time, longest, data):
+    first = data.draw(st.integers(0, time - 2))
+    length = data.draw(st.integers(1, time - first))
+    start, end = torch.randn(2, 1, time, generator=torch.Generator().manual_seed(seed))
+    places = range(first, first + length)
+    scores = {(b, e): float(start[0, b] + end[0, e]) for b in places for e in places if 0 <= e - b < longest}
+    given_ = {"first": torch.tensor([first]), "length": torch.tensor([length]), "longest": longest}
+    score, begin, stop = (value.item() for value in best_spans(start, end, **given_))
+    assert score == pytest.approx(max(scores.values()), abs=1e-6)
+    assert scores[begin, stop] == pytest.approx(score, abs=1e-6)
+    # Of different ends the k best, each with its best beginning.
+    best_by_end = sorted((max(s for (_, e), s in scores.items() if e == end_) for end_ in places), reverse=True)
+    found, begins, ends, null = top_spans(start, end, count=3, **given_)[0]
+    assert found == pytest.approx(best_by_end[: len(found)], abs=1e-6)
+    assert [scores[pair] for pair in zip(begins, ends, strict=True)] == pytest.approx(found, abs=1e-6)
+    assert null == pytest.approx(float(start[0, 0] + end[0, 0]))
+
+
+WORDS = ["alpha", "beta", "Gamma", "δέλτα", "春眠", "不觉晓", "42", "don't", "x=1", "end."]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.sampled_from(WORDS), min_size=12, max_size=120), st.integers(20, 40), st.data())
+def test_windows_recover_every_answer_whatever_the_script(words, max_length, data):
+    context = " ".join(words)
+    begin = data.draw(st.integers(0, len(words) - 3))
+    answer = " ".join(words[begin : begin + data.draw(st.integers(1, 2))])
+    start = len(" ".join(words[:begin])) + (begin > 0)
+    row = {"question": "which?", "context": context, "answers": {"text": [answer], "answer_start": [start]}}
+    others = [row | {"context": f"{i} {context}", "answers": {"text": [], "answer_start": []}} for i in range(9)]
+    table = Table("x", "", {"train": [row], "validation": others[:4], "test": others[4:]})
+    read_question_answering(table)
+    tokenizer = new_tokenizer(WORDS * 3, vocab_size=320)
+    task = QuestionAnswering(table, tokenizer, causal=False, max_length=max_length, stride=max_length // 3)
+    encoded, found = task.encoded["train"], []
+    covered = np.zeros(len(context), bool)
+    for window, feature in zip(encoded.windows, encoded.features, strict=True):
+        assert len(feature["input_ids"]) <= max_length
+        for low, high in window.offsets:
+            covered[low:high] = True
+        first, last = feature["labels"]
+        if last:
+            low, high = window.offsets[first - window.first, 0], window.offsets[last - window.first, 1]
+            found.append(context[low:high])
+    assert all(covered[i] or context[i].isspace() for i in range(len(context)))  # no text is in no window
+    assert all(answer in text and len(text) <= len(answer) + 2 for text in found)
+    if not found:  # then it is longer than what two windows share
+        assert len(tokenizer(answer, add_special_tokens=False).input_ids) >= max_length // 3
