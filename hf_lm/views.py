@@ -42,7 +42,7 @@ class View:
 class WritingView(View):
     """The writing assistant. A draft belongs to the person; what stands in the box is brought into it first."""
 
-    title = "Writing assistant"
+    title = "Writing"
 
     def __init__(
         self, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, report: dict | None = None
@@ -150,6 +150,15 @@ class ChatView(View):
 def said_in(talk: Conversation) -> list[dict[str, str]]:
     """The messages of a conversation but the system prompt, as they are now."""
     return [dict(message) for message in talk.messages if message["role"] != "system"]
+
+
+def said_html(messages: list[dict[str, str]]) -> str:
+    """Messages as HTML in which all they hold is text."""
+    return "".join(
+        f'<div class="said {one["role"]}" dir="auto">{html.escape(one["content"]) or "…"}</div>'
+        for one in messages
+        if one["role"] in ("user", "assistant")
+    )
 
 
 class TextView(View):
