@@ -24,7 +24,8 @@ POLICY = (
     b"form-action 'self'; object-src 'none'"
 )
 CSS = """
-.gradio-container { max-width: 1080px !important; margin: 0 auto !important; }
+.gradio-container { width: 100% !important; max-width: 1080px !important; margin: 0 auto !important; }
+.gradio-container main, .gradio-container .wrap, .gradio-container .contain { width: 100%; max-width: 100%; }
 textarea, .message, .label-wrap { unicode-bidi: plaintext; }
 footer { display: none !important; }
 .model { margin: 0; font-family: var(--font-mono); font-size: 0.85em; color: var(--body-text-color-subdued); }
@@ -259,7 +260,7 @@ def _chat(gr: Any, view: Any) -> None:
     with gr.Accordion("System prompt", open=False):
         system = gr.Textbox(show_label=False, container=False, lines=2, placeholder="What the model is told first")
     # not gr.Chatbot: it shows HTML of a message as HTML, even with render_markdown=False
-    messages = gr.HTML(said_html([]), autoscroll=True, elem_classes=["talk"])
+    messages = gr.HTML(said_html([]), autoscroll=True)
     with gr.Row(equal_height=True):
         text = gr.Textbox(show_label=False, container=False, lines=1, max_lines=8, scale=5, placeholder="Message ...")
         send = gr.Button("Send", variant="primary", scale=1, min_width=80)

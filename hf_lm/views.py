@@ -154,11 +154,12 @@ def said_in(talk: Conversation) -> list[dict[str, str]]:
 
 def said_html(messages: list[dict[str, str]]) -> str:
     """Messages as HTML in which all they hold is text."""
-    return "".join(
+    said = "".join(
         f'<div class="said {one["role"]}" dir="auto">{html.escape(one["content"]) or "…"}</div>'
         for one in messages
         if one["role"] in ("user", "assistant")
     )
+    return f'<div class="talk">{said}</div>'
 
 
 class TextView(View):
@@ -189,9 +190,10 @@ class ClassesView(View):
     def answer(self, text: str) -> tuple[dict[str, float], str]:
         """(probability by class, a note)."""
         _check_text(text)
-        found = self.pipeline(text, top_k=None, truncation=True)
-        room = min(context_length(self.pipeline.model.config) or 10**6, self.pipeline.tokenizer.model_max_length)
-        room -= self.pipeline.tokenizer.num_special_tokens_to_add()
+        tokenizer = self.pipeline.tokenizer  # which may not know how many positions the model has
+        longest = min(context_length(self.pipeline.model.config) or 10**6, tokenizer.model_max_length)
+        found = self.pipeline(text, top_k=None, truncation=True, max_length=longest)
+        room = longest - tokenizer.num_special_tokens_to_add()
         return {one["label"]: one["score"] for one in found}, _cut(self.pipeline, text, room)
 
 

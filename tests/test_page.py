@@ -40,7 +40,7 @@ def folders(tokenizer, tmp_path_factory):
     summary.config.task_specific_params = {"summarization": {"prefix": ""}}
     made = {
         "writing": (new_gpt2(tokenizer, **small, block_size=64), tokenizer),
-        "chat": (new_gpt2(chat, **small, block_size=64), chat),
+        "chat": (new_gpt2(chat, **small, block_size=256), chat),
         "classes": (transformers.BertForSequenceClassification(config), framed),
         "answers": (transformers.BertForQuestionAnswering(config), framed),
         "summary": (summary, framed),
@@ -121,7 +121,7 @@ def test_two_people_have_a_chat_each(folders):
     assert len(again) == 2
     assert "<img" not in views.said_html(again)
     with pytest.raises(ValueError, match="shorten it"):
-        list(view.say(two, "word " * 100))
+        list(view.say(two, "word " * 300))
     assert two.messages == []
 
 
