@@ -10,6 +10,7 @@ import html
 import importlib.util
 import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,17 +24,27 @@ POLICY = (
     b"form-action 'self'; object-src 'none'"
 )
 CSS = """
-.gradio-container { max-width: 1080px !important; margin: 0 auto !important; }
+.gradio-container { width: 100% !important; max-width: 1080px !important; margin: 0 auto !important; }
+.gradio-container main, .gradio-container .wrap, .gradio-container .contain { width: 100%; max-width: 100%; }
 textarea, .message, .label-wrap { unicode-bidi: plaintext; }
 footer { display: none !important; }
+.model { margin: 0; font-family: var(--font-mono); font-size: 0.85em; color: var(--body-text-color-subdued); }
 .note p { margin: 0; min-height: 1.5em; color: var(--body-text-color-subdued); unicode-bidi: plaintext; }
 .context { white-space: pre-wrap; overflow-wrap: anywhere; max-height: 26em; overflow-y: auto; line-height: 1.6;
   padding: 12px 14px; border: 1px solid var(--border-color-primary); border-radius: 6px; }
 .context mark { background: #fde68a; color: #1f2937; padding: 1px 2px; border-radius: 3px; }
-table.figures { border-collapse: collapse; margin: 12px 0; width: 100%; font-size: 0.95em; }
-table.figures th, table.figures td { text-align: start; padding: 5px 14px 5px 0; vertical-align: top;
-  border-bottom: 1px solid var(--border-color-primary); overflow-wrap: anywhere; }
+table.figures { border-collapse: collapse; margin: 12px 0; font-size: 0.95em; border: 0 !important; }
+table.figures tr { border: 0 !important; }
+table.figures th, table.figures td { text-align: start; padding: 5px 24px 5px 0 !important; vertical-align: top;
+  border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important; overflow-wrap: break-word; }
 table.figures th { font-weight: 600; color: var(--body-text-color-subdued); white-space: nowrap; }
+.talk { height: 400px; overflow-y: auto; border: 1px solid var(--border-color-primary); border-radius: 6px;
+  padding: 12px !important; }
+.talk .said { white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: plaintext; width: fit-content;
+  max-width: 80%; margin: 0 0 10px; padding: 8px 12px; border-radius: 6px; line-height: 1.5; }
+.talk .user { margin-inline-start: auto; background: #e2e8f0; color: #1e293b; }
+.talk .assistant { background: var(--background-fill-secondary); border: 1px solid var(--border-color-primary); }
+button.lg, button.sm { font-weight: 500 !important; }
 .report h3 { margin: 18px 0 4px; font-size: 1.05em; }
 .report .plots { display: grid; grid-template-columns: 1fr 1fr; gap: 12px; margin: 18px 0; }
 .report .plots img { width: 100%; background: white; border: 1px solid var(--border-color-primary); }
@@ -57,7 +68,7 @@ def open_page(
     page = build_page(models, device=device)
     with running(page, host=host, port=port) as url:
         print(f"{url}   (Ctrl-C ends it)", flush=True)
-        page.block_thread()
+        threading.Event().wait()  # until a signal
 
 
 class running:
@@ -121,10 +132,10 @@ def lay_out(views: Sequence[Any]) -> Any:
     from hf_lm.views import report_html
 
     with gr.Blocks(title="hf-lm", analytics_enabled=False) as page, gr.Tabs():
-        for number, view in enumerate(views, 1):
-            short = Path(view.name).name
-            twins = sum(Path(other.name).name == short and other.title == view.title for other in views) > 1
-            with gr.Tab(f"{view.title} · {short}" + (f" ({number})" if twins else "")):
+        for view in views:  # long titles would not all fit: the model is named where two have the same
+            twins = sum(other.title == view.title for other in views) > 1
+            with gr.Tab(f"{view.title} · {_short(view)}" if twins else view.title):
+                gr.HTML(f'<p class="model" dir="auto">{html.escape(view.name)}</p>')
                 if not view.report:
                     LAYOUTS[type(view).__name__](gr, view)
                     continue
@@ -144,13 +155,14 @@ def _writing(gr: Any, view: Any) -> None:
     text = gr.Textbox(label="Text", lines=9, max_lines=22, placeholder="Write, then let the model go on ...")
     with gr.Row():
         go_on = gr.Button("Continue", variant="primary", min_width=90)
-        three = gr.Button("Three alternatives", min_width=90)
+        three = gr.Button("Alternatives", min_width=90)
         stop = gr.Button("Stop", min_width=60)
         undo = gr.Button("Undo", min_width=60)
         redo = gr.Button("Redo", min_width=60)
     with gr.Row(equal_height=True):
         words = gr.Textbox(
-            label="Passage to rewrite: its words, or FROM ... TO; empty takes the selection, else the last sentence",
+            label="Passage to rewrite",
+            placeholder="its words, or FROM ... TO; empty takes the selection, else the last sentence",
             scale=4,
             lines=1,
         )
@@ -242,19 +254,15 @@ def _writing(gr: Any, view: Any) -> None:
 
 
 def _chat(gr: Any, view: Any) -> None:
-    from hf_lm.views import said_in
+    from hf_lm.views import said_html
 
     talk = gr.State(None)  # a Conversation, from the first message on: it holds the model, which is not to be copied
     with gr.Accordion("System prompt", open=False):
         system = gr.Textbox(show_label=False, container=False, lines=2, placeholder="What the model is told first")
-    messages = gr.Chatbot(
-        label=Path(view.name).name, height=420, render_markdown=False, sanitize_html=True, feedback_options=None,
-        latex_delimiters=[], buttons=["copy"],
-    )  # fmt: skip
+    # not gr.Chatbot: it shows HTML of a message as HTML, even with render_markdown=False
+    messages = gr.HTML(said_html([]), autoscroll=True)
     with gr.Row(equal_height=True):
-        text = gr.Textbox(
-            show_label=False, container=False, lines=1, max_lines=8, scale=5, placeholder="A message ..."
-        )
+        text = gr.Textbox(show_label=False, container=False, lines=1, max_lines=8, scale=5, placeholder="Message ...")
         send = gr.Button("Send", variant="primary", scale=1, min_width=80)
     with gr.Row():
         stop, again, undo, reset = (
@@ -270,12 +278,12 @@ def _chat(gr: Any, view: Any) -> None:
             pieces, first = ask(talk), True
             try:
                 for said, about in pieces:
-                    yield [said, talk, "" if first else gr.skip(), _said(about)]
+                    yield [said_html(said), talk, "" if first else gr.skip(), _said(about)]
                     first = False
             finally:
                 pieces.close()
         if refused.said:
-            yield [said_in(talk), talk, text, _said(refused.said)]
+            yield [said_html(talk.messages), talk, text, _said(refused.said)]
 
     def say(talk, text, system):
         yield from answer(lambda talk: view.say(talk, text), talk, text, system)
@@ -288,13 +296,13 @@ def _chat(gr: Any, view: Any) -> None:
         talk = talk or view.new()
         with _Refusals() as refused:
             text = talk.undo()
-            return [said_in(talk), talk, text, _said("")]
-        return [said_in(talk), talk, gr.skip(), _said(refused.said)]
+            return [said_html(talk.messages), talk, text, _said("")]
+        return [said_html(talk.messages), talk, gr.skip(), _said(refused.said)]
 
     def forget(talk):
         if talk:
             talk.reset()
-        return [[], talk, "", _said("")]
+        return [said_html([]), talk, "", _said("")]
 
     given, shown = [talk, text, system], [messages, talk, text, note]
     running = [
@@ -351,6 +359,10 @@ LAYOUTS = {
 PRIVATE = {"api_visibility": "private"}
 STREAM = {**PRIVATE, "concurrency_limit": 4, "show_progress": "hidden"}  # people who are written for at once
 ONCE = {**PRIVATE, "concurrency_limit": 1, "show_progress": "minimal"}
+
+
+def _short(view: Any) -> str:
+    return Path(view.name).name
 
 
 class _Refusals:

@@ -42,7 +42,7 @@ class View:
 class WritingView(View):
     """The writing assistant. A draft belongs to the person; what stands in the box is brought into it first."""
 
-    title = "Writing assistant"
+    title = "Writing"
 
     def __init__(
         self, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, report: dict | None = None
@@ -152,6 +152,16 @@ def said_in(talk: Conversation) -> list[dict[str, str]]:
     return [dict(message) for message in talk.messages if message["role"] != "system"]
 
 
+def said_html(messages: list[dict[str, str]]) -> str:
+    """Messages as HTML in which all they hold is text."""
+    said = "".join(
+        f'<div class="said {one["role"]}" dir="auto">{html.escape(one["content"]) or "…"}</div>'
+        for one in messages
+        if one["role"] in ("user", "assistant")
+    )
+    return f'<div class="talk">{said}</div>'
+
+
 class TextView(View):
     """A text for a text: translation, summarization, or whatever the model was trained for."""
 
@@ -180,9 +190,10 @@ class ClassesView(View):
     def answer(self, text: str) -> tuple[dict[str, float], str]:
         """(probability by class, a note)."""
         _check_text(text)
-        found = self.pipeline(text, top_k=None, truncation=True)
-        room = min(context_length(self.pipeline.model.config) or 10**6, self.pipeline.tokenizer.model_max_length)
-        room -= self.pipeline.tokenizer.num_special_tokens_to_add()
+        tokenizer = self.pipeline.tokenizer  # which may not know how many positions the model has
+        longest = min(context_length(self.pipeline.model.config) or 10**6, tokenizer.model_max_length)
+        found = self.pipeline(text, top_k=None, truncation=True, max_length=longest)
+        room = longest - tokenizer.num_special_tokens_to_add()
         return {one["label"]: one["score"] for one in found}, _cut(self.pipeline, text, room)
 
 

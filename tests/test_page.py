@@ -1,0 +1,252 @@
+"""The page: a model gets its tab, what the tabs answer, whose text is whose, and text that stays text."""
+
+import copy
+import importlib.util
+import json
+import shutil
+import socket
+
+import pytest
+import transformers
+from test_conversation import CHATML
+
+from hf_lm import views
+from hf_lm.cli import main
+from hf_lm.conversation import Conversation
+from hf_lm.models.bert import new_bert
+from hf_lm.models.encoder_decoder import new_bart
+from hf_lm.models.gpt2 import new_gpt2
+from hf_lm.space import export_space
+from hf_lm.tokenizer import add_frame
+from hf_lm.writing import Draft
+
+HOSTILE = "<img src=x onerror=alert(1)> ${alert(2)} {{7*7}} 花落知多少 😀 مرحبا"
+has_gradio = pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="gradio is not installed")
+
+
+@pytest.fixture(scope="module")
+def folders(tokenizer, tmp_path_factory):
+    """A tiny model of each kind: {kind: folder}."""
+    transformers.set_seed(0)
+    root = tmp_path_factory.mktemp("models")
+    chat = copy.deepcopy(tokenizer)
+    chat.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    chat.chat_template = CHATML
+    framed = add_frame(copy.deepcopy(tokenizer))
+    small = {"n_layer": 1, "n_head": 2, "n_embd": 16}
+    config = new_bert(framed, **small, block_size=64).config
+    config.id2label, config.label2id = {0: "bad <b>", 1: "good"}, {"bad <b>": 0, "good": 1}
+    summary = new_bart(framed, **small, block_size=64)
+    summary.config.task_specific_params = {"summarization": {"prefix": ""}}
+    made = {
+        "writing": (new_gpt2(tokenizer, **small, block_size=64), tokenizer),
+        "chat": (new_gpt2(chat, **small, block_size=256), chat),
+        "classes": (transformers.BertForSequenceClassification(config), framed),
+        "answers": (transformers.BertForQuestionAnswering(config), framed),
+        "summary": (summary, framed),
+        "encoder": (transformers.BertModel(config), framed),
+    }
+    for name, (model, own) in made.items():
+        model.save_pretrained(root / name)
+        own.save_pretrained(root / name)
+    report = {"recipe": "sentiment", "metrics": {"test": {"accuracy": {"value": 80.0, "low": 70.0, "high": 90.0}}}}
+    report["proofs"] = {"load_back": {"passed": True, "said": "<script>"}}
+    (root / "classes" / "report.json").write_text(json.dumps(report))
+    return {name: str(root / name) for name in made}
+
+
+@pytest.mark.parametrize(
+    ("kind", "view", "title"),
+    [
+        ("writing", "WritingView", "Writing"),
+        ("chat", "ChatView", "Chat"),
+        ("classes", "ClassesView", "Sentiment"),
+        ("answers", "AnswersView", "Question answering"),
+        ("summary", "TextView", "Summary"),
+    ],
+)
+def test_a_model_gets_the_view_of_its_task(folders, kind, view, title):
+    loaded = views.load_view(folders[kind])
+    assert (type(loaded).__name__, loaded.title) == (view, title)
+
+
+def test_what_is_no_model_or_of_another_kind_is_said_in_one_line(folders, tmp_path, capsys):
+    for name, said in ((tmp_path, "no config.json"), (tmp_path / "x", "no folder"), (folders["encoder"], "BertModel")):
+        with pytest.raises(SystemExit):
+            main(["demo", str(name), "--port", "0"])
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith("error: ")
+        assert said in error
+
+
+def test_a_draft_is_written_on_taken_and_undone(folders):
+    view, draft = views.load_view(folders["writing"]), Draft()
+    *_, (text, _) = view.go_on(draft, "The fox", max_new_tokens=5, temperature=1.0)
+    assert text.startswith("The fox")
+    assert draft.text == text
+    found, place, _ = view.alternatives(draft, "The dog", max_new_tokens=4, temperature=1.5)
+    taken = view.take(draft, "The dog", found[0], place)
+    assert taken == "The dog" + found[0].text
+    assert view.undo(draft, taken)[0] == "The dog"
+    assert view.undo(draft, "The dog")[0] == text
+    with pytest.raises(ValueError, match="has changed"):
+        view.take(draft, "something else", found[0], place)
+
+
+def test_a_stream_that_is_left_keeps_what_it_wrote(folders):
+    view, draft = views.load_view(folders["writing"]), Draft()
+    pieces = view.go_on(draft, "The fox", max_new_tokens=20, temperature=1.0)
+    text, _ = next(pieces)
+    pieces.close()
+    assert draft.text == text != "The fox"
+    assert view.undo(draft, text)[0] == "The fox"
+
+
+def test_the_passage_rewritten_is_the_selection_unless_words_are_given(folders):
+    view, text = views.load_view(folders["writing"]), "😀 The quick fox jumps."
+    place = views.selection(text, "quick", (7, 12))  # the emoji has two UTF-16 units
+    assert text[slice(*place)] == "quick"
+    assert views.selection(text, "quick", (6, 11)) is None
+    assert view.rewrite(Draft(), text, "", place, temperature=1.5)[1] == place
+    assert view.rewrite(Draft(), text, "fox", place, temperature=1.5)[1] == (12, 15)
+
+
+def test_two_people_have_a_chat_each(folders):
+    view = views.load_view(folders["chat"])
+    one, two = view.new(), view.new()
+    *_, (said, _) = view.say(one, HOSTILE)
+    assert said[0] == {"role": "user", "content": HOSTILE}
+    assert two.messages == []
+    *_, (again, _) = view.regenerate(one)
+    assert len(again) == 2
+    assert "<img" not in views.said_html(again)
+    with pytest.raises(ValueError, match="shorten it"):
+        list(view.say(two, "word " * 300))
+    assert two.messages == []
+
+
+def test_classes_have_probabilities_and_a_cut_is_said(folders):
+    view = views.load_view(folders["classes"])
+    found, note = view.answer(HOSTILE[:40])
+    assert set(found) == {"bad <b>", "good"}
+    assert sum(found.values()) == pytest.approx(1)
+    assert note == ""
+    assert "read the first" in view.answer("word " * 200)[1]
+
+
+def test_an_answer_is_marked_in_its_context_and_hostile_text_stays_text(folders):
+    shown, _ = views.load_view(folders["answers"]).answer("What is it?", HOSTILE)
+    assert "<img" not in shown
+    assert "&lt;img" in shown
+    assert views.marked("a <b> c", 2, 5) == ('<div class="context" dir="auto">a <mark>&lt;b&gt;</mark> c</div>')
+
+
+def test_a_text_is_written_and_what_was_not_read_is_said(folders):
+    view = views.load_view(folders["summary"])
+    assert view.answer("The quick fox.")[1] == ""
+    assert "read the first" in view.answer("fox " * 300)[1]
+
+
+def test_no_text_and_too_long_a_text_are_refused(folders):
+    for kind, texts in (("classes", 1), ("summary", 1), ("answers", 2)):
+        view = views.load_view(folders[kind])
+        with pytest.raises(ValueError, match=r"no text yet|is empty"):
+            view.answer(*[" "] * texts)
+        with pytest.raises(ValueError, match="1,000,000 characters"):
+            view.answer(*["x" * 1_000_000] * texts)
+    with pytest.raises(ValueError, match="1,000,000 characters"):
+        next(views.load_view(folders["writing"]).go_on(Draft(), "x" * 1_000_000))
+
+
+def test_the_report_shows_intervals_and_escapes_what_it_says(folders):
+    view = views.load_view(folders["classes"])
+    shown = views.report_html(view.report, view.name)
+    assert "80.0 % (70.0 % to 90.0 %)" in shown
+    assert "&lt;script&gt;" in shown
+    assert "<script" not in shown
+
+
+@has_gradio
+def test_a_port_in_use_is_named_with_the_next_one(folders, capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(SystemExit):
+            main(["demo", folders["writing"], "--port", str(port)])
+    assert f"port {port} of 127.0.0.1 is in use" in capsys.readouterr().err
+
+
+def test_without_gradio_one_line_says_what_to_install(folders, monkeypatch, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None)
+    with pytest.raises(SystemExit):
+        main(["demo", folders["writing"]])
+    assert "pip install 'hf-lm[demo]'" in capsys.readouterr().err
+
+
+@has_gradio
+def test_a_space_is_complete_and_nothing_is_overwritten(folders, tmp_path):
+    from huggingface_hub import SpaceCard
+
+    folder = export_space([folders["classes"], folders["writing"]], tmp_path / "space")
+    card = SpaceCard.load(folder / "README.md")
+    assert (card.data.sdk, card.data.app_file) == ("gradio", "app.py")
+    compile((folder / "app.py").read_text(), "app.py", "exec")
+    for name in ("models/classes/model.safetensors", "models/classes/report.json", "hf_lm/page.py"):
+        assert (folder / name).is_file()
+    assert "transformers==" in (folder / "requirements.txt").read_text()
+    with pytest.raises(FileExistsError):
+        export_space([folders["classes"]], folder)
+    with pytest.raises(ValueError, match="BertModel"):
+        export_space([folders["encoder"]], tmp_path / "other")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["space"]
+
+
+@pytest.mark.slow
+@has_gradio
+def test_two_people_in_a_browser(folders):
+    sync = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if not chromium:
+        pytest.skip("there is no Chromium")
+    from hf_lm.page import lay_out, running
+    from hf_lm.serving import free_port
+
+    page = lay_out([views.load_view(folders[kind]) for kind in ("writing", "chat", "answers")])
+    asked: list[str] = []
+    with running(page, port=free_port("127.0.0.1", 0)) as url, sync.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        people = [browser.new_context().new_page() for _ in range(2)]
+        for number, one in enumerate(people):
+            one.on("request", lambda request: asked.append(request.url))
+            one.on("dialog", lambda dialog: pytest.fail(dialog.message))
+            one.goto(url)
+            box = one.get_by_label("Text", exact=True).first
+            box.fill(f"Person {number} {HOSTILE}")
+            one.get_by_role("button", name="Alternatives").click()
+        for number, one in enumerate(people):
+            one.get_by_role("button", name="Take 1").click(timeout=30_000)
+            box = one.get_by_label("Text", exact=True).first
+            sync.expect(box).not_to_have_value(f"Person {number} {HOSTILE}")
+            assert box.input_value().startswith(f"Person {number} {HOSTILE}")
+        one = people[0]
+        one.get_by_role("tab", name="Chat").click()
+        one.get_by_placeholder("Message ...").fill("<b>hi</b>")
+        one.get_by_role("button", name="Send").click()
+        sync.expect(one.locator(".said.user")).to_have_text("<b>hi</b>", timeout=30_000)
+        one.get_by_role("tab", name="Question answering").click()
+        one.get_by_label("Text", exact=True).locator("visible=true").fill(HOSTILE)
+        one.get_by_label("Question", exact=True).fill("Who?")
+        one.get_by_role("button", name="Answer", exact=True).click()
+        sync.expect(one.locator(".context")).to_have_text(HOSTILE, timeout=30_000)
+        browser.close()
+    outside = [each for each in asked if not each.startswith((url, "data:", "blob:"))]
+    assert outside == []
+    assert f"{url}x" not in asked  # no image was made of text
+
+
+def test_a_conversation_in_a_session_is_not_a_copy_of_the_model(folders):
+    view = views.load_view(folders["chat"])
+    talk = view.new()
+    assert isinstance(talk, Conversation)
+    assert talk.model is view.model
