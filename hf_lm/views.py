@@ -310,6 +310,16 @@ def marked(text: str, start: int, end: int) -> str:
     return f'<div class="context" dir="auto">{before}{inside}{after}</div>'
 
 
+def bars_html(found: dict[str, float]) -> str:
+    """A bar for each class, the likeliest first."""
+    bars = [
+        f'<div class="class"><span dir="auto">{html.escape(label)}</span><span>{100 * share:.1f} %</span></div>'
+        f'<div class="bar"><div style="width: {100 * share:.1f}%"></div></div>'
+        for label, share in sorted(found.items(), key=lambda item: -item[1])
+    ]
+    return f'<div class="bars">{"".join(bars)}</div>'
+
+
 def answers_table(found: list[dict[str, Any]]) -> str:
     rows = [(one["answer"] or "(no answer in this text)", f"{100 * one['score']:.1f} %") for one in found]
     return _table(("answer", "probability"), rows)
