@@ -38,6 +38,10 @@ table.figures tr { border: 0 !important; }
 table.figures th, table.figures td { text-align: start; padding: 5px 24px 5px 0 !important; vertical-align: top;
   border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important; overflow-wrap: break-word; }
 table.figures th { font-weight: 600; color: var(--body-text-color-subdued); white-space: nowrap; }
+.bars { padding: 4px 0; }
+.bars .class { display: flex; justify-content: space-between; gap: 12px; overflow-wrap: anywhere; }
+.bars .bar { height: 8px; margin: 3px 0 12px; background: #e2e8f0; border-radius: 4px; overflow: hidden; }
+.bars .bar div { height: 100%; background: #64748b; }
 .talk { height: 400px; overflow-y: auto; border: 1px solid var(--border-color-primary); border-radius: 6px;
   padding: 12px !important; }
 .talk .said { white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: plaintext; width: fit-content;
@@ -323,21 +327,30 @@ def _text(gr: Any, view: Any) -> None:
 
 
 def _classes(gr: Any, view: Any) -> None:
+    from hf_lm.views import bars_html
+
     with gr.Row():
-        text = gr.Textbox(label="Text", lines=6, max_lines=20, scale=3)
-        label = gr.Label(label="Probability of each class", scale=2)
-    _one_question(gr, view.answer, [text], label, "Classify")
+        text = gr.Textbox(label="Text", lines=6, max_lines=20, scale=1)
+        bars = gr.HTML()  # gr.Label draws gradients
+
+    def ask(text: str) -> tuple[str, str]:
+        found, said = view.answer(text)
+        return bars_html(found), said
+
+    _one_question(gr, ask, [text], bars, "Classify")
 
 
 def _answers(gr: Any, view: Any) -> None:
     context = gr.Textbox(label="Text", lines=7, max_lines=16)
     question = gr.Textbox(label="Question", lines=1)
-    found = gr.HTML()
+    found = gr.HTML(render=False)
     _one_question(gr, view.answer, [question, context], found, "Answer", enter=question)
 
 
 def _one_question(gr: Any, ask: Callable, given: list[Any], shown: Any, verb: str, *, enter: Any = None) -> None:
     button, note = gr.Button(verb, variant="primary"), _note_box(gr)
+    if not shown.is_rendered:
+        shown.render()
 
     def run(*texts):
         with _Refusals() as refused:

@@ -1,5 +1,6 @@
 """`hf-lm demo --export`: a folder that is ready to be a Hugging Face Space."""
 
+import json
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -91,7 +92,9 @@ def export_space(models: Sequence[str], folder: str | Path) -> Path:
                 _copy_model(Path(name), aside / place)
         source = Path(__file__).parent
         shutil.copytree(source, aside / "hf_lm", ignore=shutil.ignore_patterns("__pycache__", "recipes"))
-        (aside / "app.py").write_text(APP.format(models=list(named.values())), encoding="utf-8")
+        (aside / "app.py").write_text(
+            APP.format(models=json.dumps(list(named.values()), ensure_ascii=False)), encoding="utf-8"
+        )
         (aside / "requirements.txt").write_text(_requirements(), encoding="utf-8")
         (aside / "README.md").write_text(_readme(list(named.values()), folder.name), encoding="utf-8")
         if folder.exists():

@@ -295,8 +295,8 @@ def report_html(report: dict[str, Any], folder: str | Path) -> str:
             (name.replace("_", " "), words[one.get("passed")], one.get("said", "")) for name, one in proofs.items()
         ]
         parts.append("<h3>What was proved</h3>" + _table(("proof", "", "found"), rows))
-    safety = report.get("safety", [])
-    found = [*(warnings(report) if "main_metric" in report else []), *(safety if isinstance(safety, list) else [])]
+    safety = report.get("safety", {}).get("findings", [])
+    found = [*(warnings(report) if "main_metric" in report else []), *safety]
     if found:
         items = "".join(f"<li>{html.escape(str(one))}</li>" for one in found)
         parts.append(f"<h3>What to know</h3><ul>{items}</ul>")
@@ -308,6 +308,16 @@ def marked(text: str, start: int, end: int) -> str:
     before, inside, after = (html.escape(part) for part in (text[:start], text[start:end], text[end:]))
     inside = f"<mark>{inside}</mark>" if inside else ""
     return f'<div class="context" dir="auto">{before}{inside}{after}</div>'
+
+
+def bars_html(found: dict[str, float]) -> str:
+    """A bar for each class, the likeliest first."""
+    bars = [
+        f'<div class="class"><span dir="auto">{html.escape(label)}</span><span>{100 * share:.1f} %</span></div>'
+        f'<div class="bar"><div style="width: {100 * share:.1f}%"></div></div>'
+        for label, share in sorted(found.items(), key=lambda item: -item[1])
+    ]
+    return f'<div class="bars">{"".join(bars)}</div>'
 
 
 def answers_table(found: list[dict[str, Any]]) -> str:

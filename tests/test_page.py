@@ -131,6 +131,7 @@ def test_classes_have_probabilities_and_a_cut_is_said(folders):
     assert set(found) == {"bad <b>", "good"}
     assert sum(found.values()) == pytest.approx(1)
     assert note == ""
+    assert "bad &lt;b&gt;" in views.bars_html(found)
     assert "read the first" in view.answer("word " * 200)[1]
 
 
