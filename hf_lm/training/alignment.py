@@ -181,7 +181,7 @@ def _count_from_the_mask(module: nn.Module, args: tuple, kwargs: dict[str, Any])
         mask is not None
         and mask.ndim == 2
         and kwargs.get("position_ids") is None
-        and not kwargs.get("past_key_values")
+        and not (kwargs.get("cache") or kwargs.get("past_key_values"))  # its name since transformers 5.24, and before
     ):
         kwargs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
     return args, kwargs
