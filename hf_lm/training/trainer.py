@@ -148,7 +148,7 @@ class Sound:
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
-        model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        model = self.accelerator.unwrap_model(self.model)  # its forward in mixed precision is still to be trained
         if self.args.should_save and is_adapted(model):
             save_adapted(model, output_dir or self.args.output_dir)
 
