@@ -219,6 +219,8 @@ def _in_one_line(error: BaseException, model: str, key: str, kept: int, rows: in
         said = f"the API answered {status}"
         if isinstance(error.body, dict) and error.body.get("message"):
             said += f", {error.body['message']}"
+        if status >= 500:
+            said += "; its own log says why: a prompt over the model's context (lower --few_shot), perhaps"
     elif isinstance(error, openai.APITimeoutError):
         said = "the API did not answer in time"
     elif isinstance(error, openai.APIConnectionError):

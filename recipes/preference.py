@@ -12,7 +12,7 @@ from typing import Literal
 from transformers import set_seed
 
 from hf_lm.arguments import FINE_TUNING, FineTuningArguments, TrainingArguments, bf16_is_fast, parse_arguments
-from hf_lm.chat_template import encode_chats, set_chat_template
+from hf_lm.chat_template import set_chat_template
 from hf_lm.data.conversations import as_text, read_preferences
 from hf_lm.data.tables import load_table
 from hf_lm.evaluation.rewards import load_scorer
@@ -68,9 +68,8 @@ def main(args: Arguments, training_args: TrainingArguments) -> dict:
         tokenizer = train_bpe(map(as_text, chats), vocab_size=2048)
         model = new_gpt2(tokenizer, n_embd=128, block_size=args.max_length)
         table.notes.append(set_chat_template(tokenizer, args.chat_template))
-        features = [{"input_ids": ids, "labels": ids} for ids, _ in encode_chats(tokenizer, chats)]
-        warm_up(model, features, pad_id=tokenizer.pad_token_id, steps=200, seed=training_args.seed)
-        table.notes.append("the model is a tiny one that first read chosen and rejected answers alike, in 200 steps")
+        warm_up(model, tokenizer, chats, steps=400, seed=training_args.seed)
+        table.notes.append("the model is a tiny one that first read chosen and rejected answers alike, in 400 steps")
     task = Preference(
         table,
         tokenizer,
@@ -92,7 +91,7 @@ if __name__ == "__main__":
         *parse_arguments(
             Arguments,
             TrainingArguments,
-            fresh={"learning_rate": 3e-4, "max_steps": 60, "max_length": 128, "max_new_tokens": 32},
+            fresh={"learning_rate": 5e-5, "max_steps": 60, "max_length": 128, "max_new_tokens": 32},
             output_dir="out/preference",
             per_device_train_batch_size=8,
             bf16=bf16_is_fast(),

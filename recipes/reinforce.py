@@ -5,13 +5,12 @@ accelerate launch recipes/reinforce.py --model out/chat --dataset openai/gsm8k:m
 accelerate launch recipes/reinforce.py --model out/chat --dataset prompts.jsonl --reward my_rewards:politeness
 """
 
-import random
 from dataclasses import dataclass
 
 from transformers import set_seed
 
 from hf_lm.arguments import FINE_TUNING, FineTuningArguments, TrainingArguments, bf16_is_fast, parse_arguments
-from hf_lm.chat_template import encode_chats, set_chat_template
+from hf_lm.chat_template import set_chat_template
 from hf_lm.data.conversations import as_text, read_prompts
 from hf_lm.data.tables import load_table
 from hf_lm.evaluation.rewards import load_reward
@@ -26,7 +25,7 @@ from hf_lm.training.warm_up import warm_up
 
 @dataclass
 class Arguments(FineTuningArguments):
-    model: str = ""  # a chat model, folder or Hub id; "" makes a tiny GPT-2 that first reads sums, half of them wrong
+    model: str = ""  # a chat model, folder or Hub id; "" makes a tiny GPT-2 that has begun to learn sums
     dataset: str = "demo:sums"  # built-in sums, a file, a folder, a glob or a Hub id
     prompt: str = ""  # columns; "" guesses
     reference: str = ""
@@ -56,13 +55,12 @@ def main(args: Arguments, training_args: TrainingArguments) -> dict:
         model = load_causal_lm(args.model, tokenizer=tokenizer)
         table.notes.append(set_chat_template(tokenizer, args.chat_template))
     else:
-        chats = half_wrong(table.rows["train"], seed=training_args.seed)
+        chats = [[*row["messages"], {"role": "assistant", "content": row["reference"]}] for row in table.rows["train"]]
         tokenizer = train_bpe(map(as_text, chats), vocab_size=320)
         model = new_gpt2(tokenizer, n_embd=128, block_size=64)
         table.notes.append(set_chat_template(tokenizer, args.chat_template))
-        features = [{"input_ids": ids, "labels": ids} for ids, _ in encode_chats(tokenizer, chats)]
-        warm_up(model, features, pad_id=tokenizer.pad_token_id, steps=600, seed=training_args.seed)
-        table.notes.append("the model is a tiny one that first read sums, half of them wrong, in 600 steps")
+        warm_up(model, tokenizer, chats, steps=600, seed=training_args.seed)
+        table.notes.append("the model is a tiny one that began to learn sums from their answers, in 600 steps")
     task = Reinforce(
         table,
         tokenizer,
@@ -79,22 +77,12 @@ def main(args: Arguments, training_args: TrainingArguments) -> dict:
     return fit(add_lora(model, **args.lora()), task, training_args, merge=args.merge, build_trainer=grpo_trainer)
 
 
-def half_wrong(rows: list[dict], *, seed: int, copies: int = 8) -> list[list[dict]]:
-    """Each sum several times as a chat, half of the answers off by one or two: a start that can be bettered."""
-    dice, chats = random.Random(seed), []
-    for row in rows * copies:
-        answer = int(row["reference"]) if row["reference"].isdigit() else 0
-        answer += dice.choice((-2, -1, 1, 2)) if dice.random() < 0.5 else 0
-        chats.append([*row["messages"], {"role": "assistant", "content": str(answer)}])
-    return chats
-
-
 if __name__ == "__main__":
     main(
         *parse_arguments(
             Arguments,
             TrainingArguments,
-            fresh={"learning_rate": 1e-3, "max_new_tokens": 4, "per_device_train_batch_size": 128, "max_steps": 200},
+            fresh={"learning_rate": 2e-4, "max_new_tokens": 4, "per_device_train_batch_size": 128, "max_steps": 400},
             output_dir="out/reinforce",
             per_device_train_batch_size=8,
             bf16=bf16_is_fast(),

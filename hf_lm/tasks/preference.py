@@ -275,8 +275,11 @@ class Preference(Supervised):
         return Proof(worst < tolerance, said, worst)
 
     def start_proof(self, trainer: Any) -> Proof:
-        """Before training model and reference agree: no margin, and the loss of DPO is ln 2."""
-        with torch.no_grad(), proofs.untouched(trainer.model):
+        """Before training model and reference agree: no margin, and the loss of DPO is ln 2.
+
+        Both in the precision of the run, which the reference has already and the model gets when training begins.
+        """
+        with torch.no_grad(), proofs.untouched(trainer.model), trainer.accelerator.autocast():
             loss = float(
                 trainer.compute_loss(trainer.model, trainer._prepare_inputs(self.collate(self.train_dataset[:4])))
             )

@@ -5,26 +5,31 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_lm.data.batches import Feature, pad_batch
+from hf_lm.chat_template import Message, encode_chats
+from hf_lm.data.batches import pad_batch
 from hf_lm.losses import next_token_loss
 
 
 def warm_up(
     model: PreTrainedModel,
-    features: Sequence[Feature],
+    tokenizer: PreTrainedTokenizerBase,
+    chats: Sequence[Sequence[Message]],
     *,
-    pad_id: int,
     steps: int,
     batch_size: int = 32,
-    learning_rate: float = 3e-3,
+    learning_rate: float = 1e-3,
     seed: int = 0,
 ) -> None:
-    """Train a model in place on features {"input_ids", "labels"} drawn at random, with AdamW and a linear decay.
+    """Train a model in place on the answers of chats drawn at random, with AdamW and a linear decay.
 
     Equal seeds give equal models, so that a resumed run starts from the same one.
     """
+    features = [
+        {"input_ids": ids, "labels": [i if said else -100 for i, said in zip(ids, learned, strict=True)]}
+        for ids, learned in encode_chats(tokenizer, chats)
+    ]
     dice = torch.Generator().manual_seed(seed)
     optimizer: Any = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -33,7 +38,7 @@ def warm_up(
     model.train()
     for _ in tqdm(range(steps), desc="warming up", delay=2, leave=False, disable=None):
         drawn = torch.randint(len(features), (batch_size,), generator=dice).tolist()
-        batch = pad_batch([features[i] for i in drawn], pad_id=pad_id)
+        batch = pad_batch([features[i] for i in drawn], pad_id=tokenizer.pad_token_id)
         outputs = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
         loss = next_token_loss(outputs, batch) / (batch["labels"][:, 1:] != -100).sum()
         optimizer.zero_grad()
