@@ -33,7 +33,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from hf_lm.data.batches import map_by_length, pad_batch
+from hf_lm.data.batches import MAX_LOGITS, map_by_length, pad_batch
 from hf_lm.decoding import Decoding
 from hf_lm.models.checkpoints import context_length, family, load_causal_lm, load_config, load_text_to_text
 from hf_lm.tokenizer import encode_documents, frame_of, load_tokenizer, set_pad
@@ -203,7 +203,7 @@ def log_probabilities(
     prompts: Sequence[list[int]],
     continuations: Sequence[list[int]],
     *,
-    max_logits: int = 2**24,
+    max_logits: int = MAX_LOGITS,
 ) -> list[list[float]]:
     """Nats of each token of a continuation after its prompt, both given as ids; an encoder-decoder reads the prompt.
 

@@ -24,7 +24,6 @@ from hf_lm.report import in_hours, peak_memory_bytes
 from hf_lm.resolving import Resolved
 from hf_lm.training import forecast as forecasting
 from hf_lm.training.forecast import (
-    AROUND,
     UTILISATION,
     Step,
     checkpoints_activations,
@@ -39,7 +38,9 @@ from hf_lm.training.monitor import peak_flops
 from hf_lm.training.trainer import Trainer
 
 LORA_RANK = 16  # of the LoRA that a plan proposes
-GROWTH = 1.04  # by which the peak of a process on a CPU rises after its first four steps (docs/plan.md)
+GROWTH = 1.04  # by which the peak of a process on a CPU rises after the steps that are tried (docs/plan.md)
+TRIED = 100  # steps at most where rows differ in length: each new shape adds to the memory of the process
+TRIED_FOR = 10.0  # seconds at most, after the first four
 DEVICES = (2, 4, 8, 16, 32, 64)  # over which it proposes to shard
 
 
@@ -158,7 +159,8 @@ def make_plan(
         if calibrate:
             found = run_a_little(run, args, work)
             times |= found.times
-            bytes_needed = int(GROWTH * found.peak) if is_cpu else max(bytes_needed, found.peak)
+            saving = step.memory["weights"]  # are held twice while they are written
+            bytes_needed = int(GROWTH * found.peak) + saving if is_cpu else max(bytes_needed, found.peak)
             per_step = sum(step.flops.values()) / work.longest * work.tokens / work.steps
             utilisation = per_step / (times["training"] / work.steps) / flops
         else:
@@ -359,7 +361,8 @@ class Measured:
 def run_a_little(run: Resolved, args: Any, work: forecasting.Work) -> Measured:
     """Train random weights of the run's shape for a few steps here, and measure a part of a split with them.
 
-    The first batch, which holds the longest rows where rows are grouped by length, warms up; the next three are timed.
+    The first batch, which holds the longest rows where rows are grouped by length, warms up; the next three are timed,
+    and where rows differ in length some more.
     Raises ValueError for quantized weights.
     """
     if run.bits:
@@ -367,30 +370,35 @@ def run_a_little(run: Resolved, args: Any, work: forecasting.Work) -> Measured:
     device = args.device
     model = filled(run.model, lambda tensor: _random(tensor, device))
     args = copy.copy(args)
-    args.max_steps, args.save_strategy, args.eval_strategy = 4, SaveStrategy.NO, IntervalStrategy.NO
+    args.max_steps, args.save_strategy, args.eval_strategy = TRIED, SaveStrategy.NO, IntervalStrategy.NO
     args.load_best_model_at_end, args.disable_tqdm, args.logging_strategy = False, True, IntervalStrategy.NO
     trainer = _trainer(Trainer, model, run.task, args)
     marks: list[tuple[float, int]] = []
-    clock = _Clock(lambda: marks.append((time.perf_counter(), int(trainer.tokens_seen))))
-    trainer.add_callback(clock)
+    varied = not hasattr(run.task.train_dataset, "block_size")
+
+    def enough() -> bool:
+        marks.append((time.perf_counter(), int(trainer.tokens_seen)))
+        return len(marks) >= 4 and (not varied or marks[-1][0] - marks[3][0] > TRIED_FOR)
+
+    trainer.add_callback(_Clock(enough))
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     (begun, before), (ended, after) = marks[1], marks[-1]
     times = {"training": work.tokens * (ended - begun) / (after - before)}
     read, seconds = _measure_some(run.task, model)
     times["evaluation"] = work.measured / read * seconds
-    times["around"] = AROUND
+    times["around"] = work.around
     return Measured(times, peak_memory_bytes())
 
 
 class _Clock(TrainerCallback):
-    def __init__(self, mark: Callable[[], None]) -> None:
-        self.mark = mark
+    def __init__(self, enough: Callable[[], bool]) -> None:
+        self.enough = enough
 
-    def on_step_end(self, *_: Any, **__: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        self.mark()
+        control.should_training_stop = self.enough()
 
 
 def _random(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -42,7 +42,7 @@ def main(args: Arguments, training_args: TrainingArguments) -> dict:
     else:
         texts = (text for row in table.rows["train"] for text in (row["source"], *row["targets"]))
         tokenizer = new_tokenizer(texts, vocab_size=4096)
-        model = new_bart(tokenizer, block_size=max(args.max_source_length, args.max_target_length))
+        model = new_bart(tokenizer, n_embd=192, block_size=max(args.max_source_length, args.max_target_length))
     task = Summarization(
         table,
         tokenizer,
@@ -62,7 +62,7 @@ if __name__ == "__main__":
             Arguments,
             TrainingArguments,
             fresh={
-                **{"learning_rate": 3e-3, "muon_learning_rate": 1e-2, "num_train_epochs": 8},
+                **{"learning_rate": 1e-3, "muon_learning_rate": 3e-3, "num_train_epochs": 3, "num_beams": 4},
                 **{"max_source_length": 32, "max_target_length": 24, "per_device_train_batch_size": 32},
             },
             output_dir="out/summarization",

@@ -7,6 +7,7 @@ import torch
 from torch.utils.data import Sampler
 
 Feature = dict[str, Any]
+MAX_LOGITS = 2**24  # that exist at once while a model is measured: 64 MiB in float32, whatever the vocabulary
 
 
 def pad_batch(features: Sequence[Feature], *, pad_id: int, left: bool = False) -> dict[str, torch.Tensor]:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from hf_lm.data.batches import MAX_LOGITS
 from hf_lm.evaluation.intervals import Estimate, ratio
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def score_documents(
     block_size: int,
     stride: int,
     accelerator: "Accelerator | None" = None,
-    max_logits: int = 2**24,
+    max_logits: int = MAX_LOGITS,
 ) -> Likelihood:
     """Score every document of a token stream in sliding windows.
 

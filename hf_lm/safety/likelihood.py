@@ -6,11 +6,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_lm.data.batches import map_by_length, pad_batch
+from hf_lm.data.batches import MAX_LOGITS, map_by_length, pad_batch
 from hf_lm.models.checkpoints import family
 from hf_lm.tokenizer import frame_of, set_pad
-
-MAX_LOGITS = 2**24  # that exist at once
 
 
 def token_log_probs(

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_lm.data.batches import Feature, map_by_length, pad_batch
+from hf_lm.data.batches import MAX_LOGITS, Feature, map_by_length, pad_batch
 from hf_lm.data.reading import clean
 from hf_lm.data.tables import Row, Table, keep_filled_splits
 from hf_lm.losses import label_loss, next_token_loss
@@ -174,7 +174,9 @@ class TextToText(Supervised):
             return found
 
         whole = [len(feature["input_ids"]) + len(feature["labels"]) for feature in features]
-        return map_by_length(work, whole, accelerator=accelerator, description=description, max_rows=64)
+        widest = max(whole if self.causal else [len(feature["labels"]) for feature in features], default=1)
+        rows = min(64, max(1, MAX_LOGITS // (widest * model.config.get_text_config().vocab_size)))
+        return map_by_length(work, whole, accelerator=accelerator, description=description, max_rows=rows)
 
     def label_proof(self) -> Proof:
         """The labels of the first rows must decode to exactly the target, and end with the end token."""

@@ -36,7 +36,8 @@ PARTS = ("embedding", "attention", "mlp", "recurrent", "norm", "head")
 # The C allocator of a CPU keeps freed memory in pieces: what is resident is more than what lives (docs/plan.md).
 FRAGMENTATION = 1.3
 FIRST_USE = 40 * 2**20  # bytes of library code and buffers that come into memory with the first step on a CPU
-AROUND = 20.0  # seconds that proofs, saving and the load-back in a fresh process take beside the training
+AROUND = 8.0  # seconds that proofs, saving and the load-back in a fresh process take beside the training
+READING = 8.0  # seconds more of a language model: its samples, and a general compressor over the text
 ROWS_PROVED = 4  # rows of the batch that the proofs use
 
 
@@ -75,12 +76,13 @@ class Work:
     measured: int  # read while measuring, in all
     longest: int  # of the largest batch of one process
     world_size: int
+    around: float  # seconds
 
     def seconds(self, step: "Step", speed: float) -> dict[str, float]:
         """Training, evaluation and what is around them, at `speed` FLOP/s of each process."""
         per_token = sum(step.flops.values()) / self.longest / self.world_size / speed
         read = step.flops["forward"] / self.longest / self.world_size / speed
-        return {"training": self.tokens * per_token, "evaluation": self.measured * read, "around": AROUND}
+        return {"training": self.tokens * per_token, "evaluation": self.measured * read, "around": self.around}
 
 
 class _Counter(TorchDispatchMode):
@@ -327,6 +329,7 @@ def work_of(task: Any, args: Any, *, scales: Mapping[str, float] | None = None) 
         measured=int(measured),
         longest=max(1, sum(sorted(lengths, reverse=True)[:rows])),
         world_size=args.world_size,
+        around=AROUND + READING * hasattr(task, "streams"),
     )
 
 
