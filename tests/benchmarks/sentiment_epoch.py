@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--texts", type=int, default=0, help="train on the first texts only; 0 takes all")
+    parser.add_argument("--learning_rate", type=float, default=3e-4, help="high enough to learn in one epoch")
     args = parser.parse_args()
 
     table = load_table(args.dataset, endings="labels")
@@ -53,7 +54,7 @@ def main() -> None:
             output_dir=folder,
             num_train_epochs=1,
             per_device_train_batch_size=args.batch,
-            learning_rate=5e-5,
+            learning_rate=args.learning_rate,
             train_sampling_strategy=sampling,
             bf16=bf16_is_fast(),
             save_strategy="no",
