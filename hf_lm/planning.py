@@ -361,9 +361,8 @@ class Measured:
 def run_a_little(run: Resolved, args: Any, work: forecasting.Work) -> Measured:
     """Train random weights of the run's shape for a few steps here, and measure a part of a split with them.
 
-    The first batch, which holds the longest rows where rows are grouped by length, warms up; the next three are timed,
-    and where rows differ in length some more.
-    Raises ValueError for quantized weights.
+    The first two batches warm up; the next two are timed, and where rows differ in length some more. Raises
+    ValueError for quantized weights.
     """
     if run.bits:
         raise ValueError("--calibrate cannot run a quantized model: leave --quantize out of the plan, or --calibrate.")
@@ -487,7 +486,7 @@ def show(plan: Plan) -> str:
         lines.append(f"Price       {plan.price:>15,.2f} at {plan.price_per_hour:g} an hour")
     if plan.seconds > plan.budget:
         lines.append(f"Budget      {in_hours(plan.budget):>15}: the run will stop there with a checkpoint")
-    said = "Measured in three steps here" if plan.calibrated else "Assumed"
+    said = "Measured in a few steps here" if plan.calibrated else "Assumed"
     said += f": {plan.utilisation:.0%} of the device's matrix speed" if plan.calibrated else ""
     lines += [
         "",

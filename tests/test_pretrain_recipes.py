@@ -105,6 +105,7 @@ def test_run_yaml_repeats_the_run_exactly(finished, tmp_path):
 def test_a_terminated_run_resumes_to_the_same_bits(finished, data, tmp_path):
     out = tmp_path / "stopped"
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    environment.pop("OMP_NUM_THREADS", None)  # the launcher goes by the cores: other threads, other bits
     options = command("pretrain.py", dataset=data, output_dir=out, **TINY)[-2 * len(TINY) - 4 :]
     # Without the launcher, which would take the signal itself; a pause per step leaves time to send it.
     slow = (

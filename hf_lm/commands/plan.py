@@ -21,7 +21,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--utilisation", type=float, default=0.4, metavar="SHARE", help="of the device's matrix speed (default 0.4)"
     )
-    parser.add_argument("--calibrate", action="store_true", help="run three steps here; time and memory are theirs")
+    parser.add_argument("--calibrate", action="store_true", help="run a few steps here; time and memory are theirs")
     parser.add_argument("--json", metavar="FILE", help="write the plan there as well")
 
 
