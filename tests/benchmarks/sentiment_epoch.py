@@ -29,14 +29,15 @@ def main() -> None:
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--texts", type=int, default=0, help="train on the first texts only; 0 takes all")
+    parser.add_argument("--texts", type=int, default=0, help="train on so many, taken evenly; 0 takes all")
     parser.add_argument("--learning_rate", type=float, default=3e-4, help="high enough to learn in one epoch")
     args = parser.parse_args()
 
     table = load_table(args.dataset, endings="labels")
     labels = read_sentiment(table)
     if args.texts:
-        table.rows["train"] = table.rows["train"][: args.texts]
+        rows = table.rows["train"]  # whose classes may stand one after the other
+        table.rows["train"] = rows[:: max(1, len(rows) // args.texts)][: args.texts]
     tokenizer = load_tokenizer(args.model)
     set_pad(tokenizer)
     task = Sentiment(table, tokenizer, labels=labels, max_length=128)
