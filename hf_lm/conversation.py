@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm.decoding import Decoding
 from hf_lm.generation import encode_prompt, stream, tokens_to_write
-from hf_lm.models.checkpoints import context_length
+from hf_lm.models.configuration import context_length
 from hf_lm.tokenizer import encode_marked
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}

@@ -35,7 +35,9 @@ from transformers import (
 
 from hf_lm.data.batches import MAX_LOGITS, map_by_length, pad_batch
 from hf_lm.decoding import Decoding
-from hf_lm.models.checkpoints import context_length, family, load_causal_lm, load_config, load_text_to_text
+from hf_lm.models.checkpoints import load_causal_lm
+from hf_lm.models.configuration import context_length, family, load_config
+from hf_lm.models.encoder_decoder import load_text_to_text
 from hf_lm.tokenizer import encode_documents, frame_of, load_tokenizer, set_pad
 
 logger = logging.getLogger(__name__)

@@ -17,14 +17,9 @@ from transformers import (
 )
 
 from hf_lm.data.tables import Table
-from hf_lm.models.checkpoints import (
-    context_length,
-    family,
-    find_adapter,
-    load_config,
-    load_text_to_text,
-    load_with_head,
-)
+from hf_lm.models.checkpoints import load_with_head
+from hf_lm.models.configuration import context_length, family, find_adapter, load_config
+from hf_lm.models.encoder_decoder import load_text_to_text
 from hf_lm.tasks.question_answering import QuestionAnswering, QuestionAnsweringAsText
 from hf_lm.tasks.sentiment import Sentiment, SentimentAsText
 from hf_lm.tasks.summarization import Summarization

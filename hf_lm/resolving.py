@@ -12,7 +12,6 @@ from typing import Any
 from accelerate import init_empty_weights
 from torch import nn
 
-from hf_lm.models import checkpoints
 from hf_lm.models.adapters import is_adapted
 from hf_lm.rehearsal import rehearse
 from hf_lm.training.forecast import lengths_of
@@ -44,12 +43,13 @@ def resolve(recipe: str, argv: Sequence[str], *, tokens: int = 0, bf16: bool | N
     """
     data = _Data(tokens)
     seams = {
-        "hf_lm.models.checkpoints": {"_load_weights": _without_weights, "_is_causal": lambda model: True},
+        "hf_lm.models.checkpoints": {"load_weights": _without_weights, "_is_causal": lambda model: True},
+        "hf_lm.models.encoder_decoder": {"load_weights": _without_weights},
         **data.seams(),
     }
     if bf16 is not None:
         seams["hf_lm.arguments"] = {"bf16_is_fast": lambda: bf16}
-    with _replaced(seams), _empty_pairs(), init_empty_weights():
+    with _replaced(seams), init_empty_weights():
         model, task, args, _ = rehearse(recipe, argv, use_cpu=False)
     if not (hasattr(task, "loss") and hasattr(task, "train_dataset")):
         raise ValueError(f"the recipe {recipe} trains by another loss than one over labels: it cannot be planned.")
@@ -77,23 +77,6 @@ def _without_weights(auto_class: type, name_or_path: str, config: Any, **_: Any)
     model = auto_class.from_config(config)
     model.name_or_path = name_or_path
     return model, {"missing_keys": set()}
-
-
-@contextlib.contextmanager
-def _empty_pairs() -> Iterator[None]:
-    """An encoder that serves as both sides of an encoder-decoder, without its weights."""
-    from transformers import EncoderDecoderConfig, EncoderDecoderModel
-
-    def pair(encoder: str, decoder: str, **_: Any) -> EncoderDecoderModel:
-        sides = checkpoints.load_config(encoder), checkpoints.load_config(decoder)
-        return EncoderDecoderModel(EncoderDecoderConfig.from_encoder_decoder_configs(*sides))
-
-    before = EncoderDecoderModel.__dict__["from_encoder_decoder_pretrained"]
-    EncoderDecoderModel.from_encoder_decoder_pretrained = staticmethod(pair)
-    try:
-        yield
-    finally:
-        EncoderDecoderModel.from_encoder_decoder_pretrained = before
 
 
 def _guess_column(rows: Any, asked: str, guesses: Sequence[str], **_: Any) -> str:

@@ -23,7 +23,8 @@ from hf_lm.data.sources import Corpus, load_corpus
 from hf_lm.data.tables import Table, load_table
 from hf_lm.evaluation.perplexity import score_documents
 from hf_lm.evaluation.predictions import GROUPS, METRICS, UNITS, Example, estimates_of, read_predictions
-from hf_lm.models.checkpoints import context_length, family, load_causal_lm
+from hf_lm.models.checkpoints import load_causal_lm
+from hf_lm.models.configuration import context_length, family
 from hf_lm.rebuilding import SETTINGS, Checkpoint, build_task, fingerprint, open_checkpoint, precision
 from hf_lm.remote import answers_in, ask, messages_of, read_answers
 from hf_lm.report import versions

@@ -205,7 +205,7 @@ def check_servable(model: str) -> None:
 
     from transformers.models.auto import modeling_auto
 
-    from hf_lm.models.checkpoints import load_config
+    from hf_lm.models.configuration import load_config
 
     kind = (load_config(model).architectures or ["model of no known architecture"])[0]
     known = {

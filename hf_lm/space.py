@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from hf_lm.hub import check_complete
-from hf_lm.models.checkpoints import is_path
+from hf_lm.models.configuration import is_path
 
 # What shows a model and its run; what the run says of the machine that trained it is not for a Space.
 SHOWN = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "plots/*.png")
@@ -66,7 +66,7 @@ def export_space(models: Sequence[str], folder: str | Path) -> Path:
     folder = Path(folder).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} is there already, and nothing is overwritten: give --export another folder.")
-    from hf_lm.models.checkpoints import load_config
+    from hf_lm.models.configuration import load_config
 
     named: dict[str, str] = {}  # as given: as the Space finds it
     for name in models:

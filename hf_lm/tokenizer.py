@@ -19,7 +19,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from hf_lm.cache import default_cache
-from hf_lm.models.checkpoints import find_adapter, is_path, load_config
+from hf_lm.models.configuration import find_adapter, is_path, load_config
 
 if TYPE_CHECKING:
     from hf_lm.data.sources import Corpus

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm.conversation import Conversation
 from hf_lm.generation import encode_prompt, load_writer
-from hf_lm.models.checkpoints import context_length, family, load_config
+from hf_lm.models.configuration import context_length, family, load_config
 from hf_lm.pipelines import pipeline
 from hf_lm.report import SHOWN as METRICS
 from hf_lm.report import beside, in_words, warnings

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm.decoding import Decoding
 from hf_lm.generation import Continuation, encode_prompt, generate, log_probabilities, stream
-from hf_lm.models.checkpoints import context_length, family
+from hf_lm.models.configuration import context_length, family
 from hf_lm.tokenizer import encode_documents
 
 Item = TypeVar("Item")

@@ -14,7 +14,8 @@ from transformers import set_seed
 
 from hf_lm.arguments import TrainingArguments, bf16_is_fast, parse_arguments
 from hf_lm.data.sources import load_corpus
-from hf_lm.models.checkpoints import context_length, load_causal_lm
+from hf_lm.models.checkpoints import load_causal_lm
+from hf_lm.models.configuration import context_length
 from hf_lm.models.gpt2 import new_gpt2
 from hf_lm.safety.findings import Variant, leave_findings, update_card
 from hf_lm.safety.mitigations import guards, training_texts
@@ -103,7 +104,6 @@ def main(args: Arguments, training_args: TrainingArguments) -> dict:
         against = "model" if kind == "continued" else "continued"
         found = suite.measure(changed, tokenizer)
         variants.append(Variant(kind, found, against=against, made=f"trained further {said()}"))
-
     report = leave_findings(variants, suite, out)
     if args.update_card:
         update_card(name, report["safety"])

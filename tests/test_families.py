@@ -36,7 +36,9 @@ from hf_lm.arguments import TrainingArguments
 from hf_lm.data.opinions import opinions
 from hf_lm.data.tables import Table
 from hf_lm.models.adapters import add_lora, is_adapted, merged
-from hf_lm.models.checkpoints import context_length, family, load_text_to_text, load_with_head
+from hf_lm.models.checkpoints import load_with_head
+from hf_lm.models.configuration import context_length, family
+from hf_lm.models.encoder_decoder import load_text_to_text
 from hf_lm.tasks.question_answering import QuestionAnswering, QuestionAnsweringAsText, read_question_answering
 from hf_lm.tasks.sentiment import Sentiment, SentimentAsText, read_sentiment
 from hf_lm.tasks.summarization import Summarization, read_summarization

@@ -87,7 +87,7 @@ def talk(conversation: "Conversation", *, file: str = "", read: Callable[[str], 
 
 
 def _answer(conversation: "Conversation", pieces, lines) -> None:
-    from hf_lm.models.checkpoints import context_length
+    from hf_lm.models.configuration import context_length
 
     if conversation.left_out:
         positions = context_length(conversation.model.config)

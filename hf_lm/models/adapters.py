@@ -11,7 +11,8 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from hf_lm.models.checkpoints import ADAPTED, find_adapter, fresh_modules, load_config, load_with_head
+from hf_lm.models.checkpoints import fresh_modules, load_with_head
+from hf_lm.models.configuration import ADAPTED, find_adapter, load_config
 from hf_lm.models.quantization import dequantized, quantized_bits, quiet_bitsandbytes
 
 # What peft calls a task, and the class that loads a model for it.

@@ -1,47 +1,30 @@
 """Checkpoints that training goes on from: loaded, or refused in one line."""
 
-import json
-import re
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from huggingface_hub import constants, is_offline_mode
-from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
-from safetensors import safe_open
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
-    AutoConfig,
-    AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
-    EncoderDecoderModel,
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.pytorch_utils import Conv1D
-from transformers.utils import cached_file
-from transformers.utils.peft_utils import find_adapter_config_file
 
+from hf_lm.models.configuration import architecture, context_length, family, find_adapter, load_config, why
 from hf_lm.models.quantization import dequantized, keep_weights, quantization_options
 
 # float32, else the saved one: a bfloat16 checkpoint would be trained in bfloat16
 SAFE = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
-CONFIG = "config.json"
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-ADAPTER = "adapter_config.json"
-ADAPTED = "adapted_config.json"  # beside an adapter: what config.json of its merged model says; see save_adapted
-# RoBERTa and its kin count positions from the padding token's id on: of 514 they can use 512.
-COUNT_FROM_PAD = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "data2vec-text")
 BODIES = ("shared", "encoder", "decoder")  # children of a model that are no heads, beside its base_model_prefix
-MISSING = ("missing_entries", "connection_errors", "gated_repo")
 
 
 def load_causal_lm(
@@ -71,15 +54,15 @@ def load_causal_lm(
     if tokenizer is not None:
         _check_vocabulary(tokenizer, name_or_path)
 
-    model, loading = _load_weights(AutoModelForCausalLM, name_or_path, config, quantize=quantize)
+    model, loading = load_weights(AutoModelForCausalLM, name_or_path, config, quantize=quantize)
     if missing := sorted(loading["missing_keys"]):
         raise ValueError(
-            f"{name_or_path} was saved as {_architecture(config)} and lacks {len(missing)} weights of "
+            f"{name_or_path} was saved as {architecture(config)} and lacks {len(missing)} weights of "
             f"{type(model).__name__} ({missing[0]}, ...), which would start at random; give a causal language model."
         )
     if not _is_causal(model):
         raise ValueError(
-            f"{name_or_path} ({_architecture(config)}) reads the words after the one it predicts, so training it as "
+            f"{name_or_path} ({architecture(config)}) reads the words after the one it predicts, so training it as "
             "a language model would teach it to copy; give a causal language model, such as GPT-2 or Llama."
         )
     if tokenizer is not None:
@@ -124,7 +107,7 @@ def load_with_head(
     body, saved = (
         mapping._model_mapping[type(config)].base_model_prefix for mapping in (auto_class, _saved_as(config))
     )
-    model, loading = _load_weights(
+    model, loading = load_weights(
         auto_class,
         name_or_path,
         config,
@@ -139,7 +122,7 @@ def load_with_head(
     lost = [key for key in sorted(loading["missing_keys"]) if key.startswith(f"{body}.") and "pooler" not in key]
     if lost:
         raise ValueError(
-            f"{name_or_path} was saved as {_architecture(config)} and lacks {len(lost)} weights of "
+            f"{name_or_path} was saved as {architecture(config)} and lacks {len(lost)} weights of "
             f"{type(model).__name__} ({lost[0]}, ...), which would start at random."
         )
     ids, rows = max(tokenizer.get_vocab().values()) + 1, model.get_input_embeddings().num_embeddings
@@ -160,45 +143,12 @@ def load_masked_lm(name_or_path: str) -> PreTrainedModel:
     config = load_config(name_or_path)
     if type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
         raise ValueError(f"{name_or_path} is a {config.model_type}, which is no masked language model.")
-    model, loading = _load_weights(AutoModelForMaskedLM, name_or_path, config)
+    model, loading = load_weights(AutoModelForMaskedLM, name_or_path, config)
     if missing := sorted(loading["missing_keys"]):
         raise ValueError(
-            f"{name_or_path} was saved as {_architecture(config)} and lacks {len(missing)} weights of "
+            f"{name_or_path} was saved as {architecture(config)} and lacks {len(missing)} weights of "
             f"{type(model).__name__} ({missing[0]}, ...), which would start at random; give a masked language model."
         )
-    return model
-
-
-def load_text_to_text(name_or_path: str, *, tokenizer: PreTrainedTokenizerBase, quantize: int = 0) -> PreTrainedModel:
-    """A checkpoint that writes text: a decoder and an encoder-decoder as they are, an encoder as both of its sides.
-
-    An encoder becomes an encoder-decoder whose halves start from it (BERT2BERT, Rothe et al., arXiv 1907.12461); only
-    the attention from one to the other is new. `quantize` as in load_causal_lm. Raises OSError or ValueError.
-    """
-    config = load_config(name_or_path)
-    kind = family(config)
-    if kind == "decoder":
-        return load_causal_lm(name_or_path, tokenizer=tokenizer, quantize=quantize)
-    if kind == "encoder-decoder":
-        return load_with_head(name_or_path, AutoModelForSeq2SeqLM, tokenizer=tokenizer, quantize=quantize)
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise ValueError(
-            f"{name_or_path} is a {config.model_type}, which cannot serve as a decoder; take a BERT or RoBERTa."
-        )
-    encoder, _ = _load_weights(AutoModel, name_or_path, config, quantize=quantize)
-    config = load_config(name_or_path)
-    config.is_decoder = config.add_cross_attention = True
-    decoder, _ = _load_weights(AutoModelForCausalLM, name_or_path, config, quantize=quantize)
-    model = EncoderDecoderModel(encoder=encoder, decoder=decoder)
-    model.at_random = [f"{side}.{name}" for side in ("encoder", "decoder") for name in getattr(model, side).at_random]
-    if quantize:  # as Trainer and peft ask the model itself
-        for name in ("is_quantized", "quantization_method", "hf_quantizer", f"is_loaded_in_{quantize}bit"):
-            setattr(model, name, getattr(encoder, name))
-    end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
-    for settings in (model.config, model.generation_config):
-        settings.decoder_start_token_id, settings.eos_token_id = start, end
-        settings.pad_token_id = tokenizer.pad_token_id
     return model
 
 
@@ -208,54 +158,7 @@ def _saved_as(config: PreTrainedConfig) -> type:
     return {"encoder": AutoModelForMaskedLM, "decoder": AutoModelForCausalLM}.get(kind, AutoModelForSeq2SeqLM)
 
 
-def family(config: PreTrainedConfig) -> Literal["encoder", "decoder", "encoder-decoder"]:
-    """Which of the three a checkpoint belongs to: what can be asked of it follows from that."""
-    if config.is_encoder_decoder:
-        return "encoder-decoder"
-    return "encoder" if type(config) in MODEL_FOR_MASKED_LM_MAPPING else "decoder"
-
-
-def context_length(config: PreTrainedConfig) -> int:
-    """Positions that a model has; 0 where any length will do, as in a recurrent one."""
-    config = config.get_text_config()
-    positions = max(0, getattr(config, "max_position_embeddings", 0) or 0)
-    if config.model_type in COUNT_FROM_PAD and positions:
-        positions -= config.pad_token_id + 1
-    return positions
-
-
-def check_checkpoint(name_or_path: str) -> None:
-    """Raise OSError where a folder is missing or holds no whole model in safetensors. A name on the Hub passes."""
-    folder = Path(name_or_path)
-    if not folder.is_dir():
-        if folder.exists():
-            raise NotADirectoryError(f"{name_or_path} is a file; give the folder that holds {CONFIG} and the weights.")
-        if is_path(name_or_path):
-            raise FileNotFoundError(f"there is no folder {name_or_path}.")
-        return
-    names = {path.name for path in folder.iterdir()}
-    if CONFIG in names and names.intersection(WEIGHTS):
-        return
-    pickled = sorted(name for name in names if name.endswith((".bin", ".pt", ".pth")) and name != "training_args.bin")
-    checkpoints = [path.parent for path in folder.glob(f"checkpoint-*/{CONFIG}")]
-    if checkpoints:
-        newest = max(checkpoints, key=lambda path: path.stat().st_mtime)
-        said = f"holds no finished model, but checkpoints of a run: give {newest}"
-    elif CONFIG not in names:
-        said = f"has no {CONFIG}, so it is not the folder of a model"
-    elif pickled:
-        said = f"has its weights pickled ({pickled[0]}), which can run code: save them as safetensors first"
-    else:
-        said = f"has a {CONFIG} but no weights ({' or '.join(WEIGHTS)})"
-    raise FileNotFoundError(f"{name_or_path} {said}.")
-
-
-def is_path(name: str) -> bool:
-    """Whether a name can only be a path here: a name on the Hub has one slash at most."""
-    return name.startswith(("/", ".", "~")) or name.count("/") > 1 or "\\" in name
-
-
-def _load_weights(
+def load_weights(
     auto_class: type, name_or_path: str, config: PreTrainedConfig, *, quantize: int = 0, **options: Any
 ) -> tuple[PreTrainedModel, dict]:
     """A model and what was missing. Of an adapter's folder: its base with the adapter's updates in its weights."""
@@ -279,7 +182,7 @@ def _load_weights(
             **options,
         )
     except Exception as error:  # broken files raise errors of several libraries
-        raise OSError(f"cannot load the weights of {name_or_path}: {_why(error)}") from error
+        raise OSError(f"cannot load the weights of {name_or_path}: {why(error)}") from error
     keep_weights(model)
     model.at_random = [key.removesuffix(".weight") for key in sorted(loading["missing_keys"])]
     return model, loading
@@ -327,7 +230,7 @@ def _load_adapted(
 
     said = config.__dict__.pop("quantization_config", None) or {}
     bits = 4 if said.get("load_in_4bit") else 8 if said.get("load_in_8bit") else 0
-    model, loading = _load_weights(auto_class, base, config, quantize=bits, **options)
+    model, loading = load_weights(auto_class, base, config, quantize=bits, **options)
     if bits:
         model = dequantized(model)
     try:
@@ -335,7 +238,7 @@ def _load_adapted(
             model, name_or_path, ignore_mismatched_sizes=options.get("ignore_mismatched_sizes", False)
         )
     except Exception as error:
-        raise OSError(f"cannot load the adapter {name_or_path} onto {base}: {_why(error)}") from error
+        raise OSError(f"cannot load the adapter {name_or_path} onto {base}: {why(error)}") from error
     model = adapted.merge_and_unload().requires_grad_(True)
     if model.can_generate():
         with suppress(OSError):
@@ -350,110 +253,11 @@ def _forget_name(model: PreTrainedModel) -> None:
     model.name_or_path = model.config._name_or_path = ""
 
 
-def _classes(name_or_path: str) -> int:
-    """How many classes the head has that an adapter brings; 0 where it brings none. For adapters made elsewhere."""
-    weights = Path(name_or_path) / "adapter_model.safetensors"
-    if not weights.is_file():
-        return 0
-    with safe_open(weights, "pt") as file:
-        heads = [
-            key for key in list(file.keys()) if re.search(r"\.(classifier|score|classifier\.out_proj)\.weight$", key)
-        ]
-        return file.get_slice(heads[-1]).get_shape()[0] if heads else 0
-
-
-def find_adapter(name_or_path: str) -> dict[str, Any] | None:
-    """adapter_config.json of a folder or of a name on the Hub; None for a whole model.
-
-    Raises ValueError where it names no base.
-    """
-    if (Path(name_or_path) / CONFIG).is_file():
-        return None
-    try:
-        found = find_adapter_config_file(name_or_path)
-    except OSError:
-        return None  # what is wrong with the name is said where its config.json is looked for
-    if found is None:
-        return None
-    try:
-        adapter = json.loads(Path(found).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{name_or_path}: {ADAPTER} is no JSON: {error}") from None
-    if not adapter.get("base_model_name_or_path"):
-        raise ValueError(
-            f"{name_or_path} is an adapter that names no base model: set base_model_name_or_path in its {ADAPTER}."
-        )
-    return adapter
-
-
-def load_config(name_or_path: str) -> PreTrainedConfig:
-    """The configuration of a checkpoint, in a folder or on the Hub; of an adapter, that of its merged model.
-
-    Raises OSError or ValueError in one line.
-    """
-    name_or_path = str(name_or_path)
-    if (adapter := find_adapter(name_or_path)) is not None:
-        base = adapter["base_model_name_or_path"]
-        try:
-            config = load_config(base)
-        except OSError as error:
-            raise OSError(
-                f"{name_or_path} is an adapter for {base}, which is not there ({error}) Put it there, or set "
-                f"base_model_name_or_path in {ADAPTER} to where it is."
-            ) from error
-        adapted = cached_file(name_or_path, ADAPTED, **{f"_raise_exceptions_for_{what}": False for what in MISSING})
-        if adapted:
-            return AutoConfig.from_pretrained(adapted, trust_remote_code=False)
-        if classes := _classes(name_or_path):
-            config.num_labels = classes
-        return config
-    check_checkpoint(name_or_path)
-    try:
-        # False rather than None: None would ask on the terminal whether to run the checkpoint's code.
-        return AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        causes = _causes(error)
-        what = f"{name_or_path} is neither a folder here nor "
-        if any(isinstance(cause, GatedRepoError) for cause in causes):
-            said = f"{name_or_path} asks for its terms to be accepted: do so on its page, then `hf auth login`."
-        elif any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
-            said = what + "a public model on the Hub; check the name, or `hf auth login` if it is private."
-        elif any(isinstance(cause, LocalEntryNotFoundError) for cause in causes):
-            if is_offline_mode():
-                said = what + "in the local cache, and HF_HUB_OFFLINE keeps the Hub from being asked; unset it."
-            else:
-                said = what + f"in the local cache, and {constants.ENDPOINT} cannot be reached; check the network."
-        elif "custom code" in str(error):
-            raise ValueError(f"{name_or_path} needs code of its own, and hf_lm runs no code from a model.") from error
-        elif isinstance(error, ValueError):
-            said = f"{name_or_path}: transformers knows no such model: {_why(error)}"
-            raise ValueError(said) from error
-        else:
-            said = f"cannot read the {CONFIG} of {name_or_path}: {_why(error)}"
-        raise OSError(said) from error
-
-
-def _causes(error: BaseException | None) -> list[BaseException]:
-    causes = []
-    while error is not None:
-        causes.append(error)
-        error = error.__cause__ or error.__context__
-    return causes
-
-
-def _why(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _architecture(config: PreTrainedConfig) -> str:
-    return (config.architectures or [config.model_type])[0]
-
-
 def _check_family(config: PreTrainedConfig, name_or_path: str) -> None:
     if config.is_encoder_decoder or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         kind = "an encoder-decoder" if config.is_encoder_decoder else f"of the {config.model_type} family"
         raise ValueError(
-            f"{name_or_path} is {kind} ({_architecture(config)}), not a causal language model; "
+            f"{name_or_path} is {kind} ({architecture(config)}), not a causal language model; "
             "give one such as GPT-2 or Llama."
         )
 

@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm.data.batches import MAX_LOGITS, map_by_length, pad_batch
-from hf_lm.models.checkpoints import family
+from hf_lm.models.configuration import family
 from hf_lm.tokenizer import frame_of, set_pad
 
 

@@ -13,7 +13,7 @@ from hf_lm.data.sources import Corpus, hash_text
 from hf_lm.evaluation.intervals import mean
 from hf_lm.evaluation.leakage import hash_runs
 from hf_lm.generation import generate
-from hf_lm.models.checkpoints import context_length
+from hf_lm.models.configuration import context_length
 from hf_lm.safety.measures import Measure
 from hf_lm.tokenizer import encode_documents
 

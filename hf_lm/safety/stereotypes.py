@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm.data.reading import read_lines, read_rows, suffix
 from hf_lm.evaluation.intervals import Estimate
-from hf_lm.models.checkpoints import context_length, family
+from hf_lm.models.configuration import context_length, family
 from hf_lm.safety.likelihood import token_log_probs
 from hf_lm.safety.measures import ALL, Measure, mean_by_group
 from hf_lm.safety.sets import stereotype_pairs

@@ -14,7 +14,8 @@ from transformers import (
 )
 
 from hf_lm.data.sources import Corpus
-from hf_lm.models.checkpoints import family, load_causal_lm, load_config, load_masked_lm, load_with_head
+from hf_lm.models.checkpoints import load_causal_lm, load_masked_lm, load_with_head
+from hf_lm.models.configuration import family, load_config
 from hf_lm.safety.continuations import Guard, continue_prompts
 from hf_lm.safety.counterfactuals import (
     Prompt,

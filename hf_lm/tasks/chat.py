@@ -18,7 +18,7 @@ from hf_lm.data.tables import Row, Table
 from hf_lm.evaluation.completions import log_probs, write
 from hf_lm.evaluation.intervals import ratio
 from hf_lm.losses import next_token_loss
-from hf_lm.models.checkpoints import context_length
+from hf_lm.models.configuration import context_length
 from hf_lm.proofs import Proof
 from hf_lm.tasks.supervised import Encoded, Scores, Supervised
 

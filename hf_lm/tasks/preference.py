@@ -18,7 +18,7 @@ from hf_lm.evaluation.completions import log_probs, write
 from hf_lm.evaluation.intervals import Estimate, mean
 from hf_lm.evaluation.rewards import Scorer
 from hf_lm.models.adapters import is_adapted, merged
-from hf_lm.models.checkpoints import context_length
+from hf_lm.models.configuration import context_length
 from hf_lm.proofs import Proof
 from hf_lm.tasks.chat import answer_samples, set_generation
 from hf_lm.tasks.supervised import Encoded, Scores, Supervised

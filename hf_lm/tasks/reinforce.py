@@ -16,7 +16,7 @@ from hf_lm.data.tables import Row, Table
 from hf_lm.evaluation.completions import log_probs, write
 from hf_lm.evaluation.intervals import mean
 from hf_lm.evaluation.rewards import Reward
-from hf_lm.models.checkpoints import context_length
+from hf_lm.models.configuration import context_length
 from hf_lm.proofs import Proof
 from hf_lm.tasks.chat import answer_samples, set_generation
 from hf_lm.tasks.preference import frozen_copy, labelled

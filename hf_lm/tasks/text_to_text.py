@@ -16,7 +16,7 @@ from hf_lm.data.batches import MAX_LOGITS, Feature, map_by_length, pad_batch
 from hf_lm.data.reading import clean
 from hf_lm.data.tables import Row, Table, keep_filled_splits
 from hf_lm.losses import label_loss, next_token_loss
-from hf_lm.models.checkpoints import context_length, family
+from hf_lm.models.configuration import context_length, family
 from hf_lm.proofs import Proof
 from hf_lm.tasks.supervised import Encoded, Scores, Supervised
 from hf_lm.tokenizer import encode_documents, frame_of, language_written

@@ -1,0 +1,167 @@
+"""What a checkpoint is, before its weights are read: its configuration, family and positions, or why it is none."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from huggingface_hub import constants, is_offline_mode
+from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+from safetensors import safe_open
+from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoConfig, PreTrainedConfig
+from transformers.utils import cached_file
+from transformers.utils.peft_utils import find_adapter_config_file
+
+CONFIG = "config.json"
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+ADAPTER = "adapter_config.json"
+ADAPTED = "adapted_config.json"  # beside an adapter: what config.json of its merged model says; see save_adapted
+# RoBERTa and its kin count positions from the padding token's id on: of 514 they can use 512.
+COUNT_FROM_PAD = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "data2vec-text")
+MISSING = ("missing_entries", "connection_errors", "gated_repo")
+
+
+def load_config(name_or_path: str) -> PreTrainedConfig:
+    """The configuration of a checkpoint, in a folder or on the Hub; of an adapter, that of its merged model.
+
+    Raises OSError or ValueError in one line.
+    """
+    name_or_path = str(name_or_path)
+    if (adapter := find_adapter(name_or_path)) is not None:
+        base = adapter["base_model_name_or_path"]
+        try:
+            config = load_config(base)
+        except OSError as error:
+            raise OSError(
+                f"{name_or_path} is an adapter for {base}, which is not there ({error}) Put it there, or set "
+                f"base_model_name_or_path in {ADAPTER} to where it is."
+            ) from error
+        adapted = cached_file(name_or_path, ADAPTED, **{f"_raise_exceptions_for_{what}": False for what in MISSING})
+        if adapted:
+            return AutoConfig.from_pretrained(adapted, trust_remote_code=False)
+        if classes := _classes(name_or_path):
+            config.num_labels = classes
+        return config
+    check_checkpoint(name_or_path)
+    try:
+        # False rather than None: None would ask on the terminal whether to run the checkpoint's code.
+        return AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        causes = _causes(error)
+        what = f"{name_or_path} is neither a folder here nor "
+        if any(isinstance(cause, GatedRepoError) for cause in causes):
+            said = f"{name_or_path} asks for its terms to be accepted: do so on its page, then `hf auth login`."
+        elif any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
+            said = what + "a public model on the Hub; check the name, or `hf auth login` if it is private."
+        elif any(isinstance(cause, LocalEntryNotFoundError) for cause in causes):
+            if is_offline_mode():
+                said = what + "in the local cache, and HF_HUB_OFFLINE keeps the Hub from being asked; unset it."
+            else:
+                said = what + f"in the local cache, and {constants.ENDPOINT} cannot be reached; check the network."
+        elif "custom code" in str(error):
+            raise ValueError(f"{name_or_path} needs code of its own, and hf_lm runs no code from a model.") from error
+        elif isinstance(error, ValueError):
+            said = f"{name_or_path}: transformers knows no such model: {why(error)}"
+            raise ValueError(said) from error
+        else:
+            said = f"cannot read the {CONFIG} of {name_or_path}: {why(error)}"
+        raise OSError(said) from error
+
+
+def family(config: PreTrainedConfig) -> Literal["encoder", "decoder", "encoder-decoder"]:
+    """Which of the three a checkpoint belongs to: what can be asked of it follows from that."""
+    if config.is_encoder_decoder:
+        return "encoder-decoder"
+    return "encoder" if type(config) in MODEL_FOR_MASKED_LM_MAPPING else "decoder"
+
+
+def context_length(config: PreTrainedConfig) -> int:
+    """Positions that a model has; 0 where any length will do, as in a recurrent one."""
+    config = config.get_text_config()
+    positions = max(0, getattr(config, "max_position_embeddings", 0) or 0)
+    if config.model_type in COUNT_FROM_PAD and positions:
+        positions -= config.pad_token_id + 1
+    return positions
+
+
+def check_checkpoint(name_or_path: str) -> None:
+    """Raise OSError where a folder is missing or holds no whole model in safetensors. A name on the Hub passes."""
+    folder = Path(name_or_path)
+    if not folder.is_dir():
+        if folder.exists():
+            raise NotADirectoryError(f"{name_or_path} is a file; give the folder that holds {CONFIG} and the weights.")
+        if is_path(name_or_path):
+            raise FileNotFoundError(f"there is no folder {name_or_path}.")
+        return
+    names = {path.name for path in folder.iterdir()}
+    if CONFIG in names and names.intersection(WEIGHTS):
+        return
+    pickled = sorted(name for name in names if name.endswith((".bin", ".pt", ".pth")) and name != "training_args.bin")
+    checkpoints = [path.parent for path in folder.glob(f"checkpoint-*/{CONFIG}")]
+    if checkpoints:
+        newest = max(checkpoints, key=lambda path: path.stat().st_mtime)
+        said = f"holds no finished model, but checkpoints of a run: give {newest}"
+    elif CONFIG not in names:
+        said = f"has no {CONFIG}, so it is not the folder of a model"
+    elif pickled:
+        said = f"has its weights pickled ({pickled[0]}), which can run code: save them as safetensors first"
+    else:
+        said = f"has a {CONFIG} but no weights ({' or '.join(WEIGHTS)})"
+    raise FileNotFoundError(f"{name_or_path} {said}.")
+
+
+def is_path(name: str) -> bool:
+    """Whether a name can only be a path here: a name on the Hub has one slash at most."""
+    return name.startswith(("/", ".", "~")) or name.count("/") > 1 or "\\" in name
+
+
+def find_adapter(name_or_path: str) -> dict[str, Any] | None:
+    """adapter_config.json of a folder or of a name on the Hub; None for a whole model.
+
+    Raises ValueError where it names no base.
+    """
+    if (Path(name_or_path) / CONFIG).is_file():
+        return None
+    try:
+        found = find_adapter_config_file(name_or_path)
+    except OSError:
+        return None  # what is wrong with the name is said where its config.json is looked for
+    if found is None:
+        return None
+    try:
+        adapter = json.loads(Path(found).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{name_or_path}: {ADAPTER} is no JSON: {error}") from None
+    if not adapter.get("base_model_name_or_path"):
+        raise ValueError(
+            f"{name_or_path} is an adapter that names no base model: set base_model_name_or_path in its {ADAPTER}."
+        )
+    return adapter
+
+
+def _classes(name_or_path: str) -> int:
+    """How many classes the head has that an adapter brings; 0 where it brings none. For adapters made elsewhere."""
+    weights = Path(name_or_path) / "adapter_model.safetensors"
+    if not weights.is_file():
+        return 0
+    with safe_open(weights, "pt") as file:
+        heads = [
+            key for key in list(file.keys()) if re.search(r"\.(classifier|score|classifier\.out_proj)\.weight$", key)
+        ]
+        return file.get_slice(heads[-1]).get_shape()[0] if heads else 0
+
+
+def _causes(error: BaseException | None) -> list[BaseException]:
+    causes = []
+    while error is not None:
+        causes.append(error)
+        error = error.__cause__ or error.__context__
+    return causes
+
+
+def why(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def architecture(config: PreTrainedConfig) -> str:
+    return (config.architectures or [config.model_type])[0]
