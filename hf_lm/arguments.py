@@ -96,6 +96,8 @@ class FineTuningArguments:
             raise ValueError(f"--quantize {self.quantize} freezes the base: give what is trained a --lora_rank.")
         if self.quantize and not getattr(self, "model", ""):
             raise ValueError(f"--quantize {self.quantize} needs --model: a fresh model's weights are trained whole.")
+        if (decoder := getattr(self, "decoder", "")) and not getattr(self, "model", ""):
+            raise ValueError(f"--decoder {decoder} writes what another reads: give the one that reads as --model.")
 
     def lora(self) -> dict[str, Any]:
         """The arguments of hf_lm.models.adapters.add_lora."""

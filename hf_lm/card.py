@@ -68,13 +68,13 @@ def _metadata(report: dict[str, Any], folder: Path) -> str:
         for name, metric in metrics.items()
         if "value" in metric
     ]
-    base = model.get("base")
+    bases = [name for name in (model.get("base"), model.get("decoder")) if name and _is_hub_id(name)]
     card = ModelCardData(
         language=report.get("data", {}).get("languages") or None,
         library_name="transformers",
         pipeline_tag=report.get("pipeline_tag"),
         tags=["hf_lm"],
-        base_model=base if base and _is_hub_id(base) else None,
+        base_model=(bases if bases[1:] else bases[0]) if bases else None,
         datasets=known or None,
         model_name=folder.resolve().name,
         eval_results=results,
@@ -104,16 +104,18 @@ def _cut(text: str, most: int) -> str:
 
 
 def _introduction(report: dict[str, Any], folder: Path) -> str:
+    from hf_lm.target_tokenizer import TARGET
+
     model = report.get("model", {})
     recurrent = model.get("model_type") == "hf_lm_recurrent"
     trust = ", trust_remote_code=True" if recurrent else ""
     kind, auto_class = KINDS.get(report.get("recipe", ""), "model"), model.get("auto_class", "AutoModel")
-    adapter = (folder / "adapter_config.json").is_file()
+    adapter, two = (folder / "adapter_config.json").is_file(), (folder / TARGET).is_dir()
     lines = [
         f"# {folder.resolve().name}",
         "",
         f"A {kind} ({model.get('architecture')}, {model.get('parameters', 0):,} parameters), "
-        + (f"trained further from {_base(model['base'])}" if model.get("base") else "trained from scratch")
+        + (f"trained further from {_bases(model)}" if model.get("base") else "trained from scratch")
         + f" on {_in_table(report.get('data', {}).get('source', 'text'))} with hf_lm."
         + (f" {said}" if (said := _headline(report)) else ""),
         "",
@@ -122,9 +124,11 @@ def _introduction(report: dict[str, Any], folder: Path) -> str:
         "",
         'name = "."  # this folder, or its name on the Hub',
         f"model = {auto_class}.from_pretrained(name{trust})",
-        f"tokenizer = AutoTokenizer.from_pretrained(name{trust})",
-        "```",
+        f"tokenizer = AutoTokenizer.from_pretrained(name{trust})" + "  # of what is read" * two,
     ]
+    if two:
+        lines += [f'{TARGET} = AutoTokenizer.from_pretrained(name, subfolder="{TARGET}")  # of what is written']
+    lines += ["```"]
     if example := _example(report):
         said = ", ".join(
             json.dumps(_cut(text, 200), ensure_ascii=False) if key == "text" else
@@ -153,6 +157,11 @@ def _introduction(report: dict[str, Any], folder: Path) -> str:
             "The model carries its own code (recurrent.py); after `import hf_lm` it loads without that trust.",
         ]
     return "\n".join(lines)
+
+
+def _bases(model: dict[str, Any]) -> str:
+    """What a model was trained further from: a checkpoint, or one that reads and one that writes."""
+    return " and ".join(_base(name) for name in (model["base"], model.get("decoder")) if name)
 
 
 def _base(name: str) -> str:

@@ -232,6 +232,13 @@ def _check_found(found: dict[str, Any], adapter: bool, report: dict[str, Any], c
         if tokens > rows
         else "the tokenizer turns text into nothing: its files are missing",
     )
+    if found["written"]:
+        tokens, rows = found["written"]
+        checked.expect(
+            tokens <= rows,
+            f"another tokenizer writes (target_tokenizer/): ids below {tokens:,}, {rows:,} embedding rows",
+            f"target_tokenizer/ has ids up to {tokens - 1:,}, the half that writes {rows:,} embedding rows",
+        )
     (pad, pad_token), (eos, eos_token) = found["pad"], found["eos"]
     if eos is not None:
         checked.expect(

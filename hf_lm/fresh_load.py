@@ -21,6 +21,8 @@ AUTO_CLASSES = {
 }
 HEADS = ("score.weight", "classifier.weight", "classifier.out_proj.weight")  # of classification, one row a class
 
+TARGET = "target_tokenizer"  # as hf_lm.target_tokenizer has it
+
 
 def main(folder: str, adapter: bool, remote: bool, auto_class: str) -> dict:
     warnings.simplefilter("ignore")
@@ -44,7 +46,10 @@ def main(folder: str, adapter: bool, remote: bool, auto_class: str) -> dict:
     model, missing = (model, []) if adapter else (model[0], sorted(model[1]["missing_keys"]))
     model.eval()
     own = not adapter or Path(folder, "tokenizer_config.json").is_file()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder if own else source, **options)
+    place = folder if own else source
+    tokenizer = target = transformers.AutoTokenizer.from_pretrained(place, **options)
+    if Path(place, TARGET).is_dir():  # another writes than the one that reads
+        target = transformers.AutoTokenizer.from_pretrained(place, subfolder=TARGET, **options)
 
     encoded = tokenizer("A model reads this. 春眠不觉晓", return_tensors="pt")
     inputs = {name: encoded[name] for name in ("input_ids", "attention_mask") if name in encoded}
@@ -52,10 +57,13 @@ def main(folder: str, adapter: bool, remote: bool, auto_class: str) -> dict:
     finite = True
     if ids.numel() and int(ids.max()) < rows:
         if config.is_encoder_decoder:
-            inputs["decoder_input_ids"] = ids[:, :1]
+            inputs["decoder_input_ids"] = torch.tensor([target("A")["input_ids"][:1]])
         with torch.no_grad():
             finite = bool(torch.isfinite(model(**inputs)[0]).all())
     ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    written = []  # ids and embedding rows of what is written, where they are others
+    if target is not tokenizer:
+        written = [max(target.get_vocab().values()) + 1, model.get_output_embeddings().weight.shape[0]]
     return {
         "architecture": type(model).__name__,
         "auto_class": auto_class,
@@ -67,8 +75,9 @@ def main(folder: str, adapter: bool, remote: bool, auto_class: str) -> dict:
         "rows": rows,
         "tokens": max(tokenizer.get_vocab().values(), default=-1) + 1,
         "encodes": bool(ids.numel()),
-        "pad": [tokenizer.pad_token_id, tokenizer.pad_token],
-        "eos": [tokenizer.eos_token_id, tokenizer.eos_token],
+        "pad": [target.pad_token_id, target.pad_token],
+        "eos": [target.eos_token_id, target.eos_token],
+        "written": written,
         "generates": auto_class in ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM"),
         "ends": ends if isinstance(ends, list) else [] if ends is None else [ends],
         "template": bool(tokenizer.chat_template),

@@ -38,6 +38,7 @@ from hf_lm.decoding import Decoding
 from hf_lm.models.checkpoints import load_causal_lm
 from hf_lm.models.configuration import context_length, family, load_config
 from hf_lm.models.encoder_decoder import load_text_to_text
+from hf_lm.target_tokenizer import written_by
 from hf_lm.tokenizer import encode_documents, frame_of, load_tokenizer, set_pad
 
 logger = logging.getLogger(__name__)
@@ -197,7 +198,7 @@ def encode_prompt(
 
 def tokens_to_write(model: PreTrainedModel, max_new_tokens: int = 0) -> int:
     """Tokens written at most: those asked for, or half the context and no more than 128."""
-    return max_new_tokens or min(LONGEST, context_length(model.config) // 2 or LONGEST)
+    return max_new_tokens or min(LONGEST, context_length(model.config, written=True) // 2 or LONGEST)
 
 
 def log_probabilities(
@@ -326,9 +327,10 @@ class _Writer:
         self.causal = family(model.config) == "decoder"
         own = model.generation_config.eos_token_id
         own = own if isinstance(own, list) else [own]
-        self.end_ids = sorted({i for i in (*own, tokenizer.eos_token_id, *end_ids) if i is not None})
+        self.target = written_by(tokenizer)
+        self.end_ids = sorted({i for i in (*own, self.target.eos_token_id, *end_ids) if i is not None})
         self.max_new_tokens = tokens_to_write(model, settings.max_new_tokens)
-        pads = (tokenizer.pad_token_id, *self.end_ids, 0)
+        pads = (self.target.pad_token_id, *self.end_ids, 0)
         self.pad_id = next(i for i in pads if i is not None)
 
     def encode(self, prompt: Prompt) -> list[int]:
@@ -360,7 +362,7 @@ class _Writer:
     def stream(self, prompt: list[int]) -> Generator[str]:
         inputs = self._batch([prompt])
         streamer = TextIteratorStreamer(
-            self.tokenizer, skip_prompt=True, skip_special_tokens=True, clean_up_tokenization_spaces=False
+            self.target, skip_prompt=True, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         if self.causal:  # the streamer goes on from the end of the prompt, as _text does
             streamer.token_cache = prompt[-BEFORE:]
@@ -386,7 +388,8 @@ class _Writer:
             raise errors[0]
 
     def _batch(self, prompts: Sequence[list[int]]) -> dict[str, torch.Tensor]:
-        batch = pad_batch([{"input_ids": ids} for ids in prompts], pad_id=self.pad_id, left=self.causal)
+        pad_id = self.pad_id if self.causal else self.tokenizer.pad_token_id or 0
+        batch = pad_batch([{"input_ids": ids} for ids in prompts], pad_id=pad_id, left=self.causal)
         return {key: value.to(self.model.device) for key, value in batch.items()}
 
     def _options(
@@ -414,7 +417,7 @@ class _Writer:
         stopping = StoppingCriteriaList()
         if given.stop:
             start = inputs["input_ids"].shape[1] if self.causal else 1
-            stopping.append(_Stop(self.tokenizer, given.stop, start))
+            stopping.append(_Stop(self.target, given.stop, start))
         if interrupt is not None:
             stopping.append(interrupt)
         return {
@@ -450,7 +453,7 @@ class _Writer:
         return self._decode([*before, *ids])[len(self._decode(before)) :].rstrip(INCOMPLETE)
 
     def _decode(self, ids: Sequence[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return self.target.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 def _seed(seed: int, prompt: Sequence[int], number: int) -> int:

@@ -21,6 +21,7 @@ from hf_lm.data.sources import hash_text
 from hf_lm.evaluation.leakage import leaked_share
 from hf_lm.rehearsal import rehearse
 from hf_lm.report import visible
+from hf_lm.target_tokenizer import writes_apart, written_by
 from hf_lm.tokenizer import encode_with_offsets, measure_tokenizer
 from hf_lm.training.trainer import supervised_trainer
 
@@ -103,7 +104,7 @@ def _see_row(task: Any, row: dict[str, Any], name: str) -> list[Part]:
     if "decoder_input_ids" in row:
         return [
             Part(name, pieces(tokenizer, ids)),
-            Part("writes", pieces(tokenizer, labels, [True] * len(labels))),
+            Part("writes", pieces(written_by(tokenizer), labels, [True] * len(labels))),
         ]
     if task.shifts_labels:
         # The first token of a row has nothing before it that could predict it.
@@ -344,7 +345,14 @@ def _documents(task: Any) -> dict[str, Any]:
 
 
 def _tokenizer(tokenizer: PreTrainedTokenizerBase, parts: dict[str, list[str]]) -> dict[str, Any]:
-    """measure_tokenizer, and the pieces of text that it has no entry for; no tokens a word where none are parted."""
+    """measure_tokenizer, and the pieces of text that it has no entry for; no tokens a word where none are parted.
+
+    Targets are measured with the tokenizer of what is written, whose entries then stand under "written".
+    """
+    if writes_apart(tokenizer) and "targets" in parts:
+        target = _tokenizer(written_by(tokenizer), {"targets": parts["targets"]})
+        found = _tokenizer(tokenizer, {name: texts for name, texts in parts.items() if name != "targets"})
+        return found | {"text": found["text"] | target.pop("text"), "written": target}
     found = measure_tokenizer(tokenizer, parts)
     for name, fits in found["text"].items():
         if fits.get("unknown"):
@@ -583,3 +591,5 @@ def _say_text(found: dict[str, Any]) -> Iterator[str]:
             yield f"             {said}"
     measured = found["tokenizer"]
     yield f"vocabulary   {measured['vocab_size']:,} entries, {measured['unused']:,} of which this text does not use"
+    if written := measured.get("written"):
+        yield f"to write     {written['vocab_size']:,} entries, {written['unused']:,} of which this text does not use"

@@ -24,6 +24,7 @@ from transformers import (
 from hf_lm.data.batches import map_by_length, pad_batch
 from hf_lm.models.adapters import load_merged
 from hf_lm.models.configuration import context_length, family, find_adapter, load_config
+from hf_lm.target_tokenizer import decode_targets, find_target, writes_apart
 from hf_lm.tasks.question_answering import top_spans, windows_of
 from hf_lm.tokenizer import encode_documents, frame_of, load_tokenizer, set_pad
 
@@ -90,6 +91,8 @@ class _Pipeline:
             raise ValueError("pipeline: a model that is no name needs tokenizer=...")
         if isinstance(tokenizer, str):
             tokenizer = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
+        if not writes_apart(tokenizer) and tokenizer.name_or_path:
+            find_target(tokenizer, tokenizer.name_or_path)
         set_pad(tokenizer)
         self.task, self.model, self.tokenizer, self.options = task, model.eval(), tokenizer, options
         self.named = named
@@ -172,7 +175,7 @@ class TextToTextPipeline(_Pipeline):
             batch = pad_batch(features, pad_id=self.tokenizer.pad_token_id, left=self.causal).items()
             ids = self.model.generate(**{key: value.to(self.device) for key, value in batch}, **generation)
             ids = ids[:, len(prompts[rows[0]]) :] if self.causal else ids  # the first row is the longest
-            return self.tokenizer.batch_decode(ids, skip_special_tokens=True)
+            return decode_targets(self.tokenizer, ids)
 
         lengths = [len(prompt) for prompt in prompts]
         texts = map_by_length(write, lengths, description=self.task, max_rows=batch_size or self.batch_size)

@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -289,9 +289,13 @@ with torch.no_grad():
     outputs = model(**{name: torch.tensor(values) for name, values in probe["inputs"].items()})
 logits = outputs.logits if "logits" in outputs else torch.stack([outputs.start_logits, outputs.end_logits])
 np.save(sys.argv[4], logits.numpy())
-if tokenizer.is_fast:
-    tokenizer.backend_tokenizer.encode_special_tokens = True
-ids = [tokenizer.encode(text, add_special_tokens=False) for text in probe["texts"]]
+def encode(tokenizer, texts):
+    if tokenizer.is_fast:
+        tokenizer.backend_tokenizer.encode_special_tokens = True
+    return [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+ids = encode(tokenizer, probe["texts"])
+if probe["targets"]:
+    ids += encode(transformers.AutoTokenizer.from_pretrained(folder, subfolder="target_tokenizer"), probe["targets"])
 json.dump(ids, open(sys.argv[5], "w"))
 """
 
@@ -305,13 +309,16 @@ def load_back(
     *,
     auto_class: str = "AutoModelForCausalLM",
     options: dict[str, Any] | None = None,
+    targets: Sequence[str] = (),
+    encoded_targets: Sequence[list[int]] = (),
 ) -> Proof:
     """A fresh process that knows nothing of hf_lm must load the folder and give the same token ids and logits.
 
     `inputs` are the model's, `encoded` the ids of `texts` without special tokens, `options` what loading needs to be
     told beside the name (an adapter does not carry its number of classes); an adapter's base is quantized if
     adapted_config.json says so. A model that carries its own code
-    (hf_lm.models.recurrent) is loaded with it: that code was written by this run.
+    (hf_lm.models.recurrent) is loaded with it: that code was written by this run. `targets` are texts of which a
+    second tokenizer, in `target_tokenizer`, must give the ids.
     """
     folder = Path(folder)
     adapter = (folder / "adapter_config.json").is_file()
@@ -327,7 +334,7 @@ def load_back(
         probe, logits_file, ids_file = (Path(aside) / name for name in ("probe.json", "logits.npy", "ids.json"))
         values = {name: tensor.tolist() for name, tensor in inputs.items()}
         said = {"auto_class": auto_class, "inputs": values, "texts": texts, "options": options}
-        probe.write_text(json.dumps(said))
+        probe.write_text(json.dumps(said | {"targets": list(targets)}))
         remote = "remote" if "auto_map" in config else "plain"
         done = subprocess.run(
             [sys.executable, "-I", "-c", LOAD_BACK, str(folder), str(probe), remote, str(logits_file), str(ids_file)]
@@ -340,7 +347,7 @@ def load_back(
         if done.returncode:
             return Proof(False, f"a fresh process could not load {folder}: {done.stderr.strip().splitlines()[-1]}")
         loaded, loaded_ids = np.load(logits_file), json.loads(ids_file.read_text())
-    if [list(map(int, row)) for row in encoded] != loaded_ids:
+    if [list(map(int, row)) for row in (*encoded, *encoded_targets)] != loaded_ids:
         return Proof(False, f"the tokenizer loaded from {folder} gives other ids")
     difference = float(np.abs(loaded - expected).max())
     said = f"a fresh process loads the folder and gives the same ids and logits (largest difference {difference:.1e})"

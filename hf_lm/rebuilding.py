@@ -20,6 +20,7 @@ from hf_lm.data.tables import Table
 from hf_lm.models.checkpoints import load_with_head
 from hf_lm.models.configuration import context_length, family, find_adapter, load_config
 from hf_lm.models.encoder_decoder import load_text_to_text
+from hf_lm.target_tokenizer import TARGET
 from hf_lm.tasks.question_answering import QuestionAnswering, QuestionAnsweringAsText
 from hf_lm.tasks.sentiment import Sentiment, SentimentAsText
 from hf_lm.tasks.summarization import Summarization
@@ -90,7 +91,7 @@ def fingerprint(checkpoint: Checkpoint) -> str:
         if not Path(place).is_dir():
             digest.update(f"{place} {checkpoint.config._commit_hash}".encode())
             continue
-        for path in sorted(Path(place).iterdir()):
+        for path in sorted([*Path(place).iterdir(), *Path(place, TARGET).glob("*")]):
             about_run = path.name in ("report.json", "scores.json", "trainer_state.json")
             if path.suffix in (".safetensors", ".json", ".txt", ".model", ".spm", ".jinja") and not about_run:
                 digest.update(path.name.encode())

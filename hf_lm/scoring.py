@@ -49,6 +49,7 @@ CODE = (
     "tasks/*.py",
     "losses.py",
     "tokenizer.py",
+    "target_tokenizer.py",
     "rebuilding.py",
     "scoring.py",
 )

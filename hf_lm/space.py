@@ -11,7 +11,7 @@ from hf_lm.hub import check_complete
 from hf_lm.models.configuration import is_path
 
 # What shows a model and its run; what the run says of the machine that trained it is not for a Space.
-SHOWN = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "plots/*.png")
+SHOWN = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "plots/*.png", "target_tokenizer/*")
 NOT_SHOWN = ("trainer_state.json",)
 # What hf_lm.page imports, beside gradio, which the Space brings itself.
 NEEDED = (

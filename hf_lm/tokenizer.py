@@ -20,6 +20,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from hf_lm.cache import default_cache
 from hf_lm.models.configuration import find_adapter, is_path, load_config
+from hf_lm.target_tokenizer import find_target, set_target, writes_apart, written_by
 
 if TYPE_CHECKING:
     from hf_lm.data.sources import Corpus
@@ -177,11 +178,16 @@ def _spread(texts: Iterable[str], share: float) -> Iterator[str]:
             yield text
 
 
-def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(name_or_path: str, *, decoder: str = "") -> PreTrainedTokenizerBase:
     """A tokenizer from a folder or the Hub; of an adapter without one, its base's.
 
+    What is written is by the tokenizer of `decoder`, or the one that the folder has for it (hf_lm.target_tokenizer).
     Raises ValueError or OSError in one line if it cannot serve.
     """
+    if decoder:
+        tokenizer = load_tokenizer(name_or_path)
+        set_target(tokenizer, load_tokenizer(decoder))
+        return tokenizer
     if is_path(name_or_path) and not os.path.isdir(name_or_path):
         raise FileNotFoundError(f"there is no folder {name_or_path}.")
     if os.path.isdir(name_or_path) and not any(
@@ -193,6 +199,7 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
         raise FileNotFoundError(f"{name_or_path} has no tokenizer files; give a folder that has them, or a Hub id.")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+        find_target(tokenizer, name_or_path)
     except (OSError, ValueError) as error:
         where = "" if os.path.isdir(name_or_path) else " It is no folder here, and the Hub was not reached (offline?)."
         raise OSError(f"--tokenizer {name_or_path}: {str(error).splitlines()[0]}{where}") from None
@@ -213,8 +220,10 @@ def encode_documents(
 ) -> list[list[int]]:
     """Token ids of texts, without any special token: a literal `<|endoftext|>` in a text is encoded as text.
 
-    `as_targets`: as texts that are written, which Marian cuts into other pieces than texts that are read.
+    `as_targets`: as texts that are written, which Marian cuts into other pieces than texts that are read, and a model
+    of two halves encodes with another tokenizer.
     """
+    tokenizer = written_by(tokenizer) if as_targets else tokenizer
     if not tokenizer.is_fast:  # Marian and M2M100, through sentencepiece
         key = "text_target" if as_targets else "text"
         options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
@@ -312,6 +321,7 @@ def language_written(tokenizer: PreTrainedTokenizerBase) -> tuple[int, bool] | N
     """The id of the language that is written, and whether it opens the labels (mBART-50, NLLB, M2M100) or what the
     decoder starts from (mBART); None for a tokenizer without languages.
     """
+    tokenizer = written_by(tokenizer)
     if getattr(tokenizer, "tgt_lang", None) is None:
         return None
     own, mark = set(tokenizer.all_special_ids), encode_documents(tokenizer, ["a"], as_targets=True)[0]
@@ -340,6 +350,8 @@ def set_pad(tokenizer: PreTrainedTokenizerBase) -> None:
         if token is None:
             raise ValueError(f"the tokenizer {tokenizer.name_or_path} has no special token to pad with.")
         tokenizer.pad_token = token
+    if writes_apart(tokenizer):
+        set_pad(written_by(tokenizer))
 
 
 def add_frame(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

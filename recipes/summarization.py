@@ -21,6 +21,7 @@ from hf_lm.training.fit import fit
 @dataclass
 class Arguments(FineTuningArguments):
     model: str = ""  # a checkpoint, folder or Hub id; "" makes a small fresh encoder-decoder
+    decoder: str = ""  # a checkpoint that writes what --model, an encoder, reads: GPT-2; "" leaves both to --model
     dataset: str = "demo:docstrings"  # built-in docstrings, a file, a folder, a glob or a Hub id
     source: str = ""  # column read; "" guesses
     target: str = ""  # column learned
@@ -35,9 +36,9 @@ def main(args: Arguments, training_args: TrainingArguments) -> dict:
     table = load_table(args.dataset)
     read_summarization(table, source=args.source, target=args.target)
     if args.model:
-        tokenizer = load_tokenizer(args.model)
+        tokenizer = load_tokenizer(args.model, decoder=args.decoder)
         set_pad(tokenizer)
-        model = load_text_to_text(args.model, tokenizer=tokenizer, quantize=args.quantize)
+        model = load_text_to_text(args.model, tokenizer=tokenizer, decoder=args.decoder, quantize=args.quantize)
     else:
         texts = (text for row in table.rows["train"] for text in (row["source"], *row["targets"]))
         tokenizer = new_tokenizer(texts, vocab_size=4096)

@@ -19,6 +19,7 @@ FLOORS = [
         "launching",
         "losses",
         "models",
+        "target_tokenizer",
         "terminal",
         "data.reading",
         "data.batches",

@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from hf_lm.models.checkpoints import fresh_modules, load_with_head
 from hf_lm.models.configuration import ADAPTED, find_adapter, load_config
 from hf_lm.models.quantization import dequantized, quantized_bits, quiet_bitsandbytes
+from hf_lm.target_tokenizer import find_target, save_tokenizer
 
 # What peft calls a task, and the class that loads a model for it.
 AUTO_CLASSES = {
@@ -138,6 +139,7 @@ def merge_adapter(adapter: str | Path, output: str | Path) -> Path:
     own = (Path(adapter) / "tokenizer_config.json").is_file()
     source = adapter if own else found["base_model_name_or_path"]
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    find_target(tokenizer, source)
     if not tokenizer.encode("a b", add_special_tokens=False):
         raise ValueError(f"{source} has no tokenizer files: copy them into {adapter}.")
     model = load_merged(adapter, tokenizer=tokenizer)
@@ -145,7 +147,7 @@ def merge_adapter(adapter: str | Path, output: str | Path) -> Path:
     aside = Path(tempfile.mkdtemp(prefix=".merging-", dir=output.parent))
     try:
         model.save_pretrained(aside)
-        tokenizer.save_pretrained(aside)
+        save_tokenizer(tokenizer, aside)
         aside.chmod(0o755)
         if output.exists():
             output.rmdir()  # empty

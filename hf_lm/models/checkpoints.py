@@ -21,10 +21,13 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_lm.models.configuration import architecture, context_length, family, find_adapter, load_config, why
 from hf_lm.models.quantization import dequantized, keep_weights, quantization_options
+from hf_lm.target_tokenizer import written_by
 
 # float32, else the saved one: a bfloat16 checkpoint would be trained in bfloat16
 SAFE = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
 BODIES = ("shared", "encoder", "decoder")  # children of a model that are no heads, beside its base_model_prefix
+# What a decoder reads an encoder with: BERT's and GPT-2's names, XGLM's, and what fits one width to another.
+BETWEEN = ("crossattention", "ln_cross_attn", "encoder_attn", "encoder_attn_layer_norm", "enc_to_dec_proj")
 
 
 def load_causal_lm(
@@ -102,8 +105,8 @@ def load_with_head(
         config.num_labels = len(labels)
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: i for i, label in enumerate(labels)}
-    if tokenizer.pad_token_id is not None:
-        config.pad_token_id = tokenizer.pad_token_id  # a classification head looks for the last token before it
+    if (pad := written_by(tokenizer).pad_token_id) is not None:
+        config.pad_token_id = pad  # a classification head looks for the last token before it
     body, saved = (
         mapping._model_mapping[type(config)].base_model_prefix for mapping in (auto_class, _saved_as(config))
     )
@@ -125,13 +128,18 @@ def load_with_head(
             f"{name_or_path} was saved as {architecture(config)} and lacks {len(lost)} weights of "
             f"{type(model).__name__} ({lost[0]}, ...), which would start at random."
         )
+    check_ids(tokenizer, model, name_or_path)
+    return model
+
+
+def check_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, name_or_path: str) -> None:
+    """Raise ValueError where a tokenizer gives ids that a model has no embedding for."""
     ids, rows = max(tokenizer.get_vocab().values()) + 1, model.get_input_embeddings().num_embeddings
     if ids > rows:
         raise ValueError(
             f"the tokenizer has {ids} ids and {name_or_path} has embeddings for {rows}; "
             "a model folder must hold its own tokenizer."
         )
-    return model
 
 
 def load_masked_lm(name_or_path: str) -> PreTrainedModel:
@@ -191,7 +199,7 @@ def load_weights(
 def _kept_whole(model: PreTrainedModel) -> list[str]:
     """Modules that are not quantized: heads, what words come out of, and what a checkpoint may lack."""
     names = [name for name, _ in model.named_children() if name not in (model.base_model_prefix, *BODIES)]
-    return names + [name for name, _ in model.named_modules() if name.endswith(("pooler", "crossattention"))]
+    return names + [name for name, _ in model.named_modules() if name.endswith(("pooler", *BETWEEN))]
 
 
 def fresh_modules(model: PreTrainedModel) -> list[str]:
@@ -202,7 +210,7 @@ def fresh_modules(model: PreTrainedModel) -> list[str]:
     """
     output = model.get_output_embeddings()
     if model.config.model_type == "encoder-decoder":
-        names = [name for name, _ in model.named_modules() if name.endswith("crossattention")]
+        names = [name for name, _ in model.named_modules() if name.endswith(BETWEEN)]
     else:
         names = [
             name

@@ -75,8 +75,13 @@ def family(config: PreTrainedConfig) -> Literal["encoder", "decoder", "encoder-d
     return "encoder" if type(config) in MODEL_FOR_MASKED_LM_MAPPING else "decoder"
 
 
-def context_length(config: PreTrainedConfig) -> int:
-    """Positions that a model has; 0 where any length will do, as in a recurrent one."""
+def context_length(config: PreTrainedConfig, *, written: bool = False) -> int:
+    """Positions that a model has; 0 where any length will do, as in a recurrent one.
+
+    Of two halves those of the encoder, for what is read, or with `written` those of the decoder.
+    """
+    if config.model_type == "encoder-decoder":
+        config = config.decoder if written else config.encoder
     config = config.get_text_config()
     positions = max(0, getattr(config, "max_position_embeddings", 0) or 0)
     if config.model_type in COUNT_FROM_PAD and positions:

@@ -18,6 +18,7 @@ from hf_lm.data.scripts import languages_of, script_shares
 from hf_lm.data.tables import Row, Table
 from hf_lm.evaluation.intervals import Estimate
 from hf_lm.proofs import Proof
+from hf_lm.target_tokenizer import writes_apart
 from hf_lm.tokenizer import encode_documents
 
 WORST = 20  # examples that the report shows
@@ -152,11 +153,16 @@ class Supervised:
         texts = [self.text_of(row) for row in self.table.rows["validation"][:20]]
         encoded = encode_documents(self.tokenizer, texts)
         labels = getattr(self, "labels", ())
+        written: dict[str, Any] = {}
+        if writes_apart(self.tokenizer):
+            targets = [self.target_of(row) for row in self.table.rows["validation"][:20]]
+            ids = encode_documents(self.tokenizer, targets, as_targets=True)
+            written = {"targets": targets, "encoded_targets": ids}
 
         def load_back(saved: Path) -> Proof:
             options = {"num_labels": len(labels)} if saved == adapter and labels else {}
             return proofs.load_back(
-                saved, model, self.probe(), texts, encoded, auto_class=self.auto_class, options=options
+                saved, model, self.probe(), texts, encoded, auto_class=self.auto_class, options=options, **written
             )
 
         found = {"load_back": lambda: load_back(folder)}

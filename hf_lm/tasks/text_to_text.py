@@ -4,6 +4,7 @@ A decoder reads the source and a cue and goes on; its loss is over the target al
 source and writes the target. Both learn the end of the target, or they would never stop.
 """
 
+import unicodedata
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -18,8 +19,13 @@ from hf_lm.data.tables import Row, Table, keep_filled_splits
 from hf_lm.losses import label_loss, next_token_loss
 from hf_lm.models.configuration import context_length, family
 from hf_lm.proofs import Proof
+from hf_lm.target_tokenizer import decode_targets, writes_apart, written_by
 from hf_lm.tasks.supervised import Encoded, Scores, Supervised
 from hf_lm.tokenizer import encode_documents, frame_of, language_written
+
+INCOMPLETE = "\ufffd"  # how a character decodes of which bytes are missing
+SAMPLED = 2000  # training rows whose targets are encoded and decoded again
+NEGLIGIBLE = 0.01  # share of them that may come back changed before it is said
 
 
 class TextToText(Supervised):
@@ -49,7 +55,8 @@ class TextToText(Supervised):
         self.loss = next_token_loss if self.causal else label_loss
         self.shifts_labels = self.causal
         self.frame = frame_of(tokenizer, causal=self.causal)
-        self.end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+        target = written_by(tokenizer)
+        self.end = target.eos_token_id if target.eos_token_id is not None else target.sep_token_id
         if self.end is None:
             raise ValueError("the tokenizer has no token that ends a text (eos or sep): the model could never stop.")
         self.start = model.generation_config.decoder_start_token_id
@@ -64,12 +71,15 @@ class TextToText(Supervised):
         self.prefix_ids = encode_documents(tokenizer, [prefix])[0] if prefix else []
         self.cue_ids = encode_documents(tokenizer, [self.cue])[0]
         self.max_source_length, self.max_target_length = max_source_length, max_target_length
-        if positions := context_length(model.config):
+        if positions := context_length(model.config, written=True):
             self.max_target_length = min(max_target_length, positions // 2 if self.causal else positions)
+        if positions := context_length(model.config):
             room = positions - self.max_target_length - len(self.cue_ids) if self.causal else positions
             self.max_source_length = min(max_source_length, room)
         self.num_beams = num_beams
         super().__init__(table, tokenizer, drop_overlap=drop_overlap)
+        self.lossy = self._say_what_is_lost(halves=model.config.model_type == "encoder-decoder")
+        table.notes += [self.lossy] if self.lossy else []
         lengths = [int((np.array(feature["labels"]) != -100).sum()) for feature in self.train_dataset]
         settings = dict(getattr(model.config, "task_specific_params", None) or {})
         settings[self.pipeline_tag] = (
@@ -84,9 +94,26 @@ class TextToText(Supervised):
             do_sample=False,
             use_cache=True,
             eos_token_id=self.end,
-            pad_token_id=tokenizer.pad_token_id,
+            pad_token_id=target.pad_token_id,
             decoder_start_token_id=self.start,
             forced_bos_token_id=self.opening[0] if self.opening else None,
+        )
+
+    def _say_what_is_lost(self, *, halves: bool) -> str:
+        """That the tokenizer cannot write the targets as they are, with an example and a remedy; "" where it can."""
+        texts = [self.target_of(row) for row in self.table.rows["train"][:SAMPLED]]
+        changed = changed_targets(self.tokenizer, texts)
+        if len(changed) < NEGLIGIBLE * len(texts):
+            return ""
+        what = sorted({kind for _, _, kinds in changed for kind in kinds})
+        text, back, _ = changed[0]
+        apart = writes_apart(self.tokenizer)
+        keeps = "whose tokenizer keeps it (cased, multilingual)"
+        remedy = f"take a --{'decoder' if apart else 'model'} {keeps}"
+        return (
+            f"{len(changed) / len(texts):.1%} of the target texts come back changed from the tokenizer that writes "
+            f"({', '.join(what)}): {text!r} as {back!r}; what it loses the model cannot write, so {remedy}"
+            + (", or give a --decoder that does" if halves and not apart else "")
         )
 
     def text_of(self, row: Row) -> str:
@@ -125,7 +152,7 @@ class TextToText(Supervised):
             shifted = labels.roll(1, dims=1)
             shifted[:, 0] = self.start
             batch["decoder_attention_mask"] = torch.cat([torch.ones_like(labels[:, :1]), (labels != -100)[:, :-1]], 1)
-            batch["decoder_input_ids"] = shifted.masked_fill(shifted == -100, self.tokenizer.pad_token_id)
+            batch["decoder_input_ids"] = shifted.masked_fill(shifted == -100, written_by(self.tokenizer).pad_token_id)
         return batch
 
     def prompt(self, feature: Feature) -> list[int]:
@@ -152,7 +179,7 @@ class TextToText(Supervised):
             batch = {key: value.to(device) for key, value in batch.items()}
             ids = writer.generate(**batch, generation_config=self.generation)
             ids = ids[:, batch["input_ids"].shape[1] :] if self.causal else ids
-            return [text.strip() for text in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+            return [text.strip() for text in decode_targets(self.tokenizer, ids)]
 
         lengths = [len(prompt) for prompt in prompts]
         return map_by_length(work, lengths, accelerator=accelerator, description=f"writing {split}", max_rows=64)
@@ -179,24 +206,35 @@ class TextToText(Supervised):
         return map_by_length(work, whole, accelerator=accelerator, description=description, max_rows=rows)
 
     def label_proof(self) -> Proof:
-        """The labels of the first rows must decode to exactly the target, and end with the end token."""
+        """The labels of the first rows must be exactly the target's tokens and the end token.
+
+        What they decode to is the target as well, or the proof says of how many rows it is another text: a tokenizer
+        that loses case, accents or characters is a limit of the checkpoint, not an error of the run.
+        """
         rows, features = self.table.rows["train"][:64], self.train_dataset[:64]
-        labels = self.collate(features)["labels"]
-        cut = 0
-        targets = encode_documents(self.tokenizer, [self.target_of(row) for row in rows], as_targets=True)
-        for row, target, ids in zip(rows, targets, labels.tolist(), strict=True):
+        labels, target = self.collate(features)["labels"], written_by(self.tokenizer)
+        cut = other = 0
+        texts = [self.target_of(row) for row in rows]
+        encoded = encode_documents(self.tokenizer, texts, as_targets=True)
+        for text, expected, ids in zip(texts, encoded, labels.tolist(), strict=True):
             ids = [i for i in ids if i != -100]
             if ids[-1] != self.end:
                 return Proof(False, "the labels of a row do not end with the end token: the model would not stop")
             ids = ids[len(self.opening) : -1]
-            cut += len(ids) < len(target)
-            if ids != target[: len(ids)]:
-                said = self.tokenizer.decode(ids)
-                return Proof(False, f"labels decode to {said[:60]!r}, the target is {self.target_of(row)[:60]!r}")
-        return Proof(
-            True,
-            f"the labels of {len(rows)} rows decode to the target and its end, {cut} of them cut, no prompt in them",
-        )
+            back = target.decode(ids)
+            if ids != expected[: len(ids)]:
+                return Proof(False, f"labels decode to {back[:60]!r}, the target is {text[:60]!r}")
+            if len(ids) < len(expected):
+                cut += 1
+                other += not without_spaces(text).startswith(without_spaces(back).rstrip(INCOMPLETE))
+            else:
+                other += without_spaces(back) != without_spaces(text)
+        said = f"{cut} of them cut, no prompt in them"
+        if other:
+            said = f"are the tokens of the target and its end, {said}; {other} of them decode to another text"
+        else:
+            said = f"decode to the target and its end, {said}"
+        return Proof(True, f"the labels of {len(rows)} rows {said}")
 
     def own_prefix(self, known: dict[str, Any]) -> str:
         """What a checkpoint was taught to read before a source, by task: T5's `summarize: `."""
@@ -218,6 +256,45 @@ class TextToText(Supervised):
             for row, text, score in zip(rows, texts, scores, strict=True)
         ]
         return Scores(estimates, examples, mean_loss(answers))
+
+
+def changed_targets(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
+) -> list[tuple[str, str, tuple[str, ...]]]:
+    """The texts that the tokenizer of what is written does not give back: (text, as it comes back, what is lost).
+
+    White space does not count. Of long texts the part around the first difference is given.
+    """
+    target, found = written_by(tokenizer), []
+    for text, ids in zip(texts, encode_documents(tokenizer, list(texts), as_targets=True), strict=True):
+        back = target.decode(ids)
+        one, other = without_spaces(text), without_spaces(back)
+        if one == other:
+            continue
+        kinds = ("unknown characters",) if target.unk_token_id in ids else ()
+        plain = [_without_accents(each) for each in (one, other)]
+        if plain[0].casefold() == plain[1].casefold():
+            kinds += ("case",) * (plain[0] != plain[1])
+            kinds += ("accents",) * (one.casefold() != other.casefold())
+        place = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(other))
+        found.append((_around(text, place), _around(back, place), kinds or ("characters",)))
+    return found
+
+
+def without_spaces(text: str) -> str:
+    return "".join(text.split())
+
+
+def _without_accents(text: str) -> str:
+    return "".join(c for c in unicodedata.normalize("NFD", text) if not unicodedata.combining(c))
+
+
+def _around(text: str, place: int, before: int = 20, after: int = 40) -> str:
+    """The part of a text around its character number `place`, white space not counted."""
+    places = [i for i, c in enumerate(text) if not c.isspace()]
+    at = places[place] if place < len(places) else len(text)
+    start = 0 if at <= before + after // 2 else at - before
+    return "…" * (start > 0) + text[start : at + after] + "…" * (at + after < len(text))
 
 
 def mean_loss(answers: Sequence[tuple[str, float, int]]) -> float | None:

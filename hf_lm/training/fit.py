@@ -97,6 +97,8 @@ def fit(
         f"{type(model).__name__}: {model.num_parameters():,} parameters, {trainable:,} "
         f"({trainable / model.num_parameters():.1%}) trained, on {describe(trainer)}"
     )
+    if lossy := getattr(task, "lossy", ""):
+        say(f"  warning: {lossy}")
     plan = planned(trainer, task) if state.is_main_process and checkpoint is None else None
     if plan is not None and plan["seconds"] > training_args.budget:
         say(
@@ -198,6 +200,8 @@ def fit(
         report |= found_before or {}
         if training_args.run.get("model"):
             report["model"]["base"] = training_args.run["model"]
+        if training_args.run.get("decoder"):
+            report["model"]["decoder"] = training_args.run["decoder"]
         report["seconds"] = time.time() - started
         report = save_report(report, folder)
         save_predictions(task.predictions(measured), folder)

@@ -16,6 +16,7 @@ from transformers.trainer_utils import SchedulerType, rotate_checkpoints
 from hf_lm.arguments import TrainingArguments
 from hf_lm.data.batches import GroupedByLength
 from hf_lm.models.adapters import is_adapted, save_adapted
+from hf_lm.target_tokenizer import save_tokenizer, writes_apart
 from hf_lm.training.checkpoints import StopOnSignal, save_aside, save_run
 from hf_lm.training.monitor import Progress, Speedometer, flops_per_token
 from hf_lm.training.optimizers import Muon, OptimizerPair, muon_groups
@@ -46,6 +47,11 @@ class Sound:
         self.measure = measure
         self.tokens_seen: Any = 0  # by all processes
         self._aside: Path | None = None
+        self._pair: Any = kwargs.get("processing_class")
+        if self._pair is None or not writes_apart(self._pair):
+            self._pair = None
+        else:  # the Trainer would give the half that writes the special ids of the half that reads
+            kwargs["processing_class"] = None
         super().__init__(model=model, args=args, eval_dataset=[], **kwargs)  # `measure` knows what it evaluates on
         self.stop = StopOnSignal()
         self.add_callback(self.stop)
@@ -148,6 +154,8 @@ class Sound:
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
+        if self.args.should_save and self._pair is not None:
+            save_tokenizer(self._pair, output_dir or self.args.output_dir)
         model = self.accelerator.unwrap_model(self.model)  # its forward in mixed precision is still to be trained
         if self.args.should_save and is_adapted(model):
             save_adapted(model, output_dir or self.args.output_dir)
