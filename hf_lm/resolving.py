@@ -75,7 +75,7 @@ def _replaced(seams: dict[str, dict[str, Any]]) -> Iterator[None]:
 
 def _without_weights(auto_class: type, name_or_path: str, config: Any, **_: Any) -> tuple[Any, dict]:
     model = auto_class.from_config(config)
-    model.name_or_path = name_or_path
+    model.name_or_path, model.at_random = name_or_path, []
     return model, {"missing_keys": set()}
 
 
