@@ -104,7 +104,7 @@ def check_decoder(name_or_path: str, *, option: str = "") -> None:
         said = f"is a {config.model_type}, which cannot serve as a decoder: its class has no cross attention"
     else:
         return
-    raise ValueError(f"{option}{name_or_path} {said}; take a GPT-2, BERT, RoBERTa, XLM-R, ELECTRA, BigBird or XGLM.")
+    raise ValueError(f"{option}{name_or_path} {said}; take a GPT-2, BERT, RoBERTa, XLM-R, ELECTRA or XGLM.")
 
 
 def _load_decoder(name_or_path: str, *, quantize: int) -> PreTrainedModel:
