@@ -1,6 +1,7 @@
 """A model of two halves reads with one tokenizer and writes with another, and whoever takes its folder gets both."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,8 +12,10 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loopback_hub import hub  # noqa: F401  (a fixture)
 from running import here
 from safetensors.torch import load_file
+from test_hub import push
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from hf_lm import pipeline, proofs
@@ -370,3 +373,23 @@ def test_any_text_comes_back_from_the_tokenizer_that_writes(made, text):
     ids = encode_documents(tokenizer, [text], as_targets=True)
     assert decode_targets(tokenizer, ids) == [text]
     assert not changed_targets(tokenizer, [text])
+
+
+LOAD = """
+import json, sys
+from transformers import AutoTokenizer
+from hf_lm.target_tokenizer import written_by
+from hf_lm.tokenizer import load_tokenizer
+second = AutoTokenizer.from_pretrained("user/name", subfolder="target_tokenizer")
+print(json.dumps([second.encode(sys.argv[1]), written_by(load_tokenizer("user/name")).encode(sys.argv[1])]))
+"""
+
+
+def test_a_pushed_model_brings_its_second_tokenizer(made, trained, hub, tmp_path):  # noqa: F811
+    done = push(trained.out, hub)
+    assert done.returncode == 0, done.stderr
+    text = "Über Mädchen 月亮"
+    environment = os.environ | hub.environment() | {"HF_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", LOAD, text], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [transformers.AutoTokenizer.from_pretrained(made.gpt).encode(text)] * 2
