@@ -72,7 +72,10 @@ def inspect_task(
     shown = _spread([_length(feature) for feature in task.train_dataset] if table else len(task.train_dataset))
     return {
         "recipe": task.recipe,
-        "model": {"architecture": type(model).__name__, "base": training_args.run.get("model") or ""},
+        "model": {
+            "architecture": type(model).__name__,
+            "base": " and ".join(filter(None, (training_args.run.get(half) for half in ("model", "decoder")))),
+        },
         "examples": [
             {"row": row, "what": what, "parts": see(task, task.train_dataset[row])} for row, what in shown[:examples]
         ],

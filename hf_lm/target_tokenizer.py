@@ -12,8 +12,9 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
+from hf_lm.models.configuration import MISSING
+
 TARGET = "target_tokenizer"
-MISSING = ("missing_entries", "connection_errors", "gated_repo")  # reasons for which there is none
 
 
 def written_by(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
@@ -39,7 +40,11 @@ def decode_targets(tokenizer: PreTrainedTokenizerBase, ids: Any) -> list[str]:
 def find_target(tokenizer: PreTrainedTokenizerBase, name_or_path: str | Path) -> None:
     """Hang on a tokenizer the one that a folder, or a name on the Hub, has for what is written, if it has one."""
     quiet = {f"_raise_exceptions_for_{what}": False for what in MISSING}
-    if cached_file(str(name_or_path), "tokenizer_config.json", subfolder=TARGET, **quiet):
+    try:
+        found = cached_file(str(name_or_path), "tokenizer_config.json", subfolder=TARGET, **quiet)
+    except OSError:  # a folder that is no longer there
+        return
+    if found:
         set_target(tokenizer, AutoTokenizer.from_pretrained(name_or_path, subfolder=TARGET, trust_remote_code=False))
 
 

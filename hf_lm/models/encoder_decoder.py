@@ -1,4 +1,4 @@
-"""Encoder-decoders: small fresh ones for demos, and warm starts from encoders (BERT2BERT) and decoders."""
+"""Encoder-decoders: small fresh ones for demos, and two halves that start from checkpoints (BERT2BERT, BERT2GPT)."""
 
 import inspect
 

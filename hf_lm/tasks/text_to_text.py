@@ -110,9 +110,10 @@ class TextToText(Supervised):
         apart = writes_apart(self.tokenizer)
         keeps = "whose tokenizer keeps it (cased, multilingual)"
         remedy = f"take a --{'decoder' if apart else 'model'} {keeps}"
+        those = f"first {SAMPLED:,} " if len(self.table.rows["train"]) > SAMPLED else ""
         return (
-            f"{len(changed) / len(texts):.1%} of the target texts come back changed from the tokenizer that writes "
-            f"({', '.join(what)}): {text!r} as {back!r}; what it loses the model cannot write, so {remedy}"
+            f"{len(changed) / len(texts):.1%} of the {those}target texts come back changed from the tokenizer that "
+            f"writes ({', '.join(what)}): {text!r} as {back!r}; what it loses the model cannot write, so {remedy}"
             + (", or give a --decoder that does" if halves and not apart else "")
         )
 
