@@ -24,6 +24,7 @@ from hf_lm.tasks.supervised import Encoded, Scores, Supervised
 from hf_lm.tasks.text_to_text import TextToText, mean_loss
 from hf_lm.tokenizer import Frame, encode_documents, encode_with_offsets, frame_of
 
+QUESTION, CONTEXT = ("question", "query", "0"), ("context", "passage", "document")  # columns, as they are often called
 LONGEST_ANSWER = 30  # tokens, as the SQuAD scripts have it
 
 
@@ -38,13 +39,13 @@ def read_question_answering(table: Table, *, question: str = "", context: str = 
     if table.rows["train"] and "paragraphs" in table.rows["train"][0]:
         table.format += " that hold SQuAD's nested articles"
     for split, rows in table.rows.items():
-        table.rows[split] = list(_flat(rows))
+        table.rows[split] = list(flat_rows(rows))
     first = table.rows["train"]
     if not first:
         raise ValueError(f"{where} has no question in train.")
     names = {
-        "question": pick_column(first, question, ("question", "query", "0"), option="--question", where=where),
-        "context": pick_column(first, context, ("context", "passage", "document"), option="--context", where=where),
+        "question": pick_column(first, question, QUESTION, option="--question", where=where),
+        "context": pick_column(first, context, CONTEXT, option="--context", where=where),
         "answers": pick_column(first, answers, ("answers", "answer"), option="--answers", where=where),
     }
     table.columns = names
@@ -59,7 +60,7 @@ def read_question_answering(table: Table, *, question: str = "", context: str = 
     hold_out(table, {"validation": 0.1, "test": 0.1}, group=lambda row: row["context"], unit="context")
 
 
-def _flat(rows: Sequence[Row]) -> Iterable[Row]:
+def flat_rows(rows: Sequence[Row]) -> Iterable[Row]:
     """SQuAD's articles as rows; rows as they are."""
     for row in rows:
         if "paragraphs" not in row:
@@ -128,7 +129,23 @@ class _Answers:
 
     recipe, pipeline_tag, main_metric = "question_answering", "question-answering", "f1"
     unit = "questions"
+    sure_enough = 0.8
     table: Table
+
+    def row_of(self, text: str) -> Row:
+        raise ValueError(
+            "a text alone asks nothing: questions without answers come as rows of a question and a context"
+        )
+
+    def answered(self, row: Row, prediction: str) -> Row | None:
+        """Nothing answered is an answer too; one that stands twice in its context is none, for where is not known."""
+        if prediction and row["context"].count(prediction) != 1:
+            return None
+        answers = [prediction] if prediction else []
+        return row | {"answers": answers, "starts": [row["context"].index(one) for one in answers]}
+
+    def kinds(self, rows: Sequence[Row]) -> list[bool]:
+        return [bool(row["answers"]) for row in rows]
 
     def scores(self, split: str, texts: Sequence[str], loss: float | None) -> Scores:
         rows = self.table.rows[split]
@@ -195,6 +212,9 @@ class QuestionAnswering(_Answers, Supervised):
         for window, feature in zip(encoded.windows, encoded.features, strict=True):
             feature["labels"] = self._span(rows[window.row], window)
         return encoded
+
+    def rows_of_features(self, split: str) -> Sequence[int]:
+        return [window.row for window in self.encoded[split].windows]
 
     def _span(self, row: Row, window: Window) -> list[int]:
         """The first and the last token of the answer in a window; [0, 0] where it does not hold all of it."""

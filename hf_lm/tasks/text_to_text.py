@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from accelerate import Accelerator
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm.data.batches import MAX_LOGITS, Feature, map_by_length, pad_batch
 from hf_lm.data.reading import clean
@@ -31,6 +31,7 @@ class TextToText(Supervised):
     """
 
     cue: ClassVar[str]
+    sure_enough = 0.6  # of a token, on average
 
     def __init__(
         self,
@@ -70,27 +71,44 @@ class TextToText(Supervised):
             self.max_source_length = min(max_source_length, room)
         self.num_beams = num_beams
         super().__init__(table, tokenizer, drop_overlap=drop_overlap)
-        lengths = [int((np.array(feature["labels"]) != -100).sum()) for feature in self.train_dataset]
+        self.prefix = prefix
+        self.longest = max(int((np.array(feature["labels"]) != -100).sum()) for feature in self.train_dataset)
+        self.generation = self.tell(model)
+
+    def tell(self, model: PreTrainedModel) -> GenerationConfig:
+        """Write into a model's configuration how it is asked and when it stops; returns how it writes."""
         settings = dict(getattr(model.config, "task_specific_params", None) or {})
         settings[self.pipeline_tag] = (
-            {"prefix": prefix} | ({"cue": self.cue} if self.causal else {}) | self.remembered()
+            {"prefix": self.prefix} | ({"cue": self.cue} if self.causal else {}) | self.remembered()
         )
         model.config.task_specific_params = settings  # where `pipeline` looks for them
-        self.generation = model.generation_config  # so that the published model stops too
-        self.generation.update(
-            max_new_tokens=min(self.max_target_length, int(1.2 * max(lengths)) + 1),  # what the data asks for
+        model.generation_config.update(
+            max_new_tokens=min(self.max_target_length, int(1.2 * self.longest) + 1),  # what the data asks for
             max_length=None,
-            num_beams=num_beams,
+            num_beams=self.num_beams,
             do_sample=False,
             use_cache=True,
             eos_token_id=self.end,
-            pad_token_id=tokenizer.pad_token_id,
+            pad_token_id=self.tokenizer.pad_token_id,
             decoder_start_token_id=self.start,
             forced_bos_token_id=self.opening[0] if self.opening else None,
         )
+        return model.generation_config
 
     def text_of(self, row: Row) -> str:
         return row["source"]
+
+    def row_of(self, text: str) -> Row:
+        return {"source": text, "targets": [text]}
+
+    def answered(self, row: Row, prediction: str) -> Row | None:
+        return {"source": row["source"], "targets": [prediction]} if prediction else None
+
+    def kinds(self, rows: Sequence[Row]) -> list[int]:
+        """By the quarters of the training texts' lengths: a teacher is surest of the shortest."""
+        lengths = [len(self.text_of(row)) for row in self.table.rows["train"]]
+        quarters = np.quantile(lengths, [0.25, 0.5, 0.75])
+        return np.searchsorted(quarters, [len(self.text_of(row)) for row in rows]).tolist()
 
     def target_of(self, row: Row) -> str:
         return row["targets"][0]
