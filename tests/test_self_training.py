@@ -20,6 +20,7 @@ from transformers import (
 from hf_lm.data.opinions import opinions
 from hf_lm.evaluation.calibration import fit_temperature, label_log_probs
 from hf_lm.evaluation.intervals import OverRuns, mean
+from hf_lm.rehearsal import rehearse
 from hf_lm.self_training.learning import LABELS, PSEUDO, take_body
 from hf_lm.self_training.rows import draw_labelled, leave_out_known, read_unlabelled
 from hf_lm.self_training.starts import BEGIN
@@ -283,6 +284,15 @@ def test_questions_without_answers_are_read_and_what_is_held_out_is_not(tmp_path
     texts = tmp_path / "many.txt"
     texts.write_text("A text that asks nothing.\n")
     assert "serve pretraining alone" in read_unlabelled(str(texts), questions=True).notes[0]
+
+
+def test_it_is_looked_at_and_planned_without_a_training(labelled, tmp_path):
+    (tmp_path / "many.txt").write_text("one more text\nand another one\n")
+    arguments = ["--labelled", labelled, "--unlabelled", tmp_path / "many.txt", "--output_dir", tmp_path / "out"]
+    found = rehearse("self_training", arguments)
+    assert found.task.labels == ["negative", "positive"]
+    assert "gives 2 texts without labels" in found.task.table.notes[-1]
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_answer_that_stands_twice_is_no_label_and_no_answer_is_one(tmp_path):

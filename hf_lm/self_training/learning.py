@@ -130,6 +130,10 @@ class SelfTraining:
         for share in self.shares:  # what cannot be drawn is said now
             draw_labelled(self.kinds, share, seed=0)
         self.readable = leave_out_known(self.unlabelled, self.task)
+        count, source = len(self.unlabelled.questions or self.unlabelled.texts), self.unlabelled.source
+        if count:
+            kind = "questions without answers" if self.unlabelled.questions else "texts without labels"
+            self.task.table.notes.append(f"{source} gives {count:,} {kind}, none of which is held out")
         self.trained: list[Trained] = []
         self.pretrained: PreTrainedModel | None = None  # has read the text
         self.pretraining: dict[str, Any] = {}
