@@ -46,6 +46,11 @@ class TokenStream:
     def total(self) -> int:
         return len(self.tokens)
 
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each document, with its begin marker; the last one's end marker is among them."""
+        return np.diff(self.starts, append=self.total)
+
     def document(self, i: int) -> np.ndarray:
         """The ids of document i, from its begin marker to its end marker."""
         last = i + 1 == len(self.starts)

@@ -115,10 +115,9 @@ def inspect_documents(task: Any) -> dict[str, Any]:
             size += len(text)
     splits, lengths = {}, {}
     for split, stream in streams.items():
-        starts = np.append(stream.starts, stream.total)
-        sizes = np.diff(starts)
-        lengths[split] = {"document": sizes.tolist()}
-        across = starts[:-1] // block != np.maximum(starts[1:] - 1, starts[:-1]) // block
+        lengths[split] = {"document": stream.lengths.tolist()}
+        last = stream.starts + np.maximum(stream.lengths - 1, 0)  # tokens of documents
+        across = stream.starts // block != last // block
         splits[split] = {
             "documents": len(stream),
             "tokens": int(stream.total),
