@@ -19,6 +19,7 @@ FLOORS = [
         "launching",
         "losses",
         "models",
+        "sampling",
         "terminal",
         "data.reading",
         "data.batches",
