@@ -18,6 +18,7 @@ FLOORS = [
         "fresh_load",
         "launching",
         "losses",
+        "markdown",
         "models",
         "sampling",
         "terminal",
