@@ -39,8 +39,13 @@ class Variant:
             self.made = Path(self.made).name
 
 
-def leave_findings(variants: Sequence[Variant], suite: Suite, folder: str | Path) -> dict[str, Any]:
-    """Write report.json, README.md and plots/safety.png, and print the table; returns the report."""
+def leave_findings(
+    variants: Sequence[Variant], suite: Suite, folder: str | Path, *, card_of: str = ""
+) -> dict[str, Any]:
+    """Write report.json, README.md and plots/safety.png, and print the table; returns the report.
+
+    `card_of` is the folder of a finished run into whose card the findings go as well.
+    """
     report = {"recipe": "safety", "versions": versions(), "safety": safety_report(variants, suite)}
     if PartialState().is_main_process:
         report = save_report(report, folder)
@@ -48,6 +53,8 @@ def leave_findings(variants: Sequence[Variant], suite: Suite, folder: str | Path
         write_page(report, folder)
         show_safety(report["safety"])
         print(f"In {folder}: README.md, report.json, plots/safety.png")
+    if card_of:
+        update_card(card_of, report["safety"])
     return report
 
 
