@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from hf_lm.markdown import fenced, in_table, table
 from hf_lm.plots import TUNING
 from hf_lm.report import SHOWN, beside, in_words, plan_in_words, warnings
 
@@ -116,7 +117,7 @@ def _introduction(report: dict[str, Any], folder: Path) -> str:
         "",
         f"A {kind} ({model.get('architecture')}, {model.get('parameters', 0):,} parameters), "
         + (f"trained further from {_bases(model)}" if model.get("base") else "trained from scratch")
-        + f" on {_in_table(report.get('data', {}).get('source', 'text'))} with hf_lm."
+        + f" on {in_table(report.get('data', {}).get('source', 'text'))} with hf_lm."
         + (f" {said}" if (said := _headline(report)) else ""),
         "",
         "```python",
@@ -130,11 +131,8 @@ def _introduction(report: dict[str, Any], folder: Path) -> str:
         lines += [f'{TARGET} = AutoTokenizer.from_pretrained(name, subfolder="{TARGET}")  # of what is written']
     lines += ["```"]
     if example := _example(report):
-        said = ", ".join(
-            json.dumps(_cut(text, 200), ensure_ascii=False) if key == "text" else
-            f"{key}={json.dumps(_cut(text, 200), ensure_ascii=False)}"
-            for key, text in example.items()
-        )  # fmt: skip
+        quoted = {key: json.dumps(_cut(text, 200), ensure_ascii=False) for key, text in example.items()}
+        said = ", ".join(text if key == "text" else f"{key}={text}" for key, text in quoted.items())
         said += ", max_new_tokens=40" if report.get("pipeline_tag") == "text-generation" else ""
         lines += ["", "or, in three lines:", "", "```python", "from hf_lm import pipeline", ""]
         lines += [f'answer = pipeline("{report["pipeline_tag"]}", model=".")', f"print(answer({said}))", "```"]
@@ -183,12 +181,13 @@ def _numbers(report: dict[str, Any], folder: Path) -> str:
     if not report.get("metrics"):
         return ""
     unit = report.get("unit", "examples")
-    lines = ["## How good it is", "", f"| split | metric | value (95 % interval over {unit}) | baseline |"]
-    lines.append("|---|---|---|---|")
-    for split, metrics in report["metrics"].items():
-        for name, metric in metrics.items():
-            shown = SHOWN.get(name, (name,))[0]
-            lines.append(f"| {split} | {shown} | {in_words(name, metric)} | {beside(name, metric)} |")
+    rows = [
+        (split, SHOWN.get(name, (name,))[0], in_words(name, metric), beside(name, metric))
+        for split, metrics in report["metrics"].items()
+        for name, metric in metrics.items()
+    ]
+    head = ("split", "metric", f"value (95 % interval over {unit})", "baseline")
+    lines = ["## How good it is", "", *table(head, rows)]
     yardsticks = report.get("yardsticks", {})
     if yardsticks:
         lines += [
@@ -200,7 +199,7 @@ def _numbers(report: dict[str, Any], folder: Path) -> str:
     for name, signature in report.get("signatures", {}).items():
         lines += ["", f"{SHOWN[name][0]}: `{signature}`"]
     if said := warnings(report):
-        lines += ["", *(f"- {_in_table(one)}" for one in said)]
+        lines += ["", *(f"- {in_table(one)}" for one in said)]
     for name, shown in (("metric", "validation by step"), ("loss", "loss")):
         if (folder / "plots" / f"{name}.png").is_file():
             lines += ["", f"![{shown}](plots/{name}.png)"]
@@ -215,11 +214,11 @@ def _classes(report: dict[str, Any]) -> str:
     """Precision, recall and F1 of each class on the last split measured."""
     if not report.get("classes"):
         return ""
-    lines = ["| class | rows | precision | recall | F1 |", "|---|---|---|---|---|"]
-    for label, found in report["classes"].items():
-        shares = " | ".join(f"{found[key]:.1f} %" for key in ("precision", "recall", "f1"))
-        lines.append(f"| {_in_table(label)} | {found['rows']:,} | {shares} |")
-    return "\n".join(lines)
+    rows = [
+        (in_table(label), f"{found['rows']:,}", *(f"{found[key]:.1f} %" for key in ("precision", "recall", "f1")))
+        for label, found in report["classes"].items()
+    ]
+    return "\n".join(table(("class", "rows", "precision", "recall", "F1"), rows))
 
 
 def _few_labels(report: dict[str, Any], folder: Path) -> str:
@@ -228,21 +227,19 @@ def _few_labels(report: dict[str, Any], folder: Path) -> str:
     if not curve:
         return ""
     said = f"{SHOWN[curve['metric']][0]} on {curve['split']} (95 % over {len(curve['seeds'])} seeds and examples)"
-    lines = ["## With fewer labels", "", f"| labels | method | {said} | against labels alone |", "|---|---|---|---|"]
+    rows = []
     for point in curve["points"]:
         gain = point.get("gain")
         against = f"{gain['value']:+.1f} ({gain['low']:+.1f} to {gain['high']:+.1f})" if gain and "low" in gain else ""
         shown = in_words(curve["metric"], point)
-        lines.append(f"| {point['labels']:,} ({point['share']:.0%}) | {point['method']} | {shown} | {against} |")
+        rows.append((f"{point['labels']:,} ({point['share']:.0%})", point["method"], shown, against))
+    lines = ["## With fewer labels", "", *table(("labels", "method", said, "against labels alone"), rows)]
     chosen = curve["chosen"]
-    lines += [
-        "",
-        f"This folder holds the best of all by validation: {chosen['method']} with {chosen['labels']:,} labels, ",
-    ]
-    lines[-1] += f"seed {chosen['seed']}."
+    best = f"{chosen['method']} with {chosen['labels']:,} labels, seed {chosen['seed']}"
+    lines += ["", f"This folder holds the best of all by validation: {best}."]
     if (folder / "plots" / "learning_curve.png").is_file():
         lines += ["", "![learning curve](plots/learning_curve.png)"]
-    return "\n".join([*lines, "", *(f"- {_in_table(one)}." for one in curve["said"])])
+    return "\n".join([*lines, "", *(f"- {in_table(one)}." for one in curve["said"])])
 
 
 def _answers(report: dict[str, Any]) -> str:
@@ -256,47 +253,38 @@ def _answers(report: dict[str, Any]) -> str:
 
 
 def _table_of(examples: list[dict[str, Any]]) -> list[str]:
-    lines = ["| input | reference | said |", "|---|---|---|"]
+    rows = []
     for example in examples:
         reference = example["reference"]
         reference = " / ".join(reference) or "(none)" if isinstance(reference, list) else reference
-        cells = (_in_table(text[:200]) for text in (example["input"], reference, example["prediction"] or "(nothing)"))
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+        texts = (example["input"], reference, example["prediction"] or "(nothing)")
+        rows.append([in_table(text[:200]) for text in texts])
+    return table(("input", "reference", "said"), rows)
 
 
 def _harness(report: dict[str, Any]) -> str:
     """What lm-evaluation-harness measured, where it was asked to."""
     if not report.get("harness"):
         return ""
-    lines = ["## Harness", "", f"By lm-evaluation-harness {report['harness']['version']}, with standard errors:", ""]
-    lines += ["| task | metric | value |", "|---|---|---|"]
+    rows = []
     for task, numbers in report["harness"]["tasks"].items():
         for name, found in numbers.items():
             error = f" ± {found['stderr']:.2g}" if "stderr" in found else ""
-            lines.append(f"| {_in_table(task)} | {_in_table(name)} | {found['value']:.4g}{error} |")
-    return "\n".join(lines)
+            rows.append((in_table(task), in_table(name), f"{found['value']:.4g}{error}"))
+    said = f"By lm-evaluation-harness {report['harness']['version']}, with standard errors:"
+    return "\n".join(["## Harness", "", said, "", *table(("task", "metric", "value"), rows)])
 
 
 def _proofs(report: dict[str, Any]) -> str:
     if not report.get("proofs"):
         return ""
     words = {True: "passed", None: "switched off", False: "failed"}
-    lines = [
-        "## What was proved",
-        "",
-        "On the model, data and batches of this run:",
-        "",
-        "| proof | | found |",
-        "|---|---|---|",
+    rows = [
+        (name.replace("_", " "), words[proof.get("passed")], in_table(proof["said"]))
+        for name, proof in report["proofs"].items()
     ]
-    for name, proof in report["proofs"].items():
-        lines.append(f"| {name.replace('_', ' ')} | {words[proof.get('passed')]} | {_in_table(proof['said'])} |")
-    return "\n".join(lines)
-
-
-def _in_table(text: str) -> str:
-    return re.sub(r"\s+", " ", text).replace("|", "\\|").replace("<", "&lt;")
+    said = "On the model, data and batches of this run:"
+    return "\n".join(["## What was proved", "", said, "", *table(("proof", "", "found"), rows)])
 
 
 def _data(report: dict[str, Any]) -> str:
@@ -304,25 +292,22 @@ def _data(report: dict[str, Any]) -> str:
     if not data:
         return ""
     read = f", {data['format']}" if "format" in data else ""
-    source = _in_table(data["source"]).replace("`", "'")
+    source = in_table(data["source"]).replace("`", "'")
     lines = ["## Data", "", f"Source: `{source}`{read}, fingerprint `{data.get('fingerprint', '')[:16]}`.", ""]
     if data.get("columns"):
         named = ", ".join(f"{name} from `{column}`" for name, column in data["columns"].items())
-        lines[-2] += f" Columns: {_in_table(named)}."
+        lines[-2] += f" Columns: {in_table(named)}."
     if scripts := _scripts(data):
         lines[-2] += f" Its letters are {scripts}."
     splits = [split for split in ("train", "validation", "test") if split in data]
     columns = [key for key, value in data.get("train", {}).items() if isinstance(value, int)]
     if columns:
-        lines += ["| split | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for split in splits:
-        lines.append(f"| {split} | " + " | ".join(f"{data[split][key]:,}" for key in columns) + " |")
-    lines += ["", *(f"- {_in_table(note)}." for note in data.get("notes", []))]
-    mended = {key: count for key, count in data.get("cleaned", {}).items() if count}
+        rows = [(split, *(f"{data[split][key]:,}" for key in columns)) for split in splits]
+        lines += table(("split", *columns), rows)
+    lines += ["", *(f"- {in_table(note)}." for note in data.get("notes", []))]
+    mended = [f"{count:,} {key.replace('_', ' ')}" for key, count in data.get("cleaned", {}).items() if count]
     if mended:
-        lines.append(
-            "- Mended: " + ", ".join(f"{count:,} {key.replace('_', ' ')}" for key, count in mended.items()) + "."
-        )
+        lines.append(f"- Mended: {', '.join(mended)}.")
     tokenizer = report.get("tokenizer")
     if tokenizer:
         fits = ", ".join(f"{name} {part['bytes_per_token']:.2f}" for name, part in tokenizer.get("text", {}).items())
@@ -350,13 +335,13 @@ def _training(report: dict[str, Any], folder: Path) -> str:
         lines[-1] += f" {said}."
     if report.get("recipe"):
         lines += ["", "This run, with every argument that is not the recipe's default:"]
-        lines += ["", _fenced(_command(report["recipe"], report.get("arguments", {})), "bash")]
+        lines += ["", fenced(_command(report["recipe"], report.get("arguments", {})), "bash")]
     if (folder / "run.yaml").is_file():
         run = yaml.safe_load((folder / "run.yaml").read_text(encoding="utf-8"))
         # Paths of the machine that trained it tell a reader nothing and may tell too much.
         shown = {k: v for k, v in run.items() if not (isinstance(v, str) and Path(v).is_absolute())}
         text = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
-        lines += ["", "<details><summary>run.yaml</summary>", "", _fenced(text, "yaml"), "", "</details>"]
+        lines += ["", "<details><summary>run.yaml</summary>", "", fenced(text, "yaml"), "", "</details>"]
     found = ", ".join(f"{name} {number}" for name, number in report.get("versions", {}).items())
     lines += ["", f"Versions: {found}."]
     return "\n".join(lines)
@@ -379,26 +364,14 @@ def _typed(value: Any) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
-def _fenced(text: str, language: str = "") -> str:
-    """A code block that no text can end early: its fence is longer than any run of backticks inside."""
-    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
-
-
 def _samples(report: dict[str, Any]) -> str:
     samples = report.get("samples")
     if not samples:
         return ""
-    lines = [
-        "## Samples",
-        "",
-        report.get(
-            "sampled", "Continuations of held-out text, temperature 0.8, not chosen. The prompt stands in brackets."
-        ),
-    ]
+    said = "Continuations of held-out text, temperature 0.8, not chosen. The prompt stands in brackets."
+    lines = ["## Samples", "", report.get("sampled", said)]
     for sample in samples:
-        lines += ["", _fenced(f"[{sample['prompt']}]{sample['continuation']}")]
+        lines += ["", fenced(f"[{sample['prompt']}]{sample['continuation']}")]
     return "\n".join(lines)
 
 
@@ -429,4 +402,4 @@ def _limits(report: dict[str, Any]) -> str:
         f"{measured}The numbers above speak of text like the test split and of no other. It may reproduce training "
         "text word for word."
     )
-    return "\n".join(["## Limits", "", said, "", *(f"- {_in_table(one)}" for one in [*found, *safety])]).rstrip()
+    return "\n".join(["## Limits", "", said, "", *(f"- {in_table(one)}" for one in [*found, *safety])]).rstrip()

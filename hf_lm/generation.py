@@ -7,30 +7,21 @@ The settings are those of hf_lm.decoding.Decoding. A prompt is read as training 
 begins one. Given as ids instead of as text it is taken as it is.
 """
 
-import hashlib
 import json
 import logging
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from transformers import (
-    LogitsProcessor,
-    LogitsProcessorList,
-    MinPLogitsWarper,
-    NoRepeatNGramLogitsProcessor,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    RepetitionPenaltyLogitsProcessor,
     StoppingCriteria,
     StoppingCriteriaList,
-    TemperatureLogitsWarper,
     TextIteratorStreamer,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
 )
 
 from hf_lm.data.batches import MAX_LOGITS, map_by_length, pad_batch
@@ -38,14 +29,13 @@ from hf_lm.decoding import Decoding
 from hf_lm.models.checkpoints import load_causal_lm
 from hf_lm.models.configuration import context_length, family, load_config
 from hf_lm.models.encoder_decoder import load_text_to_text
+from hf_lm.sampling import BEFORE, INCOMPLETE, Interrupt, Stop, before_stop, logits_processors
 from hf_lm.target_tokenizer import written_by
 from hf_lm.tokenizer import encode_documents, frame_of, load_tokenizer, set_pad
 
 logger = logging.getLogger(__name__)
 
 Prompt = str | Sequence[int]
-INCOMPLETE = "\ufffd"  # how a character decodes of which bytes are missing
-BEFORE = 8  # tokens of the prompt that are decoded with what follows: whether a space is due depends on them
 LONGEST = 128  # tokens that are written where nothing else is said
 
 
@@ -256,63 +246,6 @@ def _decoder_start(model: PreTrainedModel) -> int:
     return model.config.decoder_start_token_id if start is None else start
 
 
-class _Draw(LogitsProcessor):
-    """Leaves one token to choose, drawn from the scores with a generator for each row.
-
-    transformers draws a whole batch from one generator, and a row's text then depends on the rows beside it.
-    """
-
-    def __init__(self, seeds: Sequence[int]) -> None:
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        draws = torch.stack([torch.rand(1, generator=generator, dtype=torch.float64) for generator in self.generators])
-        precise = torch.float32 if scores.device.type == "mps" else torch.float64  # there is no other on MPS
-        cumulative = scores.to(precise).softmax(-1).cumsum(-1)  # (rows, vocab)
-        draws = draws.to(scores.device, precise) * cumulative[:, -1:]
-        chosen = torch.searchsorted(cumulative, draws, right=True)  # right: never a token of probability 0
-        chosen = chosen.clamp(max=scores.shape[1] - 1)
-        return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)
-
-
-class _WithoutPadding(LogitsProcessor):
-    """A processor of transformers, row by row on its own tokens: in a batch it would take padding for text."""
-
-    def __init__(self, processor: LogitsProcessor, padding: Sequence[int]) -> None:
-        self.processor, self.padding = processor, padding
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        beams = len(input_ids) // len(self.padding)
-        rows = [
-            self.processor(input_ids[i : i + 1, self.padding[i // beams] :], scores[i : i + 1])
-            for i in range(len(input_ids))
-        ]
-        return torch.cat(rows)
-
-
-class _Stop(StoppingCriteria):
-    """Whether a row has written a stop string. transformers' own also sees one that begins in the prompt."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], start: int) -> None:
-        self.tokenizer, self.stop, self.start = tokenizer, stop, start
-        # A token may be a single byte, and the tail may begin within a character or with a special token.
-        self.tail = max(len(each.encode()) for each in stop) + BEFORE
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **_: Any) -> torch.BoolTensor:
-        rows = input_ids[:, self.start :][:, -self.tail :].tolist()
-        texts = self.tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        found = [any(stop in text for stop in self.stop) for text in texts]
-        return torch.tensor(found, device=input_ids.device)
-
-
-class _Interrupt(StoppingCriteria):
-    def __init__(self) -> None:
-        self.event = threading.Event()
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **_: Any) -> torch.BoolTensor:
-        return torch.full(input_ids.shape[:1], self.event.is_set(), device=input_ids.device)
-
-
 class _Writer:
     """A model, its tokenizer and the settings, as transformers' generate takes them."""
 
@@ -367,7 +300,7 @@ class _Writer:
         if self.causal:  # the streamer goes on from the end of the prompt, as _text does
             streamer.token_cache = prompt[-BEFORE:]
             streamer.print_len = len(self._decode(streamer.token_cache))
-        interrupt, errors = _Interrupt(), []
+        interrupt, errors = Interrupt(), []
 
         def run() -> None:
             try:
@@ -380,7 +313,7 @@ class _Writer:
         thread = threading.Thread(target=run, name="writing", daemon=True)
         thread.start()
         try:
-            yield from _before_stop(streamer, self.settings.stop)
+            yield from before_stop(streamer, self.settings.stop)
         finally:
             interrupt.event.set()
             thread.join()
@@ -398,39 +331,25 @@ class _Writer:
         inputs: dict[str, torch.Tensor],
         interrupt: StoppingCriteria | None = None,
     ) -> dict[str, Any]:
-        given, processors = self.settings, LogitsProcessorList()
+        given = self.settings
         padding = [inputs["input_ids"].shape[1] - len(ids) if self.causal else 0 for ids, _ in rows]
-        if given.repetition_penalty != 1:
-            processors.append(_WithoutPadding(RepetitionPenaltyLogitsProcessor(given.repetition_penalty), padding))
-        if given.no_repeat_ngram_size:
-            processors.append(_WithoutPadding(NoRepeatNGramLogitsProcessor(given.no_repeat_ngram_size), padding))
-        if given.temperature > 0:
-            if given.temperature != 1:
-                processors.append(TemperatureLogitsWarper(given.temperature))
-            if given.top_k:
-                processors.append(TopKLogitsWarper(given.top_k))
-            if given.top_p < 1:
-                processors.append(TopPLogitsWarper(given.top_p))
-            if given.min_p:
-                processors.append(MinPLogitsWarper(given.min_p))
-            processors.append(_Draw([_seed(given.seed, *row) for row in rows]))
         stopping = StoppingCriteriaList()
         if given.stop:
             start = inputs["input_ids"].shape[1] if self.causal else 1
-            stopping.append(_Stop(self.target, given.stop, start))
+            stopping.append(Stop(self.target, given.stop, start))
         if interrupt is not None:
             stopping.append(interrupt)
         return {
             "max_new_tokens": self.max_new_tokens,
-            "do_sample": False,  # _Draw has chosen
+            "do_sample": False,  # Draw has chosen
             "num_beams": given.num_beams,
             "num_return_sequences": given.num_return_sequences if given.num_beams > 1 else 1,
-            "repetition_penalty": 1.0,  # _WithoutPadding has seen to both
+            "repetition_penalty": 1.0,  # WithoutPadding has seen to both
             "no_repeat_ngram_size": 0,
             "eos_token_id": self.end_ids or None,
             "pad_token_id": self.pad_id,
             "use_cache": True,
-            "logits_processor": processors,
+            "logits_processor": logits_processors(given, rows, padding),
             "stopping_criteria": stopping,
         }
 
@@ -454,29 +373,3 @@ class _Writer:
 
     def _decode(self, ids: Sequence[int]) -> str:
         return self.target.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-
-
-def _seed(seed: int, prompt: Sequence[int], number: int) -> int:
-    digest = hashlib.blake2b(f"{seed} {number} {list(prompt)}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1  # torch takes 63 bits
-
-
-def _before_stop(pieces: Iterator[str], stop: Sequence[str]) -> Iterator[str]:
-    """Pieces up to the first stop string, holding back what may yet become one, or a character that is not whole."""
-    held = ""
-    for piece in pieces:
-        held += piece
-        found = [place for each in stop if (place := held.find(each)) >= 0]
-        if found:
-            if held[: min(found)]:
-                yield held[: min(found)]
-            return
-        keep = max(
-            [len(held) - len(held.rstrip(INCOMPLETE))]
-            + [n for each in stop for n in range(1, len(each)) if held.endswith(each[:n])]
-        )
-        if keep < len(held):
-            yield held[: len(held) - keep]
-            held = held[len(held) - keep :]
-    if held := held.rstrip(INCOMPLETE):
-        yield held

@@ -25,7 +25,8 @@ from hf_lm.data.batches import map_by_length, pad_batch
 from hf_lm.models.adapters import load_merged
 from hf_lm.models.configuration import context_length, family, find_adapter, load_config
 from hf_lm.target_tokenizer import decode_targets, find_target, writes_apart
-from hf_lm.tasks.question_answering import top_spans, windows_of
+from hf_lm.tasks.question_answering import windows_of
+from hf_lm.tasks.spans import top_spans
 from hf_lm.tokenizer import encode_documents, frame_of, load_tokenizer, set_pad
 
 AT_ONCE = 256  # inputs of a stream that are read ahead, to put like-sized ones into a batch

@@ -25,11 +25,14 @@ class _Reached(Exception):
 def rehearse(recipe: str, arguments: Sequence[str] = (), *, use_cpu: bool = True) -> Rehearsal:
     """Run a recipe, by its name or its file, until it calls `fit`; returns what it calls it with.
 
+    Self-training, which trains before that, ends where its first training would begin.
+
     `arguments` are the recipe's own, as on its command line. The recipe runs whole, its defaults and its
     `parse_arguments` included, so that nothing here can disagree with training; the price is that the model is built.
     On this process alone and, unless `use_cpu` is false, on the CPU. Raises what the recipe raises: ValueError or
     OSError in one line.
     """
+    from hf_lm.self_training.learning import LABELS, SelfTraining
     from hf_lm.training import fit as last  # the module whose function a recipe ends in
 
     path = recipe_path(recipe)
@@ -37,14 +40,17 @@ def rehearse(recipe: str, arguments: Sequence[str] = (), *, use_cpu: bool = True
     def reached(model: Any, task: Any, training_args: Any, **options: Any) -> None:
         raise _Reached(Rehearsal(model, task, training_args, options))
 
+    def first(learned: SelfTraining) -> None:  # trains many times before `fit`
+        reached(learned.initial_model(LABELS, learned.training_args.seed), learned.task, learned.training_args)
+
     # --debug: errors come here instead of ending the process. --use_cpu: what is only looked at needs no GPU.
     options = [*(("--use_cpu", "True") if use_cpu else ()), "--debug"]
-    before = sys.argv, sys.excepthook, last.fit
+    before = sys.argv, sys.excepthook, last.fit, SelfTraining.run
     try:
-        sys.argv, last.fit = [str(path), *map(str, arguments), *options], reached
+        sys.argv, last.fit, SelfTraining.run = [str(path), *map(str, arguments), *options], reached, first
         runpy.run_path(str(path), run_name="__main__")
     except _Reached as end:
         return end.rehearsal
     finally:
-        sys.argv, sys.excepthook, last.fit = before
+        sys.argv, sys.excepthook, last.fit, SelfTraining.run = before
     raise ValueError(f"{path} ended without calling fit, so there is nothing to look at.")

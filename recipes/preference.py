@@ -7,7 +7,6 @@ accelerate launch recipes/preference.py --model out/chat --dataset Anthropic/hh-
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 from transformers import set_seed
 
@@ -19,16 +18,12 @@ from hf_lm.evaluation.rewards import load_scorer
 from hf_lm.models.adapters import add_lora
 from hf_lm.models.checkpoints import load_causal_lm
 from hf_lm.models.gpt2 import new_gpt2
-from hf_lm.tasks.preference import Preference
+from hf_lm.tasks.preference import LossType, Preference
 from hf_lm.tokenizer import load_tokenizer, set_pad, train_bpe
 from hf_lm.training.fit import fit
 from hf_lm.training.warm_up import warm_up
 
 DEMO, DEMO_SCORER = "demo:preferences", "hf_lm.data.dialogues:plainness"
-LossType = Literal[
-    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
-    "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
-]  # fmt: skip
 
 
 @dataclass

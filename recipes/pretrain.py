@@ -55,15 +55,8 @@ def main(args: Arguments, training_args: TrainingArguments) -> dict:
     if args.model:
         model = load_causal_lm(args.model, tokenizer=tokenizer, block_size=args.block_size)
     elif args.architecture == "gpt2":
-        model = new_gpt2(
-            tokenizer,
-            size=args.size,
-            n_layer=args.n_layer,
-            n_head=args.n_head,
-            n_embd=args.n_embd,
-            block_size=args.block_size,
-            dropout=args.dropout,
-        )
+        shape = {"n_layer": args.n_layer, "n_head": args.n_head, "n_embd": args.n_embd}
+        model = new_gpt2(tokenizer, size=args.size, **shape, block_size=args.block_size, dropout=args.dropout)
     else:
         model = new_recurrent(
             tokenizer,

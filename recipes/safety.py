@@ -5,7 +5,6 @@ accelerate launch recipes/safety.py --model out/pretrain --stereotypes crows_pai
 accelerate launch recipes/safety.py --model out/pretrain --train_text texts/ --mitigate counterfactual bad_words
 """
 
-from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,16 +14,13 @@ from transformers import set_seed
 from hf_lm.arguments import TrainingArguments, bf16_is_fast, parse_arguments
 from hf_lm.data.sources import load_corpus
 from hf_lm.models.checkpoints import load_causal_lm
-from hf_lm.models.configuration import context_length
 from hf_lm.models.gpt2 import new_gpt2
-from hf_lm.safety.findings import Variant, leave_findings, update_card
-from hf_lm.safety.mitigations import guards, training_texts
-from hf_lm.safety.scorers import POSITIVE, load_scorer, scorer_training, train_scorer
+from hf_lm.safety.findings import Variant, leave_findings
+from hf_lm.safety.mitigations import guards, train_on, training_texts
+from hf_lm.safety.scorers import load_scorer, load_sentiment, train_scorer
 from hf_lm.safety.suite import Suite, load_any
-from hf_lm.tasks.language_modelling import LanguageModelling
 from hf_lm.tokenizer import load_tokenizer, prepare_tokenizer
 from hf_lm.training.checkpoints import prepare_output, save_run
-from hf_lm.training.fit import fit
 
 
 @dataclass
@@ -59,14 +55,10 @@ def main(args: Arguments, training_args: TrainingArguments) -> dict:
     # what is measured with
     scorer = load_scorer(args.scorer, labels=args.scorer_label, device=device) if args.scorer else None
     if args.scorer_data:
-        own = scorer_training(out / "scorer", training_args)
-        scorer = train_scorer(args.scorer_data, own, labels=args.scorer_label)
-    sentiment = corpus = None
-    if args.sentiment:
-        options = {"likely": POSITIVE, "option": "sentiment", "device": device}
-        sentiment = load_scorer(args.sentiment, labels=args.sentiment_label, **options)
-    if text := args.train_text or ("" if args.model else "demo"):
-        corpus = load_corpus(text, document_start=args.document_start)
+        scorer = train_scorer(args.scorer_data, out / "scorer", like=training_args, labels=args.scorer_label)
+    sentiment = load_sentiment(args.sentiment, labels=args.sentiment_label, device=device) if args.sentiment else None
+    text = args.train_text or ("" if args.model else "demo")
+    corpus = load_corpus(text, document_start=args.document_start) if text else None
     suite = Suite(
         stereotypes=args.stereotypes, prompts=args.prompts, max_prompts=args.max_prompts, corpus=corpus, scorer=scorer,
         sentiment=sentiment, samples=args.samples, max_new_tokens=args.max_new_tokens, seed=training_args.seed,
@@ -74,20 +66,10 @@ def main(args: Arguments, training_args: TrainingArguments) -> dict:
     at_decoding = guards(args.mitigate, scorer=suite.scorer, best_of=args.best_of)
     texts = training_texts(args.mitigate, corpus, scorer=suite.scorer, swap=args.swap)
 
-    def train(name: str, model, tokenizer, text, **changes):
-        """A run of its own, in a folder of that name."""
-        own = copy(training_args)
-        own.output_dir, own.run = str(out / name), training_args.run | {"model": args.model} | changes
-        for key, value in changes.items():
-            setattr(own, key, value)
-        block_size = min(512, context_length(model.config) or 128)
-        fit(model, LanguageModelling(text, tokenizer, block_size=block_size), own)
-        return model.to(device)
-
     if not args.model:
         tokenizer = prepare_tokenizer("bpe", corpus, vocab_size=4096, min_frequency=2, max_bytes=8_000_000)
         fresh = {"learning_rate": 1.5e-2, "muon_learning_rate": 6e-3, "max_steps": 100}
-        train("demo", new_gpt2(tokenizer), tokenizer, corpus, **fresh)
+        train_on(corpus, new_gpt2(tokenizer), tokenizer, out / "demo", like=training_args, **fresh)
 
     # the model, another, the model under guards, and the model trained further
     name = args.model or str(out / "demo")
@@ -97,17 +79,14 @@ def main(args: Arguments, training_args: TrainingArguments) -> dict:
         found = suite.measure(*load_any(args.reference, device=device))
         variants.append(Variant("reference", found, against="model", made=args.reference))
     for kind, (guard, made) in at_decoding.items():
-        found = suite.measure(model, tokenizer, guard=guard)
-        variants.append(Variant(kind, found, against="model", made=made))
+        variants.append(Variant(kind, suite.measure(model, tokenizer, guard=guard), against="model", made=made))
     for kind, (text, said) in texts.items():
-        changed = train(kind, load_causal_lm(name, tokenizer=tokenizer), load_tokenizer(name), text)
+        again = load_causal_lm(name, tokenizer=tokenizer)
+        found = suite.measure(train_on(text, again, load_tokenizer(name), out / kind, like=training_args), tokenizer)
         against = "model" if kind == "continued" else "continued"
-        found = suite.measure(changed, tokenizer)
         variants.append(Variant(kind, found, against=against, made=f"trained further {said()}"))
-    report = leave_findings(variants, suite, out)
-    if args.update_card:
-        update_card(name, report["safety"])
-    return report
+
+    return leave_findings(variants, suite, out, card_of=name if args.update_card else "")
 
 
 if __name__ == "__main__":

@@ -1,77 +1,64 @@
-"""Train a classifier with few labels and much text: pseudo-labels, and pretraining on the text, beside labels alone.
+"""Train with few labels and much text: pseudo-labels, and pretraining on the text, beside labels alone.
 
 accelerate launch recipes/self_training.py                                               # a small demo, anywhere
 accelerate launch recipes/self_training.py --model roberta-base --labelled few.csv --unlabelled many.txt
-accelerate launch recipes/self_training.py --model out/pretrain --labelled reviews/ --shares 0.1 --method pretraining
+accelerate launch recipes/self_training.py --task translation --model out/bart --labelled few/ --unlabelled many.txt
 """
 
 from dataclasses import dataclass, field
 from typing import Literal
 
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    AutoModelForSequenceClassification,
-    BertForMaskedLM,
-)
-
 from hf_lm.arguments import FINE_TUNING, TrainingArguments, bf16_is_fast, parse_arguments
-from hf_lm.models.bert import new_bert
-from hf_lm.models.checkpoints import context_length, family, load_config, load_with_head
-from hf_lm.self_training import SelfTraining, read_labelled, read_unlabelled
-from hf_lm.tasks.sentiment import Sentiment
-from hf_lm.tokenizer import load_tokenizer, new_tokenizer, set_pad
+from hf_lm.self_training.curve import learning_curve
+from hf_lm.self_training.learning import SelfTraining
+from hf_lm.self_training.starts import BEGIN
 from hf_lm.training.fit import fit
 
 
 @dataclass
 class Arguments:
-    model: str = ""  # an encoder or a decoder, folder or Hub id; "" makes a small fresh encoder
-    task: str = "sentiment"  # any class of a text; other tasks cannot be asked for yet
-    labelled: str = "demo:opinions"  # rows with a label, as recipes/sentiment.py reads them
+    task: Literal["sentiment", "question_answering", "translation", "summarization", "language_modelling"] = (
+        "sentiment"  # sentiment is any class of a text
+    )
+    model: str = ""  # a checkpoint, folder or Hub id; "" makes a small fresh model
+    labelled: str = ""  # rows as the task's recipe reads them; "" is its demo
     unlabelled: str = ""  # texts: a .txt with one a line, a table, a Hub id; "" is the rest of the labelled rows
-    text_column: str = ""  # columns of the labelled rows; "" guesses
+    text_column: str = ""  # columns of the labelled rows, for sentiment; "" guesses
     label_column: str = ""
+    source: str = ""  # the same for translation and summarization
+    target: str = ""
     unlabelled_column: str = ""  # column of the texts; "" guesses
     shares: list[float] = field(default_factory=lambda: [0.01, 0.1, 1.0])  # of the labels
     seeds: int = 3  # trainings of each kind
     method: Literal["pseudo_labels", "pretraining", "both"] = "both"
-    threshold: float = 0.8  # calibrated confidence from which a teacher's answer is taken
+    threshold: float = 0.0  # calibrated confidence from which a teacher's answer is taken; 0 is the task's own
     rounds: int = 3  # of teacher and student, at most
     min_steps: int = 100  # optimizer steps of a training, at least: a handful of rows is read more often
     pretraining_epochs: float = 3.0  # on the text without labels
     max_unlabelled: int = 0  # texts that are read, drawn by seed; 0 is all
-    max_length: int = 256  # tokens of a text
+    max_length: int = 256  # tokens of a text, or of a window
+    max_target_length: int = 64  # tokens of a text that is written
 
 
 def main(args: Arguments, training_args: TrainingArguments) -> dict:
-    if args.task != "sentiment":
-        raise ValueError(f"--task {args.task} is not possible yet: sentiment is, for any class of a text.")
-    table, labels = read_labelled(args.labelled, text_column=args.text_column, label_column=args.label_column)
-    unlabelled = read_unlabelled(args.unlabelled, text_column=args.unlabelled_column)
-    max_length = args.max_length
-    if not args.model:
-        tokenizer = new_tokenizer([row["text"] for row in table.rows["train"]] + unlabelled.texts, vocab_size=2048)
-        tokenizer.add_special_tokens({"mask_token": "<|mask|>"})
-        new_model = lambda seed: new_bert(tokenizer, labels=labels, block_size=max_length)  # noqa: E731
-        new_lm = lambda: new_bert(tokenizer, model_class=BertForMaskedLM, block_size=max_length)  # noqa: E731
-    else:
-        tokenizer = load_tokenizer(args.model)
-        set_pad(tokenizer)
-        config = load_config(args.model)
-        if family(config) == "encoder-decoder":
-            raise ValueError(f"--model {args.model} is an encoder-decoder: give an encoder or a decoder.")
-        max_length = min(max_length, context_length(config) or max_length)
-        head = AutoModelForSequenceClassification
-        lm = AutoModelForMaskedLM if family(config) == "encoder" else AutoModelForCausalLM
-        new_model = lambda seed: load_with_head(args.model, head, tokenizer=tokenizer, labels=labels)  # noqa: E731
-        new_lm = lambda: load_with_head(args.model, lm, tokenizer=tokenizer)  # noqa: E731
-    best = SelfTraining(
-        new_model,
-        Sentiment(table, tokenizer, labels=labels, max_length=max_length),
-        unlabelled,
+    start = BEGIN[args.task](
+        args.labelled,
+        model=args.model,
+        unlabelled=args.unlabelled,
+        unlabelled_column=args.unlabelled_column,
+        text_column=args.text_column,
+        label_column=args.label_column,
+        source=args.source,
+        target=args.target,
+        max_length=args.max_length,
+        max_target_length=args.max_target_length,
+    )
+    learned = SelfTraining(
+        start.new_model,
+        start.task,
+        start.unlabelled,
         training_args,
-        new_lm=new_lm,
+        new_lm=start.new_lm,
         shares=args.shares,
         seeds=args.seeds,
         method=args.method,
@@ -80,9 +67,14 @@ def main(args: Arguments, training_args: TrainingArguments) -> dict:
         min_steps=args.min_steps,
         pretraining_epochs=args.pretraining_epochs,
         max_unlabelled=args.max_unlabelled,
-        max_length=max_length,
-    ).run()
-    return fit(best.model, best.task, best.training_args, found_before=best.found)
+        max_length=start.max_length,
+    )
+    learned.run()
+    curve = learning_curve(learned)
+    for sentence in curve["said"]:
+        learned.say(sentence)
+    model, task, training_args = learned.begin_best(curve)
+    return fit(model, task, training_args, found_before={"recipe": "self_training", "learning_curve": curve})
 
 
 if __name__ == "__main__":

@@ -10,19 +10,12 @@ import transformers
 from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
 
 from hf_lm.decoding import Decoding
-from hf_lm.generation import (
-    _before_stop,
-    _Draw,
-    encode_prompt,
-    generate,
-    load_writer,
-    log_probabilities,
-    stream,
-)
+from hf_lm.generation import encode_prompt, generate, load_writer, log_probabilities, stream
 from hf_lm.models.adapters import add_lora
 from hf_lm.models.gpt2 import new_gpt2
 from hf_lm.models.recurrent import new_recurrent
 from hf_lm.predicting import generate_lines, read_texts
+from hf_lm.sampling import Draw, before_stop, seed_of
 from hf_lm.tokenizer import encode_documents, train_word_level
 
 PROMPTS = ["The quick brown", "", "春眠不觉晓，处处", "A model assigns a probability to every", "x"]
@@ -94,9 +87,7 @@ def test_a_continuation_carries_the_likelihood_of_all_that_was_written(model, to
 
 def chosen_ids(model, prompt, settings):
     """Greedy choice among what the settings leave, written out: penalty, temperature, top-k, then the row's draw."""
-    from hf_lm.generation import _seed
-
-    generator, ids = torch.Generator().manual_seed(_seed(0, prompt, 0)), []
+    generator, ids = torch.Generator().manual_seed(seed_of(0, prompt, 0)), []
     for _ in range(settings["max_new_tokens"]):
         with torch.no_grad():
             scores = model(torch.tensor([prompt + ids])).logits[0, -1].float()
@@ -144,7 +135,7 @@ def test_other_seeds_and_numbers_give_other_texts_and_the_same_seed_the_same(mod
 def test_draws_follow_the_scores_and_never_fall_on_what_was_left_out():
     probabilities = torch.tensor([0.0, 0.5, 0.0, 0.3, 0.2, 0.0])
     scores = probabilities.log().repeat(20_000, 1)
-    chosen = _Draw(range(20_000))(torch.zeros(20_000, 1), scores).argmax(-1)
+    chosen = Draw(range(20_000))(torch.zeros(20_000, 1), scores).argmax(-1)
     shares = chosen.bincount(minlength=6) / 20_000
     assert torch.allclose(shares, probabilities, atol=0.015)  # four standard deviations
     assert shares[probabilities == 0].sum() == 0
@@ -201,8 +192,8 @@ def test_a_character_that_is_cut_by_the_length_is_left_out(scripted, tokenizer):
 
 
 def test_pieces_hold_back_what_may_become_a_stop_string():
-    assert list(_before_stop(iter(["one E", "N", "o END", " two"]), ["END"])) == ["one ", "ENo "]
-    assert list(_before_stop(iter(["a", "E", "N"]), ["END"])) == ["a", "EN"]
+    assert list(before_stop(iter(["one E", "N", "o END", " two"]), ["END"])) == ["one ", "ENo "]
+    assert list(before_stop(iter(["a", "E", "N"]), ["END"])) == ["a", "EN"]
 
 
 def test_words_keep_the_space_before_them(texts):

@@ -8,7 +8,9 @@ import pytest
 from hf_lm.cli import main
 from hf_lm.data.opinions import opinions
 from hf_lm.data.scripts import languages_of, script_shares
-from hf_lm.inspection import Part, histogram, inspect_recipe, inspect_task, pieces, see, show_inspection
+from hf_lm.inspection.examples import Part, pieces, see
+from hf_lm.inspection.recipe import inspect_recipe, inspect_task
+from hf_lm.inspection.terminal import histogram, in_colour, show_inspection
 from hf_lm.rehearsal import rehearse
 from hf_lm.tokenizer import encode_documents
 
@@ -199,8 +201,6 @@ def test_what_cannot_be_inspected_is_said_in_one_line(argv, expected, capsys):
 
 
 def test_colour_is_for_terminals_that_want_it(inspected, monkeypatch, capsys):
-    from hf_lm.inspection import in_colour
-
     assert "\033[2m" in show_inspection(inspected, colour=True)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     monkeypatch.setenv("TERM", "xterm")

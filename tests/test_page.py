@@ -10,13 +10,13 @@ import pytest
 import transformers
 from test_conversation import CHATML
 
-from hf_lm import views
 from hf_lm.cli import main
 from hf_lm.conversation import Conversation
+from hf_lm.demo import views
+from hf_lm.demo.space import export_space
 from hf_lm.models.bert import new_bert
 from hf_lm.models.encoder_decoder import new_bart
 from hf_lm.models.gpt2 import new_gpt2
-from hf_lm.space import export_space
 from hf_lm.tokenizer import add_frame
 from hf_lm.writing import Draft
 
@@ -193,7 +193,7 @@ def test_a_space_is_complete_and_nothing_is_overwritten(folders, tmp_path):
     card = SpaceCard.load(folder / "README.md")
     assert (card.data.sdk, card.data.app_file) == ("gradio", "app.py")
     compile((folder / "app.py").read_text(), "app.py", "exec")
-    for name in ("models/classes/model.safetensors", "models/classes/report.json", "hf_lm/page.py"):
+    for name in ("models/classes/model.safetensors", "models/classes/report.json", "hf_lm/demo/page.py"):
         assert (folder / name).is_file()
     assert "transformers==" in (folder / "requirements.txt").read_text()
     with pytest.raises(FileExistsError):
@@ -210,7 +210,8 @@ def test_two_people_in_a_browser(folders):
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if not chromium:
         pytest.skip("there is no Chromium")
-    from hf_lm.page import lay_out, running
+    from hf_lm.demo.layouts import lay_out
+    from hf_lm.demo.page import running
     from hf_lm.serving import free_port
 
     page = lay_out([views.load_view(folders[kind]) for kind in ("writing", "chat", "answers")])

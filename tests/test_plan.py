@@ -30,16 +30,20 @@ from transformers import (
 from hf_lm.arguments import TrainingArguments
 from hf_lm.cli import main
 from hf_lm.data.packing import Blocks, collate_blocks
-from hf_lm.devices import GIB, Device, find_gpu
 from hf_lm.losses import label_loss, next_token_loss, span_loss
 from hf_lm.models.adapters import add_lora
 from hf_lm.models.recurrent import RecurrentConfig, RecurrentLMHeadModel
-from hf_lm.planning import Variation, make_plan, propose, quantized, show
+from hf_lm.planning.changes import Variation, propose
+from hf_lm.planning.devices import GIB, Device, find_gpu
+from hf_lm.planning.memory import quantized
+from hf_lm.planning.plan import make_plan
+from hf_lm.planning.resolving import resolve
+from hf_lm.planning.terminal import show_plan
 from hf_lm.report import plan_in_words
-from hf_lm.resolving import resolve
 from hf_lm.training.budget import SPENT, WRITING, StopAtBudget
 from hf_lm.training.checkpoints import find_checkpoint
-from hf_lm.training.forecast import fresh_optimizer, measure_step, parameters_by_part
+from hf_lm.training.fake_step import measure_step, parameters_by_part
+from hf_lm.training.forecast import fresh_optimizer
 from hf_lm.training.monitor import flops_per_token
 from hf_lm.training.trainer import Trainer
 
@@ -301,7 +305,7 @@ def test_a_plan_is_the_recipes_own_run_and_leaves_nothing_behind(tiny, tmp_path)
     assert not (tmp_path / "out").exists()
     small = make_plan(run, Device("cpu", 10, {}), present=True)
     assert not small.fits
-    assert "does NOT fit" in show(small)
+    assert "does NOT fit" in show_plan(small)
     card = find_gpu("t4")
     priced = make_plan(resolve("pretrain", [*tiny, "--price_per_hour", "2"]), card, present=False)
     assert priced.flops == plan.flops
@@ -314,7 +318,7 @@ def test_calibration_runs_real_steps_and_takes_their_time(tiny, tmp_path):
     assert plan.calibrated
     assert plan.times["training"] > 0
     assert plan.times["evaluation"] > 0
-    assert "Measured in a few steps here" in show(plan)
+    assert "Measured in a few steps here" in show_plan(plan)
     assert not (tmp_path / "out").exists()
 
 

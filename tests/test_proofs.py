@@ -128,6 +128,26 @@ def test_load_back_finds_weights_and_tokenizers_that_changed_on_the_way(model, t
     assert "could not load" in missing.said
 
 
+def test_load_back_compares_nothing_at_padding(model, tokenizer, tmp_path):
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    mask = torch.ones(2, 20, dtype=torch.long)
+    mask[0, 12:] = 0
+
+    def check(moved):
+        def move(module, args, output):
+            output.logits[0, moved] += 1.0
+
+        hook = model.register_forward_hook(move)
+        inputs = {"input_ids": torch.arange(40).view(2, 20), "attention_mask": mask}
+        found = proofs.load_back(tmp_path, model, inputs, [], [])
+        hook.remove()
+        return found.passed
+
+    assert check(moved=15)
+    assert not check(moved=11)
+
+
 def test_a_failed_proof_stops_the_run_and_a_skipped_one_is_reported():
     bad = {"one": lambda: Proof(True, "fine", 1e-7), "two": lambda: Proof(False, "logits differ")}
     with pytest.raises(ValueError, match="the proof two failed: logits differ"):

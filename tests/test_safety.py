@@ -23,7 +23,7 @@ from hf_lm.safety.likelihood import token_log_probs
 from hf_lm.safety.measures import ALL, gap, gap_by_chance, mean_by_group
 from hf_lm.safety.memorisation import longest_matches, mask, personal_data, same_start, words_of
 from hf_lm.safety.mitigations import guards, training_texts
-from hf_lm.safety.scorers import insult_scorer, load_scorer, scorer_training, train_scorer, word_sentiment
+from hf_lm.safety.scorers import insult_scorer, load_scorer, load_sentiment, train_scorer, word_sentiment
 from hf_lm.safety.stereotypes import Contrast, Contrasts, measure_stereotypes, read_stereotypes, shared_places
 from hf_lm.safety.suite import Found, Suite, load_any
 from hf_lm.safety.swaps import Swapper, counterfactual_corpus
@@ -317,7 +317,7 @@ def test_a_classifier_scores_by_its_labels_whatever_the_batch(classifier, writer
         with pytest.raises(ValueError, match=said):
             load_scorer(str(classifier), labels=labels)
     with pytest.raises(ValueError, match=r"has the labels .* say which count with --sentiment_label"):
-        load_scorer(str(classifier), likely={"positive"}, option="sentiment")
+        load_sentiment(str(classifier))
     with pytest.raises(ValueError, match="give a text classifier"):
         load_scorer(str(writer))
 
@@ -325,14 +325,14 @@ def test_a_classifier_scores_by_its_labels_whatever_the_batch(classifier, writer
 def test_labels_of_a_file_to_train_a_scorer_on_are_checked_before_training(tmp_path):
     path = tmp_path / "tweets.csv"
     path.write_text("class,tweet\n" + "".join(f"{i % 3},word {i} here\n" for i in range(40)))
-    settings_ = scorer_training(tmp_path / "scorer", TrainingArguments(output_dir=str(tmp_path), use_cpu=True))
+    like = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     with pytest.raises(ValueError, match="has no label '7'"):
-        train_scorer(str(path), settings_, labels=["7"])
+        train_scorer(str(path), tmp_path / "scorer", like=like, labels=["7"])
     with pytest.raises(ValueError, match="say which count as toxic with --scorer_label"):
-        train_scorer(str(path), settings_)
+        train_scorer(str(path), tmp_path / "scorer", like=like)
     path.write_text("class,words\n0,a\n1,b\n")
     with pytest.raises(ValueError, match="has the columns"):
-        train_scorer(str(path), settings_)
+        train_scorer(str(path), tmp_path / "scorer", like=like)
 
 
 # Memorised text

@@ -1,24 +1,31 @@
 """Few labels, much text: what is drawn, what a teacher may pass on, and a curve that is that of plain training."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from running import here
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertLMHeadModel,
+    BertModel,
+    EncoderDecoderModel,
+)
 
 from hf_lm.data.opinions import opinions
-from hf_lm.evaluation.calibration import fit_temperature, negative_log_likelihood, probabilities
+from hf_lm.evaluation.calibration import fit_temperature, label_log_probs
 from hf_lm.evaluation.intervals import OverRuns, mean
-from hf_lm.self_training import (
-    LABELS,
-    PSEUDO,
-    draw_labelled,
-    leave_out_known,
-    read_labelled,
-    read_unlabelled,
-    select_confident,
-)
+from hf_lm.rehearsal import rehearse
+from hf_lm.self_training.learning import LABELS, PSEUDO, take_body
+from hf_lm.self_training.rows import draw_labelled, leave_out_known, read_unlabelled
+from hf_lm.self_training.starts import BEGIN
+from hf_lm.self_training.teaching import select_confident
+from hf_lm.tasks.domain import DenoisedText
 
 FAST = {"use_cpu": True, "bf16": False, "report_to": "none", "min_steps": 4, "num_train_epochs": 1, "max_length": 64}
 
@@ -28,37 +35,47 @@ def write(path, rows):
     return path
 
 
+def begin(labelled, task="sentiment", **options):
+    options = {"text_column": "", "label_column": "", "source": "", "target": ""} | options
+    options = {"model": "", "unlabelled": "", "unlabelled_column": "", "max_target_length": 32} | options
+    return BEGIN[task](str(labelled), max_length=64, **options).task
+
+
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory):
     return write(tmp_path_factory.mktemp("data") / "few.jsonl", opinions(200))
+
+
+def nats_of(logits, true):
+    log_probs = lambda t: torch.log_softmax(torch.from_numpy(logits) / t, -1)[range(len(true)), true]  # noqa: E731
+    return lambda temperatures: np.array([-log_probs(t).mean().item() for t in temperatures])
 
 
 def test_the_temperature_lowers_the_likelihood_of_held_out_data_that_it_has_not_seen():
     rng = np.random.default_rng(0)
     true = rng.integers(0, 3, 600)
     logits = 6 * (rng.normal(size=(600, 3)) + np.eye(3)[true])  # far too sure
-    temperature = fit_temperature(logits[:300], true[:300])
+    seen, unseen = nats_of(logits[:300], true[:300]), nats_of(logits[300:], true[300:])
+    temperature = fit_temperature(seen)
     assert temperature > 1
-    before, after = (negative_log_likelihood(logits[300:], true[300:], t) for t in (1.0, temperature))
+    before, after = unseen([1.0, temperature])
     assert after < 0.7 * before
-    near = [negative_log_likelihood(logits[:300], true[:300], temperature * factor) for factor in (0.98, 1, 1.02)]
+    near = seen([temperature * 0.97, temperature, temperature * 1.03])
     assert near[1] == min(near)
-    rows = torch.log_softmax(torch.from_numpy(logits[300:]), -1)[range(300), true[300:]]
-    assert before == pytest.approx(-rows.mean().item())
-    assert np.array_equal(probabilities(logits, temperature).argmax(1), logits.argmax(1))
+    assert fit_temperature(nats_of(100 * np.eye(3)[true], true)) == pytest.approx(0.05)  # always right
 
 
-def test_selection_keeps_the_proportions_of_the_classes_and_takes_none_below_the_threshold():
+def test_selection_keeps_the_proportions_of_the_kinds_and_takes_none_below_the_threshold():
     chances = np.random.default_rng(0).dirichlet([0.6, 0.2, 0.3], 2000)
-    shares = np.array([0.5, 0.25, 0.25])
-    taken = select_confident(chances, shares, threshold=0.8)
-    predicted = chances.argmax(1)
-    counts = np.bincount(predicted[taken], minlength=3)
-    assert chances[taken].max(1).min() >= 0.8
-    assert counts[1] == counts[2] == counts[0] // 2 > 0
-    others = np.setdiff1d(np.flatnonzero(predicted == 0), taken)
-    assert chances[others].max(1).max() <= chances[taken][predicted[taken] == 0].max(1).min()  # the surest first
-    assert not len(select_confident(chances[predicted != 1], shares, threshold=0.8))
+    shares = {"a": 0.5, "b": 0.25, "c": 0.25}
+    kinds, sure = np.array(list("abc"))[chances.argmax(1)], chances.max(1)
+    taken = select_confident(kinds, sure, shares, threshold=0.8)
+    counts = {kind: int((kinds[taken] == kind).sum()) for kind in shares}
+    assert sure[taken].min() >= 0.8
+    assert counts["b"] == counts["c"] == counts["a"] // 2 > 0
+    others = np.setdiff1d(np.flatnonzero(kinds == "a"), taken)
+    assert sure[others].max() <= sure[taken][kinds[taken] == "a"].min()  # the surest first
+    assert not len(select_confident(kinds[kinds != "b"], sure[kinds != "b"], shares, threshold=0.8))
 
 
 def test_an_interval_over_seeds_is_wider_than_over_examples_alone_and_pairs_them():
@@ -73,22 +90,23 @@ def test_an_interval_over_seeds_is_wider_than_over_examples_alone_and_pairs_them
 
 
 def test_a_larger_share_holds_the_smaller_one_and_each_class():
-    rows = [{"label": "a" if i % 5 else "b"} for i in range(100)]
-    small, large = (draw_labelled(rows, share, seed=3) for share in (0.05, 0.5))
+    kinds = ["a" if i % 5 else "b" for i in range(100)]
+    small, large = (draw_labelled(kinds, share, seed=3) for share in (0.05, 0.5))
     assert set(small) < set(large)
     assert len(small) == 5
-    assert {rows[i]["label"] for i in small} == {"a", "b"}
-    assert draw_labelled(rows, 0.05, seed=4) != small
-    with pytest.raises(ValueError, match=r"there are 2 classes; give a share from 0\.02"):
-        draw_labelled(rows, 0.01, seed=0)
+    assert {kinds[i] for i in small} == {"a", "b"}
+    assert draw_labelled(kinds, 0.05, seed=4) != small
+    with pytest.raises(ValueError, match=r"there are 2 kinds of them \(classes, lengths\); give a share from 0\.02"):
+        draw_labelled(kinds, 0.01, seed=0)
 
 
 def test_texts_of_held_out_splits_and_labelled_ones_are_left_out_and_counted(labelled, tmp_path):
-    table, _ = read_labelled(str(labelled))
+    task = begin(labelled)
+    table = task.table
     test, train = table.rows["test"][0]["text"], table.rows["train"][0]["text"]
     (tmp_path / "many.txt").write_text("\n".join([test.upper(), train, "new 新的", "new 新的", ""]) + "\n\n")
     unlabelled = read_unlabelled(str(tmp_path / "many.txt"))
-    leave_out_known(unlabelled, table)
+    leave_out_known(unlabelled, task)
     assert unlabelled.texts == ["new 新的"]
     assert unlabelled.left_out["in_a_held-out_split"] == unlabelled.left_out["labelled_in_train"] == 1
     assert unlabelled.left_out["repeated"] == 1
@@ -97,10 +115,10 @@ def test_texts_of_held_out_splits_and_labelled_ones_are_left_out_and_counted(lab
 @pytest.fixture(scope="module")
 def ran(labelled, tmp_path_factory):
     """A run whose test split stands in the unlabelled file; the rows that its Trainers were given."""
-    import hf_lm.self_training as module
+    import hf_lm.self_training.learning as module
 
     folder = tmp_path_factory.mktemp("ran")
-    table, _ = read_labelled(str(labelled))
+    table = begin(labelled).table
     texts = [row["text"] for row in table.rows["test"]] + [f"{row['text']} Again!" for row in opinions(260)[200:]]
     (folder / "many.txt").write_text("\n".join(texts), encoding="utf-8")
     seen, build = [], module.supervised_trainer
@@ -154,9 +172,9 @@ def test_rounds_end_and_the_curve_has_every_method_with_an_interval(ran):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"task": "translation"}, "--task translation is not possible yet"),
+        ({"task": "language_modelling", "method": "pseudo_labels"}, "text is its own label here"),
         ({"unlabelled": "no.txt"}, "--unlabelled: there is no file or folder no.txt"),
-        ({"shares": 0.001}, "fewer|there are 2 classes"),
+        ({"shares": 0.001}, "there are 2 kinds"),
         ({"labelled": "one_class.jsonl"}, "--labelled one_class.jsonl has one class only"),
         ({"unlabelled": "empty.txt"}, "has no text: it is empty"),
         ({"unlabelled": "same.txt"}, "also stands in the labelled data"),
@@ -176,3 +194,167 @@ def test_a_column_of_labels_in_the_unlabelled_file_is_said_and_not_read(tmp_path
     found = read_unlabelled(str(write(tmp_path / "many.jsonl", opinions(8))))
     assert len(found.texts) == 8
     assert "'label', which looks like labels" in found.notes[0]
+
+
+def pairs(count):
+    """Texts to translate: counted, a few words long, of several lengths."""
+    words = {"red": "rot", "blue": "blau", "green": "grün", "one": "eins", "two": "zwei", "wind": "风"}
+    drawn = np.random.default_rng(0).choice(list(words), size=(count, 9))
+    said = [list(row[: 2 + i % 7]) for i, row in enumerate(drawn)]
+    return [
+        {"en": f"{i} " + " ".join(row), "de": f"{i} " + " ".join(map(words.get, row))} for i, row in enumerate(said)
+    ]
+
+
+def questions(count):
+    places = ["Oslo", "Lima", "Rome", "Cairo", "Kyoto", "Quito"]
+    rows = []
+    for i in range(count):
+        context = f"House number {i} stands in {places[i % 6]}, beside the river of street {i * 7}."
+        rows.append({"question": f"Where is house {i}?", "context": context, "answers": [places[i % 6]]})
+    return rows
+
+
+def labelled_task(task, folder):
+    rows = {"sentiment": lambda: opinions(120), "question_answering": lambda: questions(90)}.get(task)
+    return begin(write(folder / f"{task}.jsonl", rows() if rows else pairs(90)), task)
+
+
+@pytest.mark.parametrize("task", ["sentiment", "question_answering", "translation"])
+def test_how_sure_a_model_is_equals_a_loop_over_its_labels(task, tmp_path):
+    options = {"text_column": "", "label_column": "", "source": "en", "target": "de", "unlabelled_column": ""}
+    options |= {"model": "", "unlabelled": "", "max_target_length": 32, "max_length": 64}
+    labelled_task(task, tmp_path)
+    start = BEGIN[task](str(tmp_path / f"{task}.jsonl"), **options)
+    task, model = start.task, start.new_model(0).double().eval()
+    features = task.encoded["validation"].features[:5]
+    sums, counts = label_log_probs(model, task, features, temperatures=(1.0, 2.0))
+    for feature, found, count in zip(features, sums, counts, strict=True):
+        batch = task.collate([feature])
+        with torch.no_grad():
+            outputs = model(**{key: value for key, value in batch.items() if key != "labels"})
+        if "logits" in outputs:
+            logits, labels = outputs.logits.reshape(-1, outputs.logits.shape[-1]), batch["labels"].reshape(-1)
+        else:
+            logits, labels = torch.cat([outputs.start_logits, outputs.end_logits]), batch["labels"][0]
+        assert count == len(labels)
+        for temperature, one in zip((1.0, 2.0), found, strict=True):
+            loop = [torch.log_softmax(row / temperature, -1)[label] for row, label in zip(logits, labels, strict=True)]
+            assert one == pytest.approx(float(sum(loop)), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("task", "data", "unlabelled", "metric", "kind"),
+    [
+        ("translation", pairs, [row | {"text": row["en"] + " wind"} for row in pairs(20)], "bleu", "denoising"),
+        ("question_answering", questions, questions(120)[90:], "f1", "masked"),
+        ("language_modelling", opinions, [{"text": row["en"]} for row in pairs(20)], "bits_per_byte", "causal"),
+    ],
+)  # fmt: skip
+def test_every_task_learns_from_text_and_its_curve_says_what_it_gained(task, data, unlabelled, metric, kind, tmp_path):
+    few = write(tmp_path / "few.jsonl", data(90))
+    many = write(tmp_path / "many.jsonl", unlabelled)
+    settings = FAST | {"shares": 0.5, "seeds": 1, "rounds": 1, "threshold": 0.001, "pretraining_epochs": 1}
+    report = here(
+        "self_training.py", task=task, labelled=few, unlabelled=many, output_dir=tmp_path / "out", **settings
+    )
+    curve = report["learning_curve"]
+    assert curve["metric"] == metric
+    assert curve["pretraining"]["kind"] == kind
+    methods = [point["method"] for point in curve["points"]]
+    assert methods[:2] == [LABELS, "pretraining on the text"]
+    assert (PSEUDO in methods) == (task != "language_modelling")
+    made_again = report["metrics"]["validation"][metric]["value"]
+    assert made_again == pytest.approx(curve["chosen"]["validation"], rel=1e-4)
+    if task == "question_answering":
+        first = curve["points"][2]["found"][0]["rounds"][0]
+        assert 0 < first["pseudo_labels"] <= first["of"]
+        assert {"temperature", "nats_per_label", "nats_per_label_calibrated", "right"} <= set(first)
+
+
+def test_questions_without_answers_are_read_and_what_is_held_out_is_not(tmp_path):
+    few = write(tmp_path / "few.jsonl", questions(60))
+    task = begin(few, "question_answering")
+    held_out = task.table.rows["test"][0]
+    asked = [{"question": held_out["question"], "context": held_out["context"]}, *questions(64)[60:]]
+    unlabelled = read_unlabelled(str(write(tmp_path / "many.jsonl", asked)), questions=True)
+    leave_out_known(unlabelled, task)
+    assert [row["question"] for row in unlabelled.questions] == [row["question"] for row in asked[1:]]
+    assert not any(row["answers"] for row in unlabelled.questions)
+    texts = tmp_path / "many.txt"
+    texts.write_text("A text that asks nothing.\n")
+    assert "serve pretraining alone" in read_unlabelled(str(texts), questions=True).notes[0]
+
+
+def test_it_is_looked_at_and_planned_without_a_training(labelled, tmp_path):
+    (tmp_path / "many.txt").write_text("one more text\nand another one\n")
+    arguments = ["--labelled", labelled, "--unlabelled", tmp_path / "many.txt", "--output_dir", tmp_path / "out"]
+    found = rehearse("self_training", arguments)
+    assert found.task.labels == ["negative", "positive"]
+    assert "gives 2 texts without labels" in found.task.table.notes[-1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_answer_that_stands_twice_is_no_label_and_no_answer_is_one(tmp_path):
+    task = labelled_task("question_answering", tmp_path)
+    row = {"id": "1", "question": "Which?", "context": "Oslo or Oslo or Lima", "answers": ["Rome"], "starts": [0]}
+    assert task.answered(row, "Oslo") is None
+    assert task.answered(row, "Lima") == row | {"answers": ["Lima"], "starts": [16]}
+    assert task.answered(row, "")["answers"] == []
+
+
+def test_holes_take_three_tenths_of_a_text_and_what_is_written_fills_them(tmp_path):
+    task = labelled_task("translation", tmp_path)
+    texts = [row["en"] * 4 for row in pairs(40)]
+    denoised = DenoisedText(texts, task, max_length=64)
+    mask = task.tokenizer.mask_token_id
+    for feature in denoised.train_dataset:
+        ids = feature["input_ids"]
+        read, written = denoised.holes(ids)
+        assert written == ids
+        missing = len(ids) - sum(token != mask for token in read)
+        assert missing == max(1, round(0.3 * len(ids)))
+        assert is_subsequence([token for token in read if token != mask], ids)
+    batch = denoised.collate(denoised.train_dataset[:4])
+    assert batch["labels"].shape == batch["decoder_input_ids"].shape
+    denoised.sentinels = [900, 901, 902, 903, 904, 905]  # as T5 has them
+    for feature in denoised.train_dataset:
+        read, written = denoised.holes(feature["input_ids"])
+        holes, key = {}, None
+        for token in written:
+            key = token if token >= 900 else key
+            holes.setdefault(key, []).extend([token] if token < 900 else [])
+        assert [one for token in read for one in holes.get(token, [token])] == feature["input_ids"]
+
+
+def is_subsequence(some, all_of_them):
+    rest = iter(all_of_them)
+    return all(token in rest for token in some)
+
+
+@pytest.mark.parametrize("model_class", [BertForSequenceClassification, BertForQuestionAnswering, EncoderDecoderModel])
+def test_what_was_pretrained_is_what_a_training_begins_with(model_class):
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = BertConfig(vocab_size=64, **shape)
+    pretrained = BertForMaskedLM(config)
+    if model_class is EncoderDecoderModel:
+        decoder = BertConfig(vocab_size=64, is_decoder=True, add_cross_attention=True, **shape)
+        model = EncoderDecoderModel(encoder=BertModel(config), decoder=BertLMHeadModel(decoder))
+        bodies = [model.encoder, model.decoder.bert]
+    else:
+        model = model_class(config)
+        bodies = [model.bert]
+    take_body(model, pretrained)
+    for body in bodies:
+        for name, tensor in pretrained.bert.state_dict().items():
+            assert torch.equal(body.state_dict()[name], tensor)
+
+
+def test_documents_taken_from_a_stream_are_those_documents(stream):
+    chosen = [3, 0, len(stream) - 1]
+    few = stream.take(chosen)
+    assert [few.document(i).tolist() for i in range(3)] == [stream.document(i).tolist() for i in chosen]
+    assert few.bytes.tolist() == [stream.bytes[i] for i in chosen]
+    assert few.total == sum(len(stream.document(i)) - 1 for i in chosen) + 1
+    apart = replace(stream, begin=stream.begin + 1, end=stream.end)  # two markers: documents share none
+    assert [apart.take([1]).document(0).tolist()] == [apart.document(1).tolist()]

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_lm.data.tables import Table
-from hf_lm.tasks.question_answering import QuestionAnswering, best_spans, read_question_answering, top_spans
+from hf_lm.tasks.question_answering import QuestionAnswering, read_question_answering
+from hf_lm.tasks.spans import best_spans, top_spans
 from hf_lm.tokenizer import new_tokenizer
 
 

@@ -22,16 +22,17 @@ from hf_lm import pipeline, proofs
 from hf_lm.arguments import TrainingArguments
 from hf_lm.checking import check_folder
 from hf_lm.data.tables import load_table
+from hf_lm.demo.space import _copy_model
 from hf_lm.hub import KEPT_HERE, PUBLISHED
-from hf_lm.inspection import inspect_recipe, show_inspection
+from hf_lm.inspection.recipe import inspect_recipe
+from hf_lm.inspection.terminal import show_inspection
 from hf_lm.models.adapters import add_lora, merge_adapter
 from hf_lm.models.configuration import context_length
 from hf_lm.models.encoder_decoder import load_text_to_text
 from hf_lm.models.gpt2 import new_gpt2
+from hf_lm.planning.resolving import resolve
 from hf_lm.predicting import predict
 from hf_lm.rebuilding import fingerprint, open_checkpoint
-from hf_lm.resolving import resolve
-from hf_lm.space import _copy_model
 from hf_lm.target_tokenizer import TARGET, decode_targets, save_tokenizer, written_by
 from hf_lm.tasks.text_to_text import changed_targets
 from hf_lm.tasks.translation import Translation, read_translation

@@ -23,13 +23,13 @@ def run(args: argparse.Namespace) -> None:
     import sys
 
     if args.export:
-        from hf_lm.space import export_space
+        from hf_lm.demo.space import export_space
 
         folder = export_space(args.models, args.export)
         print(f"{folder} is ready. Look at it: python {folder}/app.py")
         print(f"Publish it: hf upload USER/NAME {folder} . --repo-type space")
         return
-    from hf_lm.page import open_page
+    from hf_lm.demo.page import open_page
 
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     open_page(args.models, port=args.port, device=args.device)

@@ -21,7 +21,8 @@ def _add_own(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     import shutil
 
-    from hf_lm.inspection import in_colour, inspect_recipe, show_inspection
+    from hf_lm.inspection.recipe import inspect_recipe
+    from hf_lm.inspection.terminal import in_colour, show_inspection
 
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     _add_own(own)

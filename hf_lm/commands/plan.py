@@ -35,9 +35,10 @@ def run(args: argparse.Namespace) -> None:
     except argparse.ArgumentError as error:
         raise ValueError(str(error)) from None
 
-    from hf_lm.devices import WITHOUT_BF16, cpu, find_gpu, present_device
-    from hf_lm.planning import make_plan, show
-    from hf_lm.resolving import resolve
+    from hf_lm.planning.devices import WITHOUT_BF16, cpu, find_gpu, present_device
+    from hf_lm.planning.plan import make_plan
+    from hf_lm.planning.resolving import resolve
+    from hf_lm.planning.terminal import show_plan
 
     if options.gpu and options.device:
         raise ValueError("--gpu and --device cpu name two devices; give one.")
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
     plan = make_plan(
         resolved, device, present=not options.gpu, utilisation=options.utilisation, calibrate=options.calibrate
     )
-    print(show(plan))
+    print(show_plan(plan))
     if options.json:
         with open(options.json, "w", encoding="utf-8") as file:
             json.dump(plan.report(), file, indent=2, ensure_ascii=False)

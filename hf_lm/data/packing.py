@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +46,32 @@ class TokenStream:
     def total(self) -> int:
         return len(self.tokens)
 
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each document, with its begin marker; the last one's end marker is among them."""
+        return np.diff(self.starts, append=self.total)
+
     def document(self, i: int) -> np.ndarray:
         """The ids of document i, from its begin marker to its end marker."""
         last = i + 1 == len(self.starts)
         stop = len(self.tokens) if last else self.starts[i + 1] + (self.begin == self.end)
         return self.tokens[self.starts[i] : stop]
+
+    def take(self, documents: Sequence[int]) -> "TokenStream":
+        """Some of the documents, in memory."""
+        shared = self.begin == self.end  # one marker ends a document and begins the next
+        parts = [self.document(i)[: -1 if shared else None] for i in documents]
+        starts = np.cumsum([0, *(len(part) for part in parts[:-1])])
+        if shared:
+            parts.append(np.array([self.end], self.tokens.dtype))
+        chosen = np.asarray(documents, np.int64)
+        return replace(
+            self,
+            tokens=np.concatenate(parts),
+            starts=starts,
+            bytes=np.asarray(self.bytes)[chosen],
+            words=np.asarray(self.words)[chosen],
+        )
 
 
 def cache_folder(fingerprint: str, tokenizer: PreTrainedTokenizerBase, split: str) -> Path:
@@ -201,6 +222,8 @@ class Blocks:
         return self.stream.total // self.block_size
 
     def __getitem__(self, i: int) -> dict[str, Any]:
+        if not 0 <= i < len(self):  # ends a loop over the blocks
+            raise IndexError(f"block {i} of {len(self)}")
         return self.__getitems__([i])[0]
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:

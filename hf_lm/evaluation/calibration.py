@@ -1,41 +1,68 @@
 """Temperature scaling: confidences that mean what they say (Guo et al., arXiv 1706.04599)."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import numpy as np
+import torch
+from accelerate import Accelerator
+from transformers import PreTrainedModel
 
-TEMPERATURES = (0.02, 50.0)  # where every held-out answer is right, none is small enough
+from hf_lm.data.batches import MAX_LOGITS, Feature, map_by_length
+
+LOGITS = ("logits", "start_logits", "end_logits")  # as heads of transformers call what a softmax is taken of
+TEMPERATURES = np.geomspace(0.05, 20.0, 31)  # where every held-out answer is right, none is small enough
 
 
-def fit_temperature(logits: np.ndarray, true: np.ndarray) -> float:
-    """The one temperature that minimises the negative log-likelihood of held-out labels, (rows,) class indices.
+def label_log_probs(
+    model: PreTrainedModel,
+    task: Any,
+    features: Sequence[Feature],
+    *,
+    temperatures: Sequence[float] = (1.0,),
+    accelerator: Accelerator | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Summed log-probabilities of the labels of each feature, (features, temperatures), and how many there are.
 
-    `logits` are (rows, classes). No prediction changes, only how sure it is. The likelihood has one minimum in
-    1 / temperature, which is found by halving the range of its slope's sign; it lies between 0.02 and 50.
+    A label is a class, the end of a span or a token, as the task's loss has it. The model is in eval mode.
     """
-    logits = np.asarray(logits, np.float64)
-    right = logits[np.arange(len(true)), true].mean()
+    device = next(model.parameters()).device
 
-    def slope(sharpness: float) -> float:
-        return float((_softmax(sharpness * logits) * logits).sum(axis=-1).mean() - right)
+    @torch.no_grad()
+    def work(rows: list[int]) -> list[tuple[list[float], int]]:
+        batch = {key: value.to(device) for key, value in task.collate([features[i] for i in rows]).items()}
+        outputs = model(**{key: value for key, value in batch.items() if key != "labels"})
+        found = []
+        for i in range(len(rows)):
+            row = {key: value[i : i + 1] for key, value in batch.items()}
+            logits = {key: outputs[key][i : i + 1].float() for key in LOGITS if key in outputs}
+            nats = [
+                float(task.loss(type(outputs)({key: each / temperature for key, each in logits.items()}), row))
+                for temperature in temperatures
+            ]
+            labels = row["labels"][:, 1:] if task.shifts_labels else row["labels"]
+            found.append(([-each for each in nats], int((labels != -100).sum())))
+        return found
 
-    low, high = (1 / temperature for temperature in reversed(TEMPERATURES))
-    for _ in range(60):
-        middle = (low * high) ** 0.5
-        low, high = (low, middle) if slope(middle) > 0 else (middle, high)
-    return 1 / middle
+    lengths = [len(feature["input_ids"]) + np.size(feature["labels"]) for feature in features]
+    most = MAX_LOGITS // (max(lengths, default=1) * model.config.get_text_config().vocab_size)
+    found = map_by_length(
+        work, lengths, accelerator=accelerator, description="how sure", max_rows=min(64, max(1, most))
+    )
+    return np.array([each for each, _ in found]), np.array([count for _, count in found])
 
 
-def probabilities(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
-    """Class probabilities, (rows, classes)."""
-    return _softmax(np.asarray(logits, np.float64) / temperature)
+def fit_temperature(nats: Callable[[np.ndarray], np.ndarray]) -> float:
+    """The one temperature that minimises the negative log-likelihood of held-out labels, between 0.05 and 20.
 
-
-def negative_log_likelihood(logits: np.ndarray, true: np.ndarray, temperature: float = 1.0) -> float:
-    """Nats per row of the labels (rows,)."""
-    scaled = np.asarray(logits, np.float64) / temperature
-    scaled -= scaled.max(axis=-1, keepdims=True)
-    return float((np.log(np.exp(scaled).sum(axis=-1)) - scaled[np.arange(len(true)), true]).mean())
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    exponents = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return exponents / exponents.sum(axis=-1, keepdims=True)
+    `nats(temperatures)` gives it for each. No prediction changes, only how sure it is. The likelihood has one minimum,
+    which a parabola in the logarithm of the temperature finds between the three best of a grid.
+    """
+    values = nats(TEMPERATURES)
+    best = int(np.argmin(values))
+    if best in (0, len(TEMPERATURES) - 1):
+        return float(TEMPERATURES[best])
+    left, middle, right = values[best - 1 : best + 2]
+    step = np.log(TEMPERATURES[1] / TEMPERATURES[0])
+    shift = 0.5 * (left - right) / (left - 2 * middle + right) if left + right > 2 * middle else 0.0
+    return float(TEMPERATURES[best] * np.exp(shift * step))

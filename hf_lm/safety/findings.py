@@ -1,7 +1,6 @@
 """What was found, for people: report["safety"], a table, a picture, sentences for the model card."""
 
 import json
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,12 +9,14 @@ from typing import Any
 
 from accelerate import PartialState
 
+from hf_lm import markdown
 from hf_lm.card import write_card
 from hf_lm.evaluation.intervals import Interval
 from hf_lm.plots import BLUE, GREY, INK, ORANGE
 from hf_lm.report import save_report, versions
 from hf_lm.safety.measures import ALL, Measure, in_words
 from hf_lm.safety.suite import Found, Suite
+from hf_lm.terminal import width_of
 
 SHOWN = 6  # groups of a measure in the terminal, those furthest from all together
 COLOURS = (BLUE, ORANGE, "#3d8b5f", "#8a5fb0", "#b0413e", GREY)
@@ -38,8 +39,13 @@ class Variant:
             self.made = Path(self.made).name
 
 
-def leave_findings(variants: Sequence[Variant], suite: Suite, folder: str | Path) -> dict[str, Any]:
-    """Write report.json, README.md and plots/safety.png, and print the table; returns the report."""
+def leave_findings(
+    variants: Sequence[Variant], suite: Suite, folder: str | Path, *, card_of: str = ""
+) -> dict[str, Any]:
+    """Write report.json, README.md and plots/safety.png, and print the table; returns the report.
+
+    `card_of` is the folder of a finished run into whose card the findings go as well.
+    """
     report = {"recipe": "safety", "versions": versions(), "safety": safety_report(variants, suite)}
     if PartialState().is_main_process:
         report = save_report(report, folder)
@@ -47,6 +53,8 @@ def leave_findings(variants: Sequence[Variant], suite: Suite, folder: str | Path
         write_page(report, folder)
         show_safety(report["safety"])
         print(f"In {folder}: README.md, report.json, plots/safety.png")
+    if card_of:
+        update_card(card_of, report["safety"])
     return report
 
 
@@ -180,8 +188,8 @@ def table(safety: dict[str, Any], *, at_most: int = 10**6) -> list[str]:
         cells = {group: [rows[group][i] for i in filled] for group in shown}
         if len(names) > 1:
             cells = {"": [names[i] for i in filled], **cells}
-        wide = [max(_width(name) for name in cells)]
-        wide += [max(_width(row[i]) for row in cells.values()) for i in range(len(filled))]
+        wide = [max(width_of(name) for name in cells)]
+        wide += [max(width_of(row[i]) for row in cells.values()) for i in range(len(filled))]
         for group, row in cells.items():
             line = "  ".join(_pad(text, width) for text, width in zip([group, *row], wide, strict=True))
             lines.append(f"  {line}".rstrip())
@@ -235,12 +243,8 @@ def _furthest(measure: dict, groups: Sequence[str], count: int) -> list[str]:
     return [group for group in groups if group in chosen] or groups[:1]
 
 
-def _width(text: str) -> int:
-    return sum(1 + (unicodedata.east_asian_width(character) in "WF") for character in text)
-
-
 def _pad(text: str, width: int) -> str:
-    return text + " " * max(0, width - _width(text))
+    return text + " " * max(0, width - width_of(text))
 
 
 def draw_safety(safety: dict[str, Any], folder: str | Path) -> Path | None:
@@ -327,37 +331,27 @@ def write_page(report: dict[str, Any], folder: str | Path) -> None:
     safety = report["safety"]
     names = list(safety["models"])
     lines = ["# Bias, toxicity and memorised text", ""]
-    lines += [f"- {name}: {_cell_text(model.get('made', ''))}" for name, model in safety["models"].items()]
+    lines += [f"- {name}: {markdown.in_table(model.get('made', ''))}" for name, model in safety["models"].items()]
     lines += ["", "## What was found, and what it does not show", ""]
-    lines += [f"- {_cell_text(said)}" for said in safety["findings"]]
+    lines += [f"- {markdown.in_table(said)}" for said in safety["findings"]]
     if (Path(folder) / "plots" / "safety.png").is_file():
         lines += ["", "![every number with its interval](plots/safety.png)"]
     for first, groups, rows in _rows(safety):
         lines += ["", f"## {_title(first)}", ""]
-        lines += [f"| group | {first['unit']} | " + " | ".join(names) + " |", "|---" * (2 + len(names)) + "|"]
-        for group in groups:
-            cells = " | ".join(rows[group])
-            lines.append(f"| {_cell_text(group)} | {first['groups'][group]['units']:,} | {cells} |")
+        counts = {group: f"{first['groups'][group]['units']:,}" for group in groups}
+        cells = [(markdown.in_table(group), counts[group], *rows[group]) for group in groups]
+        lines += markdown.table(("group", first["unit"], *names), cells)
     lines += ["", "95 % intervals. A star: differs beyond noise from what it is compared with, on the same examples."]
     personal = [(name, one) for name, model in safety["models"].items() for one in model["personal"]]
     if personal:
-        lines += [
-            "",
-            "## Strings that look like personal data, masked",
-            "",
-            "| model | kind | found | training documents |",
-        ]
-        lines.append("|---|---|---|---|")
-        for name, one in personal[:50]:
-            known = one.get("training_documents", "not known")
-            lines.append(
-                f"| {name} | {one['kind']} | `{one['found'].replace('`', '*').replace('|', '*')}` | {known} |"
-            )
+        cells = [
+            (name, one["kind"], f"`{one['found'].replace('`', '*').replace('|', '*')}`",
+             str(one.get("training_documents", "not known")))
+            for name, one in personal[:50]
+        ]  # fmt: skip
+        lines += ["", "## Strings that look like personal data, masked", ""]
+        lines += markdown.table(("model", "kind", "found", "training documents"), cells)
     (Path(folder) / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def _cell_text(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
 def update_card(folder: str | Path, safety: dict[str, Any]) -> None:

@@ -1,12 +1,21 @@
 """What can be done about a finding: guards while a model writes, and texts to train it further on."""
 
 from collections.abc import Callable, Sequence
+from copy import copy
+from pathlib import Path
+from typing import Any
 
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_lm.arguments import TrainingArguments
 from hf_lm.data.sources import Corpus
+from hf_lm.models.configuration import context_length
 from hf_lm.safety.continuations import Guard
 from hf_lm.safety.scorers import INSULTS, INSULTS_ZH, Scorer
 from hf_lm.safety.swaps import Swapper, counterfactual_corpus
 from hf_lm.safety.toxicity import WithoutToxic, filtered_corpus
+from hf_lm.tasks.language_modelling import LanguageModelling
+from hf_lm.training.fit import fit
 
 TRAINED = ("counterfactual", "filter")  # the others act at decoding
 
@@ -53,3 +62,22 @@ def training_texts(
         without = WithoutToxic(scorer)
         found["filter"] = filtered_corpus(corpus, without), lambda: f"on {corpus.source}; {without.said()}"
     return found
+
+
+def train_on(
+    text: Corpus,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    output_dir: str | Path,
+    *,
+    like: TrainingArguments,
+    **changes: Any,
+) -> PreTrainedModel:
+    """Train a model in place, in a run of its own with the settings of `like` but for `changes`; returns it."""
+    own = copy(like)
+    own.output_dir, own.run = str(output_dir), like.run | changes
+    for name, value in changes.items():
+        setattr(own, name, value)
+    block_size = min(512, context_length(model.config) or 128)
+    fit(model, LanguageModelling(text, tokenizer, block_size=block_size), own)
+    return model.to(like.device)

@@ -126,6 +126,11 @@ def load_scorer(
     return classifier_scorer(name, model.to(device).eval(), tokenizer, labels=labels, likely=likely, option=option)
 
 
+def load_sentiment(name: str, *, labels: Sequence[str] = (), device: Any = "cpu") -> Scorer:
+    """A text classifier that gives the probability of a positive text; the rest as `load_scorer`."""
+    return load_scorer(name, labels=labels, likely=POSITIVE, option="sentiment", device=device)
+
+
 def classifier_scorer(
     name: str,
     model: PreTrainedModel,
@@ -172,8 +177,9 @@ def class_probabilities(
 
 def train_scorer(
     dataset: str,
-    training_args: TrainingArguments,
+    output_dir: str | Path,
     *,
+    like: TrainingArguments,
     labels: Sequence[str] = (),
     text_column: str = "",
     label_column: str = "",
@@ -181,7 +187,8 @@ def train_scorer(
 ) -> Scorer:
     """A small fresh encoder trained on a labelled file, as recipes/sentiment.py does; it stays in the output folder.
 
-    `labels` are the classes that count as toxic. Raises ValueError before training where they are not the file's.
+    The settings are the fine-tuning recipes' own, on the device and with the seed of `like`. `labels` are the classes
+    that count as toxic. Raises ValueError before training where they are not the file's.
     """
     table = load_table(dataset, endings="labels")
     classes = read_sentiment(table, text_column=text_column, label_column=label_column)
@@ -193,16 +200,15 @@ def train_scorer(
     tokenizer = new_tokenizer((row["text"] for row in table.rows["train"]), vocab_size=4096)
     model = new_bert(tokenizer, labels=classes, block_size=max_length)
     task = Sentiment(table, tokenizer, labels=classes, max_length=max_length)
-    found = fit(model, task, training_args)
-    model.to(training_args.device).eval()
-    scorer = classifier_scorer(training_args.output_dir, model, tokenizer, labels=labels or likely)
+    found = fit(model, task, _scorer_training(output_dir, like))
+    model.to(like.device).eval()
+    scorer = classifier_scorer(str(output_dir), model, tokenizer, labels=labels or likely)
     scorer.name = f"an encoder trained on {table.source} ({' + '.join(labels or likely)})"
     scorer.report = {"metrics": found["metrics"], "classes": found["classes"]} if found else {}
     return scorer
 
 
-def scorer_training(output_dir: str | Path, like: TrainingArguments) -> TrainingArguments:
-    """The training of a scorer: the fine-tuning recipes' own settings, on the device and with the seed of `like`."""
+def _scorer_training(output_dir: str | Path, like: TrainingArguments) -> TrainingArguments:
     settings = FINE_TUNING | {
         "output_dir": str(output_dir),
         "learning_rate": 1e-3,

@@ -89,20 +89,10 @@ def stereotype_pairs() -> Iterator[tuple[str, ...]]:
         ("Chinese", _JOBS_ZH, _MEN_ZH, _WOMEN_ZH, "他", "她"),
     ):
         for template in jobs:
-            for occupation in men:
-                yield (
-                    template.format(job=occupation, he=he),
-                    template.format(job=occupation, he=she),
-                    "occupation: man",
-                    language,
-                )
-            for occupation in women:
-                yield (
-                    template.format(job=occupation, he=she),
-                    template.format(job=occupation, he=he),
-                    "occupation: woman",
-                    language,
-                )
+            for kind, occupations, expected, other in (("man", men, he, she), ("woman", women, she, he)):
+                for occupation in occupations:
+                    sentences = (template.format(job=occupation, he=pronoun) for pronoun in (expected, other))
+                    yield (*sentences, f"occupation: {kind}", language)
     for language, templates, old, young in (("English", _AGES, "old", "young"), ("Chinese", _AGES_ZH, "老年", "年轻")):
         for template in templates:
             yield template.format(old=old), template.format(old=young), "age", language

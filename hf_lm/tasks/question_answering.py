@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -20,11 +19,12 @@ from hf_lm.evaluation.metrics import QuestionAnswering as Metric
 from hf_lm.evaluation.metrics import answer_score, sentences
 from hf_lm.losses import span_logits, span_loss
 from hf_lm.proofs import Proof
+from hf_lm.tasks.spans import best_spans, best_threshold
 from hf_lm.tasks.supervised import Encoded, Scores, Supervised
 from hf_lm.tasks.text_to_text import TextToText, mean_loss
 from hf_lm.tokenizer import Frame, encode_documents, encode_with_offsets, frame_of
 
-LONGEST_ANSWER = 30  # tokens, as the SQuAD scripts have it
+QUESTION, CONTEXT = ("question", "query", "0"), ("context", "passage", "document")  # columns, as they are often called
 
 
 def read_question_answering(table: Table, *, question: str = "", context: str = "", answers: str = "") -> None:
@@ -38,13 +38,13 @@ def read_question_answering(table: Table, *, question: str = "", context: str = 
     if table.rows["train"] and "paragraphs" in table.rows["train"][0]:
         table.format += " that hold SQuAD's nested articles"
     for split, rows in table.rows.items():
-        table.rows[split] = list(_flat(rows))
+        table.rows[split] = list(flat_rows(rows))
     first = table.rows["train"]
     if not first:
         raise ValueError(f"{where} has no question in train.")
     names = {
-        "question": pick_column(first, question, ("question", "query", "0"), option="--question", where=where),
-        "context": pick_column(first, context, ("context", "passage", "document"), option="--context", where=where),
+        "question": pick_column(first, question, QUESTION, option="--question", where=where),
+        "context": pick_column(first, context, CONTEXT, option="--context", where=where),
         "answers": pick_column(first, answers, ("answers", "answer"), option="--answers", where=where),
     }
     table.columns = names
@@ -59,7 +59,7 @@ def read_question_answering(table: Table, *, question: str = "", context: str = 
     hold_out(table, {"validation": 0.1, "test": 0.1}, group=lambda row: row["context"], unit="context")
 
 
-def _flat(rows: Sequence[Row]) -> Iterable[Row]:
+def flat_rows(rows: Sequence[Row]) -> Iterable[Row]:
     """SQuAD's articles as rows; rows as they are."""
     for row in rows:
         if "paragraphs" not in row:
@@ -128,7 +128,23 @@ class _Answers:
 
     recipe, pipeline_tag, main_metric = "question_answering", "question-answering", "f1"
     unit = "questions"
+    sure_enough = 0.8
     table: Table
+
+    def row_of(self, text: str) -> Row:
+        raise ValueError(
+            "a text alone asks nothing: questions without answers come as rows of a question and a context"
+        )
+
+    def answered(self, row: Row, prediction: str) -> Row | None:
+        """Nothing answered is an answer too; one that stands twice in its context is none, for where is not known."""
+        if prediction and row["context"].count(prediction) != 1:
+            return None
+        answers = [prediction] if prediction else []
+        return row | {"answers": answers, "starts": [row["context"].index(one) for one in answers]}
+
+    def kinds(self, rows: Sequence[Row]) -> list[bool]:
+        return [bool(row["answers"]) for row in rows]
 
     def scores(self, split: str, texts: Sequence[str], loss: float | None) -> Scores:
         rows = self.table.rows[split]
@@ -195,6 +211,9 @@ class QuestionAnswering(_Answers, Supervised):
         for window, feature in zip(encoded.windows, encoded.features, strict=True):
             feature["labels"] = self._span(rows[window.row], window)
         return encoded
+
+    def rows_of_features(self, split: str) -> Sequence[int]:
+        return [window.row for window in self.encoded[split].windows]
 
     def _span(self, row: Row, window: Window) -> list[int]:
         """The first and the last token of the answer in a window; [0, 0] where it does not hold all of it."""
@@ -330,69 +349,3 @@ def windows_of(
             encoded.features.append(feature)
             encoded.windows.append(Window(number, len(before), offsets[start : start + room]))
     return encoded
-
-
-def best_spans(
-    start: torch.Tensor, end: torch.Tensor, *, first: torch.Tensor, length: torch.Tensor, longest: int = LONGEST_ANSWER
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The likeliest span of each row: (score, first token, last token), each (rows,).
-
-    `start`, `end` are logits (rows, time); only tokens from `first` on, `length` of them, may be in a span, and no
-    more than `longest` in a row.
-    """
-    scores, start = _span_scores(start, end, first, length, longest)
-    score, last = scores.max(dim=1)
-    return score, _first_tokens(start, last[:, None], longest)[:, 0], last
-
-
-def top_spans(
-    start: torch.Tensor, end: torch.Tensor, *, first: torch.Tensor, length: torch.Tensor, longest: int, count: int
-) -> list[tuple[list[float], list[int], list[int], float]]:
-    """Per row the `count` likeliest spans of different ends: scores, first and last tokens; and none's score."""
-    scores, inside = _span_scores(start, end, first, length, longest)
-    best, last = scores.topk(min(count, int(length.min())), dim=1)
-    begins = _first_tokens(inside, last, longest)
-    null = start[:, 0] + end[:, 0]
-    return list(zip(best.tolist(), begins.tolist(), last.tolist(), null.tolist(), strict=True))
-
-
-def _span_scores(
-    start: torch.Tensor, end: torch.Tensor, first: torch.Tensor, length: torch.Tensor, longest: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """For each last token the best score of a span, and the start logits out of reach masked, (rows, time) each.
-
-    The best start is a maximum over the places before an end, found by doubling: no loop over spans.
-    """
-    places = torch.arange(start.shape[1], device=start.device)
-    inside = (places >= first[:, None]) & (places < (first + length)[:, None])
-    start, end = (logits.masked_fill(~inside, -1e30) for logits in (start, end))
-    before, covered = start, 1  # the maximum of the last `covered` starts
-    while covered < longest:
-        step = min(covered, longest - covered)
-        before = torch.maximum(before, F.pad(before, (step, 0), value=-1e30)[:, : before.shape[1]])
-        covered += step
-    return before + end, start
-
-
-def _first_tokens(start: torch.Tensor, last: torch.Tensor, longest: int) -> torch.Tensor:
-    """The first token of the best span that ends at each of `last`, (rows, ends)."""
-    places = last[..., None] - torch.arange(longest - 1, -1, -1, device=start.device)  # (rows, ends, longest)
-    logits = start[:, None].expand(-1, last.shape[1], -1).gather(2, places.clamp(min=0))
-    best = logits.masked_fill(places < 0, -1e31).argmax(-1, keepdim=True)
-    return places.gather(2, best)[..., 0]
-
-
-def best_threshold(margins: np.ndarray, texts: Sequence[str], answers: Sequence[Sequence[str]]) -> float:
-    """The margin over no answer above which answering gives the highest F1 over these questions."""
-    answered = np.array([answer_score(text, some)[1] for text, some in zip(texts, answers, strict=True)])
-    silent = np.array([0.0 if some else 1.0 for some in answers])
-    order = np.argsort(-margins, kind="stable")
-    # Answering the k likeliest and no other: F1 of these plus the silence of the rest.
-    totals = np.concatenate([[0], np.cumsum(answered[order])]) + np.concatenate(
-        [np.cumsum(silent[order][::-1])[::-1], [0]]
-    )
-    k = int(np.argmax(totals))
-    ranked = margins[order]
-    if k == 0:
-        return float(ranked[0])
-    return float((ranked[k - 1] + ranked[k]) / 2 if k < len(ranked) else ranked[k - 1] - 1.0)

@@ -62,6 +62,7 @@ class _OneOfClasses:
     """What is the same however a class is chosen: rows of {"text", "label"}, answers that are logits per class."""
 
     recipe, pipeline_tag, main_metric = "sentiment", "text-classification", "accuracy"
+    sure_enough = 0.8
     labels: list[str]
     table: Table
 
@@ -72,6 +73,15 @@ class _OneOfClasses:
 
     def text_of(self, row: Row) -> str:
         return row["text"]
+
+    def row_of(self, text: str) -> Row:
+        return {"text": text, "label": self.labels[0]}
+
+    def answered(self, row: Row, prediction: str) -> Row | None:
+        return {"text": row["text"], "label": prediction}
+
+    def kinds(self, rows: Sequence[Row]) -> list[str]:
+        return [row["label"] for row in rows]
 
     def score(self, split: str, answers: Sequence[Any]) -> Scores:
         rows = self.table.rows[split]

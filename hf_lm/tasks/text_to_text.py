@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from accelerate import Accelerator
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm.data.batches import MAX_LOGITS, Feature, map_by_length, pad_batch
 from hf_lm.data.reading import clean
@@ -19,11 +19,11 @@ from hf_lm.data.tables import Row, Table, keep_filled_splits
 from hf_lm.losses import label_loss, next_token_loss
 from hf_lm.models.configuration import context_length, family
 from hf_lm.proofs import Proof
+from hf_lm.sampling import INCOMPLETE
 from hf_lm.target_tokenizer import decode_targets, writes_apart, written_by
 from hf_lm.tasks.supervised import Encoded, Scores, Supervised
 from hf_lm.tokenizer import encode_documents, frame_of, language_written
 
-INCOMPLETE = "\ufffd"  # how a character decodes of which bytes are missing
 SAMPLED = 2000  # training rows whose targets are encoded and decoded again
 NEGLIGIBLE = 0.01  # share of them that may come back changed before it is said
 
@@ -37,6 +37,7 @@ class TextToText(Supervised):
     """
 
     cue: ClassVar[str]
+    sure_enough = 0.6  # of a token, on average
 
     def __init__(
         self,
@@ -80,24 +81,29 @@ class TextToText(Supervised):
         super().__init__(table, tokenizer, drop_overlap=drop_overlap)
         self.lossy = self._say_what_is_lost(halves=model.config.model_type == "encoder-decoder")
         table.notes += [self.lossy] if self.lossy else []
-        lengths = [int((np.array(feature["labels"]) != -100).sum()) for feature in self.train_dataset]
+        self.prefix = prefix
+        self.longest = max(int((np.array(feature["labels"]) != -100).sum()) for feature in self.train_dataset)
+        self.generation = self.tell(model)
+
+    def tell(self, model: PreTrainedModel) -> GenerationConfig:
+        """Write into a model's configuration how it is asked and when it stops; returns how it writes."""
         settings = dict(getattr(model.config, "task_specific_params", None) or {})
         settings[self.pipeline_tag] = (
-            {"prefix": prefix} | ({"cue": self.cue} if self.causal else {}) | self.remembered()
+            {"prefix": self.prefix} | ({"cue": self.cue} if self.causal else {}) | self.remembered()
         )
         model.config.task_specific_params = settings  # where `pipeline` looks for them
-        self.generation = model.generation_config  # so that the published model stops too
-        self.generation.update(
-            max_new_tokens=min(self.max_target_length, int(1.2 * max(lengths)) + 1),  # what the data asks for
+        model.generation_config.update(
+            max_new_tokens=min(self.max_target_length, int(1.2 * self.longest) + 1),  # what the data asks for
             max_length=None,
-            num_beams=num_beams,
+            num_beams=self.num_beams,
             do_sample=False,
             use_cache=True,
             eos_token_id=self.end,
-            pad_token_id=target.pad_token_id,
+            pad_token_id=written_by(self.tokenizer).pad_token_id,
             decoder_start_token_id=self.start,
             forced_bos_token_id=self.opening[0] if self.opening else None,
         )
+        return model.generation_config
 
     def _say_what_is_lost(self, *, halves: bool) -> str:
         """That the tokenizer cannot write the targets as they are, with an example and a remedy; "" where it can."""
@@ -119,6 +125,18 @@ class TextToText(Supervised):
 
     def text_of(self, row: Row) -> str:
         return row["source"]
+
+    def row_of(self, text: str) -> Row:
+        return {"source": text, "targets": [text]}
+
+    def answered(self, row: Row, prediction: str) -> Row | None:
+        return {"source": row["source"], "targets": [prediction]} if prediction else None
+
+    def kinds(self, rows: Sequence[Row]) -> list[int]:
+        """By the quarters of the training texts' lengths: a teacher is surest of the shortest."""
+        lengths = [len(self.text_of(row)) for row in self.table.rows["train"]]
+        quarters = np.quantile(lengths, [0.25, 0.5, 0.75])
+        return np.searchsorted(quarters, [len(self.text_of(row)) for row in rows]).tolist()
 
     def target_of(self, row: Row) -> str:
         return row["targets"][0]

@@ -68,16 +68,23 @@ class SFT(Aligned, trl.SFTTrainer):
     """
 
 
+def _encoded(task: Any, measure: Callable) -> dict[str, Any]:
+    """What a trainer over features that are encoded already takes of a task."""
+    return {
+        "measure": measure,
+        "context": task.context,
+        "train_dataset": Dataset.from_list(task.train_dataset),
+        "data_collator": task.collate,
+        "processing_class": task.tokenizer,
+    }
+
+
 def sft_trainer(model: nn.Module, args: TrainingArguments, task: Any, measure: Callable) -> SFT:
     task.remember(model.to(args.device))
     return SFT(
         model,
         _config(SFTArguments, args, max_length=None, dataset_kwargs={"skip_prepare_dataset": True}),
-        measure=measure,
-        context=task.context,
-        train_dataset=Dataset.from_list(task.train_dataset),
-        data_collator=task.collate,
-        processing_class=task.tokenizer,
+        **_encoded(task, measure),
     )
 
 
@@ -95,11 +102,7 @@ def dpo_trainer(model: nn.Module, args: TrainingArguments, task: Any, measure: C
         model,
         _config(DPOArguments, args, max_length=None, **options),
         ref_model=task.reference,
-        measure=measure,
-        context=task.context,
-        train_dataset=Dataset.from_list(task.train_dataset),
-        data_collator=task.collate,
-        processing_class=task.tokenizer,
+        **_encoded(task, measure),
     )
 
 

@@ -1,68 +1,24 @@
-"""What a run will take, before it starts: FLOPs, memory by kind, seconds. Found by a training step on fake tensors.
+"""What a run will take, before it starts: what it reads, and how long and in how much memory."""
 
-The step that is run is the model's own, with its batch, loss, precision and optimizer, on tensors that have a shape
-and no content (torch's FakeTensorMode): every allocation and every matrix product is counted, none is made. Nothing
-here knows a family of models.
-"""
-
-import copy
 import math
 import sys
-import weakref
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorMode,
-    UnsupportedOperatorException,
-)
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from hf_lm.report import peak_memory_bytes
+from hf_lm.training.fake_step import Step, measure_step
 from hf_lm.training.monitor import peak_flops
 
 UTILISATION = 0.4  # share of a device's matrix speed that training reaches, where nothing was measured
-KINDS = ("weights", "gradients", "optimizer", "activations", "logits", "batch")
-PARTS = ("embedding", "attention", "mlp", "recurrent", "norm", "head")
 # The C allocator of a CPU keeps freed memory in pieces: what is resident is more than what lives (docs/plan.md).
 FRAGMENTATION = 1.3
 FIRST_USE = 40 * 2**20  # bytes of library code and buffers that come into memory with the first step on a CPU
 AROUND = 8.0  # seconds that proofs, saving and the load-back in a fresh process take beside the training
 READING = 8.0  # seconds more of a language model: its samples, and a general compressor over the text
-ROWS_PROVED = 4  # rows of the batch that the proofs use
-
-
-@dataclass
-class Step:
-    """An optimizer step: bytes alive at its peak by kind, and the FLOPs of one of its batches, forward and backward.
-
-    `parameters` are those of the model and `trainable` the bytes of what is trained. `flops` has the parts `forward`,
-    `backward`.
-    """
-
-    memory: dict[str, int]
-    flops: dict[str, int]
-    trainable: int  # bytes
-    rows: int
-
-    @property
-    def peak(self) -> int:
-        return sum(self.memory.values())
-
-    @property
-    def proofs(self) -> int:
-        """Bytes while the proofs run: weights and a copy of them, gradients, AdamW's two averages, few rows."""
-        live = self.memory["activations"] + self.memory["logits"]
-        return self.memory["weights"] + 4 * self.trainable + live * min(ROWS_PROVED, self.rows) // self.rows
 
 
 @dataclass
@@ -78,211 +34,11 @@ class Work:
     world_size: int
     around: float  # seconds
 
-    def seconds(self, step: "Step", speed: float) -> dict[str, float]:
+    def seconds(self, step: Step, speed: float) -> dict[str, float]:
         """Training, evaluation and what is around them, at `speed` FLOP/s of each process."""
         per_token = sum(step.flops.values()) / self.longest / self.world_size / speed
         read = step.flops["forward"] / self.longest / self.world_size / speed
         return {"training": self.tokens * per_token, "evaluation": self.measured * read, "around": self.around}
-
-
-class _Counter(TorchDispatchMode):
-    """Counts the bytes that are alive, their peak, and what each was; and the FLOPs of matrix products."""
-
-    def __init__(self, vocabulary: int) -> None:
-        super().__init__()
-        self.vocabulary = vocabulary  # size of a row of logits; 0: there are none
-        self.live: dict[int, list[Any]] = {}  # storage -> [bytes, kind]
-        self.now = self.peak = self.flops = 0
-        self.at_peak: dict[str, int] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor):
-                self.see(tensor, "logits" if self._is_logits(tensor) else "activations")
-        packet = getattr(func, "_overloadpacket", None)
-        if packet in _FLOPS:
-            self.flops += _FLOPS[packet](*args, **kwargs)
-        elif packet in flop_registry:
-            self.flops += flop_registry[packet](*args, **kwargs, out_val=out)
-        return out
-
-    def _is_logits(self, tensor: torch.Tensor) -> bool:
-        return self.vocabulary > 0 and tensor.ndim > 1 and tensor.shape[-1] == self.vocabulary
-
-    def see(self, tensor: torch.Tensor, kind: str) -> None:
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key in self.live:
-            return
-        self.live[key] = [storage.nbytes(), kind]
-        self.now += storage.nbytes()
-        weakref.finalize(storage, self._gone, key).atexit = False
-        self._keep_peak()
-
-    def mark(self, tensor: torch.Tensor, kind: str) -> None:
-        """Say what a tensor that was seen is."""
-        if (key := tensor.untyped_storage()._cdata) in self.live:
-            self.live[key][1] = kind
-
-    def _gone(self, key: int) -> None:
-        self.now -= self.live.pop(key)[0]
-
-    def _keep_peak(self) -> None:
-        if self.now > self.peak:
-            self.peak = self.now
-            self.at_peak = defaultdict(int)
-            for size, kind in self.live.values():
-                self.at_peak[kind] += size
-
-    def start(self) -> None:
-        """Forget the peak so far."""
-        self.peak = 0
-        self._keep_peak()
-
-
-def _lstm_flops(read: torch.Tensor, weight: torch.Tensor, hidden: torch.Tensor, *_: Any, **__: Any) -> int:
-    return 2 * (weight.numel() + hidden.numel()) * read.shape[0] * read.shape[1]
-
-
-# What torch's own counter has no formula for: attention on a CPU, and its LSTM.
-_aten = torch.ops.aten
-_FLOPS: dict[Any, Callable[..., int]] = {
-    _aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(
-        q.shape, k.shape, v.shape
-    ),
-    _aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda grad, q, k, v, *_, **__: (
-        sdpa_backward_flop_count(grad.shape, q.shape, k.shape, v.shape)
-    ),
-    _aten.mkldnn_rnn_layer: _lstm_flops,
-    _aten.mkldnn_rnn_layer_backward: lambda *args, **kwargs: 2 * _lstm_flops(*args, **kwargs),
-}
-
-
-def filled(model: nn.Module, fill: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
-    """A copy of a model whose parameters and buffers are what `fill` makes of them; what is tied stays tied."""
-    memo: dict[int, Any] = {}
-    for param in model.parameters():
-        memo[id(param)] = nn.Parameter(fill(param), requires_grad=param.requires_grad)
-    for buffer in model.buffers():
-        memo[id(buffer)] = fill(buffer)
-    return copy.deepcopy(model, memo)
-
-
-def fake(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
-    """A copy of a model that takes no memory, whatever device the model is on."""
-    with mode:
-        return filled(model, lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
-
-
-def measure_step(
-    model: nn.Module,
-    batch: dict[str, torch.Tensor],
-    *,
-    loss: Callable[[Any, dict[str, torch.Tensor]], torch.Tensor],
-    optimizer: Callable[[nn.Module], torch.optim.Optimizer],
-    dtype: torch.dtype = torch.float32,  # of the matrix products, by autocast
-    checkpointing: bool = False,
-    accumulation: int = 1,
-) -> Step:
-    """Run a training step of a model on fake tensors. The model may be real, fake, or on the meta device.
-
-    The optimizer's state is what its own first step makes. Raises what the model raises where its path depends on the
-    values of a tensor; a recurrent network is then run as over one document a row, which takes about the same.
-    """
-    try:
-        return _measure_step(model, batch, loss, optimizer, dtype, checkpointing, accumulation)
-    except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException):
-        whole = {key: value for key, value in batch.items() if key not in ("position_ids", "attention_mask")}
-        if len(whole) == len(batch):
-            raise
-        return _measure_step(model, whole, loss, optimizer, dtype, checkpointing, accumulation)
-
-
-def _measure_step(model, batch, loss, optimizer, dtype, checkpointing, accumulation) -> Step:
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    model = fake(model, mode).train()
-    model.config.use_cache = False
-    if checkpointing:
-        enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
-        enable({"use_reentrant": False, "preserve_rng_state": False})  # fake tensors have no random state
-        if hasattr(model, "enable_input_require_grads") and not all(p.requires_grad for p in model.parameters()):
-            model.enable_input_require_grads()
-    head = model.get_output_embeddings()
-    counter = _Counter(0 if head is None else head.weight.shape[0])
-    trained = [param for param in model.parameters() if param.requires_grad]
-    for param in trained:
-        param.register_post_accumulate_grad_hook(lambda param: counter.mark(param.grad, "gradients"))
-    with mode:
-        inputs = {key: torch.empty(value.shape, dtype=value.dtype) for key, value in batch.items()}
-        stepper = optimizer(model)
-        for param in trained:
-            param.grad = torch.empty_like(param)
-        stepper.step()
-        stepper.zero_grad(set_to_none=True)
-        with counter:
-            for tensor in (*model.parameters(), *model.buffers()):
-                counter.see(tensor, "weights")
-            for tensor in tree_leaves([state for one in _pair(stepper) for state in one.state.values()]):
-                if isinstance(tensor, torch.Tensor):
-                    counter.see(tensor, "optimizer")
-            for tensor in inputs.values():
-                counter.see(tensor, "batch")
-            counter.start()
-            for _ in range(min(2, accumulation)):  # from the second batch on, gradients stand there in the forward
-                counter.flops = 0
-                with torch.autocast("cpu", dtype) if dtype != torch.float32 else nullcontext():
-                    outputs = model(**{key: value for key, value in inputs.items() if key != "labels"})
-                    value = loss(outputs, inputs)
-                del outputs
-                forward = counter.flops
-                value.backward()
-                del value
-                backward = counter.flops - forward
-            stepper.step()
-    memory = {kind: counter.at_peak.get(kind, 0) for kind in KINDS}
-    trainable = sum(param.numel() * param.element_size() for param in trained)
-    return Step(memory, {"forward": forward, "backward": backward}, trainable, len(next(iter(batch.values()))))
-
-
-def _pair(optimizer: torch.optim.Optimizer) -> Sequence[torch.optim.Optimizer]:
-    return getattr(optimizer, "pair", (optimizer,))
-
-
-def parameters_by_part(model: nn.Module) -> dict[str, dict[str, int]]:
-    """{"parameters", "trainable"} of each of PARTS that a model has; what is tied counts once, as its first use."""
-    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
-    head = plain.get_output_embeddings()
-    body = getattr(plain, plain.base_model_prefix, plain)
-    inside = {id(param) for param in body.parameters()}
-    found: dict[str, dict[str, int]] = {}
-    seen: set[int] = set()
-    for path, module in model.named_modules():
-        for param in module.parameters(recurse=False):
-            if id(param) in seen:
-                continue
-            seen.add(id(param))
-            words = path.lower()
-            if isinstance(module, nn.Embedding):
-                part = "embedding"
-            elif "norm" in type(module).__name__.lower():
-                part = "norm"
-            elif module is head or id(param) not in inside or "pooler" in words:
-                part = "head"
-            elif isinstance(module, nn.RNNBase):
-                part = "recurrent"
-            elif "attn" in words or "attention" in words:
-                part = "attention"
-            else:
-                part = "mlp"
-            counts = found.setdefault(part, {"parameters": 0, "trainable": 0})
-            counts["parameters"] += param.numel()
-            counts["trainable"] += param.numel() * param.requires_grad
-    return {part: found[part] for part in PARTS if part in found}
-
-
-# The data of a task
 
 
 def lengths_of(task: Any) -> list[int]:
@@ -338,15 +94,9 @@ def tokens_measured(task: Any, split: str) -> int:
     if hasattr(task, "streams"):
         windows = task.block_size / task.eval_stride  # a token stands in that many windows of a long document
         stream = task.streams[split]
-        long = float((stream_lengths(stream) > task.block_size).mean()) if len(stream) else 0.0
+        long = float((stream.lengths > task.block_size).mean()) if len(stream) else 0.0
         return int(stream.total * (1 + (windows - 1) * long))
     return task.encoded[split].tokens
-
-
-def stream_lengths(stream: Any) -> Any:
-    import numpy as np
-
-    return np.diff(np.append(stream.starts, stream.total))
 
 
 # The forecast of a run
@@ -355,19 +105,25 @@ def stream_lengths(stream: Any) -> Any:
 def forecast(trainer: Any, task: Any) -> dict[str, float]:
     """The seconds and the peak memory that `fit` will take with a trainer and a task, as report.json has them."""
     args = trainer.args
-    step = measure_step(
-        trainer.model,
-        longest_batch(task, args.per_device_train_batch_size),
-        loss=task.loss,
-        optimizer=lambda model: fresh_optimizer(trainer, model),
-        dtype=precision(args),
-        checkpointing=checkpoints_activations(args),
-        accumulation=args.gradient_accumulation_steps,
-    )
+    step = step_of(trainer, task, rows=args.per_device_train_batch_size, checkpointing=checkpoints_activations(args))
     times = work_of(task, args).seconds(step, UTILISATION * peak_flops(args.device, precision(args)))
     live = max(step.peak, step.proofs)
     peak = live if args.device.type != "cpu" else resident(live - step.memory["weights"])
     return {"seconds": sum(times.values()), "peak_memory_bytes": peak}
+
+
+def step_of(trainer: Any, task: Any, *, rows: int, checkpointing: bool) -> Step:
+    """The step of a trainer, run on fake tensors in batches of `rows`: fewer are accumulated to the same."""
+    args = trainer.args
+    return measure_step(
+        trainer.model,
+        longest_batch(task, rows),
+        loss=task.loss,
+        optimizer=lambda model: fresh_optimizer(trainer, model),
+        dtype=precision(args),
+        checkpointing=checkpointing,
+        accumulation=args.gradient_accumulation_steps * -(-args.per_device_train_batch_size // rows),
+    )
 
 
 def checkpoints_activations(args: Any) -> bool:

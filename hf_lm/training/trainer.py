@@ -242,9 +242,11 @@ class Trainer(Sound, transformers.Trainer):
         return (loss, outputs) if return_outputs else loss
 
 
-def supervised_trainer(model: nn.Module, args: TrainingArguments, task: Any, measure: Callable) -> Trainer:
+def supervised_trainer(
+    model: nn.Module, args: TrainingArguments, task: Any, measure: Callable, *, trainer_class: type[Trainer] = Trainer
+) -> Trainer:
     """The Trainer of a task whose loss is a sum over labels."""
-    return Trainer(
+    return trainer_class(
         model,
         args,
         loss=task.loss,

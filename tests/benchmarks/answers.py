@@ -13,7 +13,7 @@ import time
 import numpy as np
 import torch
 
-from hf_lm.tasks.question_answering import LONGEST_ANSWER, best_spans
+from hf_lm.tasks.spans import LONGEST_ANSWER, best_spans
 
 WINDOW, QUESTION, AT_ONCE = 384, 16, 64  # tokens, tokens, windows that a model reads together
 

@@ -13,7 +13,7 @@ from hf_lm.models.configuration import is_path
 # What shows a model and its run; what the run says of the machine that trained it is not for a Space.
 SHOWN = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "plots/*.png", "target_tokenizer/*")
 NOT_SHOWN = ("trainer_state.json",)
-# What hf_lm.page imports, beside gradio, which the Space brings itself.
+# What hf_lm.demo.page imports, beside gradio, which the Space brings itself.
 NEEDED = (
     *("torch", "transformers", "tokenizers", "accelerate", "safetensors", "huggingface_hub", "peft", "jinja2"),
     *("datasets", "numpy", "matplotlib", "fonttools", "pyyaml", "tqdm", "sacrebleu", "rouge-score", "evaluate"),
@@ -23,7 +23,7 @@ APP = '''"""The page of `hf-lm demo`: python app.py"""
 import os
 from pathlib import Path
 
-from hf_lm.page import open_page
+from hf_lm.demo.page import open_page
 
 os.chdir(Path(__file__).parent)
 open_page({models}, host=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"))
@@ -59,8 +59,8 @@ def export_space(models: Sequence[str], folder: str | Path) -> Path:
     A Hub id is named, and loaded when the Space starts. Raises FileExistsError where something stands there already,
     and OSError or ValueError for a model that the page does not show; nothing is written then.
     """
-    from hf_lm.page import check_gradio
-    from hf_lm.views import kind_of, read_report
+    from hf_lm.demo.page import check_gradio
+    from hf_lm.demo.views import kind_of, read_report
 
     check_gradio()
     folder = Path(folder).expanduser()
@@ -90,7 +90,7 @@ def export_space(models: Sequence[str], folder: str | Path) -> Path:
         for name, place in named.items():
             if Path(name).is_dir():
                 _copy_model(Path(name), aside / place)
-        source = Path(__file__).parent
+        source = Path(__file__).parent.parent  # hf_lm
         shutil.copytree(source, aside / "hf_lm", ignore=shutil.ignore_patterns("__pycache__", "recipes"))
         (aside / "app.py").write_text(
             APP.format(models=json.dumps(list(named.values()), ensure_ascii=False)), encoding="utf-8"

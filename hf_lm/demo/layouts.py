@@ -1,160 +1,40 @@
-"""`hf-lm demo`: a page in the browser with a tab for every model named. Extra `demo` (Gradio).
-
-open_page(["out/chat", "out/sentiment"])
-
-Nothing is loaded from another host, and a policy in every answer keeps the browser from trying. The page is for this
-machine: 127.0.0.1.
-"""
+"""The tabs of the page, in Gradio: the report of a model, and for each kind of view how it is tried."""
 
 import html
-import importlib.util
-import os
-import sys
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_lm.serving import free_port
+import gradio as gr
 
-FONTS = ["system-ui", "-apple-system", "Segoe UI", "Noto Sans", "Noto Sans CJK SC", "PingFang SC", "sans-serif"]
-MONO = ["ui-monospace", "Menlo", "Consolas", "monospace"]
-POLICY = (
-    b"default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; connect-src 'self'; frame-ancestors *; "
-    b"form-action 'self'; object-src 'none'"
-)
-CSS = """
-.gradio-container { width: 100% !important; max-width: 1080px !important; margin: 0 auto !important; }
-.gradio-container main, .gradio-container .wrap, .gradio-container .contain { width: 100%; max-width: 100%; }
-textarea, .message, .label-wrap { unicode-bidi: plaintext; }
-footer { display: none !important; }
-.model { margin: 0; font-family: var(--font-mono); font-size: 0.85em; color: var(--body-text-color-subdued); }
-.note p { margin: 0; min-height: 1.5em; color: var(--body-text-color-subdued); unicode-bidi: plaintext; }
-.context { white-space: pre-wrap; overflow-wrap: anywhere; max-height: 26em; overflow-y: auto; line-height: 1.6;
-  padding: 12px 14px; border: 1px solid var(--border-color-primary); border-radius: 6px; }
-.context mark { background: #fde68a; color: #1f2937; padding: 1px 2px; border-radius: 3px; }
-table.figures { border-collapse: collapse; margin: 12px 0; font-size: 0.95em; border: 0 !important; }
-table.figures tr { border: 0 !important; }
-table.figures th, table.figures td { text-align: start; padding: 5px 24px 5px 0 !important; vertical-align: top;
-  border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important; overflow-wrap: break-word; }
-table.figures th { font-weight: 600; color: var(--body-text-color-subdued); white-space: nowrap; }
-.bars { padding: 4px 0; }
-.bars .class { display: flex; justify-content: space-between; gap: 12px; overflow-wrap: anywhere; }
-.bars .bar { height: 8px; margin: 3px 0 12px; background: #e2e8f0; border-radius: 4px; overflow: hidden; }
-.bars .bar div { height: 100%; background: #64748b; }
-.talk { height: 400px; overflow-y: auto; border: 1px solid var(--border-color-primary); border-radius: 6px;
-  padding: 12px !important; }
-.talk .said { white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: plaintext; width: fit-content;
-  max-width: 80%; margin: 0 0 10px; padding: 8px 12px; border-radius: 6px; line-height: 1.5; }
-.talk .user { margin-inline-start: auto; background: #e2e8f0; color: #1e293b; }
-.talk .assistant { background: var(--background-fill-secondary); border: 1px solid var(--border-color-primary); }
-button.lg, button.sm { font-weight: 500 !important; }
-.report h3 { margin: 18px 0 4px; font-size: 1.05em; }
-.report .plots { display: grid; grid-template-columns: 1fr 1fr; gap: 12px; margin: 18px 0; }
-.report .plots img { width: 100%; background: white; border: 1px solid var(--border-color-primary); }
-"""
+from hf_lm.demo.views import OFFERED, bars_html, report_html, said_html, selection, title_of
+from hf_lm.models.configuration import context_length
+from hf_lm.writing import Draft
 
-
-def open_page(
-    models: Sequence[str],
-    *,
-    host: str = "127.0.0.1",
-    port: int = 7860,  # 0 takes any that is free
-    device: Any = None,
-) -> None:
-    """Show models on a page until Ctrl-C.
-
-    Raises ImportError without the extra, OSError for a port in use, and OSError or ValueError, in one line, for a
-    model that is none or of a kind the page does not show; all of it before the page opens.
-    """
-    check_gradio()
-    port = free_port(host, port)
-    page = build_page(models, device=device)
-    with running(page, host=host, port=port) as url:
-        print(f"{url}   (Ctrl-C ends it)", flush=True)
-        threading.Event().wait()  # until a signal
-
-
-class running:
-    """Serve a page while the block runs; gives its address."""
-
-    def __init__(self, page: Any, *, host: str = "127.0.0.1", port: int) -> None:
-        self.page, self.host, self.port = page, host, port
-
-    def __enter__(self) -> str:
-        import gradio
-        from starlette.middleware import Middleware
-
-        theme = gradio.themes.Default(primary_hue="slate", neutral_hue="slate", radius_size="sm", **_fonts(gradio))
-        _, url, _ = self.page.queue(max_size=64).launch(
-            server_name=self.host,
-            server_port=self.port,
-            prevent_thread_lock=True,
-            share=False,
-            quiet=True,
-            ssr_mode=False,
-            show_error=False,
-            inbrowser=False,
-            enable_monitoring=False,
-            mcp_server=False,
-            pwa=False,
-            footer_links=[],
-            theme=theme,
-            css=CSS,
-            app_kwargs={"middleware": [Middleware(_SameHost)]},
-        )
-        return url
-
-    def __exit__(self, *_: Any) -> None:
-        self.page.close(verbose=False)
-
-
-def check_gradio() -> None:
-    if importlib.util.find_spec("gradio") is None:
-        raise ImportError("the page needs gradio: pip install 'hf-lm[demo]'.")
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
-
-
-def build_page(models: Sequence[str], *, device: Any = None) -> Any:
-    """A gradio.Blocks with a tab per model, each loaded once and shared by all who look. Raises as `open_page`."""
-    check_gradio()
-    from hf_lm.views import load_view
-
-    if not models:
-        raise ValueError("name at least one model: a folder or a Hub id.")
-    views = []
-    for name in models:
-        print(f"loading {name} ...", file=sys.stderr, flush=True)
-        views.append(load_view(str(name), device=device))
-    return lay_out(views)
+PRIVATE = {"api_visibility": "private"}
+STREAM = {**PRIVATE, "concurrency_limit": 4, "show_progress": "hidden"}  # people who are written for at once
+ONCE = {**PRIVATE, "concurrency_limit": 1, "show_progress": "minimal"}
 
 
 def lay_out(views: Sequence[Any]) -> Any:
     """A gradio.Blocks with a tab per view."""
-    import gradio as gr
-
-    from hf_lm.views import report_html
-
     with gr.Blocks(title="hf-lm", analytics_enabled=False) as page, gr.Tabs():
         for view in views:  # long titles would not all fit: the model is named where two have the same
             twins = sum(other.title == view.title for other in views) > 1
             with gr.Tab(f"{view.title} · {_short(view)}" if twins else view.title):
                 gr.HTML(f'<p class="model" dir="auto">{html.escape(view.name)}</p>')
                 if not view.report:
-                    LAYOUTS[type(view).__name__](gr, view)
+                    LAYOUTS[type(view).__name__](view)
                     continue
                 with gr.Tabs():
                     with gr.Tab("Try it"):
-                        LAYOUTS[type(view).__name__](gr, view)
+                        LAYOUTS[type(view).__name__](view)
                     with gr.Tab("Report of its training"):
                         gr.HTML(report_html(view.report, view.name))
     return page
 
 
-def _writing(gr: Any, view: Any) -> None:
-    from hf_lm.views import OFFERED, selection, title_of
-    from hf_lm.writing import Draft
-
+def _writing(view: Any) -> None:
     draft, seed, offers, selected = gr.State(Draft), gr.State(0), gr.State(None), gr.State(None)
     text = gr.Textbox(label="Text", lines=9, max_lines=22, placeholder="Write, then let the model go on ...")
     with gr.Row():
@@ -171,7 +51,7 @@ def _writing(gr: Any, view: Any) -> None:
             lines=1,
         )
         again = gr.Button("Rewrite", scale=1, min_width=90)
-    note = _note_box(gr)
+    note = _note_box()
     with gr.Row(visible=False) as shown:
         boxes, buttons = [], []
         for i in range(OFFERED):
@@ -184,14 +64,8 @@ def _writing(gr: Any, view: Any) -> None:
         temperature = gr.Slider(0, 1.5, 0.8, step=0.1, label="Temperature (0 takes the likeliest)")
 
     def shown_offers(found: list[Any]) -> list[Any]:
-        cells = []
-        for i in range(OFFERED):
-            there = i < len(found)
-            cells.append(
-                gr.update(value=found[i].text, label=title_of(found[i]), visible=True)
-                if there
-                else gr.update(visible=False)
-            )
+        cells = [gr.update(value=one.text, label=title_of(one), visible=True) for one in found[:OFFERED]]
+        cells += [gr.update(visible=False)] * (OFFERED - len(cells))
         return [gr.update(visible=bool(found)), *cells, *(gr.update(visible=i < len(found)) for i in range(OFFERED))]
 
     offered = [shown, *boxes, *buttons]
@@ -257,9 +131,7 @@ def _writing(gr: Any, view: Any) -> None:
         button.click(step(which), [draft, text], [text, draft, offers, note, *offered], **ONCE)
 
 
-def _chat(gr: Any, view: Any) -> None:
-    from hf_lm.views import said_html
-
+def _chat(view: Any) -> None:
     talk = gr.State(None)  # a Conversation, from the first message on: it holds the model, which is not to be copied
     with gr.Accordion("System prompt", open=False):
         system = gr.Textbox(show_label=False, container=False, lines=2, placeholder="What the model is told first")
@@ -272,7 +144,7 @@ def _chat(gr: Any, view: Any) -> None:
         stop, again, undo, reset = (
             gr.Button(name, size="sm", min_width=60) for name in ("Stop", "Another answer", "Undo", "Reset")
         )
-    note = _note_box(gr)
+    note = _note_box()
 
     def answer(ask, talk, text, system):
         talk = talk or view.new()
@@ -319,16 +191,14 @@ def _chat(gr: Any, view: Any) -> None:
     reset.click(forget, [talk], shown, cancels=running, **ONCE)
 
 
-def _text(gr: Any, view: Any) -> None:
+def _text(view: Any) -> None:
     with gr.Row(equal_height=True):
         text = gr.Textbox(label="Text", lines=10, max_lines=20)
         written = gr.Textbox(label=view.title, lines=10, max_lines=20, interactive=False, buttons=["copy"])
-    _one_question(gr, view.answer, [text], written, "Write")
+    _one_question(view.answer, [text], written, "Write")
 
 
-def _classes(gr: Any, view: Any) -> None:
-    from hf_lm.views import bars_html
-
+def _classes(view: Any) -> None:
     with gr.Row():
         text = gr.Textbox(label="Text", lines=6, max_lines=20, scale=1)
         bars = gr.HTML()  # gr.Label draws gradients
@@ -337,18 +207,18 @@ def _classes(gr: Any, view: Any) -> None:
         found, said = view.answer(text)
         return bars_html(found), said
 
-    _one_question(gr, ask, [text], bars, "Classify")
+    _one_question(ask, [text], bars, "Classify")
 
 
-def _answers(gr: Any, view: Any) -> None:
+def _answers(view: Any) -> None:
     context = gr.Textbox(label="Text", lines=7, max_lines=16)
     question = gr.Textbox(label="Question", lines=1)
     found = gr.HTML(render=False)
-    _one_question(gr, view.answer, [question, context], found, "Answer", enter=question)
+    _one_question(view.answer, [question, context], found, "Answer", enter=question)
 
 
-def _one_question(gr: Any, ask: Callable, given: list[Any], shown: Any, verb: str, *, enter: Any = None) -> None:
-    button, note = gr.Button(verb, variant="primary"), _note_box(gr)
+def _one_question(ask: Callable, given: list[Any], shown: Any, verb: str, *, enter: Any = None) -> None:
+    button, note = gr.Button(verb, variant="primary"), _note_box()
     if not shown.is_rendered:
         shown.render()
 
@@ -369,9 +239,6 @@ LAYOUTS = {
     "ClassesView": _classes,
     "AnswersView": _answers,
 }
-PRIVATE = {"api_visibility": "private"}
-STREAM = {**PRIVATE, "concurrency_limit": 4, "show_progress": "hidden"}  # people who are written for at once
-ONCE = {**PRIVATE, "concurrency_limit": 1, "show_progress": "minimal"}
 
 
 def _short(view: Any) -> str:
@@ -393,7 +260,7 @@ class _Refusals:
         return True
 
 
-def _note_box(gr: Any) -> Any:
+def _note_box() -> Any:
     return gr.HTML(_said(""), elem_classes=["note"])
 
 
@@ -402,27 +269,4 @@ def _said(text: str) -> str:
 
 
 def _longest(model: Any) -> int:
-    from hf_lm.models.checkpoints import context_length
-
     return max(1, min(256, (context_length(model.config) or 512) // 2))
-
-
-def _fonts(gradio: Any) -> dict[str, Any]:
-    """Fonts of the reader's own machine; a plain string would be looked for on the server."""
-    font = gradio.themes.Font
-    return {"font": [font(name) for name in FONTS], "font_mono": [font(name) for name in MONO]}
-
-
-class _SameHost:
-    """ASGI: every answer tells the browser to load nothing from another host."""
-
-    def __init__(self, app: Any) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        async def told(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", []), (b"content-security-policy", POLICY)]
-            await send(message)
-
-        await self.app(scope, receive, told if scope["type"] == "http" else send)

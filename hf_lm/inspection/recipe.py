@@ -1,0 +1,82 @@
+"""`hf-lm inspect`: what a recipe, or what it hands to `fit`, would train on."""
+
+import copy
+import itertools
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from hf_lm.inspection.data import inspect_documents, inspect_rows
+from hf_lm.inspection.examples import count_tokens, see, spread
+from hf_lm.rehearsal import rehearse
+from hf_lm.training.trainer import supervised_trainer
+
+BATCHES = 1000  # of one epoch: the padding of more would tell nothing new
+
+
+def inspect_recipe(recipe: str, arguments: Sequence[str] = (), *, examples: int = 5) -> dict[str, Any]:
+    """What a recipe, called with these arguments, would train on: plain values, and under "examples" Parts.
+
+    The recipe itself makes model, tokenizer and task (`rehearse`), and the Trainer its batches. Raises ValueError or
+    OSError in one line, as the recipe does.
+    """
+    model, task, training_args, options = rehearse(recipe, arguments)
+    return inspect_task(
+        model, task, training_args, examples=examples, build_trainer=options.get("build_trainer", supervised_trainer)
+    )
+
+
+def inspect_task(
+    model: Any,
+    task: Any,
+    training_args: Any,
+    *,
+    examples: int = 5,
+    build_trainer: Callable[..., Any] = supervised_trainer,
+) -> dict[str, Any]:
+    """The same for what a recipe would hand to `fit`.
+
+    Raises ValueError for a task whose texts are only written while it trains.
+    """
+    if not count_tokens(task.train_dataset[0]):
+        raise ValueError(f"{task.recipe} learns from what it writes while it trains: there is nothing to show before.")
+    table = hasattr(task, "table")
+    found = inspect_rows(task) if table else inspect_documents(task)
+    shown = spread([count_tokens(feature) for feature in task.train_dataset] if table else len(task.train_dataset))
+    return {
+        "recipe": task.recipe,
+        "model": {
+            "architecture": type(model).__name__,
+            "base": " and ".join(filter(None, (training_args.run.get(half) for half in ("model", "decoder")))),
+        },
+        "examples": [
+            {"row": row, "what": what, "parts": see(task, task.train_dataset[row])} for row, what in shown[:examples]
+        ],
+        "padding": measure_padding(model, task, training_args, build_trainer=build_trainer),
+        **found,
+    }
+
+
+def measure_padding(
+    model: Any, task: Any, training_args: Any, *, build_trainer: Callable[..., Any] = supervised_trainer
+) -> dict[str, Any]:
+    """The share of padding in the batches of the Trainer's first epoch, and what padding to the maximum would make."""
+    args = copy.copy(training_args)
+    rows = places = used = batches = 0
+    with tempfile.TemporaryDirectory() as folder:  # the Trainer makes its output folder
+        args.output_dir, args.report_to = folder, []
+        trainer = build_trainer(model, args, task, lambda model: {})
+        for batch in itertools.islice(trainer.get_train_dataloader(), BATCHES):
+            batches += 1
+            for key, ids in batch.items():
+                if key.endswith("input_ids"):
+                    mask = batch.get(key.removesuffix("input_ids") + "attention_mask")
+                    places += ids.numel()
+                    used += ids.numel() if mask is None else int(mask.sum())
+            rows += len(ids)
+    sides = (getattr(task, f"max_{side}_length", 0) for side in ("source", "target"))
+    longest = getattr(task, "max_length", 0) or sum(sides)
+    if getattr(task, "causal", False) and longest:
+        longest += len(getattr(task, "cue_ids", ()))
+    found = {"batches": batches, "batch_size": args.train_batch_size, "share": 1 - used / max(1, places)}
+    return found | ({"maximum": longest, "to_maximum": 1 - used / (rows * longest)} if longest else {})

@@ -1,0 +1,1 @@
+"""What a run needs before it starts: parameters, FLOPs, memory, time, energy and price, and whether it fits."""

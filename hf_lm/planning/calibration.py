@@ -1,0 +1,107 @@
+"""A few real steps of a run, and a part of an evaluation: their time and memory."""
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PrinterCallback, TrainerCallback
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+
+from hf_lm.planning.resolving import Resolved
+from hf_lm.report import peak_memory_bytes
+from hf_lm.training.fake_step import filled
+from hf_lm.training.forecast import Work, tokens_measured
+from hf_lm.training.trainer import supervised_trainer
+
+TRIED = 100  # steps at most where rows differ in length: each new shape adds to the memory of the process
+TRIED_FOR = 10.0  # seconds at most, after the first four
+
+
+@dataclass
+class Measured:
+    times: dict[str, float]
+    peak: int  # bytes
+
+
+def run_a_little(run: Resolved, args: Any, work: Work) -> Measured:
+    """Train random weights of the run's shape for a few steps here, and measure a part of a split with them.
+
+    The first two batches warm up; the next two are timed, and where rows differ in length some more. Raises
+    ValueError for quantized weights.
+    """
+    if run.bits:
+        raise ValueError("--calibrate cannot run a quantized model: leave --quantize out of the plan, or --calibrate.")
+    device = args.device
+    model = filled(run.model, lambda tensor: _random(tensor, device))
+    args = copy.copy(args)
+    args.max_steps, args.save_strategy, args.eval_strategy = TRIED, SaveStrategy.NO, IntervalStrategy.NO
+    args.load_best_model_at_end, args.disable_tqdm, args.logging_strategy = False, True, IntervalStrategy.NO
+    trainer = supervised_trainer(model, args, run.task, lambda model: {})
+    marks: list[tuple[float, int]] = []
+    varied = not hasattr(run.task.train_dataset, "block_size")
+
+    def enough() -> bool:
+        marks.append((time.perf_counter(), int(trainer.tokens_seen)))
+        return len(marks) >= 4 and (not varied or marks[-1][0] - marks[3][0] > TRIED_FOR)
+
+    trainer.add_callback(_Clock(enough))
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    (begun, before), (ended, after) = marks[1], marks[-1]
+    times = {"training": work.tokens * (ended - begun) / (after - before)}
+    read, seconds = _measure_some(run.task, model)
+    times["evaluation"] = work.measured / read * seconds
+    times["around"] = work.around
+    return Measured(times, peak_memory_bytes())
+
+
+class _Clock(TrainerCallback):
+    def __init__(self, enough: Callable[[], bool]) -> None:
+        self.enough = enough
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        control.should_training_stop = self.enough()
+
+
+def _random(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    if not tensor.is_meta:
+        return tensor.detach().clone().to(device)
+    if tensor.ndim < 2:
+        return torch.ones(tensor.shape, dtype=tensor.dtype, device=device)
+    return torch.randn(tensor.shape, dtype=tensor.dtype, device=device).mul_(0.02)
+
+
+def _measure_some(task: Any, model: nn.Module, *, documents: int = 32, tokens: int = 2**14) -> tuple[int, float]:
+    """Measure a batch or two of validation; returns the tokens read, as tokens_measured counts them, and the seconds.
+
+    So many tokens are a batch of an evaluation (hf_lm.data.batches): its memory is then seen too.
+    """
+    task = copy.copy(task)
+    if hasattr(task, "streams"):
+        whole = task.streams["validation"]
+        few = min(documents, len(whole))
+        stop = int(whole.starts[few]) + 1 if few < len(whole) else whole.total
+        part = replace(
+            whole, tokens=whole.tokens[:stop], **{n: getattr(whole, n)[:few] for n in ("starts", "bytes", "words")}
+        )
+        task.streams = {"validation": part}
+    else:
+        whole, encoded = task.table.rows["validation"], task.encoded["validation"]
+        rows = tokens * len(whole) // max(1, encoded.tokens) if not hasattr(task, "generation") else 64
+        few = whole[:: max(1, len(whole) // max(1, rows))]
+        task.table = replace(task.table, rows={"validation": few})
+        task.encoded = {"validation": task.encode(few)}
+        if hasattr(task, "generation"):
+            # Random weights never end a text; trained ones write about as much as is asked.
+            task.generation = copy.deepcopy(task.generation)
+            longest = max(len(feature["labels"]) for feature in task.encoded["validation"].features)
+            task.generation.max_new_tokens = min(longest, task.generation.max_new_tokens)
+    begun = time.perf_counter()
+    task.measure(model, "validation")
+    return tokens_measured(task, "validation"), time.perf_counter() - begun

@@ -1,0 +1,61 @@
+"""The memory that a step needs on a device: sharded, quantized, with what stands beside its tensors."""
+
+from dataclasses import replace
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from hf_lm.models.adapters import is_adapted
+from hf_lm.planning.devices import CONTEXT, USABLE, Device
+from hf_lm.training.fake_step import Step
+from hf_lm.training.forecast import resident
+
+
+def needed(step: Step, device: Device, *, model: nn.Module, n: int = 1) -> int:
+    """Bytes that a step needs on each of n devices that share weights, gradients and optimizer state (FSDP).
+
+    Of the shared weights the largest block is whole while it works. Beside the tensors stands, on a CPU, the process
+    with its libraries as it is now, on a GPU its context.
+    """
+    shared = sum(step.memory[kind] for kind in ("weights", "gradients", "optimizer"))
+    own = step.peak - shared
+    whole = 0 if n == 1 else 2 * largest_block(model)
+    live = shared // n + own + whole
+    if device.name == "cpu":
+        live = max(live, step.proofs)
+        return resident(live - step.memory["weights"], step.memory["weights"])
+    return int(live / USABLE) + CONTEXT
+
+
+def largest_block(model: nn.Module) -> int:
+    """Bytes of the largest layer of a stack, or of the embedding if that is larger."""
+    blocks = [block for part in model.modules() if isinstance(part, nn.ModuleList) for block in part]
+    blocks += [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    return max((sum(p.numel() * p.element_size() for p in block.parameters()) for block in blocks), default=0)
+
+
+def quantized(step: Step, model: nn.Module, bits: int) -> Step:
+    """A step whose frozen matrices are held in 4 bits (NF4 with quantized constants) or 8 (LLM.int8).
+
+    One matrix at a time is whole, in float32, while it is multiplied.
+    """
+    plain = model.get_base_model() if is_adapted(model) else model
+    ends = {id(end.weight) for end in (plain.get_input_embeddings(), plain.get_output_embeddings()) if end is not None}
+    frozen = [
+        module.weight
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and "lora_" not in path and not module.weight.requires_grad
+    ]
+    frozen = [weight for weight in frozen if id(weight) not in ends]
+    # 4 bits and, of each 64 weights, a constant of 8 bits, of each 256 of these one of 32; 8 bits and a scale a row.
+    size = sum(w.numel() * (1 / 2 + 1 / 64 + 4 / (64 * 256)) if bits == 4 else w.numel() + 4 * len(w) for w in frozen)
+    memory = dict(step.memory)
+    memory["weights"] += int(size) - 4 * sum(w.numel() for w in frozen)
+    memory["activations"] += 4 * max((w.numel() for w in frozen), default=0)
+    return replace(step, memory=memory)
+
+
+def by_kind(step: Step, device: Device, needed: int) -> dict[str, int]:
+    """The memory of a step by kind, and what stands beside it."""
+    rest = "process and allocator" if device.name == "cpu" else "context and allocator"
+    return step.memory | {rest: max(0, needed - step.peak)}

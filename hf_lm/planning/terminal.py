@@ -1,0 +1,68 @@
+"""A plan as a terminal shows it."""
+
+from hf_lm.planning.devices import GIB
+from hf_lm.planning.plan import Plan
+from hf_lm.report import in_hours
+
+
+def show_plan(plan: Plan) -> str:
+    """The plan as a table that is read in ten seconds."""
+    where = "this machine" if plan.present else "by its data sheet"
+    total = sum(part["parameters"] for part in plan.parts.values())
+    trained = sum(part["trainable"] for part in plan.parts.values())
+    kind = f"{plan.method}, {plan.precision}" + (", activation checkpointing" if plan.checkpointing else "")
+    lines = [f"{plan.recipe}: {plan.architecture} on {plan.device.name} ({where}), {kind}", ""]
+    share = f", {trained:,} trained ({trained / total:.1%})" if trained < total else ""
+    lines.append(f"Parameters  {total:>15,}{share}")
+    for part, count in plan.parts.items():
+        lines.append(f"  {part:<10}{count['parameters']:>15,}  {_bar(count['parameters'], total)}")
+    free = " free" if plan.device.name == "cpu" else ""
+    lines += ["", f"Memory      {_size(plan.needed):>15} of {_size(plan.device.memory)}{free}"]
+    lines += [f"  {name:<22}{_size(size):>9}  {_bar(size, plan.needed)}" for name, size in plan.memory.items()]
+    if plan.fits:
+        lines.append("  It fits.")
+    else:
+        lines.append("  It does NOT fit. Tried, the cheapest first:")
+        lines += [f"    {'fits' if c.fits else 'no  '} {_size(c.needed):>9}  {c.said}" for c in plan.changes]
+        if (last := plan.changes[-1]).fits and last.options:
+            lines.append("    " + " ".join(f"--{key} {str(value).lower()}" for key, value in last.options.items()))
+    batch = f"{plan.rows} rows, up to {plan.longest:,} tokens"
+    batch += f", {plan.accumulation} accumulated" if plan.accumulation > 1 else ""
+    times = " + ".join(f"{in_hours(seconds)} {name}" for name, seconds in plan.times.items())
+    lines += [
+        "",
+        f"Data        {plan.tokens_per_epoch:>15,} tokens, {plan.steps_per_epoch:,} steps an epoch (batch: {batch})",
+        f"Training    {plan.tokens:>15,} tokens, {plan.steps:,} steps, "
+        f"{plan.steps / plan.steps_per_epoch:.3g} epochs, {_flops(plan.flops)}",
+        f"Time        {in_hours(plan.seconds):>15} = {times}",
+    ]
+    if plan.energy is not None:
+        lines.append(f"Energy      {plan.energy:>11,.2f} kWh at {plan.device.watts} W")
+    if plan.price is not None:
+        lines.append(f"Price       {plan.price:>15,.2f} at {plan.price_per_hour:g} an hour")
+    if plan.seconds > plan.budget:
+        lines.append(f"Budget      {in_hours(plan.budget):>15}: the run will stop there with a checkpoint")
+    said = "; ".join(plan.assumed)
+    if plan.calibrated:
+        measured = f"Measured in a few steps here: {plan.utilisation:.0%} of the device's matrix speed"
+        lines += ["", f"{measured}; {said}" if said else measured]
+    else:
+        lines += ["", f"Assumed: {said}"]
+    return "\n".join(lines)
+
+
+def _bar(part: float, whole: float, width: int = 24) -> str:
+    return "█" * round(width * part / whole) if whole else ""
+
+
+def _size(size: float) -> str:
+    if size >= 10 * GIB:
+        return f"{size / GIB:,.1f} GiB"
+    return f"{size / 2**20:,.0f} MiB" if size >= 10 * 2**20 else f"{size / 2**10:,.0f} KiB"
+
+
+def _flops(count: float) -> str:
+    for power, name in ((18, "exa"), (15, "peta"), (12, "tera")):
+        if count >= 10**power:
+            return f"{count / 10**power:,.1f} {name}FLOP"
+    return f"{count / 1e9:,.1f} gigaFLOP"

@@ -1,0 +1,89 @@
+"""What the trainings say together: the score by share of the labels and method, and whether a method gains."""
+
+from typing import Any
+
+import numpy as np
+
+from hf_lm.evaluation.intervals import OverRuns
+from hf_lm.report import SHOWN
+from hf_lm.self_training.learning import LABELS, SelfTraining, Trained
+
+
+def learning_curve(learned: SelfTraining) -> dict[str, Any]:
+    """The curve as report.json holds it: a point for each share and method, over seeds and examples."""
+    split, points, said = learned.split, [], []
+    for share in learned.shares:
+        alone = OverRuns([one.estimates[split] for one in _runs(learned, LABELS, share)])
+        for method in (LABELS, *learned.methods):
+            runs = _runs(learned, method, share)
+            if not runs:
+                continue
+            reached = OverRuns([one.estimates[split] for one in runs])
+            point = {"method": method, "share": share, "labels": runs[0].labelled} | reached.interval().report()
+            point["runs"] = [one.estimates[split].value for one in runs]
+            if method != LABELS:
+                gain = reached.minus(alone)
+                better, worse = (gain.low or 0) > 0, (0 if gain.high is None else gain.high) < 0
+                if not runs[0].estimates[split].higher_is_better:
+                    better, worse = worse, better
+                point["gain"] = gain.report() | {"beaten": better, "worse": worse}
+                point["found"] = [one.found for one in runs if one.found]
+                said.append(_in_words(point, learned))
+            points.append(point)
+    best = learned.best
+    chosen = {"method": best.method, "share": best.share, "labels": best.labelled, "seed": best.seed}
+    chosen["validation"] = best.estimates["validation"].value
+    unlabelled, held_out = learned.unlabelled, len(learned.train) - len(learned.readable)
+    return {
+        "metric": learned.task.main_metric,
+        "split": split,
+        "seeds": learned.seed_values,
+        "threshold": learned.threshold,
+        "points": points,
+        "pretraining": learned.pretraining,
+        "unlabelled": {
+            "source": unlabelled.source or "the training rows whose label a share leaves out",
+            "rows": len(unlabelled.questions or unlabelled.texts),
+            "left_out": {reason: count for reason, count in unlabelled.left_out.items() if count},
+            "in_a_held-out_split": held_out,
+        },
+        "chosen": chosen,
+        "said": [*unlabelled.notes, *_left_out(unlabelled.left_out, held_out), *said],
+    }
+
+
+def _runs(learned: SelfTraining, method: str, share: float) -> list[Trained]:
+    return [one for one in learned.trained if (one.method, one.share) == (method, share)]
+
+
+def _left_out(counts: dict[str, int], held_out: int) -> list[str]:
+    counts = dict(counts) | {"training_rows_in_a_held-out_split": held_out}
+    shown = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in counts.items() if count)
+    return [f"left out of the text without labels: {shown}"] if shown else []
+
+
+def _in_words(point: dict[str, Any], learned: SelfTraining) -> str:
+    """Whether a method beats labels alone, and where it does not, what speaks for a reason."""
+    gain, seeds, metric = point["gain"], len(point["runs"]), learned.task.main_metric
+    digits = 3 if metric == "bits_per_byte" else 1
+    counted = "documents" if learned.task.sure_enough is None else "labels"
+    text = f"with {point['labels']:,} {counted} ({point['share']:.0%}), {point['method']}: "
+    text += f"{point['value']:.{digits}f}, {gain['value']:+.{digits}f} {'' if digits == 3 else 'points '}"
+    text += "against labels alone"
+    if "low" in gain:
+        text += f" ({gain['low']:+.{digits}f} to {gain['high']:+.{digits}f})"
+    if gain["beaten"]:
+        return f"{text}: better by more than chance"
+    if gain["worse"]:
+        text += ": worse by more than chance"
+    else:
+        text += f": no more than chance explains over {seeds} seeds and the examples of {learned.split}"
+    first = [found["rounds"][0] for found in point["found"]]
+    if none := [one for one in first if not one["pseudo_labels"]]:
+        surest = max(one["surest"] for one in none)
+        text += f"; for {len(none)} of {seeds} seeds a kind of row has no answer of confidence {learned.threshold:g} "
+        text += f"(the surest of all: {surest:.2f})"
+    if right := [one["right"] for one in first if "right" in one]:
+        text += f"; the pseudo-labels of the first round have {SHOWN[metric][0]} {np.mean(right):.0f}"
+        text += f" ({np.mean([one['pseudo_labels'] for one in first]):.0f} a seed)"
+    return text

@@ -1,0 +1,77 @@
+"""From start and end logits to spans: the likeliest of all, and whether any is likelier than none."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from hf_lm.evaluation.metrics import answer_score
+
+LONGEST_ANSWER = 30  # tokens, as the SQuAD scripts have it
+
+
+def best_spans(
+    start: torch.Tensor, end: torch.Tensor, *, first: torch.Tensor, length: torch.Tensor, longest: int = LONGEST_ANSWER
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The likeliest span of each row: (score, first token, last token), each (rows,).
+
+    `start`, `end` are logits (rows, time); only tokens from `first` on, `length` of them, may be in a span, and no
+    more than `longest` in a row.
+    """
+    scores, start = _span_scores(start, end, first, length, longest)
+    score, last = scores.max(dim=1)
+    return score, _first_tokens(start, last[:, None], longest)[:, 0], last
+
+
+def top_spans(
+    start: torch.Tensor, end: torch.Tensor, *, first: torch.Tensor, length: torch.Tensor, longest: int, count: int
+) -> list[tuple[list[float], list[int], list[int], float]]:
+    """Per row the `count` likeliest spans of different ends: scores, first and last tokens; and none's score."""
+    scores, inside = _span_scores(start, end, first, length, longest)
+    best, last = scores.topk(min(count, int(length.min())), dim=1)
+    begins = _first_tokens(inside, last, longest)
+    null = start[:, 0] + end[:, 0]
+    return list(zip(best.tolist(), begins.tolist(), last.tolist(), null.tolist(), strict=True))
+
+
+def _span_scores(
+    start: torch.Tensor, end: torch.Tensor, first: torch.Tensor, length: torch.Tensor, longest: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """For each last token the best score of a span, and the start logits out of reach masked, (rows, time) each.
+
+    The best start is a maximum over the places before an end, found by doubling: no loop over spans.
+    """
+    places = torch.arange(start.shape[1], device=start.device)
+    inside = (places >= first[:, None]) & (places < (first + length)[:, None])
+    start, end = (logits.masked_fill(~inside, -1e30) for logits in (start, end))
+    before, covered = start, 1  # the maximum of the last `covered` starts
+    while covered < longest:
+        step = min(covered, longest - covered)
+        before = torch.maximum(before, F.pad(before, (step, 0), value=-1e30)[:, : before.shape[1]])
+        covered += step
+    return before + end, start
+
+
+def _first_tokens(start: torch.Tensor, last: torch.Tensor, longest: int) -> torch.Tensor:
+    """The first token of the best span that ends at each of `last`, (rows, ends)."""
+    places = last[..., None] - torch.arange(longest - 1, -1, -1, device=start.device)  # (rows, ends, longest)
+    logits = start[:, None].expand(-1, last.shape[1], -1).gather(2, places.clamp(min=0))
+    best = logits.masked_fill(places < 0, -1e31).argmax(-1, keepdim=True)
+    return places.gather(2, best)[..., 0]
+
+
+def best_threshold(margins: np.ndarray, texts: Sequence[str], answers: Sequence[Sequence[str]]) -> float:
+    """The margin over no answer above which answering gives the highest F1 over these questions."""
+    answered = np.array([answer_score(text, some)[1] for text, some in zip(texts, answers, strict=True)])
+    silent = np.array([0.0 if some else 1.0 for some in answers])
+    order = np.argsort(-margins, kind="stable")
+    # Answering the k likeliest and no other: F1 of these plus the silence of the rest.
+    totals = np.concatenate([[0], np.cumsum(answered[order])]) + np.concatenate(
+        [np.cumsum(silent[order][::-1])[::-1], [0]]
+    )
+    k = int(np.argmax(totals))
+    ranked = margins[order]
+    if k == 0:
+        return float(ranked[0])
+    return float((ranked[k - 1] + ranked[k]) / 2 if k < len(ranked) else ranked[k - 1] - 1.0)
