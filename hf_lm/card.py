@@ -11,13 +11,12 @@ import yaml
 
 from hf_lm.markdown import fenced, in_table, table
 from hf_lm.plots import TUNING
-from hf_lm.report import SHOWN, beside, in_words, plan_in_words, warnings
+from hf_lm.report import SHOWN, beside, gain_in_words, in_words, plan_in_words, warnings
 
 # What a recipe makes, in a reader's words.
 KINDS = {
     "pretrain": "causal language model",
     "sentiment": "text classifier",
-    "self_training": "text classifier",
     "question_answering": "model that answers questions from a text",
     "translation": "translation model",
     "summarization": "summarization model",
@@ -110,7 +109,8 @@ def _introduction(report: dict[str, Any], folder: Path) -> str:
     model = report.get("model", {})
     recurrent = model.get("model_type") == "hf_lm_recurrent"
     trust = ", trust_remote_code=True" if recurrent else ""
-    kind, auto_class = KINDS.get(report.get("recipe", ""), "model"), model.get("auto_class", "AutoModel")
+    made = report.get("learning_curve", {}).get("task") or report.get("recipe", "")
+    kind, auto_class = KINDS.get(made, "model"), model.get("auto_class", "AutoModel")
     adapter, two = (folder / "adapter_config.json").is_file(), (folder / TARGET).is_dir()
     lines = [
         f"# {folder.resolve().name}",
@@ -229,8 +229,7 @@ def _few_labels(report: dict[str, Any], folder: Path) -> str:
     said = f"{SHOWN[curve['metric']][0]} on {curve['split']} (95 % over {len(curve['seeds'])} seeds and examples)"
     rows = []
     for point in curve["points"]:
-        gain = point.get("gain")
-        against = f"{gain['value']:+.1f} ({gain['low']:+.1f} to {gain['high']:+.1f})" if gain and "low" in gain else ""
+        against = gain_in_words(curve["metric"], point["gain"]) if "gain" in point else ""
         shown = in_words(curve["metric"], point)
         rows.append((f"{point['labels']:,} ({point['share']:.0%})", point["method"], shown, against))
     lines = ["## With fewer labels", "", *table(("labels", "method", said, "against labels alone"), rows)]

@@ -47,7 +47,8 @@ def draw_plots(report: dict[str, Any], folder: str | Path) -> list[Path]:
         shown = SHOWN.get(metric, (metric,))[0]
         drawn.append(_draw(folder / "metric.png", "Validation", shown, lambda axes: _metric(axes, metric, report)))
     if curve := report.get("learning_curve"):
-        shown = f"{SHOWN[curve['metric']][0]} on {curve['split']}, %"
+        name, number = SHOWN[curve["metric"]]
+        shown = f"{name} on {curve['split']}" + (", %" if "%" in number else "")
         path = folder / "learning_curve.png"
         drawn.append(_draw(path, "Few labels", shown, lambda axes: _curve(axes, curve), below="labelled rows"))
     return drawn

@@ -133,6 +133,13 @@ def in_words(name: str, metric: dict[str, Any]) -> str:
     return text
 
 
+def gain_in_words(name: str, gain: dict[str, Any]) -> str:
+    """A difference of two numbers of a metric, with its interval."""
+    number = SHOWN.get(name, (name, "{:.3f}"))[1].split("}")[0].replace("{:", "{:+") + "}"
+    text = number.format(gain["value"])
+    return text + (f" ({number.format(gain['low'])} to {number.format(gain['high'])})" if "low" in gain else "")
+
+
 def beside(name: str, metric: dict[str, Any]) -> str:
     """The baseline of a metric in words, and whether the model beats it; "" where there is none."""
     baseline = metric.get("baseline")

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from hf_lm.evaluation.intervals import OverRuns
-from hf_lm.report import SHOWN
+from hf_lm.report import SHOWN, gain_in_words, in_words
 from hf_lm.self_training.learning import LABELS, SelfTraining, Trained
 
 
@@ -35,6 +35,7 @@ def learning_curve(learned: SelfTraining) -> dict[str, Any]:
     chosen["validation"] = best.estimates["validation"].value
     unlabelled, held_out = learned.unlabelled, len(learned.train) - len(learned.readable)
     return {
+        "task": learned.task.recipe,
         "metric": learned.task.main_metric,
         "split": split,
         "seeds": learned.seed_values,
@@ -65,13 +66,9 @@ def _left_out(counts: dict[str, int], held_out: int) -> list[str]:
 def _in_words(point: dict[str, Any], learned: SelfTraining) -> str:
     """Whether a method beats labels alone, and where it does not, what speaks for a reason."""
     gain, seeds, metric = point["gain"], len(point["runs"]), learned.task.main_metric
-    digits = 3 if metric == "bits_per_byte" else 1
     counted = "documents" if learned.task.sure_enough is None else "labels"
     text = f"with {point['labels']:,} {counted} ({point['share']:.0%}), {point['method']}: "
-    text += f"{point['value']:.{digits}f}, {gain['value']:+.{digits}f} {'' if digits == 3 else 'points '}"
-    text += "against labels alone"
-    if "low" in gain:
-        text += f" ({gain['low']:+.{digits}f} to {gain['high']:+.{digits}f})"
+    text += f"{in_words(metric, {'value': point['value']})}, {gain_in_words(metric, gain)} against labels alone"
     if gain["beaten"]:
         return f"{text}: better by more than chance"
     if gain["worse"]:
@@ -84,6 +81,7 @@ def _in_words(point: dict[str, Any], learned: SelfTraining) -> str:
         text += f"; for {len(none)} of {seeds} seeds a kind of row has no answer of confidence {learned.threshold:g} "
         text += f"(the surest of all: {surest:.2f})"
     if right := [one["right"] for one in first if "right" in one]:
-        text += f"; the pseudo-labels of the first round have {SHOWN[metric][0]} {np.mean(right):.0f}"
+        reached = in_words(metric, {"value": float(np.mean(right))})
+        text += f"; the pseudo-labels of the first round have {SHOWN[metric][0]} {reached}"
         text += f" ({np.mean([one['pseudo_labels'] for one in first]):.0f} a seed)"
     return text
