@@ -23,7 +23,7 @@ class Arguments:
     model: str = ""  # a checkpoint, folder or Hub id; "" makes a small fresh model
     labelled: str = ""  # rows as the task's recipe reads them; "" is its demo
     unlabelled: str = ""  # texts: a .txt with one a line, a table, a Hub id; "" is the rest of the labelled rows
-    text_column: str = ""  # columns of the labelled rows, for sentiment; "" guesses
+    text_column: str = ""  # columns of the labelled rows, for classes and documents; "" guesses
     label_column: str = ""
     source: str = ""  # the same for translation and summarization
     target: str = ""

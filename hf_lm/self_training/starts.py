@@ -118,11 +118,18 @@ def begin_summarization(labelled: str, *, source: str, target: str, **options: A
 
 
 def begin_language_modelling(
-    labelled: str, *, model: str, unlabelled: str, unlabelled_column: str, max_length: int, **_: Any
+    labelled: str,
+    *,
+    model: str,
+    unlabelled: str,
+    unlabelled_column: str,
+    text_column: str,
+    max_length: int,
+    **_: Any,
 ) -> Start:
     """Documents of the domain take the place of labels: how much do a few of them tell after more text of its kind?"""
     with called("--labelled"):
-        corpus = load_corpus(labelled or "demo")
+        corpus = load_corpus(labelled or "demo", text_column=text_column)
     more = read_unlabelled(unlabelled, text_column=unlabelled_column)
     if model:
         tokenizer = load_tokenizer(model)
