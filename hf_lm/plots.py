@@ -59,14 +59,17 @@ def _curve(axes: Any, curve: dict[str, Any]) -> None:
     ticks = sorted({point["labels"] for point in curve["points"]})
     axes.set_xticks(ticks, [f"{labels:,}" for labels in ticks])
     axes.minorticks_off()
-    for method, color in zip(
-        dict.fromkeys(point["method"] for point in curve["points"]), (GREY, ORANGE, BLUE), strict=False
-    ):
+    methods = dict.fromkeys(point["method"] for point in curve["points"])
+    for i, (method, color) in enumerate(zip(methods, (GREY, ORANGE, BLUE), strict=False)):
         points = [point for point in curve["points"] if point["method"] == method]
-        labels, values = ([point[key] for point in points] for key in ("labels", "value"))
-        axes.plot(labels, values, "o-", color=color, markersize=4, label=method)
-        bounds = [[point.get(end, point["value"]) for point in points] for end in ("low", "high")]
-        axes.fill_between(labels, *bounds, color=color, alpha=0.15, linewidth=0)
+        labels = [point["labels"] * 1.03 ** (i - 1) for point in points]  # beside each other, so that all are seen
+        values = [point["value"] for point in points]
+        ends = [[abs(point.get(end, point["value"]) - point["value"]) for point in points] for end in ("low", "high")]
+        axes.errorbar(
+            labels, values, ends, fmt="o-", color=color, markersize=4, capsize=3, linewidth=1.4, label=method
+        )
+    if len(ticks) == 1:
+        axes.set_xlim(ticks[0] / 1.3, ticks[0] * 1.3)
 
 
 def draw_lengths(lengths: dict[str, dict[str, list[int]]], folder: str | Path) -> Path:
