@@ -255,6 +255,7 @@ def test_every_task_learns_from_text_and_its_curve_says_what_it_gained(task, dat
     few = write(tmp_path / "few.jsonl", data(90))
     many = write(tmp_path / "many.jsonl", unlabelled)
     settings = FAST | {"shares": 0.5, "seeds": 1, "rounds": 1, "threshold": 0.001, "pretraining_epochs": 1}
+    settings |= {"skip_proofs": "load_back"}  # a fresh process, which test_fine_tuning_recipes starts for each task
     report = here(
         "self_training.py", task=task, labelled=few, unlabelled=many, output_dir=tmp_path / "out", **settings
     )
