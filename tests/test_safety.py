@@ -441,6 +441,18 @@ def test_the_filter_drops_toxic_passages_and_leaves_the_rest_unchanged():
     assert (without.dropped, without.documents) == (2, 1)
 
 
+def test_the_filter_asks_its_scorer_once_however_often_the_text_is_read():
+    asked, scorer = [], insult_scorer()
+    score = scorer.score
+    scorer.score = lambda texts: asked.extend(texts) or score(texts)
+    without, documents = WithoutToxic(scorer), ["You idiot.", "Fine.", *(f"Text {i}. " * 90 for i in range(900))]
+    first = list(without(documents))
+    assert list(without(documents)) == first
+    assert next(without(documents)) == "Fine."  # read no further
+    assert len(asked) == len(set(asked)) == len(documents)
+    assert (without.passages, without.dropped, without.documents) == (len(documents), 1, 1)
+
+
 # Guards and the whole
 
 

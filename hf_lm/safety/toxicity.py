@@ -1,5 +1,6 @@
 """Toxicity of continuations as RealToxicityPrompts measures it, the scorer's own errors, and a filter of text."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -92,31 +93,36 @@ class WithoutToxic:
     """Drops what a scorer calls toxic from documents, and counts it.
 
     A document of up to 1,000 characters is judged whole; a longer one by its passages, of which the harmless stay.
+    What was judged is remembered: a training reads its text several times, and the scorer costs more than the training.
     """
 
     def __init__(self, scorer: Scorer, *, threshold: float = TOXIC) -> None:
         self.scorer, self.threshold = scorer, threshold
-        self.passages = self.dropped = self.documents = 0
+        self.passages = self.dropped = self.documents = 0  # of the last time that all documents were read
+        self._harmless: dict[bytes, bool] = {}
 
     def __call__(self, documents: Iterable[str]) -> Iterator[str]:
-        self.passages = self.dropped = self.documents = 0
+        counts = Counter()
         waiting: list[list[str]] = []
         size = 0
         for text in documents:
             waiting.append(list(passages(text)))
             size += len(text)
             if size >= 2**19:
-                yield from self._judged(waiting)
+                yield from self._judged(waiting, counts)
                 waiting, size = [], 0
-        yield from self._judged(waiting)
+        yield from self._judged(waiting, counts)
+        self.passages, self.dropped, self.documents = counts["passages"], counts["dropped"], counts["documents"]
 
-    def _judged(self, documents: list[list[str]]) -> Iterator[str]:
-        keep = iter(self.scorer([piece for pieces in documents for piece in pieces]) < self.threshold)
+    def _judged(self, documents: list[list[str]], counts: Counter) -> Iterator[str]:
+        known = {piece: hash_text(piece) for pieces in documents for piece in pieces}
+        new = [piece for piece, key in known.items() if key not in self._harmless]
+        if new:
+            harmless = self.scorer(new) < self.threshold
+            self._harmless |= {known[piece]: bool(keep) for piece, keep in zip(new, harmless, strict=True)}
         for pieces in documents:
-            kept = [piece for piece in pieces if next(keep)]
-            self.passages += len(pieces)
-            self.dropped += len(pieces) - len(kept)
-            self.documents += not kept
+            kept = [piece for piece in pieces if self._harmless[known[piece]]]
+            counts.update(passages=len(pieces), dropped=len(pieces) - len(kept), documents=not kept)
             if kept:
                 yield "".join(kept)
 
