@@ -93,7 +93,7 @@ class WithoutToxic:
     """Drops what a scorer calls toxic from documents, and counts it.
 
     A document of up to 1,000 characters is judged whole; a longer one by its passages, of which the harmless stay.
-    What was judged is remembered: a training reads its text several times, and the scorer costs more than the training.
+    What was judged is remembered: a training reads its text several times, and scoring it costs more than training.
     """
 
     def __init__(self, scorer: Scorer, *, threshold: float = TOXIC) -> None:
