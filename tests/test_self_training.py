@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 import torch
 from running import here
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -15,6 +18,7 @@ from transformers import (
     BertLMHeadModel,
     BertModel,
     EncoderDecoderModel,
+    PreTrainedTokenizerFast,
 )
 
 from hf_lm.data.opinions import opinions
@@ -285,6 +289,19 @@ def test_questions_without_answers_are_read_and_what_is_held_out_is_not(tmp_path
     texts = tmp_path / "many.txt"
     texts.write_text("A text that asks nothing.\n")
     assert "serve pretraining alone" in read_unlabelled(str(texts), questions=True).notes[0]
+
+
+def test_a_model_that_cannot_read_the_text_is_refused_before_the_first_training(tmp_path):
+    tokenizer = Tokenizer(WordLevel({"[UNK]": 0, "[PAD]": 1, "[SEP]": 2, "good": 3}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    special = {"unk_token": "[UNK]", "pad_token": "[PAD]", "sep_token": "[SEP]"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(tmp_path / "base")
+    shape = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    BertForMaskedLM(BertConfig(vocab_size=4, **shape)).save_pretrained(tmp_path / "base")
+    rows = write(tmp_path / "few.jsonl", opinions(120))
+    with pytest.raises(ValueError, match="the proof vocabulary failed"):
+        here("self_training.py", model=tmp_path / "base", labelled=rows, output_dir=tmp_path / "out", **FAST, shares=1)
+    assert not (tmp_path / "out" / "learning_curve.json").exists()
 
 
 def test_it_is_looked_at_and_planned_without_a_training(labelled, tmp_path):

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +19,7 @@ from hf_lm.arguments import TrainingArguments
 from hf_lm.data.tables import Row
 from hf_lm.evaluation.intervals import Estimate
 from hf_lm.models.configuration import family
+from hf_lm.proofs import prove
 from hf_lm.self_training.rows import Unlabelled, draw_labelled, leave_out_known
 from hf_lm.self_training.teaching import Lesson, select_confident, shares_of, teach
 from hf_lm.tasks.domain import DenoisedText, DomainText
@@ -150,6 +152,7 @@ class SelfTraining:
                 overwrite=self.training_args.overwrite_output_dir,
             )
         PartialState().wait_for_everyone()
+        self.prove_data()
         if PRETRAINED in self.methods:
             self.pretrain_on_text()
             self.say(
@@ -169,6 +172,20 @@ class SelfTraining:
                 counted = "labels" if self.task.sure_enough else "documents"
                 self.say(f"{n:,} {counted} ({share:.0%}), seed {seed}: {self.split} {self.task.main_metric} {numbers}")
         return self.trained
+
+    def prove_data(self) -> None:
+        """What `fit` will prove of data and tokenizer, before the first training rather than after the last.
+
+        Raises ValueError where a proof fails.
+        """
+        begun = SimpleNamespace(
+            model=self.new_model(self.training_args.seed)
+        )  # all that these proofs ask of a Trainer
+        found = self.task.proofs_before(begun)
+        kept = {
+            name: found[name] for name in ("vocabulary", "tokenizer_round_trip", "label_coverage") if name in found
+        }
+        prove(kept, skip=self.training_args.skip_proofs, say=self.say)
 
     @property
     def seed_values(self) -> list[int]:
