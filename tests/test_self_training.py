@@ -309,7 +309,7 @@ def test_it_is_looked_at_and_planned_without_a_training(labelled, tmp_path):
     arguments = ["--labelled", labelled, "--unlabelled", tmp_path / "many.txt", "--output_dir", tmp_path / "out"]
     found = rehearse("self_training", arguments)
     assert found.task.labels == ["negative", "positive"]
-    assert "gives 2 texts without labels" in found.task.table.notes[-1]
+    assert found.task.table.notes[-1].startswith("many.txt gives 2 texts without labels")
     assert not (tmp_path / "out").exists()
 
 

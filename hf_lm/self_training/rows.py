@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,7 @@ def read_unlabelled(name: str, *, text_column: str = "", questions: bool = False
         return found
     with called("--unlabelled"):
         files = find_files(name, any_ending=True)
+        found.source = name if files is None else Path(name).name  # a report tells no folders
         rows: list[Row] = []
         if files is None:
             rows = load_hub(name)[0]["train"].to_list()
@@ -63,10 +65,10 @@ def read_unlabelled(name: str, *, text_column: str = "", questions: bool = False
             else:
                 found.texts += read_lines(path)
         if rows and questions and {*QUESTION, "paragraphs"} & set(rows[0]):
-            found.questions = _questions(f"--unlabelled {name}", rows)
+            found.questions = _questions(f"--unlabelled {found.source}", rows)
             found.texts += [row["context"] for row in found.questions]
         elif rows:
-            where = f"--unlabelled {name}"
+            where = f"--unlabelled {found.source}"
             column = pick_column(rows, text_column, TEXT, option="--unlabelled_column", where=where)
             ignored = [one for one in rows[0] if one in LABEL and not one.isdigit() and one != column]
             if ignored:
@@ -81,7 +83,7 @@ def read_unlabelled(name: str, *, text_column: str = "", questions: bool = False
     if not kept:
         raise ValueError(f"--unlabelled {name} has no text: it is empty, or only white space.")
     if questions and not found.questions:
-        found.notes.append(f"--unlabelled {name} has texts and no questions: they serve pretraining alone")
+        found.notes.append(f"--unlabelled {found.source} has texts and no questions: they serve pretraining alone")
     return found
 
 
