@@ -2,13 +2,13 @@
 
 import json
 import os
-import re
 import shlex
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from hf_lm.card_metadata import example_of, is_hub_id, metadata, shortened
 from hf_lm.markdown import fenced, in_table, table
 from hf_lm.plots import TUNING
 from hf_lm.report import SHOWN, beside, gain_in_words, in_words, plan_in_words, warnings
@@ -30,7 +30,7 @@ def write_card(report: dict[str, Any], folder: str | Path) -> None:
     """Write README.md. Text that comes from data or from the model is shown as text, whatever it holds."""
     folder = Path(folder)
     sections = [
-        _metadata(report, folder),
+        metadata(report, folder),
         _introduction(report, folder),
         _numbers(report, folder),
         _classes(report),
@@ -46,61 +46,6 @@ def write_card(report: dict[str, Any], folder: str | Path) -> None:
     path = folder / "README.md.tmp"
     path.write_text("\n\n".join(section for section in sections if section) + "\n", encoding="utf-8")
     os.replace(path, folder / "README.md")
-
-
-def _metadata(report: dict[str, Any], folder: Path) -> str:
-    from huggingface_hub import EvalResult, ModelCardData
-
-    source, model = report.get("data", {}).get("source", ""), report.get("model", {})
-    known = [name for name in [re.split("[:@]", source)[0]] if _is_hub_id(name)]
-    example = _example(report)
-    results = [
-        EvalResult(
-            task_type=report.get("pipeline_tag", "text-generation"),
-            dataset_type=known[0] if known else "text",
-            dataset_name=report["data"]["source"],
-            dataset_split=split,
-            metric_type=name,
-            metric_name=_interval_name(name, metric),
-            metric_value=metric["value"],
-        )
-        for split, metrics in report.get("metrics", {}).items()
-        for name, metric in metrics.items()
-        if "value" in metric
-    ]
-    bases = [name for name in (model.get("base"), model.get("decoder")) if name and _is_hub_id(name)]
-    card = ModelCardData(
-        language=report.get("data", {}).get("languages") or None,
-        library_name="transformers",
-        pipeline_tag=report.get("pipeline_tag"),
-        tags=["hf_lm"],
-        base_model=(bases if bases[1:] else bases[0]) if bases else None,
-        datasets=known or None,
-        model_name=folder.resolve().name,
-        eval_results=results,
-        **({"widget": [{key: _cut(text, 1000) for key, text in example.items()}]} if example else {}),
-    )
-    # A licence is its owner's to give: the metadata is valid without one, and this line says where it goes.
-    return f"---\n# license: apache-2.0   <- the licence that you give the model\n{card.to_yaml()}\n---"
-
-
-def _interval_name(name: str, metric: dict[str, Any]) -> str:
-    interval = f" (95 % interval {metric['low']:.4g} to {metric['high']:.4g})" if "low" in metric else ""
-    return name.replace("_", " ") + interval
-
-
-def _is_hub_id(name: str) -> bool:
-    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)) and not Path(name).exists()
-
-
-def _example(report: dict[str, Any]) -> dict[str, str]:
-    """An input of the model's task, {"text"} or {"question", "context"}, from held-out data; empty where none is."""
-    prompts = [{"text": sample["prompt"]} for sample in report.get("samples", []) if sample.get("prompt", "").strip()]
-    return report.get("example") or next(iter(prompts), {})
-
-
-def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 4] + " ..."
 
 
 def _introduction(report: dict[str, Any], folder: Path) -> str:
@@ -130,8 +75,8 @@ def _introduction(report: dict[str, Any], folder: Path) -> str:
     if two:
         lines += [f'{TARGET} = AutoTokenizer.from_pretrained(name, subfolder="{TARGET}")  # of what is written']
     lines += ["```"]
-    if example := _example(report):
-        quoted = {key: json.dumps(_cut(text, 200), ensure_ascii=False) for key, text in example.items()}
+    if example := example_of(report):
+        quoted = {key: json.dumps(shortened(text, 200), ensure_ascii=False) for key, text in example.items()}
         said = ", ".join(text if key == "text" else f"{key}={text}" for key, text in quoted.items())
         said += ", max_new_tokens=40" if report.get("pipeline_tag") == "text-generation" else ""
         lines += ["", "or, in three lines:", "", "```python", "from hf_lm import pipeline", ""]
@@ -164,7 +109,7 @@ def _bases(model: dict[str, Any]) -> str:
 
 def _base(name: str) -> str:
     """A checkpoint as a reader meets it: its name on the Hub, or that of its folder."""
-    return f"[{name}](https://huggingface.co/{name})" if _is_hub_id(name) else f"`{Path(name).name}`"
+    return f"[{name}](https://huggingface.co/{name})" if is_hub_id(name) else f"`{Path(name).name}`"
 
 
 def _headline(report: dict[str, Any]) -> str:

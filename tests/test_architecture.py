@@ -35,7 +35,7 @@ FLOORS = [
     {"tokenizer", "chat_template"},
     {"data.packing"},
     {"evaluation", "proofs"},
-    {"report", "hub"},
+    {"report", "hub", "card_metadata"},
     {"card", "plots"},
     {"tasks", "remote", "scoreboard"},
     {"rebuilding"},
