@@ -21,6 +21,7 @@ def label_log_probs(
     *,
     temperatures: Sequence[float] = (1.0,),
     accelerator: Accelerator | None = None,
+    description: str = "how sure",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Summed log-probabilities of the labels of each feature, (features, temperatures), and how many there are.
 
@@ -45,10 +46,9 @@ def label_log_probs(
         return found
 
     lengths = [len(feature["input_ids"]) + np.size(feature["labels"]) for feature in features]
-    most = MAX_LOGITS // (max(lengths, default=1) * model.config.get_text_config().vocab_size)
-    found = map_by_length(
-        work, lengths, accelerator=accelerator, description="how sure", max_rows=min(64, max(1, most))
-    )
+    widest = max((np.size(feature["labels"]) for feature in features), default=1)  # labels that may be tokens
+    rows = min(64, max(1, MAX_LOGITS // (widest * model.config.get_text_config().vocab_size)))
+    found = map_by_length(work, lengths, accelerator=accelerator, description=description, max_rows=rows)
     return np.array([each for each, _ in found]), np.array([count for _, count in found])
 
 

@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from hf_lm.data.batches import Feature
 from hf_lm.data.tables import Row
 from hf_lm.evaluation.calibration import fit_temperature, label_log_probs
 from hf_lm.evaluation.intervals import Estimate
+
+CALIBRATED_ON = 5000  # labels of validation, about
 
 
 @dataclass
@@ -46,13 +49,15 @@ def teach(task: Any, model: Any, pool: Sequence[Row], known: np.ndarray, *, spli
     """
     model.eval()
 
-    def nats(name: str, temperatures: Sequence[float]) -> np.ndarray:
-        features = task.encoded[name].features
+    def nats(features: Sequence[Feature], temperatures: Sequence[float]) -> np.ndarray:
         sums, counts = label_log_probs(model, task, features, temperatures=temperatures, accelerator=accelerator)
         return -sums.sum(axis=0) / max(1, counts.sum())
 
-    temperature = fit_temperature(lambda temperatures: nats("validation", temperatures))
-    before, after = nats(split, (1.0, temperature))
+    validation = task.encoded["validation"].features
+    labels = sum(np.size(feature["labels"]) for feature in validation)
+    some = validation[:: max(1, labels // CALIBRATED_ON)]  # one number needs no more, and texts have many labels
+    temperature = fit_temperature(lambda temperatures: nats(some, temperatures))
+    before, after = nats(task.encoded[split].features, (1.0, temperature))
     asked = task.with_rows("pool", pool)
     with torch.no_grad():
         scores = asked.score("pool", asked.answer(model, "pool", accelerator))

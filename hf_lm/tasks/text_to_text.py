@@ -13,9 +13,10 @@ import torch
 from accelerate import Accelerator
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_lm.data.batches import MAX_LOGITS, Feature, map_by_length, pad_batch
+from hf_lm.data.batches import Feature, map_by_length, pad_batch
 from hf_lm.data.reading import clean
 from hf_lm.data.tables import Row, Table, keep_filled_splits
+from hf_lm.evaluation.calibration import label_log_probs
 from hf_lm.losses import label_loss, next_token_loss
 from hf_lm.models.configuration import context_length, family
 from hf_lm.proofs import Proof
@@ -207,22 +208,8 @@ class TextToText(Supervised):
         self, model: PreTrainedModel, features: Sequence[Feature], accelerator: Accelerator | None, description: str
     ) -> list[tuple[float, int]]:
         """(summed loss of the labels in nats, how many they are) per feature."""
-        device = next(model.parameters()).device
-
-        def work(rows: list[int]) -> list[tuple[float, int]]:
-            batch = {key: value.to(device) for key, value in self.collate([features[i] for i in rows]).items()}
-            labels = batch.pop("labels")
-            outputs = model(**batch)
-            found = []
-            for i, row in enumerate(labels):
-                one = type(outputs)(logits=outputs.logits[i : i + 1])
-                found.append((float(self.loss(one, {"labels": row[None]})), int((row != -100).sum())))
-            return found
-
-        whole = [len(feature["input_ids"]) + len(feature["labels"]) for feature in features]
-        widest = max(whole if self.causal else [len(feature["labels"]) for feature in features], default=1)
-        rows = min(64, max(1, MAX_LOGITS // (widest * model.config.get_text_config().vocab_size)))
-        return map_by_length(work, whole, accelerator=accelerator, description=description, max_rows=rows)
+        sums, counts = label_log_probs(model, self, features, accelerator=accelerator, description=description)
+        return list(zip((-sums[:, 0]).tolist(), counts.tolist(), strict=True))
 
     def label_proof(self) -> Proof:
         """The labels of the first rows must be exactly the target's tokens and the end token.
