@@ -230,7 +230,7 @@ def test_how_sure_a_model_is_equals_a_loop_over_its_labels(task, tmp_path):
     options |= {"model": "", "unlabelled": "", "max_target_length": 32, "max_length": 64}
     labelled_task(task, tmp_path)
     start = BEGIN[task](str(tmp_path / f"{task}.jsonl"), **options)
-    task, model = start.task, start.new_model(0).double().eval()
+    task, model = start.task, start.new_model().double().eval()
     features = task.encoded["validation"].features[:5]
     sums, counts = label_log_probs(model, task, features, temperatures=(1.0, 2.0))
     for feature, found, count in zip(features, sums, counts, strict=True):

@@ -94,13 +94,18 @@ def take_body(model: PreTrainedModel, pretrained: PreTrainedModel) -> None:
 class SelfTraining:
     """A model with few labels and much text, by several methods.
 
-    `new_model(seed)` gives a model to train on the task, `new_lm()` one to pretrain on text; `task` holds the labelled
-    rows by split, `unlabelled` the texts without. `shares` of the labels are tried with `seeds` trainings each, of at
-    least `min_steps` steps. At most `max_unlabelled` texts are read (0: all). A teacher's answer is taken from
-    calibrated confidence `threshold` on (0: what the task takes), in at most `rounds` rounds.
+    `new_model()` gives a model to train on the task, `new_lm()` one to pretrain on text; `task` holds the labelled
+    rows by split, `unlabelled` the texts without. Beside what `fit` asks, a task has `row_of(text)`: a row whose label
+    means nothing; `answered(row, prediction)`: the row with what was said as its label, or None; `kinds(rows)`: what a
+    choice keeps in proportion; and `sure_enough`: the confidence from which an answer is taken, None where text is its
+    own label.
+
+    `shares` of the labels are tried with `seeds` trainings each, of at least `min_steps` steps. At most
+    `max_unlabelled` texts are read (0: all). A teacher's answer is taken from calibrated confidence `threshold` on
+    (0: `sure_enough`), in at most `rounds` rounds.
     """
 
-    new_model: Callable[[int], PreTrainedModel]
+    new_model: Callable[[], PreTrainedModel]
     task: Any
     unlabelled: Unlabelled
     training_args: TrainingArguments
@@ -178,9 +183,7 @@ class SelfTraining:
 
         Raises ValueError where a proof fails.
         """
-        begun = SimpleNamespace(
-            model=self.new_model(self.training_args.seed)
-        )  # all that these proofs ask of a Trainer
+        begun = SimpleNamespace(model=self.new_model())  # all that these proofs ask of a Trainer
         found = self.task.proofs_before(begun)
         kept = {
             name: found[name] for name in ("vocabulary", "tokenizer_round_trip", "label_coverage") if name in found
@@ -228,7 +231,7 @@ class SelfTraining:
     def initial_model(self, method: str, seed: int) -> PreTrainedModel:
         """What a training begins with: a head by the seed, and for PRETRAINED the body that has read the text."""
         set_seed(seed)
-        model = self.new_model(seed)
+        model = self.new_model()
         if method == PRETRAINED:
             take_body(model, self.pretrained)
         return model

@@ -12,6 +12,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     BertForMaskedLM,
     BertForQuestionAnswering,
+    BertForSequenceClassification,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -29,17 +30,18 @@ from hf_lm.tasks.language_modelling import LanguageModelling
 from hf_lm.tasks.question_answering import QuestionAnswering, QuestionAnsweringAsText, read_question_answering
 from hf_lm.tasks.sentiment import Sentiment, SentimentAsText, read_sentiment
 from hf_lm.tasks.summarization import Summarization, read_summarization
+from hf_lm.tasks.text_to_text import TextToText
 from hf_lm.tasks.translation import Translation, read_translation
 from hf_lm.tokenizer import load_tokenizer, new_tokenizer, set_languages, set_pad
 
 
 @dataclass
 class Start:
-    """`new_model(seed)` gives a model for the task, `new_lm()` one for text, whose body the other then takes."""
+    """`new_model()` gives a model for the task, `new_lm()` one for text, whose body the other then takes."""
 
     task: Any
     unlabelled: Unlabelled
-    new_model: Callable[[int], PreTrainedModel]
+    new_model: Callable[[], PreTrainedModel]
     new_lm: Callable[[], PreTrainedModel]
     max_length: int
 
@@ -50,11 +52,8 @@ def begin_sentiment(labelled: str, *, text_column: str, label_column: str, **opt
         table = load_table(labelled or "demo:opinions", endings="labels", header=header)
         labels = read_sentiment(table, text_column=text_column, label_column=label_column)
     begun = _Begun(table, lambda row: [row["text"]], **options)
-    if begun.writes:
-        build = lambda model: SentimentAsText(  # noqa: E731
-            table, begun.tokenizer, model, labels=labels, max_length=begun.max_length
-        )
-        return begun.to_write(build)
+    if begun.kind == "encoder-decoder":
+        return begun.to_write(SentimentAsText, labels=labels, max_length=begun.max_length)
     task = Sentiment(table, begun.tokenizer, labels=labels, max_length=begun.max_length)
     return begun.with_head(task, AutoModelForSequenceClassification, labels=labels)
 
@@ -64,15 +63,8 @@ def begin_question_answering(labelled: str, **options: Any) -> Start:
         table = load_table(labelled or "demo:countries")
         read_question_answering(table)
     begun = _Begun(table, lambda row: [row["question"], row["context"]], questions=True, **options)
-    if begun.writes:
-        build = lambda model: QuestionAnsweringAsText(  # noqa: E731
-            table,
-            begun.tokenizer,
-            model,
-            max_source_length=begun.max_length,
-            max_target_length=begun.max_target_length,
-        )
-        return begun.to_write(build)
+    if begun.kind == "encoder-decoder":
+        return begun.to_write(QuestionAnsweringAsText, **begun.lengths)
     task = QuestionAnswering(
         table,
         begun.tokenizer,
@@ -90,16 +82,7 @@ def begin_translation(labelled: str, *, source: str, target: str, **options: Any
         read_translation(table, source=source, target=target)
     begun = _Begun(table, lambda row: [row["source"], *row["targets"]], **options)
     set_languages(begun.tokenizer, source, target)
-    build = lambda model: Translation(  # noqa: E731
-        table,
-        begun.tokenizer,
-        model,
-        source=source,
-        target=target,
-        max_source_length=begun.max_length,
-        max_target_length=begun.max_target_length,
-    )
-    return begun.to_write(build)
+    return begun.to_write(Translation, source=source, target=target, **begun.lengths)
 
 
 def begin_summarization(labelled: str, *, source: str, target: str, **options: Any) -> Start:
@@ -107,14 +90,7 @@ def begin_summarization(labelled: str, *, source: str, target: str, **options: A
         table = load_table(labelled or "demo:docstrings")
         read_summarization(table, source=source, target=target)
     begun = _Begun(table, lambda row: [row["source"], *row["targets"]], **options)
-    build = lambda model: Summarization(  # noqa: E731
-        table,
-        begun.tokenizer,
-        model,
-        max_source_length=begun.max_length,
-        max_target_length=begun.max_target_length,
-    )
-    return begun.to_write(build)
+    return begun.to_write(Summarization, **begun.lengths)
 
 
 def begin_language_modelling(
@@ -134,10 +110,10 @@ def begin_language_modelling(
     if model:
         tokenizer = load_tokenizer(model)
         max_length = min(max_length, context_length(load_config(model)) or max_length)
-        new_model = lambda seed=0: load_causal_lm(model, tokenizer=tokenizer, block_size=max_length)  # noqa: E731
+        new_model = lambda: load_causal_lm(model, tokenizer=tokenizer, block_size=max_length)  # noqa: E731
     else:
         tokenizer = new_tokenizer([*corpus.documents("train"), *more.texts], vocab_size=4096)
-        new_model = lambda seed=0: new_gpt2(tokenizer, block_size=max_length)  # noqa: E731
+        new_model = lambda: new_gpt2(tokenizer, block_size=max_length)  # noqa: E731
     task = FewDocuments(corpus, tokenizer, block_size=max_length)
     return Start(task, more, new_model, new_model, max_length)
 
@@ -167,10 +143,9 @@ class _Begun:
         questions: bool = False,
         **_: Any,
     ) -> None:
-        self.model, self.max_length, self.max_target_length = model, max_length, max_target_length
+        self.table, self.model, self.max_length = table, model, max_length
         self.unlabelled = read_unlabelled(unlabelled, text_column=unlabelled_column, questions=questions)
         self.kind = family(load_config(model)) if model else ""
-        self.writes = self.kind == "encoder-decoder"
         if model:
             self.tokenizer = load_tokenizer(model)
             set_pad(self.tokenizer)
@@ -180,33 +155,36 @@ class _Begun:
             self.tokenizer = new_tokenizer(texts + self.unlabelled.texts, vocab_size=2048)
             self.tokenizer.add_special_tokens({"mask_token": "<|mask|>"})
 
+        self.lengths = {"max_source_length": self.max_length, "max_target_length": max_target_length}
+
     def with_head(
-        self, task: Any, head: type, *, labels: Sequence[str] = (), fresh: type[PreTrainedModel] | None = None
+        self,
+        task: Any,
+        head: type,
+        *,
+        labels: Sequence[str] = (),
+        fresh: type[PreTrainedModel] = BertForSequenceClassification,
     ) -> Start:
         """An encoder or a decoder with a head; a small BERT where there is no checkpoint."""
-        if not self.model:
-            options = {"block_size": self.max_length}
-            kind = {} if fresh is None else {"model_class": fresh}
-            new_model = lambda seed: new_bert(self.tokenizer, labels=labels, **kind, **options)  # noqa: E731
-            new_lm = lambda: new_bert(self.tokenizer, model_class=BertForMaskedLM, **options)  # noqa: E731
-        else:
-            classes = {"labels": labels} if labels else {}
-            new_model = lambda seed: load_with_head(  # noqa: E731
-                self.model, head, tokenizer=self.tokenizer, **classes
-            )
-            new_lm = self._lm
-        return Start(task, self.unlabelled, new_model, new_lm, self.max_length)
 
-    def to_write(self, build: Callable[[PreTrainedModel], Any]) -> Start:
+        def new_model() -> PreTrainedModel:
+            if self.model:
+                return load_with_head(self.model, head, tokenizer=self.tokenizer, labels=labels)
+            return new_bert(self.tokenizer, model_class=fresh, labels=labels, block_size=self.max_length)
+
+        return Start(task, self.unlabelled, new_model, self._lm, self.max_length)
+
+    def to_write(self, task_class: type[TextToText], **options: Any) -> Start:
         """A model that writes, of any family; a small BART where there is no checkpoint."""
-        if not self.model:
-            size = max(self.max_length, self.max_target_length)
-            load = lambda: new_bart(self.tokenizer, block_size=size)  # noqa: E731
-        else:
-            load = lambda: load_text_to_text(self.model, tokenizer=self.tokenizer)  # noqa: E731
-        task = build(load())
 
-        def new_model(seed: int) -> PreTrainedModel:
+        def load() -> PreTrainedModel:
+            if self.model:
+                return load_text_to_text(self.model, tokenizer=self.tokenizer)
+            return new_bart(self.tokenizer, block_size=max(self.lengths.values()))
+
+        task = task_class(self.table, self.tokenizer, load(), **options)
+
+        def new_model() -> PreTrainedModel:
             model = load()
             task.tell(model)
             return model
@@ -215,6 +193,8 @@ class _Begun:
         return Start(task, self.unlabelled, new_model, new_lm, self.max_length)
 
     def _lm(self) -> PreTrainedModel:
+        if not self.model:
+            return new_bert(self.tokenizer, model_class=BertForMaskedLM, block_size=self.max_length)
         auto_class = AutoModelForMaskedLM if self.kind == "encoder" else AutoModelForCausalLM
         return load_with_head(self.model, auto_class, tokenizer=self.tokenizer)
 

@@ -63,7 +63,6 @@ class Supervised:
     main_metric: ClassVar[str]
     greater_is_better = True
     unit = "examples"
-    sure_enough = 0.8  # calibrated confidence from which a teacher's answer is taken (hf_lm.self_training)
     shifts_labels = False
     loss: Callable[[Any, dict[str, torch.Tensor]], torch.Tensor]
 
@@ -104,18 +103,6 @@ class Supervised:
         raise NotImplementedError
 
     def label_proof(self) -> Proof:
-        raise NotImplementedError
-
-    def row_of(self, text: str) -> Row:
-        """A text without a label as a row, whose label means nothing."""
-        raise NotImplementedError
-
-    def answered(self, row: Row, prediction: str) -> Row | None:
-        """The row with a prediction of `score` as its label; None where it cannot be one."""
-        raise NotImplementedError
-
-    def kinds(self, rows: Sequence[Row]) -> list[Any]:
-        """What a choice among rows must keep in proportion: their classes, or how long they are."""
         raise NotImplementedError
 
     # What all share

@@ -47,10 +47,9 @@ class Sound:
         self.measure = measure
         self.tokens_seen: Any = 0  # by all processes
         self._aside: Path | None = None
-        self._pair: Any = kwargs.get("processing_class")
-        if self._pair is None or not writes_apart(self._pair):
-            self._pair = None
-        else:  # the Trainer would give the half that writes the special ids of the half that reads
+        tokenizer = kwargs.get("processing_class")
+        self._pair = tokenizer if tokenizer is not None and writes_apart(tokenizer) else None
+        if self._pair is not None:  # the Trainer would give the half that writes the special ids of the one that reads
             kwargs["processing_class"] = None
         super().__init__(model=model, args=args, eval_dataset=[], **kwargs)  # `measure` knows what it evaluates on
         self.stop = StopOnSignal()
