@@ -82,7 +82,10 @@ if __name__ == "__main__":
         *parse_arguments(
             Arguments,
             TrainingArguments,
-            fresh={"learning_rate": 2e-4, "max_new_tokens": 4, "per_device_train_batch_size": 128, "max_steps": 400},
+            fresh={
+                **{"learning_rate": 2e-4, "warmup_steps": 50, "max_steps": 600},
+                **{"max_new_tokens": 4, "per_device_train_batch_size": 128},
+            },
             output_dir="out/reinforce",
             per_device_train_batch_size=8,
             bf16=bf16_is_fast(),
