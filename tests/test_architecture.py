@@ -14,6 +14,7 @@ FLOORS = [
         "cache",
         "checking",
         "decoding",
+        "files",
         "planning.devices",
         "fresh_load",
         "launching",

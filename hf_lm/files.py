@@ -1,0 +1,49 @@
+"""Files as this program writes them: complete or absent, and never over what it did not write."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+
+def write_whole(path: str | Path, content: str | bytes) -> None:
+    """Write a file beside its place and rename it, so that a reader finds the old content or the new, never half.
+
+    Raises OSError, with nothing left behind and the old file unchanged, where it cannot be written.
+    """
+    path = Path(path)
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    descriptor, aside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(aside, path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask())
+        os.replace(aside, path)
+    except BaseException:
+        Path(aside).unlink(missing_ok=True)
+        raise
+
+
+def refuse_foreign(path: str | Path, *, ours: Callable[[Path], bool], option: str) -> None:
+    """Raise FileExistsError where a file is there that this program did not write, before any work is done for it.
+
+    `ours` looks at the content of an existing file and returns whether this program wrote it; what it cannot read is
+    not ours. `option` is what the user changes: `--output`.
+    """
+    path = Path(path)
+    if not path.exists() and not path.is_symlink():
+        return
+    try:
+        known = path.is_file() and not path.is_symlink() and ours(path)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
+        known = False
+    if not known:
+        raise FileExistsError(f"{path} exists and was not written by this command: give another {option}, or move it.")
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
