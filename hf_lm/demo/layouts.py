@@ -11,6 +11,7 @@ from hf_lm.demo.views import OFFERED, bars_html, report_html, said_html, selecti
 from hf_lm.models.configuration import context_length
 from hf_lm.writing import Draft
 
+KEPT = 86_400  # seconds that a draft or a conversation is kept after its last change
 PRIVATE = {"api_visibility": "private"}
 STREAM = {**PRIVATE, "concurrency_limit": 4, "show_progress": "hidden"}  # people who are written for at once
 ONCE = {**PRIVATE, "concurrency_limit": 1, "show_progress": "minimal"}
@@ -35,7 +36,8 @@ def lay_out(views: Sequence[Any]) -> Any:
 
 
 def _writing(view: Any) -> None:
-    draft, seed, offers, selected = gr.State(Draft), gr.State(0), gr.State(None), gr.State(None)
+    draft, offers = gr.State(Draft, time_to_live=KEPT), gr.State(None, time_to_live=KEPT)
+    seed, selected = gr.State(0), gr.State(None)
     text = gr.Textbox(label="Text", lines=9, max_lines=22, placeholder="Write, then let the model go on ...")
     with gr.Row():
         go_on = gr.Button("Continue", variant="primary", min_width=90)
@@ -132,7 +134,8 @@ def _writing(view: Any) -> None:
 
 
 def _chat(view: Any) -> None:
-    talk = gr.State(None)  # a Conversation, from the first message on: it holds the model, which is not to be copied
+    # a Conversation, from the first message on: it holds the model, which is not to be copied
+    talk = gr.State(None, time_to_live=KEPT)
     with gr.Accordion("System prompt", open=False):
         system = gr.Textbox(show_label=False, container=False, lines=2, placeholder="What the model is told first")
     # not gr.Chatbot: it shows HTML of a message as HTML, even with render_markdown=False
