@@ -15,7 +15,7 @@ from hf_lm import __version__
 
 COMMANDS = (  # as `hf-lm --help` lists them; each is a module of hf_lm.commands
     *("recipes", "copy", "plan", "inspect", "run"),
-    *("generate", "write", "chat", "demo", "predict", "serve"),
+    *("generate", "write", "chat", "demo", "predict"),
     *("score", "compare"),
     *("check", "merge", "push"),
     "completion",

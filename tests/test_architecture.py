@@ -29,7 +29,6 @@ FLOORS = [
         "data.overlap",
         "data.scripts",
     },
-    {"serving"},
     {"data.demos", "data.opinions", "data.cldr", "data.dialogues"},
     {"data.sources"},
     {"data.tables", "data.conversations"},
