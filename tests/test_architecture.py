@@ -24,6 +24,7 @@ FLOORS = [
         "sampling",
         "target_tokenizer",
         "terminal",
+        "version",
         "data.reading",
         "data.batches",
         "data.overlap",
