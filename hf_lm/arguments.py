@@ -67,6 +67,8 @@ class TrainingArguments(transformers.TrainingArguments):
         super().__post_init__()
         if self.max_cost and self.price_per_hour <= 0:
             raise ValueError("--max_cost needs --price_per_hour, what an hour of the devices costs.")
+        if self.sweep < 0:
+            raise ValueError(f"--sweep {self.sweep}: give the number of learning rates to try, or 0 for no search.")
         if min(self.max_hours, self.max_cost, self.price_per_hour) < 0:
             raise ValueError("--max_hours, --max_cost and --price_per_hour must be 0 (no limit) or more.")
 
