@@ -7,7 +7,6 @@ for piece in talk.say("What is a tokenizer?"):
 
 import copy
 import json
-import os
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import jinja2
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm.decoding import Decoding
+from hf_lm.files import refuse_foreign, write_whole
 from hf_lm.generation import encode_prompt, stream, tokens_to_write
 from hf_lm.models.configuration import context_length
 from hf_lm.tokenizer import encode_marked
@@ -150,15 +150,19 @@ class Conversation:
         )
 
     def save(self, path: str | Path) -> None:
-        """Add the conversation to a file as a line of {"messages": [...]}, in place of an earlier state of it."""
-        path = Path(path).expanduser()
-        lines = _lines(path) if path.exists() else []
-        if lines and _is_start(lines[-1], self.messages):
-            lines.pop()
-        lines.append(json.dumps({"messages": self.messages}, ensure_ascii=False))
-        aside = path.with_name(f".{path.name}.saving")
-        aside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        os.replace(aside, path)
+        """Add the conversation to a file as a line of {"messages": [...]}, in place of an earlier state of it.
+
+        Other lines stay as they are. Raises FileExistsError for a file that holds anything but conversations.
+        """
+        path = Path(path).expanduser().resolve()
+        refuse_foreign(path, ours=lambda path: all(map(_messages, _lines(path))), option="file to /save")
+        before = path.read_bytes() if path.is_file() else b""
+        *others, last = before.splitlines(keepends=True) or [b""]  # of bytes: U+2028 ends no line
+        earlier = _messages(last) if last else None
+        if earlier and last.rstrip() == _line(earlier) and self.messages[: len(earlier)] == earlier:
+            before = b"".join(others)
+        separator = b"" if not before or before.endswith(b"\n") else b"\n"
+        write_whole(path, before + separator + _line(self.messages) + b"\n")
 
     def _answer(self, ids: list[int]) -> Generator[str]:
         seed, stop = self.settings.seed + self.tries, (*self.settings.stop, *self.stop)
@@ -250,7 +254,11 @@ def _lines(path: Path) -> list[str]:
     return [line for line in text.split("\n") if line.strip()]  # not splitlines: U+2028 ends no line of JSON
 
 
-def _messages(line: str) -> list[Message] | None:
+def _line(messages: list[Message]) -> bytes:
+    return json.dumps({"messages": messages}, ensure_ascii=False).encode()
+
+
+def _messages(line: str | bytes) -> list[Message] | None:
     try:
         messages = json.loads(line)["messages"]
         kept = [{"role": message["role"], "content": message["content"]} for message in messages]
@@ -258,11 +266,6 @@ def _messages(line: str) -> list[Message] | None:
         return None
     sound = all(each["role"] in ROLES[0 if i == 0 else 1 :] for i, each in enumerate(kept))
     return kept if sound and all(isinstance(each["content"], str) for each in kept) else None
-
-
-def _is_start(line: str, messages: list[Message]) -> bool:
-    earlier = _messages(line)
-    return bool(earlier) and messages[: len(earlier)] == earlier
 
 
 def _control_tokens(tokenizer: PreTrainedTokenizerBase, template: str) -> list[str]:

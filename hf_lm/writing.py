@@ -7,11 +7,9 @@ best, *others = rewrite(model, tokenizer, draft.text, start, end)
 draft.replace(start, end, best.text)
 """
 
-import os
 import re
 from collections.abc import Generator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -192,14 +190,6 @@ def cut_like(passage: str, text: str, *, whole: bool = False) -> str:
 
 def ends_sentence(text: str) -> bool:
     return any(match.end() == len(text) for match in SENTENCE_END.finditer(text))
-
-
-def save_text(path: str | Path, text: str) -> None:
-    """Write a text whole or not at all."""
-    path = Path(path).expanduser()
-    aside = path.with_name(f".{path.name}.saving")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
 
 
 def _read(

@@ -1,11 +1,13 @@
 """write with a model in the terminal: go on, rewrite, choose, undo"""
 
 import argparse
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from hf_lm.decoding import add_decoding, decoding_of
+from hf_lm.files import refuse_foreign, write_whole
 from hf_lm.terminal import Reader, percent, printable, quiet, show, side_by_side, width_of
 
 EXAMPLE = "hf-lm write out/pretrain draft.txt"
@@ -77,6 +79,7 @@ class _Desk:
     def __init__(self, model: Any, tokenizer: Any, draft: Any, file: str, decoding: dict[str, Any]) -> None:
         self.model, self.tokenizer, self.draft, self.file, self.decoding = model, tokenizer, draft, file, decoding
         self.saved = draft.text
+        self.known = {_place(file): draft.text} if file else {}  # what this session read or wrote, by file
         self.offered: list[Any] = []
         self.place = (0, 0)  # what the offers would replace
         self.warned = False
@@ -170,21 +173,23 @@ class _Desk:
         print(printable(self.draft.text) or "(empty)")
 
     def save(self, file: str) -> None:
-        from hf_lm.writing import save_text
-
         file = file.strip() or self.file
         if not file:
             raise ValueError("/save needs the name of a file.")
-        save_text(file, self.draft.text)
-        self.file, self.saved = file, self.draft.text
+        path = _place(file)
+        # Also a file of this session that another program has changed is not replaced.
+        refuse_foreign(path, ours=lambda path: path.read_bytes().decode() == self.known[path], option="file to /save")
+        write_whole(path, self.draft.text)
+        self.file = file
+        self.saved = self.known[path] = self.draft.text
         print(f"(saved in {file})")
 
     def rescue(self) -> None:
-        from hf_lm.writing import save_text
-
         if self.draft.text != self.saved:
-            file = f"{self.file or 'draft.txt'}.unsaved"
-            save_text(file, self.draft.text)
+            first = f"{self.file or 'draft.txt'}.unsaved"
+            names = itertools.chain([first], (f"{first}-{number}" for number in itertools.count(2)))
+            file = next(name for name in names if not _place(name).exists())
+            write_whole(_place(file), self.draft.text)
             print(f"(not saved before; written to {file})")
 
     def settings(self) -> dict[str, Any]:
@@ -194,6 +199,10 @@ class _Desk:
 
     def tail(self) -> str:
         return printable(self.draft.text[-60:].replace("\n", "⏎"))
+
+
+def _place(file: str) -> Path:
+    return Path(file).expanduser().resolve()
 
 
 def _kept(pieces: Any, written: list[str]) -> Any:
