@@ -11,16 +11,14 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_lm.chat_template import Message, control_tokens, encode_chats, render
 from hf_lm.decoding import Decoding
 from hf_lm.files import refuse_foreign, write_whole
 from hf_lm.generation import encode_prompt, stream, tokens_to_write
 from hf_lm.models.configuration import context_length
-from hf_lm.tokenizer import encode_marked
 
-Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
 ROLES = ("system", "user", "assistant")
 
 # For a model that knows no turns. The lines of a message after its first are indented: it cannot look like a turn.
@@ -34,7 +32,6 @@ PLAIN = (
     "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
 TEMPLATES = {"plain": PLAIN}
-BREAK = "\u200b"  # a space without width
 
 
 def choose_template(tokenizer: PreTrainedTokenizerBase, template: str = "") -> str:
@@ -84,7 +81,6 @@ class Conversation:
         self.settings = Decoding(**decoding)
         encode_prompt(model, tokenizer, "a", max_new_tokens=self.settings.max_new_tokens)  # refuses too long an answer
         self.template = choose_template(tokenizer, template)
-        self.controls = _control_tokens(tokenizer, self.template)
         self.end_ids, self.stop = self._ends()
         self.messages: list[Message] = copy.deepcopy(messages or [])
         self.left_out = 0
@@ -133,8 +129,8 @@ class Conversation:
     def encode(self, messages: list[Message]) -> tuple[list[int], int]:
         """The ids that the model reads, and how many of the oldest messages were left out for them to fit.
 
-        Messages are left out from one user's to the next; the system prompt and the last message stay. Text cannot
-        forge a turn: a control token that stands in a message is broken by a space without width.
+        Messages are left out from one user's to the next; the system prompt and the last message stay. They are
+        encoded as in training: a control token that a message spells out is text.
         """
         first = 1 if messages and messages[0]["role"] == "system" else 0
         questions = [i for i, message in enumerate(messages) if message["role"] == "user"]
@@ -191,25 +187,8 @@ class Conversation:
         raise ValueError("there is no message yet.")
 
     def _encode(self, messages: list[Message]) -> list[int]:
-        safe = [message | {"content": self._broken(message["content"])} for message in messages]
-        return encode_marked(self.tokenizer, self._render(safe))
-
-    def _broken(self, text: str) -> str:
-        for control in self.controls:
-            text = text.replace(control, control[0] + BREAK + control[1:])
-        return text
-
-    def _render(self, messages: list[Message], *, add_generation_prompt: bool = True) -> str:
-        try:
-            return self.tokenizer.apply_chat_template(
-                messages,
-                chat_template=self.template,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-            )
-        except jinja2.TemplateError as error:
-            where = f", line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
-            raise ValueError(f"the chat template refuses these messages{where}: {error.message or error}") from error
+        [(ids, _)] = encode_chats(self.tokenizer, [messages], prompt=True, template=self.template)
+        return ids
 
     def _ends(self) -> tuple[list[int], list[str]]:
         """What the template puts after an answer, as an id that ends it or as strings that do.
@@ -219,14 +198,15 @@ class Conversation:
         marks = ["qzxqone", "qzxqtwo", "qzxqthree"]  # no template has such words
         roles = ["user", "assistant", "user"]
         turns = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
-        text = self._render(turns, add_generation_prompt=False)
+        text = "".join(piece for piece, _ in render(self.tokenizer, turns, template=self.template))
         places = [text.find(mark) for mark in marks]
         if -1 in places or places != sorted(places):
             return [], []
         after_question, after_answer = (text[places[i] + len(marks[i]) : places[i + 1]] for i in (0, 1))
-        ends = [control for control in self.controls if after_answer.lstrip().startswith(control)]
+        controls = control_tokens(self.tokenizer, self.template)
+        ends = [i for i, token in controls.items() if after_answer.lstrip().startswith(token.content)]
         if ends:
-            return [self.tokenizer.convert_tokens_to_ids(max(ends, key=len))], []
+            return [max(ends, key=lambda i: len(controls[i].content))], []
         return [], [each.rstrip() for each in (after_answer, after_question) if each.strip()]
 
 
@@ -266,9 +246,3 @@ def _messages(line: str | bytes) -> list[Message] | None:
         return None
     sound = all(each["role"] in ROLES[0 if i == 0 else 1 :] for i, each in enumerate(kept))
     return kept if sound and all(isinstance(each["content"], str) for each in kept) else None
-
-
-def _control_tokens(tokenizer: PreTrainedTokenizerBase, template: str) -> list[str]:
-    """Tokens that are more than their text: the special ones, and those the template marks turns with."""
-    added = tokenizer.added_tokens_decoder.values()
-    return [str(token) for token in added if token.special or (str(token).strip() and str(token) in template)]
