@@ -15,6 +15,8 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
     """
     path = Path(path)
     data = content.encode("utf-8") if isinstance(content, str) else content
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent} for {path.name}.")
     if path.exists() and not path.is_file():
         path.write_bytes(data)
         return

@@ -11,6 +11,7 @@ from hf_lm.commands.chat import talk
 from hf_lm.commands.write import assist
 from hf_lm.conversation import Conversation
 from hf_lm.files import refuse_foreign, write_whole
+from hf_lm.predicting import predict
 from hf_lm.writing import Draft
 
 
@@ -148,3 +149,33 @@ def test_a_pipe_is_written_to(tmp_path):
     assert os.read(read, 10) == b"text"
     os.close(read)
     os.close(write)
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*nowhere for a\.json"):
+        write_whole(tmp_path / "nowhere" / "a.json", "1")
+
+
+def test_a_stopped_file_of_predictions_is_continued_by_the_same_model_alone(tmp_path, monkeypatch):
+    def pipeline(kind, model):
+        return lambda piece, **options: [{"label": text.upper(), "score": 0.5} for text in piece]
+
+    monkeypatch.setattr("hf_lm.pipelines.pipeline", pipeline)
+    source, output = tmp_path / "in.txt", tmp_path / "out.jsonl"
+    source.write_text("one\ntwo 春\nthree\n")
+    assert predict("sentiment", "m", str(source), str(output)) == 3
+    complete = output.read_bytes()
+    rows = [json.loads(line) for line in complete.decode().splitlines()]
+    assert rows[1] == {"input": "two 春", "prediction": "TWO 春", "score": 0.5, "model": "m", "task": "sentiment"}
+    first = complete.index(b"\n") + 1
+    for size in range(first, len(complete)):  # stopped anywhere after a complete line, also within a character
+        output.write_bytes(complete[:size])
+        predict("sentiment", "m", str(source), str(output))
+        assert output.read_bytes() == complete
+    windows = complete[:first].replace(b"\n", b"\r\n")
+    output.write_bytes(windows)
+    predict("sentiment", "m", str(source), str(output))
+    assert output.read_bytes() == windows + complete[first:]
+    output.write_bytes(b"")  # nothing that could be lost
+    predict("sentiment", "m", str(source), str(output))
+    assert output.read_bytes() == complete

@@ -97,6 +97,13 @@ def test_a_draft_that_was_not_saved_survives_the_end_of_the_input_and_ctrl_c(mod
     assert not file.exists()
 
 
+def test_a_draft_with_bytes_that_are_no_utf8_is_rescued_as_it_was_typed(tmp_path, capsys):
+    file = tmp_path / "draft.txt"
+    assist(None, None, Draft("a"), file=str(file), read=typed("caf\udce9", f"/save {file}"))
+    assert (tmp_path / "draft.txt.unsaved").read_bytes() == b"a caf\xe9"
+    assert "error: " in capsys.readouterr().out
+
+
 def test_ctrl_c_while_the_model_writes_keeps_what_was_written(model, tokenizer, monkeypatch, capsys):
     def pieces(*args, **kwargs):
         yield " one"

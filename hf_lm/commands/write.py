@@ -170,7 +170,7 @@ class _Desk:
             first = f"{self.file or 'draft.txt'}.unsaved"
             names = itertools.chain([first], (f"{first}-{number}" for number in itertools.count(2)))
             file = next(name for name in names if not _place(name).exists())
-            write_whole(_place(file), self.draft.text)
+            write_whole(_place(file), self.draft.text.encode(errors="surrogateescape"))  # typed in whatever encoding
             print(f"(not saved before; written to {file})")
 
     def settings(self) -> dict[str, Any]:
