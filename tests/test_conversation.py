@@ -1,6 +1,7 @@
 """Conversations: the template is followed, text forges no turn, what does not fit falls out and is said."""
 
 import copy
+import inspect
 import json
 import threading
 
@@ -113,6 +114,9 @@ def test_training_and_chat_encode_a_message_alike_and_change_nothing(content, co
     assert chat_tokenizer.decode(ids) == text
     ends = [chat_tokenizer.convert_tokens_to_ids(token) for token in ("<|im_start|>", "<|im_end|>", "<|endoftext|>")]
     assert [ids.count(end) for end in ends] == [3, 2, 0]
+    if "sanitize_control_tokens" in inspect.signature(chat_tokenizer.apply_chat_template).parameters:  # newer ones
+        sanitized = {"add_generation_prompt": True, "sanitize_control_tokens": True}
+        assert ids == chat_tokenizer.apply_chat_template(messages, **sanitized).input_ids
 
 
 def test_white_space_that_is_a_token_stays_one(conversation, chat_tokenizer):
