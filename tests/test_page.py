@@ -85,13 +85,13 @@ def test_a_draft_is_written_on_taken_and_undone(folders):
     *_, (text, _) = view.go_on(draft, "The fox", max_new_tokens=5, temperature=1.0)
     assert text.startswith("The fox")
     assert draft.text == text
-    found, place, _ = view.alternatives(draft, "The dog", max_new_tokens=4, temperature=1.5)
-    taken = view.take(draft, "The dog", found[0], place)
+    found, _ = view.alternatives(draft, "The dog", max_new_tokens=4, temperature=1.5)
+    taken = view.take(draft, "The dog", found[0])
     assert taken == "The dog" + found[0].text
     assert view.undo(draft, taken)[0] == "The dog"
     assert view.undo(draft, "The dog")[0] == text
     with pytest.raises(ValueError, match="has changed"):
-        view.take(draft, "something else", found[0], place)
+        view.take(draft, "something else", found[0])
 
 
 def test_a_stream_that_is_left_keeps_what_it_wrote(folders):
@@ -101,15 +101,6 @@ def test_a_stream_that_is_left_keeps_what_it_wrote(folders):
     pieces.close()
     assert draft.text == text != "The fox"
     assert view.undo(draft, text)[0] == "The fox"
-
-
-def test_the_passage_rewritten_is_the_selection_unless_words_are_given(folders):
-    view, text = views.load_view(folders["writing"]), "😀 The quick fox jumps."
-    place = views.selection(text, "quick", (7, 12))  # the emoji has two UTF-16 units
-    assert text[slice(*place)] == "quick"
-    assert views.selection(text, "quick", (6, 11)) is None
-    assert view.rewrite(Draft(), text, "", place, temperature=1.5)[1] == place
-    assert view.rewrite(Draft(), text, "fox", place, temperature=1.5)[1] == (12, 15)
 
 
 def test_two_people_have_a_chat_each(folders):
