@@ -73,10 +73,10 @@ def _replaced(seams: dict[str, dict[str, Any]]) -> Iterator[None]:
             setattr(sys.modules[module], name, value)
 
 
-def _without_weights(auto_class: type, name_or_path: str, config: Any, **_: Any) -> tuple[Any, dict]:
+def _without_weights(auto_class: type, name_or_path: str, config: Any, **_: Any) -> Any:
     model = auto_class.from_config(config)
     model.name_or_path, model.at_random = name_or_path, []
-    return model, {"missing_keys": set()}
+    return model
 
 
 def _guess_column(rows: Any, asked: str, guesses: Sequence[str], **_: Any) -> str:
