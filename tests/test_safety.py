@@ -318,7 +318,7 @@ def test_a_classifier_scores_by_its_labels_whatever_the_batch(classifier, writer
             load_scorer(str(classifier), labels=labels)
     with pytest.raises(ValueError, match=r"has the labels .* say which count with --sentiment_label"):
         load_sentiment(str(classifier))
-    with pytest.raises(ValueError, match="give a text classifier"):
+    with pytest.raises(ValueError, match="give one that was trained as GPT2ForSequenceClassification"):
         load_scorer(str(writer))
 
 

@@ -110,7 +110,8 @@ def load_merged(adapter: str, *, tokenizer: PreTrainedTokenizerBase) -> PreTrain
     found = find_adapter(adapter)
     if found is None:
         raise ValueError(f"{adapter} holds no adapter (adapter_config.json).")
-    return load_with_head(adapter, _auto_class(found, load_config(adapter), adapter), tokenizer=tokenizer).eval()
+    auto_class = _auto_class(found, load_config(adapter), adapter)
+    return load_with_head(adapter, auto_class, tokenizer=tokenizer, trained=True).eval()
 
 
 def _auto_class(adapter: dict[str, Any], config: transformers.PreTrainedConfig, name: str) -> type:
