@@ -19,21 +19,12 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False, toke
     the folder holds no complete model, the name cannot be one or there is no token, and ConnectionError, with the
     command that tries again, if the Hub did not take it.
     """
-    from huggingface_hub import HfApi, get_token
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     folder = Path(folder)
     check_complete(folder)
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise ValueError(f"{repo_id!r} cannot be a repository: {error}") from None
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
-        raise ValueError(f"{repo_id!r} names no repository; give user/name.")
-    token = token or get_token()
-    if not token:
-        raise ValueError("there is no Hub token: run `hf auth login` or set HF_TOKEN.")
+    token = check_repository(repo_id, token)
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=token)
     again = f"The run is complete in {folder}; try again with: hf-lm push {folder} {repo_id}"
     try:
@@ -56,6 +47,27 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False, toke
         said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConnectionError(f"the upload broke off ({_without(token, said)}). {again}") from None
     return str(url)
+
+
+def check_repository(repo_id: str, token: str | None = None) -> str:
+    """The token to push to a repository with: the one given, or the one that this machine has.
+
+    Nothing is asked of the Hub. Raises ValueError for a name that cannot be a repository, or where there is no token.
+    """
+    from huggingface_hub import get_token
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"{repo_id!r} cannot be a repository: {error}") from None
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
+        raise ValueError(f"{repo_id!r} names no repository; give user/name.")
+    token = token or get_token()
+    if not token:
+        raise ValueError("there is no Hub token: run `hf auth login` or set HF_TOKEN.")
+    return token
 
 
 def _without(token: str, text: str) -> str:

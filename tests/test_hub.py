@@ -137,6 +137,20 @@ def test_what_cannot_be_published_is_refused_before_the_network_is_touched(folde
         push_to_hub(folder, "user/name")
 
 
+def test_a_repository_is_checked_without_a_network(monkeypatch):
+    from hf_lm.hub import check_repository
+
+    monkeypatch.setenv("HF_TOKEN", "hf_of_this_machine")
+    assert check_repository("user/name") == "hf_of_this_machine"
+    assert check_repository("user/name", "hf_given") == "hf_given"
+    for wrong in ("name", "../../etc", "user/na me", "user/", "a/b/c", ""):
+        with pytest.raises(ValueError, match="repository"):
+            check_repository(wrong)
+    monkeypatch.delenv("HF_TOKEN")
+    with pytest.raises(ValueError, match="hf auth login"):
+        check_repository("user/name")
+
+
 def test_the_command_line_says_what_there_is():
     def run(*argv):
         return subprocess.run([sys.executable, "-m", "hf_lm.cli", *argv], capture_output=True, text=True)
