@@ -5,7 +5,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,8 @@ def check_folder(folder: str | Path) -> Checked:
     if not broken:  # else loading would fail with less to say
         _check_loading(folder, adapter, report, checked)
     _check_card(folder, checked, expected=bool(report))
-    _check_secrets(folder, checked)
+    secrets = secrets_in(folder, _published(folder))
+    checked.expect(not secrets, "nothing looks like a secret", f"looks like a secret: {', '.join(secrets[:5])}")
     return checked
 
 
@@ -75,8 +76,6 @@ def _published(folder: Path) -> Iterator[Path]:
 
 def _check_files(folder: Path, checked: Checked) -> bool:
     """Formats, and files half written; returns whether loading must fail."""
-    from safetensors import SafetensorError, safe_open
-
     files = list(_published(folder))
     names = [path.relative_to(folder).as_posix() for path in files]
     pickled = [name for name in names if name.endswith(PICKLED)]
@@ -86,28 +85,7 @@ def _check_files(folder: Path, checked: Checked) -> bool:
     half += [path.name for path in folder.glob("checkpoint-*") if not (path / "trainer_state.json").is_file()]
     half += [".saving"] * (folder / ".saving").exists()
     damaged = [] if weights else ["there are no weights in safetensors (model.safetensors)"]
-    for path in weights:
-        try:
-            with safe_open(path, "numpy"):
-                pass
-        except (SafetensorError, OSError) as error:
-            damaged.append(f"{path.name} is damaged or half written: {str(error).splitlines()[0]}")
-    for path in files:
-        if path.suffix != ".json":
-            continue
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            damaged.append(f"{path.relative_to(folder)} is no JSON: {str(error).splitlines()[0]}")
-            continue
-        shards = content.get("weight_map") if isinstance(content, dict) else None
-        if path.name.endswith("config.json") and not isinstance(content, dict):
-            damaged.append(f"{path.relative_to(folder)} holds no settings")
-        elif path.name.endswith(".safetensors.index.json") and not isinstance(shards, dict):
-            damaged.append(f"{path.relative_to(folder)} names no weights")
-        elif path.name.endswith(".safetensors.index.json"):
-            lost = sorted({str(name) for name in shards.values() if not (path.parent / str(name)).is_file()})
-            damaged += [f"{path.name} names {name}, which is missing" for name in lost]
+    damaged += damage(folder, files)
     checked.wrong += damaged
     checked.expect(not half, "no file is half written", f"half written: {', '.join(half)}")
     checked.expect(
@@ -116,6 +94,37 @@ def _check_files(folder: Path, checked: Checked) -> bool:
         f"pickled, which can run code when loaded: {', '.join(pickled)}",
     )
     return bool(damaged)
+
+
+def damage(folder: Path, files: Iterable[Path]) -> list[str]:
+    """What cannot be read of a folder's files, in words: weights and JSON half written, shards that are missing."""
+    from safetensors import SafetensorError, safe_open
+
+    found = []
+    for path in files:
+        name = path.relative_to(folder).as_posix()
+        if path.suffix == ".safetensors":
+            try:
+                with safe_open(path, "numpy"):
+                    continue
+            except (SafetensorError, OSError) as error:
+                found.append(f"{name} is damaged or half written: {str(error).splitlines()[0]}")
+        if path.suffix != ".json":
+            continue
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            found.append(f"{name} is no JSON: {str(error).splitlines()[0]}")
+            continue
+        shards = content.get("weight_map") if isinstance(content, dict) else None
+        if name.endswith("config.json") and not isinstance(content, dict):
+            found.append(f"{name} holds no settings")
+        elif name.endswith(".safetensors.index.json") and not isinstance(shards, dict):
+            found.append(f"{name} names no weights")
+        elif name.endswith(".safetensors.index.json"):
+            lost = sorted({str(name) for name in shards.values() if not (path.parent / str(name)).is_file()})
+            found += [f"{name} names {shard}, which is missing" for shard in lost]
+    return found
 
 
 def _check_report(folder: Path, checked: Checked) -> dict[str, Any]:
@@ -163,18 +172,19 @@ def _check_card(folder: Path, checked: Checked, *, expected: bool) -> None:
     )
 
 
-def _check_secrets(folder: Path, checked: Checked) -> None:
-    """Name where something looks like a secret, never what it is."""
+def secrets_in(folder: Path, files: Iterable[Path], *, known: str = "") -> list[str]:
+    """Where something looks like a secret, or is the one known, never what it is: `name:line (what)`."""
     found = []
-    for path in _published(folder):
+    patterns = SECRETS | ({"the Hub token of this machine": re.escape(known)} if known else {})
+    for path in files:
         if path.suffix not in TEXT:
             continue
         with path.open(encoding="utf-8", errors="replace") as file:
             for number, line in enumerate(file, 1):
-                for kind, pattern in SECRETS.items():
+                for kind, pattern in patterns.items():
                     if re.search(pattern, line):
                         found.append(f"{path.relative_to(folder)}:{number} ({kind})")
-    checked.expect(not found, "nothing looks like a secret", f"looks like a secret: {', '.join(found[:5])}")
+    return found
 
 
 def _check_loading(folder: Path, adapter: bool, report: dict[str, Any], checked: Checked) -> None:
