@@ -67,6 +67,26 @@ def test_a_span_head_of_llama_has_no_base_of_one_name(checkpoints, tokenizer):  
     assert has_base(add_lora(model, rank=2))
 
 
+def test_a_base_of_this_machine_is_named_so_that_peft_cannot_ask_the_hub_for_it(tokenizer, tmp_path, monkeypatch):  # noqa: F811
+    """out/pretrain is a folder here and, from anywhere else, the repository of a stranger called out."""
+    from peft import AutoPeftModelForCausalLM
+
+    from hf_lm.models.gpt2 import new_gpt2
+
+    monkeypatch.chdir(tmp_path)
+    model = new_gpt2(tokenizer, n_layer=1, n_head=1, n_embd=8, block_size=16)
+    assert add_lora(model, rank=2).peft_config["default"].base_model_name_or_path in (None, "")
+    model = new_gpt2(tokenizer, n_layer=1, n_head=1, n_embd=8, block_size=16)
+    model.save_pretrained("out/pretrain")
+    model = add_lora(load_causal_lm("out/pretrain"), rank=2)
+    model.save_pretrained("out/adapter")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    loaded = AutoPeftModelForCausalLM.from_pretrained("../out/adapter")
+    assert loaded.peft_config["default"].base_model_name_or_path == str(tmp_path / "out" / "pretrain")
+    assert has_base(model)
+
+
 def test_pipelines_take_an_adapter(adapters, tokenizer):  # noqa: F811
     text = "The plot was a mess."
     found = pipeline("text-classification", model=str(adapters["classifier", "bert"].folder))(text)

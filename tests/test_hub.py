@@ -272,6 +272,32 @@ def test_only_what_a_run_writes_is_published_and_no_secret_and_no_link(reached, 
     assert len(reached.commits) == 1
 
 
+@pytest.mark.parametrize("base", ["a/b", "folder"])
+def test_an_adapter_of_a_folder_of_this_machine_is_left_here(reached, folder, tokenizer, tmp_path, base, capsys):
+    from safetensors.numpy import load_file, save_file
+
+    from hf_lm.hub import push_to_hub
+
+    adapter = folder / "adapter"
+    adapter.mkdir()
+    tokenizer.save_pretrained(adapter)
+    save_file(load_file(folder / "model.safetensors"), adapter / "adapter_model.safetensors")
+    base = str(tmp_path) if base == "folder" else base
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+    (adapter / "README.md").write_text(f"---\nbase_model: {base}\n---\n")  # by peft
+    push_to_hub(folder, "user/name")
+    names = {name for name in reached.commits[0]["files"] if name.startswith("adapter/")}
+    kept = f"not uploaded: adapter/, whose base {tmp_path} is a folder of this machine" in capsys.readouterr().err
+    if base == "a/b":
+        files = ("adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json")
+        assert (names, kept) == ({f"adapter/{name}" for name in files}, False)
+        push_to_hub(adapter, "user/adapter")  # an adapter alone is a model where its base has a name
+    else:
+        assert (names, kept) == (set(), True)
+        with pytest.raises(ValueError, match=r"is an adapter of .* push the merged model \(hf-lm merge"):
+            push_to_hub(adapter, "user/adapter")
+
+
 def test_no_path_of_this_machine_is_published(reached, folder, tmp_path, monkeypatch):
     from hf_lm.hub import push_to_hub
 
