@@ -2,13 +2,14 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from hf_lm.credentials import find_secrets
 
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".msgpack")
 # The code that a model of this package carries, as config.json names it: hf_lm.models.recurrent.
@@ -17,16 +18,6 @@ OUR_CODE = {
     "AutoModelForCausalLM": "recurrent.RecurrentLMHeadModel",
 }
 OUR_FILES = {"recurrent.py", "recurrent_configuration.py"}
-TEXT = (".json", ".jsonl", ".md", ".yaml", ".yml", ".txt", ".jinja", ".py", ".log", ".csv", ".tsv")
-SECRETS = {
-    "a Hugging Face token": r"\bhf_[A-Za-z0-9]{30,}",
-    "an OpenAI key": r"\bsk-[A-Za-z0-9_-]{32,}",
-    "a GitHub token": r"\b(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_\w{40,})",
-    "an AWS key": r"\bAKIA[0-9A-Z]{16}\b",
-    "a Google key": r"\bAIza[0-9A-Za-z_-]{35}",
-    "a Slack token": r"\bxox[abprs]-[0-9A-Za-z-]{20,}",
-    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
-}
 
 
 @dataclass
@@ -61,7 +52,7 @@ def check_folder(folder: str | Path) -> Checked:
     if not broken:  # else loading would fail with less to say
         _check_loading(folder, adapter, report, checked)
     _check_card(folder, checked, expected=bool(report))
-    secrets = secrets_in(folder, _published(folder))
+    secrets = find_secrets(folder, _published(folder))
     checked.expect(not secrets, "nothing looks like a secret", f"looks like a secret: {', '.join(secrets[:5])}")
     return checked
 
@@ -170,21 +161,6 @@ def _check_card(folder: Path, checked: Checked, *, expected: bool) -> None:
         f"the model card's metadata is valid ({said or 'no pipeline_tag'}; {len(data.eval_results or [])} results)",
         "the model card (README.md) has no metadata",
     )
-
-
-def secrets_in(folder: Path, files: Iterable[Path], *, known: str = "") -> list[str]:
-    """Where something looks like a secret, or is the one known, never what it is: `name:line (what)`."""
-    found = []
-    patterns = SECRETS | ({"the Hub token of this machine": re.escape(known)} if known else {})
-    for path in files:
-        if path.suffix not in TEXT:
-            continue
-        with path.open(encoding="utf-8", errors="replace") as file:
-            for number, line in enumerate(file, 1):
-                for kind, pattern in patterns.items():
-                    if re.search(pattern, line):
-                        found.append(f"{path.relative_to(folder)}:{number} ({kind})")
-    return found
 
 
 def _check_loading(folder: Path, adapter: bool, report: dict[str, Any], checked: Checked) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 
 import yaml
 
-from hf_lm.checking import OUR_CODE, OUR_FILES, damage, secrets_in
+from hf_lm.checking import OUR_CODE, OUR_FILES, damage
+from hf_lm.credentials import find_secrets
 
 # What a run writes of a model, of an adapter and of a tokenizer, and is published: in the folder itself, in adapter/
 # and in target_tokenizer/. Checkpoints, logs and whatever else lies there stay here.
@@ -54,7 +55,7 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False, toke
     check_finished(folder)
     token = check_repository(repo_id, token)
     files = _published(folder)
-    if secrets := secrets_in(folder, files, known=token):
+    if secrets := find_secrets(folder, files, known=token):
         raise ValueError(f"{folder} holds what looks like a secret: {', '.join(secrets[:5])}. Nothing was uploaded.")
     if base := _local_base(folder / "adapter"):
         print(f"not uploaded: adapter/, whose base {base} is a folder of this machine", file=sys.stderr)

@@ -13,6 +13,7 @@ FLOORS = [
         "arguments",
         "cache",
         "checking",
+        "credentials",
         "decoding",
         "files",
         "planning.devices",
