@@ -268,7 +268,8 @@ def _without_local_paths(folder: Path) -> dict[str, bytes]:
 
     changed = {}
     if (published := rewrite(run)) != run:
-        changed["run.yaml"] = yaml.safe_dump(published, sort_keys=False, allow_unicode=True).encode()
+        comment = re.match(r"(?:#.*\n)*", (folder / "run.yaml").read_text(encoding="utf-8"))[0]
+        changed["run.yaml"] = (comment + yaml.safe_dump(published, sort_keys=False, allow_unicode=True)).encode()
     published = rewrite(report)
     if "run.yaml" in changed and "run.yaml" in published.get("files", {}):
         content = changed["run.yaml"]

@@ -313,7 +313,7 @@ def test_no_path_of_this_machine_is_published(reached, folder, tmp_path, monkeyp
         "model": "out/base",
         "prefix": "/think",
     }
-    (folder / "run.yaml").write_text(yaml.safe_dump(run))
+    (folder / "run.yaml").write_text("# hf_lm\n" + yaml.safe_dump(run))
     report = json.loads((folder / "report.json").read_text()) | {
         "arguments": {"dataset": run["dataset"], "learning_rate": 0.1},
         "files": recorded(folder),
@@ -326,6 +326,7 @@ def test_no_path_of_this_machine_is_published(reached, folder, tmp_path, monkeyp
     push_to_hub(folder, "user/name")
     assert contents(folder) == before
     files = reached.repos["user/name"]
+    assert files["run.yaml"].startswith(b"# hf_lm\n")
     there = yaml.safe_load(files["run.yaml"])
     assert there == run | {
         "dataset": "my reviews.tsv",
