@@ -22,6 +22,7 @@ import transformers
 import yaml
 from transformers import HfArgumentParser
 
+from hf_lm.credentials import masked, masked_traceback, names_secret
 from hf_lm.training import dry_run
 
 Arguments = TypeVar("Arguments")
@@ -167,7 +168,7 @@ def parse_arguments(
     except (ValueError, OSError) as error:
         if debug or dry_run.active():
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {masked(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
@@ -357,9 +358,9 @@ def _saved_run(resolved, arguments_class, training_arguments_class, recipe_defau
 
     Values are taken before TrainingArguments changes them, and no token is among them.
     """
-    run = {f.name: resolved[f.name] for f in fields(arguments_class)}
+    run = {f.name: resolved[f.name] for f in fields(arguments_class) if not names_secret(f.name)}
     for f in fields(training_arguments_class):
-        if not f.init or f.name in ONE_INVOCATION or f.name.endswith("_token"):
+        if not f.init or f.name in ONE_INVOCATION or names_secret(f.name):
             continue
         if f.name in recipe_defaults or f.name in origin:
             run[f.name] = resolved[f.name]
@@ -376,7 +377,7 @@ def _plain_value(value: Any) -> Any:
 
 def report_errors(debug: bool) -> None:
     """From now on an uncaught error is one line on stderr and exit code 1; with debug, Python's own traceback."""
-    sys.excepthook = sys.__excepthook__ if debug else _one_line
+    sys.excepthook = masked_traceback if debug else _one_line
 
 
 def _one_line(kind: type[BaseException], error: BaseException, trace: Any) -> None:
@@ -389,4 +390,4 @@ def _one_line(kind: type[BaseException], error: BaseException, trace: Any) -> No
     if not issubclass(kind, (ValueError, OSError, FloatingPointError, ImportError)):
         last = traceback.extract_tb(trace)[-1] if trace else None
         said = f"{kind.__name__}: {said}" + (f" ({Path(last.filename).name}:{last.lineno})" if last else "")
-    print(f"{prefix}error: {said}  (--debug shows the traceback)", file=sys.stderr)
+    print(f"{prefix}error: {masked(said)}  (--debug shows the traceback)", file=sys.stderr)

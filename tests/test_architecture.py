@@ -15,6 +15,7 @@ FLOORS = [
         "arguments",
         "cache",
         "checking",
+        "credentials",
         "decoding",
         "files",
         "planning.devices",

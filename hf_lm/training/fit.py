@@ -155,6 +155,7 @@ def fit(
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     model.config.use_cache = True  # the Trainer turned it off for training, and would save that
     model.eval()
+    tags = list(model.model_tags or [])  # of a callback, such as trackio's, or of TRL
     adapter, bits = None, quantized_bits(model)
     if is_adapted(model) and not merge:
         adapter = folder
@@ -189,6 +190,7 @@ def fit(
                 "parameters": model.num_parameters(),
                 "trainable": trainable,
                 "model_type": model.config.model_type,
+                "tags": tags,
             },
             "proofs": found,
             "metrics": {split: with_baseline(task, split, scores) for split, scores in measured.items()},
