@@ -22,6 +22,8 @@ import transformers
 import yaml
 from transformers import HfArgumentParser
 
+from hf_lm.output_folder import check_output
+
 Arguments = TypeVar("Arguments")
 
 
@@ -69,6 +71,10 @@ class TrainingArguments(transformers.TrainingArguments):
             raise ValueError("--max_cost needs --price_per_hour, what an hour of the devices costs.")
         if min(self.max_hours, self.max_cost, self.price_per_hour) < 0:
             raise ValueError("--max_hours, --max_cost and --price_per_hour must be 0 (no limit) or more.")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled or copied: all but the token, which must not reach a file."""
+        return self.__dict__ | {"hub_token": None}
 
     @property
     def budget(self) -> float:
@@ -199,6 +205,12 @@ def _parse(arguments_class, training_arguments_class, argv, recipe_defaults, fre
     except (ValueError, TypeError) as error:
         raise ValueError(_name_the_key(str(error), resolved, origin)) from error
     args, training_args = objects
+    check_output(  # before any work: fit, which makes the folder, comes after the tokenizer and the model
+        training_args.output_dir,
+        resume=bool(training_args.resume_from_checkpoint),
+        overwrite=training_args.overwrite_output_dir,
+        base=resolved.get("model") or "",
+    )
     training_args.run = run
     training_args.changed = {key: value for key, value in run.items() if value != _plain_value(defaults[key])}
     return args, training_args

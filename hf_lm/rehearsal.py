@@ -44,7 +44,8 @@ def rehearse(recipe: str, arguments: Sequence[str] = (), *, use_cpu: bool = True
         reached(learned.initial_model(LABELS, learned.training_args.seed), learned.task, learned.training_args)
 
     # --debug: errors come here instead of ending the process. --use_cpu: what is only looked at needs no GPU.
-    options = [*(("--use_cpu", "True") if use_cpu else ()), "--debug"]
+    # --overwrite_output_dir: a finished run there is no obstacle, for nothing is written.
+    options = [*(("--use_cpu", "True") if use_cpu else ()), "--overwrite_output_dir", "True", "--debug"]
     before = sys.argv, sys.excepthook, last.fit, SelfTraining.run
     try:
         sys.argv, last.fit, SelfTraining.run = [str(path), *map(str, arguments), *options], reached, first

@@ -12,7 +12,7 @@ import numpy as np
 from hf_lm.evaluation.compare import Comparison, compare
 from hf_lm.evaluation.intervals import Estimate
 from hf_lm.evaluation.predictions import GROUPS, METRICS
-from hf_lm.report import SHOWN, _plain, in_words, visible
+from hf_lm.report import SHOWN, in_words, plain, visible
 
 LIKELIHOODS = METRICS["pretrain"]
 
@@ -128,7 +128,7 @@ def save_scores(result: dict[str, Any], path: str | Path) -> list[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".tmp")
-    text = json.dumps(_plain(result), indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(plain(result), indent=2, ensure_ascii=False, allow_nan=False)
     aside.write_text(text + "\n", encoding="utf-8")
     os.replace(aside, path)
     return [path, draw_scores(result, path.with_suffix(".png"))]
