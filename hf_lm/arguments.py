@@ -209,7 +209,7 @@ def _parse(arguments_class, training_arguments_class, argv, recipe_defaults, fre
         training_args.output_dir,
         resume=bool(training_args.resume_from_checkpoint),
         overwrite=training_args.overwrite_output_dir,
-        base=resolved.get("model") or "",
+        inputs=[value for f in fields(arguments_class) if isinstance(value := resolved[f.name], str)],
     )
     training_args.run = run
     training_args.changed = {key: value for key, value in run.items() if value != _plain_value(defaults[key])}

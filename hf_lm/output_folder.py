@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +52,11 @@ def is_run(folder: str | Path) -> bool:
         return False
 
 
-def check_output(output_dir: str | Path, *, resume: bool, overwrite: bool, base: str = "") -> None:
+def check_output(output_dir: str | Path, *, resume: bool, overwrite: bool, inputs: Iterable[str | Path] = ()) -> None:
     """Raise FileExistsError where a run would replace what it must not. Nothing changes on disk.
 
-    That is, whatever was asked for: a file that has the name of one that a run writes and that no run wrote, and the
-    model `base`, a folder or a name, that the run starts from. An earlier run is replaced where `overwrite` is set and
+    That is, whatever was asked for: a file that has the name of one that a run writes and that no run wrote, and what
+    the run itself reads: those of `inputs` that are paths. An earlier run is replaced where `overwrite` is set and
     continued where `resume` is. A folder that is absent, empty, or holds only files that no run writes is free.
     """
     folder = Path(output_dir)
@@ -67,14 +68,10 @@ def check_output(output_dir: str | Path, *, resume: bool, overwrite: bool, base:
             f"{folder} holds files that no run of hf_lm wrote and that this run would replace ({_names(foreign)}): "
             "choose another --output_dir."
         )
-    if base and Path(base).is_dir():
-        source = Path(base).resolve()
-        taken = [folder] + ([*checkpoints, folder / "adapter"] if overwrite else [])
-        if source in [path.resolve() for path in taken]:
-            raise FileExistsError(
-                f"--output_dir {folder} would replace the model {base}: choose another --output_dir."
-            )
     held = [*list_checkpoints(folder), *results]
+    replaced = {path.resolve() for path in (folder, *held, *(folder / name for name in NESTED)) if held}
+    if read := [path for path in inputs if path and Path(path).resolve() in replaced]:
+        raise FileExistsError(f"this run reads {read[0]} and would replace it: choose another --output_dir.")
     if held and not (resume or overwrite):
         raise FileExistsError(
             f"{folder} already holds a run ({_names(held)}). Continue it with --resume_from_checkpoint latest, choose "
@@ -82,9 +79,11 @@ def check_output(output_dir: str | Path, *, resume: bool, overwrite: bool, base:
         )
 
 
-def prepare_output(output_dir: str | Path, *, resume: bool, overwrite: bool, base: str = "") -> None:
+def prepare_output(
+    output_dir: str | Path, *, resume: bool, overwrite: bool, inputs: Iterable[str | Path] = ()
+) -> None:
     """`check_output`, and make the folder. Raises OSError where it cannot be written. An earlier run stays in it."""
-    check_output(output_dir, resume=resume, overwrite=overwrite, base=base)
+    check_output(output_dir, resume=resume, overwrite=overwrite, inputs=inputs)
     folder = Path(output_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)

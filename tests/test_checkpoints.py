@@ -140,12 +140,13 @@ def test_a_checkpoint_of_another_program_is_not_removed(tmp_path):
     check_output(tmp_path, resume=True, overwrite=False)
 
 
-def test_the_model_that_a_run_starts_from_is_not_replaced(tmp_path):
+def test_what_a_run_reads_is_not_replaced_by_it(tmp_path):
     base = make_result(tmp_path / "base")
-    for model in (base, tmp_path / "base" / ".." / "base", base / "checkpoint-10", base / "adapter"):
-        with pytest.raises(FileExistsError, match="would replace the model"):
-            check_output(base, resume=False, overwrite=True, base=str(model))
-    check_output(tmp_path / "other", resume=False, overwrite=True, base=str(base))
+    for name in ("", "../base", "checkpoint-10", "adapter", "predictions.jsonl"):
+        with pytest.raises(FileExistsError, match=r"this run reads .* and would replace it"):
+            check_output(base, resume=False, overwrite=True, inputs=["bert", base / name])
+    check_output(base, resume=False, overwrite=True, inputs=["", base / "notes.txt"])
+    check_output(tmp_path / "other", resume=False, overwrite=True, inputs=[base])
 
 
 def test_a_model_is_moved_into_place_beside_what_the_user_has_there(tmp_path):

@@ -77,7 +77,7 @@ def fit(
                 folder,
                 resume=bool(resume),
                 overwrite=training_args.overwrite_output_dir,
-                base=getattr(model, "name_or_path", ""),
+                inputs=[getattr(model, "name_or_path", "")],
             )
     checkpoint = find_checkpoint(resume, folder) if resume else None
     if checkpoint is not None and not training_args.resume_with_changes:

@@ -193,8 +193,8 @@ class Sound:
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
-        (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)  # pickled, and
-        # never read: run.yaml holds the same
+        if self.args.should_save:  # pickled, and never read: run.yaml holds the same
+            (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
         if self.args.should_save and self._pair is not None:
             save_tokenizer(self._pair, output_dir or self.args.output_dir)
         model = self.accelerator.unwrap_model(self.model)  # its forward in mixed precision is still to be trained
