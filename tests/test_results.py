@@ -82,8 +82,11 @@ def test_everything_that_a_run_writes_is_known_as_such(copied):
     assert set(contents(copied)) == {"run.yaml"}  # another name: add it to hf_lm.output_folder
 
 
-def test_a_finished_run_that_is_resumed_ends_the_same(start, finished, copied):
+@pytest.mark.parametrize("finished_before", [True, False])
+def test_a_run_that_is_resumed_at_its_end_ends_the_same(start, finished, copied, finished_before):
     before = json.loads((finished / "report.json").read_text())
+    if not finished_before:  # killed between training and the final files
+        remove_results(copied, checkpoints=False)
     report = sentiment(start, copied, resume_from_checkpoint="latest")
     for name in ("model.safetensors", "predictions.jsonl"):
         assert (copied / name).read_bytes() == (finished / name).read_bytes()

@@ -1,6 +1,7 @@
 """The loss is the mean over all label tokens of a step, speed is measured, and a NaN stops the run."""
 
 import copy
+import json
 import math
 import os
 import pickle
@@ -17,6 +18,7 @@ from transformers import TrainerCallback
 from hf_lm.arguments import TrainingArguments
 from hf_lm.data.packing import Blocks, collate_blocks
 from hf_lm.losses import label_loss, next_token_loss, span_loss
+from hf_lm.training.budget import StopAtBudget
 from hf_lm.training.monitor import flops_per_token
 from hf_lm.training.trainer import Trainer
 
@@ -243,6 +245,21 @@ def test_a_stop_at_the_last_step_leaves_the_end_as_it_is(resumable, tmp_path):
     stopped.train()
     assert not stopped.stop.stopped
     assert (tmp_path / "out" / "checkpoint-4").is_dir()
+
+
+def test_a_stop_by_the_budget_keeps_the_evaluation_that_is_due(resumable, tmp_path):
+    trainer, now = resumable(eval_strategy="steps", eval_steps=2, save_steps=100, max_steps=8), [0.0]
+    work = trainer.training_step
+
+    def slow_step(*arguments, **keywords):
+        now[0] += 1
+        return work(*arguments, **keywords)
+
+    trainer.training_step = slow_step
+    trainer.add_callback(StopAtBudget(5.0, started=0.0, checkpoint_bytes=0, clock=lambda: now[0]))
+    trainer.train()
+    saved = json.loads((tmp_path / "out" / "checkpoint-4" / "trainer_state.json").read_text())
+    assert [entry["step"] for entry in saved["log_history"] if "eval_loss" in entry] == [2, 4]
 
 
 @pytest.mark.parametrize("moved", ["the folder", "the working directory"])
