@@ -23,6 +23,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from hf_lm.credentials import masked, masked_traceback, names_secret
+from hf_lm.output_folder import check_output
 from hf_lm.training import dry_run
 
 Arguments = TypeVar("Arguments")
@@ -74,6 +75,10 @@ class TrainingArguments(transformers.TrainingArguments):
             raise ValueError(f"--sweep {self.sweep}: give the number of learning rates to try, or 0 for no search.")
         if min(self.max_hours, self.max_cost, self.price_per_hour) < 0:
             raise ValueError("--max_hours, --max_cost and --price_per_hour must be 0 (no limit) or more.")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled or copied: all but the token, which must not reach a file."""
+        return self.__dict__ | {"hub_token": None}
 
     @property
     def budget(self) -> float:
@@ -211,6 +216,13 @@ def _parse(arguments_class, training_arguments_class, argv, recipe_defaults, fre
     except (ValueError, TypeError) as error:
         raise ValueError(_name_the_key(str(error), resolved, origin)) from error
     args, training_args = objects
+    if not dry_run.active():  # before any work: fit, which makes the folder, comes after the tokenizer and the model
+        check_output(
+            training_args.output_dir,
+            resume=bool(training_args.resume_from_checkpoint),
+            overwrite=training_args.overwrite_output_dir,
+            inputs=[value for f in fields(arguments_class) if isinstance(value := resolved[f.name], str)],
+        )
     training_args.run = run
     training_args.changed = {key: value for key, value in run.items() if value != _plain_value(defaults[key])}
     return args, training_args

@@ -24,6 +24,7 @@ FLOORS = [
         "losses",
         "markdown",
         "models",
+        "output_folder",
         "sampling",
         "target_tokenizer",
         "terminal",
