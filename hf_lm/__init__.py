@@ -1,9 +1,8 @@
 """hf_lm: the shortest honest way from text to a published language model."""
 
-import sys
-from importlib.machinery import ModuleSpec, PathFinder
+from hf_lm.version import __version__
 
-__version__ = "0.1.0"
+__all__ = ["__version__", "pipeline"]
 
 
 def __getattr__(name: str):
@@ -12,43 +11,3 @@ def __getattr__(name: str):
 
         return pipeline
     raise AttributeError(f"module 'hf_lm' has no attribute {name!r}")
-
-
-_AUTO_CONFIG = "transformers.models.auto.configuration_auto"
-
-
-def _register_recurrent() -> None:
-    from transformers.models.auto.configuration_auto import AutoConfig
-
-    from hf_lm.models.recurrent_configuration import RecurrentConfig
-
-    AutoConfig.register(RecurrentConfig.model_type, RecurrentConfig, exist_ok=True)
-
-
-class _RegisterWithAutoConfig:
-    """Import hook: makes the recurrent model known to AutoConfig once something imports AutoConfig.
-
-    `import hf_lm` is then free of the seconds that `import transformers` takes. The model's class is registered when
-    its first configuration is built (see RecurrentConfig): at this point transformers may still be half imported.
-    """
-
-    @staticmethod
-    def find_spec(name: str, path=None, target=None) -> ModuleSpec | None:
-        if name != _AUTO_CONFIG:
-            return None
-        spec = PathFinder.find_spec(name, path)
-        if spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
-
-            def execute_and_register(module) -> None:
-                execute(module)
-                _register_recurrent()
-
-            spec.loader.exec_module = execute_and_register
-        return spec
-
-
-if _AUTO_CONFIG in sys.modules:
-    _register_recurrent()
-else:
-    sys.meta_path.insert(0, _RegisterWithAutoConfig)

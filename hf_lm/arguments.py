@@ -22,6 +22,8 @@ import transformers
 import yaml
 from transformers import HfArgumentParser
 
+from hf_lm.training import dry_run
+
 Arguments = TypeVar("Arguments")
 
 
@@ -67,6 +69,8 @@ class TrainingArguments(transformers.TrainingArguments):
         super().__post_init__()
         if self.max_cost and self.price_per_hour <= 0:
             raise ValueError("--max_cost needs --price_per_hour, what an hour of the devices costs.")
+        if self.sweep < 0:
+            raise ValueError(f"--sweep {self.sweep}: give the number of learning rates to try, or 0 for no search.")
         if min(self.max_hours, self.max_cost, self.price_per_hour) < 0:
             raise ValueError("--max_hours, --max_cost and --price_per_hour must be 0 (no limit) or more.")
 
@@ -146,15 +150,22 @@ def parse_arguments(
 
     Also takes `--print_config` (show the resolved run and exit) and a bare `--debug` (errors with a traceback;
     without it an error is one line). The resolved run is kept in `training_args.run` and holds no token.
-    A wrong key or value ends the process with exit code 2.
+    A wrong key or value ends the process with exit code 2. In a dry run the tokens are its own instead of the
+    process', and errors are raised.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        argv = sys.argv[1:] if (tokens := dry_run.arguments()) is None else tokens
+    argv = list(argv)
     _use_every_core()
-    report_errors(debug=_take_flag(argv, "--debug"))
+    debug = _take_flag(argv, "--debug")
+    if not dry_run.active():
+        report_errors(debug=debug)
     try:
-        return _parse(arguments_class, training_arguments_class, argv, recipe_defaults, fresh or {})
+        args, training_args = _parse(arguments_class, training_arguments_class, argv, recipe_defaults, fresh or {})
+        dry_run.parsed(args)
+        return args, training_args
     except (ValueError, OSError) as error:
-        if sys.excepthook is not _one_line:
+        if debug or dry_run.active():
             raise
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -212,7 +223,12 @@ def _use_every_core() -> None:
 
 
 def bf16_is_fast() -> bool:
-    """Whether this machine multiplies in bfloat16 without emulating it; where a GPU is, the GPU."""
+    """Whether this machine multiplies in bfloat16 without emulating it; where a GPU is, the GPU.
+
+    In a dry run for another device: whether that one does.
+    """
+    if (device := dry_run.bf16()) is not None:
+        return device
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}

@@ -97,7 +97,7 @@ def _introduction(report: dict[str, Any], folder: Path) -> str:
     if recurrent:
         lines += [
             "",
-            "The model carries its own code (recurrent.py); after `import hf_lm` it loads without that trust.",
+            "The model carries its own code (recurrent.py); after `import hf_lm.models` it loads without that trust.",
         ]
     return "\n".join(lines)
 

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import NoReturn
 
-from hf_lm import __version__
+from hf_lm.version import __version__
 
 COMMANDS = (  # as `hf-lm --help` lists them; each is a module of hf_lm.commands
     *("recipes", "copy", "plan", "inspect", "run"),
-    *("generate", "write", "chat", "demo", "predict", "serve"),
+    *("generate", "write", "chat", "demo", "predict"),
     *("score", "compare"),
     *("check", "merge", "push"),
     "completion",

@@ -118,7 +118,9 @@ def launch(arguments: Sequence[str]) -> NoReturn:
 
     # Its list of values that were not given: the recipe itself says how many processes and which precision there are.
     logging.getLogger("accelerate.commands.launch").setLevel(logging.ERROR)
-    # accelerate starts a child, which a SIGTERM would leave behind and whose exit code it replaces by 1.
+    # The one name of another module that this package replaces. accelerate 1.15 starts one process with
+    # `subprocess.Popen` and waits: SIGTERM ends the launcher and leaves the child behind, and every exit code but 0
+    # becomes 1. Its command line has no option for another launcher.
     accelerate_launch.simple_launcher = _become
     parser = accelerate_launch.launch_command_parser()
     try:

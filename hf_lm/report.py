@@ -82,7 +82,7 @@ def _plain(value: Any) -> Any:
 
 
 def versions() -> dict[str, str]:
-    from hf_lm import __version__
+    from hf_lm.version import __version__
 
     found = {"hf_lm": __version__, "python": platform.python_version()}
     for name in PACKAGES:

@@ -247,12 +247,6 @@ def encode_with_offsets(tokenizer: PreTrainedTokenizerBase, texts: list[str]) ->
     return [(encoding.ids, np.array(encoding.offsets, np.int32).reshape(-1, 2)) for encoding in encodings]
 
 
-def encode_marked(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of a text in which special tokens are meant, such as a chat template that was filled."""
-    with _ENCODING:
-        return tokenizer(text, add_special_tokens=False).input_ids
-
-
 _ENCODING = threading.Lock()  # the setting is the tokenizer's: two threads would encode each other's text by it
 
 

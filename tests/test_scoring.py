@@ -296,6 +296,33 @@ def test_runs_that_cannot_be_compared_are_refused_in_one_line(classifier, summar
     assert compare_runs([classifier, only])["data"]["split"] == "validation"
 
 
+GOOD = {"split": "test", "input": "a", "reference": "x", "prediction": "y"}
+
+
+@pytest.mark.parametrize(
+    ("report", "row", "says"),
+    [
+        ("{", GOOD, "report.json is not the report of a run"),
+        ("[]", GOOD, "report.json is not the report of a run"),
+        ("{}", GOOD, "report.json is not the report of a run"),
+        ('{"recipe": "sentiment"}', [], "does not hold the predictions of a sentiment run"),
+        ('{"recipe": "sentiment"}', {"split": "test", "input": "a"}, "does not hold the predictions of a sentiment"),
+        ('{"recipe": "summarization"}', GOOD | {"split": None}, "does not hold the predictions of a summ"),
+        ('{"recipe": "pretrain"}', GOOD, "does not hold the predictions of a pretrain run"),
+    ],
+)
+def test_a_folder_that_is_no_run_is_refused_in_one_line(report, row, says, tmp_path, capsys):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "report.json").write_text(report)
+        (tmp_path / name / "predictions.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(SystemExit):
+        main(["compare", str(tmp_path / "one"), str(tmp_path / "two")])
+    [line] = capsys.readouterr().err.strip().split("\n")
+    assert line.startswith("error: ")
+    assert says in line
+
+
 def test_rows_with_the_same_text_are_all_kept(tmp_path):
     rows = [{"split": "test", "input": "same", "reference": "a", "prediction": said} for said in ("a", "b", "a")]
     for name in ("one", "two"):

@@ -24,12 +24,12 @@ from transformers import (
 from hf_lm.data.opinions import opinions
 from hf_lm.evaluation.calibration import fit_temperature, label_log_probs
 from hf_lm.evaluation.intervals import OverRuns, mean
-from hf_lm.rehearsal import rehearse
 from hf_lm.self_training.learning import LABELS, PSEUDO, take_body
 from hf_lm.self_training.rows import draw_labelled, leave_out_known, read_unlabelled
 from hf_lm.self_training.starts import BEGIN
 from hf_lm.self_training.teaching import select_confident
 from hf_lm.tasks.domain import DenoisedText
+from hf_lm.training.dry_run import run_recipe
 
 FAST = {"use_cpu": True, "bf16": False, "report_to": "none", "min_steps": 4, "num_train_epochs": 1, "max_length": 64}
 
@@ -307,7 +307,7 @@ def test_a_model_that_cannot_read_the_text_is_refused_before_the_first_training(
 def test_it_is_looked_at_and_planned_without_a_training(labelled, tmp_path):
     (tmp_path / "many.txt").write_text("one more text\nand another one\n")
     arguments = ["--labelled", labelled, "--unlabelled", tmp_path / "many.txt", "--output_dir", tmp_path / "out"]
-    found = rehearse("self_training", arguments)
+    found = run_recipe("self_training", arguments)
     assert found.task.labels == ["negative", "positive"]
     assert found.task.table.notes[-1].startswith("many.txt gives 2 texts without labels")
     assert not (tmp_path / "out").exists()

@@ -63,7 +63,7 @@ def load_causal_lm(
             f"{name_or_path} was saved as {architecture(config)} and lacks {len(missing)} weights of "
             f"{type(model).__name__} ({missing[0]}, ...), which would start at random; give a causal language model."
         )
-    if not _is_causal(model):
+    if model.device.type != "meta" and not _is_causal(model):
         raise ValueError(
             f"{name_or_path} ({architecture(config)}) reads the words after the one it predicts, so training it as "
             "a language model would teach it to copy; give a causal language model, such as GPT-2 or Llama."
@@ -169,7 +169,14 @@ def _saved_as(config: PreTrainedConfig) -> type:
 def load_weights(
     auto_class: type, name_or_path: str, config: PreTrainedConfig, *, quantize: int = 0, **options: Any
 ) -> tuple[PreTrainedModel, dict]:
-    """A model and what was missing. Of an adapter's folder: its base with the adapter's updates in its weights."""
+    """A model and what was missing. Of an adapter's folder: its base with the adapter's updates in its weights.
+
+    Where torch's default device is the meta device the model is built from its configuration, and no weight is read.
+    """
+    if torch.get_default_device().type == "meta":
+        model = auto_class.from_config(config)
+        model.name_or_path, model.at_random = name_or_path, []
+        return model, {"missing_keys": set()}
     adapter = find_adapter(name_or_path)
     if adapter is not None:
         if quantize:

@@ -72,6 +72,8 @@ class _Clock(TrainerCallback):
 def _random(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     if not tensor.is_meta:
         return tensor.detach().clone().to(device)
+    if not tensor.is_floating_point():  # a buffer of positions or kinds
+        return torch.zeros(tensor.shape, dtype=tensor.dtype, device=device)
     if tensor.ndim < 2:
         return torch.ones(tensor.shape, dtype=tensor.dtype, device=device)
     return torch.randn(tensor.shape, dtype=tensor.dtype, device=device).mul_(0.02)

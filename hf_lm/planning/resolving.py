@@ -1,23 +1,28 @@
 """A recipe run up to `fit`, for a plan: its own arguments, task and model, the model without weights and memory."""
 
-import contextlib
-import sys
+import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from accelerate import init_empty_weights
+import torch
 from torch import nn
 
-from hf_lm.models.adapters import is_adapted
-from hf_lm.rehearsal import rehearse
+from hf_lm.data import demos
+from hf_lm.training.dry_run import parse_recipe, run_recipe
 from hf_lm.training.forecast import lengths_of
 
 SAMPLED = 32_000_000  # bytes of training text above which only the first documents are tokenized
 SAMPLE = 8_000_000  # bytes of them
+HELD_OUT = 0.05  # of the training text: a split beside train is taken to be that large
+# Arguments of recipes that name a column, and which of the demo's columns it is where no data is read.
+COLUMNS = {
+    "text_column": "text",
+    "label_column": "label",
+    **{name: name for name in ("source", "target", "question", "context", "answers")},
+}
 
 
 @dataclass
@@ -37,151 +42,86 @@ class Resolved:
 def resolve(recipe: str, argv: Sequence[str], *, tokens: int = 0, bf16: bool | None = None) -> Resolved:
     """Run a recipe with its arguments up to `fit`, without weights.
 
-    With `tokens` no data is read: text of the demo stands in for it, and so many tokens of it are trained on in an
-    epoch. `bf16` says whether the device multiplies in bfloat16; None asks this machine. Raises what the recipe
+    With `tokens` no data is read: the recipe reads text of the demo instead, and an epoch is so many tokens of it.
+    `bf16` says whether the device multiplies in bfloat16; None asks this machine. Raises what the recipe
     raises, and ValueError for one that cannot be planned.
     """
-    data = _Data(tokens)
-    seams = {
-        "hf_lm.models.checkpoints": {"load_weights": _without_weights, "_is_causal": lambda model: True},
-        "hf_lm.models.encoder_decoder": {"load_weights": _without_weights},
-        **data.seams(),
-    }
-    if bf16 is not None:
-        seams["hf_lm.arguments"] = {"bf16_is_fast": lambda: bf16}
-    with _replaced(seams), init_empty_weights():
-        model, task, args, _ = rehearse(recipe, argv, use_cpu=False)
+    with tempfile.TemporaryDirectory() as folder:  # what is mapped into memory from it lives on
+        sample = _Sample(Path(folder))
+        if tokens:
+            argv = [*argv, *_demo_data(parse_recipe(recipe, argv), Path(folder) / "demo")]
+        try:
+            with torch.device("meta"):
+                model, task, args, _ = run_recipe(recipe, argv, bf16=bf16, sample=sample)
+        except ValueError as error:
+            if "was not loaded from the Hub" not in str(error):
+                raise
+            raise ValueError(
+                f"{error} To plan without the data, say how many training tokens it has: --tokens N."
+            ) from None
     if not (hasattr(task, "loss") and hasattr(task, "train_dataset")):
         raise ValueError(f"the recipe {recipe} trains by another loss than one over labels: it cannot be planned.")
-    plain = model.get_base_model() if is_adapted(model) else model
-    plain.tie_weights()  # building without memory parts what is tied
-    return Resolved(
-        Path(recipe).stem, model, task, args, args.run, int(args.run.get("quantize") or 0), **data.about(task, args)
-    )
-
-
-@contextlib.contextmanager
-def _replaced(seams: dict[str, dict[str, Any]]) -> Iterator[None]:
-    """Modules with some of their names bound to other values; a recipe that is run meanwhile imports those."""
-    before = {(module, name): getattr(import_module(module), name) for module in seams for name in seams[module]}
-    try:
-        for module, name in before:
-            setattr(sys.modules[module], name, seams[module][name])
-        yield
-    finally:
-        for (module, name), value in before.items():
-            setattr(sys.modules[module], name, value)
-
-
-def _without_weights(auto_class: type, name_or_path: str, config: Any, **_: Any) -> tuple[Any, dict]:
-    model = auto_class.from_config(config)
-    model.name_or_path, model.at_random = name_or_path, []
-    return model, {"missing_keys": set()}
-
-
-def _guess_column(rows: Any, asked: str, guesses: Sequence[str], **_: Any) -> str:
-    return next(name for name in guesses if name in rows[0])
-
-
-# Stand-in rows have the columns that tasks guess, not those of the data.
-TASKS_GUESS = {
-    f"hf_lm.tasks.{task}": {"pick_column": _guess_column}
-    for task in ("sentiment", "question_answering", "translation", "summarization")
-}
-
-
-class _Data:
-    """Where a plan takes its data from: as the run does, but of a large corpus only the first documents are tokenized.
-
-    With `tokens` the demo's text stands in for the data.
-    """
-
-    def __init__(self, tokens: int) -> None:
-        from hf_lm.data import sources, tables
-        from hf_lm.tasks import language_modelling
-
-        self.tokens, self.size = tokens, 0
-        self.scales: dict[str, float] = {}  # split -> how many times larger it is than what was read of it
-        self._corpus, self._table = sources.load_corpus, tables.load_table
-        self._tokenize = language_modelling.tokenize_documents
-        self._aside = tempfile.TemporaryDirectory()
-
-    def seams(self) -> dict[str, dict[str, Any]]:
-        return {
-            "hf_lm.data.sources": {"load_corpus": self.corpus},
-            "hf_lm.data.tables": {"load_table": self.table},
-            "hf_lm.tasks.language_modelling": {"tokenize_documents": self.tokenize},
-        } | (TASKS_GUESS if self.tokens else {})
-
-    def corpus(self, dataset: str, **options: Any) -> Any:
-        if self.tokens:
-            return self._corpus("demo")
-        with _ask_for_tokens():
-            corpus = self._corpus(dataset, **options)
-        self.size = corpus.size
-        return corpus
-
-    def table(self, dataset: str, **options: Any) -> Any:
-        if self.tokens:
-            return _stand_in()
-        with _ask_for_tokens():
-            return self._table(dataset, **options)
-
-    def tokenize(self, documents: Any, *, folder: Path, name: str = "text", **options: Any) -> Any:
-        if self.size <= SAMPLED or folder.is_dir():
-            return self._tokenize(documents, folder=folder, name=name, **options)
-        taken = [0]
-
-        def some() -> Iterator[str]:
-            for text in documents:
-                taken[0] += len(text.encode())
-                yield text
-                if taken[0] >= SAMPLE:
-                    return
-
-        stream = self._tokenize(some(), folder=Path(self._aside.name) / name, name=name, **options)
-        whole = self.size if name == "train" else 0.05 * self.size
-        self.scales[name] = max(1.0, whole / taken[0]) if taken[0] >= SAMPLE else 1.0
-        return stream
-
-    def about(self, task: Any, args: Any) -> dict[str, Any]:
-        if self.tokens and isinstance(rows := task.train_dataset, list):
+    run = Resolved(Path(recipe).stem, model, task, args, args.run, int(args.run.get("quantize") or 0))
+    if tokens:
+        if isinstance(rows := task.train_dataset, list):
             task.train_dataset = rows * -(-args.per_device_train_batch_size // len(rows))  # enough for a batch
-        lengths = lengths_of(task)
-        if self.tokens:
-            said = (
-                f"{self.tokens:,} tokens an epoch, as --tokens says: no data was read, rows are as long as they may be"
-            )
-            return {"scales": {"train": self.tokens / max(1, sum(lengths))}, "assumed": [said]}
-        if self.scales:
-            said = f"tokens of train from its {self.size / 1e6:,.0f} MB and the first {SAMPLE / 1e6:.0f} MB tokenized"
-            return {"scales": self.scales, "assumed": [said]}
-        return {}
+        run.scales = {"train": tokens / max(1, sum(lengths_of(task)))}
+        run.assumed = [
+            f"{tokens:,} tokens an epoch, as --tokens says: no data was read, rows are as long as they may be"
+        ]
+    elif sample.bytes:
+        run.scales = sample.scales()
+        run.assumed = [
+            f"tokens of train from its {sample.size / 1e6:,.0f} MB and the first {SAMPLE / 1e6:.0f} MB tokenized"
+        ]
+    return run
 
 
-@contextlib.contextmanager
-def _ask_for_tokens() -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        if "was not loaded from the Hub" not in str(error):
-            raise
-        raise ValueError(
-            f"{error} To plan without the data, say how many training tokens it has: --tokens N."
-        ) from None
+class _Sample:
+    """Of a large corpus the first documents of each split; `bytes` counts those that were read."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.size, self.bytes = folder, 0, {}
+
+    def __call__(self, documents: Iterable[str], folder: Path, split: str, size: int) -> tuple[Iterable[str], Path]:
+        if size <= SAMPLED or folder.is_dir():
+            return documents, folder
+        self.size, self.bytes[split] = size, 0
+        return self._first(documents, split), self.folder / split
+
+    def _first(self, documents: Iterable[str], split: str) -> Iterator[str]:
+        for text in documents:
+            self.bytes[split] += len(text.encode())
+            yield text
+            if self.bytes[split] >= SAMPLE:
+                return
+
+    def scales(self) -> dict[str, float]:
+        """How many times larger each split is than what was read of it; 1 for one that was read to its end."""
+        sizes = {split: self.size if split == "train" else HELD_OUT * self.size for split in self.bytes}
+        return {split: max(1.0, sizes[split] / read) if read >= SAMPLE else 1.0 for split, read in self.bytes.items()}
 
 
-def _stand_in() -> Any:
-    """Labelled rows for any task where the data is not read: text of the demo, longer than any task keeps."""
-    from hf_lm.data.demos import documentation
-    from hf_lm.data.tables import Table
-
-    long = [row["text"] for row in documentation() if len(row["text"]) > 4000]
+def _demo_data(args: Any, folder: Path) -> list[str]:
+    """Options with which a recipe reads the demo's text, longer than any task keeps, instead of its data."""
+    if hasattr(args, "labelled"):
+        options = ["--unlabelled", "", "--labelled"]
+    elif hasattr(args, "dataset"):
+        options = ["--dataset"]
+    else:
+        return []
+    if hasattr(args, "document_start") or getattr(args, "task", "") == "language_modelling":
+        return [*options, "demo"]
+    long = [row["text"] for row in demos.documentation() if len(row["text"]) > 4000]
     rows = []
     for i, text in enumerate(long[:200]):
         text = (text * 2)[:6000]
         first = text.split()[0]
         row = dict.fromkeys(("text", "source", "target", "document", "summary", "context"), f"{i}. {text}")
         row |= {"question": text[:60], "answers": [{"text": first, "answer_start": row["context"].index(first)}]}
-        rows.append(row | {"id": str(i), "label": str(i % 2)})
-    return Table("stand-in", "", {"train": rows[20:], "validation": rows[:10], "test": rows[10:20]})
+        row |= {"id": str(i), "label": str(i % 2)}
+        rows.append(row | {getattr(args, key): row[name] for key, name in COLUMNS.items() if getattr(args, key, "")})
+    folder.mkdir()
+    for split, part in {"train": rows[20:], "validation": rows[:10], "test": rows[10:20]}.items():
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part), encoding="utf-8")
+    return [*options, str(folder)]

@@ -23,6 +23,7 @@ from hf_lm.proofs import prove
 from hf_lm.self_training.rows import Unlabelled, draw_labelled, leave_out_known
 from hf_lm.self_training.teaching import Lesson, select_confident, shares_of, teach
 from hf_lm.tasks.domain import DenoisedText, DomainText
+from hf_lm.training import dry_run
 from hf_lm.training.checkpoints import prepare_output
 from hf_lm.training.trainer import supervised_trainer
 
@@ -150,6 +151,8 @@ class SelfTraining:
 
     def run(self) -> list[Trained]:
         """Every training. Nothing is left in the output folder, which is made, or refused, before the first."""
+        if dry_run.active():  # a model is built for it alone
+            dry_run.reached(self.initial_model(LABELS, self.training_args.seed), self.task, self.training_args)
         if PartialState().is_main_process:
             prepare_output(
                 Path(self.training_args.output_dir),

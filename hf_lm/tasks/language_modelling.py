@@ -20,6 +20,7 @@ from hf_lm.evaluation.perplexity import Likelihood, score_documents, unigram_lik
 from hf_lm.losses import next_token_loss
 from hf_lm.proofs import Proof
 from hf_lm.tokenizer import encode_documents, measure_tokenizer
+from hf_lm.training import dry_run
 
 SEEN_BY_LZMA = 2**24  # bytes of training text that the compressor reads: more would take longer than it tells
 
@@ -57,10 +58,16 @@ class LanguageModelling:
         self.streams = {}
         with PartialState().main_process_first():
             for split in self.splits:
-                self.streams[split] = tokenize_documents(
+                documents, folder = dry_run.sampled(
                     corpus.documents(split),
+                    cache_folder(corpus.fingerprint, tokenizer, split),
+                    split=split,
+                    size=corpus.size,
+                )
+                self.streams[split] = tokenize_documents(
+                    documents,
                     tokenizer=tokenizer,
-                    folder=cache_folder(corpus.fingerprint, tokenizer, split),
+                    folder=folder,
                     count_words=split != "train",
                     cleaned=corpus.cleaned,
                     name=split,

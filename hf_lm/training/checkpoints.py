@@ -13,6 +13,8 @@ import yaml
 from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 
+from hf_lm.training import dry_run
+
 ASIDE = ".saving"  # where a checkpoint grows inside the output folder until it is complete
 # What may differ between a run and the checkpoint it resumes: nothing that changes a number.
 MAY_DIFFER = (
@@ -39,7 +41,11 @@ def save_run(run: dict[str, Any], folder: str | Path) -> None:
 
 
 def prepare_output(output_dir: str | Path, *, resume: bool, overwrite: bool) -> None:
-    """Make the output folder ready. Raises FileExistsError if it holds a run and neither was asked for."""
+    """Make the output folder ready. Raises FileExistsError if it holds a run and neither was asked for.
+
+    Raises ValueError in a dry run: `fit` and self-training end one before they come here.
+    """
+    dry_run.refuse()
     folder = Path(output_dir)
     held = [path.name for path in list_checkpoints(folder)]
     held += [name for name in ("report.json", "run.yaml", "config.json") if (folder / name).is_file()]

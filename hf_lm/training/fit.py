@@ -19,6 +19,7 @@ from hf_lm.models.quantization import quantized_bits
 from hf_lm.plots import draw_plots
 from hf_lm.proofs import prove
 from hf_lm.report import in_hours, peak_memory_bytes, save_predictions, save_report, show_report, versions
+from hf_lm.training import dry_run
 from hf_lm.training.budget import SPENT, StopAtBudget
 from hf_lm.training.checkpoints import check_same_run, find_checkpoint, prepare_output, save_run
 from hf_lm.training.forecast import forecast
@@ -47,6 +48,7 @@ def fit(
     FileExistsError when the output folder holds a run; a signal, or a budget that is spent, ends the process after a
     checkpoint.
     """
+    dry_run.reached(model, task, training_args, merge=merge, build_trainer=build_trainer, found_before=found_before)
     started = time.time()
     disable_progress_bar()  # transformers' bars for writing shards, which cut through the one of training
     state = PartialState()
