@@ -110,6 +110,16 @@ def test_options_of_recipes_exist():
     assert checked > 20
 
 
+def test_upstream_findings_name_files_and_tests_that_exist():
+    page = (DOCS / "upstream.md").read_text(encoding="utf-8")
+    for path in set(re.findall(r"`((?:hf_lm|tests)/[\w/]+\.py)", page)):
+        assert (ROOT / path).is_file(), path
+    guards = set(re.findall(r"`(tests/\w+\.py)::(\w+)`", page))
+    assert len(guards) > 40
+    for path, name in guards:
+        assert f"def {name}(" in (ROOT / path).read_text(encoding="utf-8"), f"{path}::{name}"
+
+
 @pytest.mark.slow
 def test_the_site_builds_without_a_warning_and_asks_no_other_host(tmp_path):
     build = pytest.importorskip("mkdocs.commands.build").build

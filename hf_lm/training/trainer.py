@@ -1,4 +1,4 @@
-"""The project's Trainer: transformers' own, right by construction where it was found wrong (docs/architecture.md).
+"""The project's Trainer: transformers' own, right by construction where it was found wrong (docs/upstream.md).
 
 `Sound` is all of it but the loss, which TRL's trainers bring (hf_lm.training.alignment).
 """
