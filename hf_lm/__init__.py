@@ -1,9 +1,14 @@
 """hf_lm: the shortest honest way from text to a published language model."""
 
+import logging
 import sys
 from importlib.machinery import ModuleSpec, PathFinder
 
 __version__ = "0.1.0"
+
+# Where bitsandbytes is installed, transformers imports it through peft. It then warns of kernels it lacks, and
+# later at every forward that it rounds activations. Quantized or not, this must be set before that import.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def __getattr__(name: str):
