@@ -9,6 +9,10 @@ os.environ["TOKENIZERS_PARALLELISM"] = "true"
 
 import pytest
 import torch
+from hypothesis import settings
+
+settings.register_profile("hf_lm", deadline=None)  # the first example pays for imports, and tests share the cores
+settings.load_profile("hf_lm")
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: a thread each
     torch.set_num_threads(1)

@@ -60,7 +60,7 @@ def test_calibration_error_is_the_gap_between_confidence_and_accuracy_by_bin():
     assert not found["calibration_error"].higher_is_better
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(pairs)
 def test_translation_equals_sacrebleu(rows):
     from sacrebleu.metrics import BLEU, CHRF, TER
@@ -96,7 +96,7 @@ def test_several_references_count_and_their_number_may_differ():
     close(found["bleu"].value, BLEU().corpus_score(predictions, streams).score)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(pairs)
 def test_summarization_equals_rouge_score(rows):
     from rouge_score.rouge_scorer import RougeScorer

@@ -34,7 +34,7 @@ def test_the_best_spans_are_those_that_a_search_over_all_finds(seed, time, longe
 WORDS = ["alpha", "beta", "Gamma", "δέλτα", "春眠", "不觉晓", "42", "don't", "x=1", "end."]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.sampled_from(WORDS), min_size=12, max_size=120), st.integers(20, 40), st.data())
 def test_windows_recover_every_answer_whatever_the_script(words, max_length, data):
     context = " ".join(words)
