@@ -1,6 +1,8 @@
 """The report has one shape; the card is valid for the Hub, and text in it stays text."""
 
+import html
 import json
+import re
 
 import pytest
 import yaml
@@ -200,3 +202,25 @@ def test_the_terminal_shows_numbers_baselines_and_no_control_characters(capsys):
     assert "left out: learnable" in printed
     assert "\x1b" not in printed
     assert max(map(len, printed.splitlines())) <= 120
+
+
+HOSTILE = (
+    "![t](https://evil.example/p.png) [click](https://evil.example) <https://evil.example> <img src=x> &lt;b&gt; "
+    "**a** __b__ _c_ ~~d~~ `e` snake_case a|b \\[f](g) \x1b[2J"
+)
+
+
+def test_text_of_data_is_shown_as_text():
+    from hf_lm.markdown import in_code, in_table
+
+    markdown_it = pytest.importorskip("markdown_it")
+    renderer = markdown_it.MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
+    shown = HOSTILE.replace("\x1b", "\N{REPLACEMENT CHARACTER}")
+    for text in ("{}", "- {}", "| a |\n|---|\n| {} |"):
+        rendered = renderer.render(text.format(in_table(HOSTILE)))
+        tags = set(re.findall(r"</?(\w+)", rendered))
+        assert tags <= {"p", "ul", "li", "table", "thead", "tbody", "tr", "th", "td"}, rendered
+        assert shown in html.unescape(re.sub(r"<[^>]+>", "", rendered))
+    code = renderer.render(in_code(HOSTILE))
+    assert set(re.findall(r"</?(\w+)", code)) == {"p", "code"}
+    assert html.unescape(re.sub(r"<[^>]+>", "", code)).strip() == shown.replace("`", "'")
