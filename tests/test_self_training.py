@@ -70,6 +70,16 @@ def test_the_temperature_lowers_the_likelihood_of_held_out_data_that_it_has_not_
     assert fit_temperature(nats_of(100 * np.eye(3)[true], true)) == pytest.approx(0.05)  # always right
 
 
+@pytest.mark.parametrize("true", [0.06, 0.3, 1.0, 1.7, 13.0])
+def test_the_temperature_is_exact_where_the_likelihood_is_a_parabola_of_its_logarithm(true):
+    assert fit_temperature(lambda t: 3 + 2 * np.log(t / true) ** 2) == pytest.approx(true, rel=1e-9)
+
+
+def test_the_temperature_lies_between_a_twentieth_and_twenty():
+    assert fit_temperature(lambda t: t) == pytest.approx(0.05)
+    assert fit_temperature(lambda t: -t) == pytest.approx(20)
+
+
 def test_selection_keeps_the_proportions_of_the_kinds_and_takes_none_below_the_threshold():
     chances = np.random.default_rng(0).dirichlet([0.6, 0.2, 0.3], 2000)
     shares = {"a": 0.5, "b": 0.25, "c": 0.25}
