@@ -12,7 +12,7 @@ from hf_lm.evaluation.compare import Comparison, compare
 from hf_lm.evaluation.intervals import Estimate
 from hf_lm.evaluation.predictions import GROUPS, METRICS
 from hf_lm.files import json_with, refuse_foreign, write_whole
-from hf_lm.report import SHOWN, _plain, in_words, visible
+from hf_lm.report import SHOWN, in_words, plain, visible
 
 LIKELIHOODS = METRICS["pretrain"]
 
@@ -139,7 +139,7 @@ def save_scores(result: dict[str, Any], path: str | Path) -> list[Path]:
 
     path = check_output(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(_plain(result), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_whole(path, json.dumps(plain(result), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     return [path, draw_scores(result, path.with_suffix(".png"))]
 
 

@@ -20,6 +20,7 @@ TOKEN = "hf_loopback_token"
 class LoopbackHub:
     def __init__(self) -> None:
         self.repos: dict[str, dict[str, bytes]] = {}  # name -> path -> content
+        self.private: set[str] = set()
         self.commits: list[dict[str, Any]] = []
         self.objects: dict[str, bytes] = {}  # LFS, by SHA-256
         self.requests: list[str] = []
@@ -128,6 +129,8 @@ class LoopbackHub:
         if name in self.repos:
             return 409, {"error": "You already created this model repo", "url": url}, {}
         self.repos[name] = {}
+        if asked.get("private") or asked.get("visibility") == "private":
+            self.private.add(name)
         return 200, {"url": url, "name": name, "id": name}, {}
 
     def preupload(self, request, body, repo):

@@ -39,15 +39,18 @@ def close(one, other):
     assert one == pytest.approx(other, abs=1e-9)
 
 
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=2, max_size=40))
+@given(st.lists(st.tuples(st.integers(-1, 3), st.integers(0, 3)), min_size=1, max_size=40))
 def test_classification_equals_scikit_learn(rows):
+    """A prediction of -1 is wrong, and to the correlation a class that no reference has."""
     from sklearn import metrics
 
     predictions, references = map(list, zip(*rows, strict=True))
     found = values(Classification(classes=4), predictions=predictions, references=references)
+    labels = sorted({*predictions, *references} - {-1})
     close(found["accuracy"], 100 * metrics.accuracy_score(references, predictions))
-    close(found["macro_f1"], 100 * metrics.f1_score(references, predictions, average="macro", zero_division=0))
-    close(found["mcc"], metrics.matthews_corrcoef(references, predictions))
+    f1 = metrics.f1_score(references, predictions, average="macro", labels=labels, zero_division=0)
+    close(found["macro_f1"], 100 * f1)
+    close(found["mcc"], metrics.matthews_corrcoef(references, predictions) if len(rows) > 1 else 0.0)
 
 
 def test_a_prediction_that_is_no_class_is_wrong_and_counts_for_no_class():
@@ -60,12 +63,45 @@ def test_a_prediction_that_is_no_class_is_wrong_and_counts_for_no_class():
     close(found["mcc"], metrics.matthews_corrcoef(references, predictions))
 
 
-def test_calibration_error_is_the_gap_between_confidence_and_accuracy_by_bin():
-    probabilities = np.array([[0.9, 0.1]] * 10 + [[0.35, 0.65]] * 10)
-    true = np.array([0] * 7 + [1] * 3 + [1] * 8 + [0] * 2)
+def test_resampled_sums_have_the_values_that_each_of_them_has_alone():
+    rng = np.random.default_rng(0)
+    classes, chances = rng.integers(0, 4, (2, 30)), rng.dirichlet([1.0] * 4, 30)
+    said, meant = (["the cat sat", "a mat.", "Dogs run on", "12"] * 3 for _ in range(2))
+    said = said[5:] + said[:5]
+    found = {
+        **Classification(classes=4).estimates(*classes, probabilities=chances),
+        **Translation().estimates(said, meant),
+        **Summarization().estimates(said, meant),
+        **QuestionAnswering().estimates(said, [[text] if i % 3 else [] for i, text in enumerate(meant)]),
+    }
+    assert len(found) == 17
+    for name, estimate in found.items():
+        n = len(estimate.statistics)
+        sums = rng.multinomial(n, np.full(n, 1 / n), size=(2, 3)) @ estimate.statistics  # (2, 3, k)
+        alone = [[estimate.value_of(row) for row in some] for some in sums]
+        np.testing.assert_allclose(estimate.value_of(sums), alone, err_msg=name)
+        assert estimate.higher_is_better == (name not in ("ter", "calibration_error"))
+
+
+def test_calibration_error_is_the_gap_between_confidence_and_accuracy_in_fifteen_equal_bins():
+    """Guo et al., arXiv 1706.04599, section 2: bins of 1/15, weighted by how many examples fall into each."""
+    rng = np.random.default_rng(0)
+    probabilities = rng.dirichlet([0.5, 0.5], 400)
+    probabilities[:4] = [[1.0, 0.0], [0.0, 1.0], [0.6, 0.4], [2 / 3, 1 / 3]]  # certain, and near the bounds of bins
+    true = (rng.random(400) < 0.2 + 0.6 * probabilities[:, 1]).astype(int)  # some bins too sure, some not enough
+    error = 0.0
+    for i in range(15):
+        inside = [
+            (max(row), int(row.argmax() == label))
+            for row, label in zip(probabilities, true, strict=True)
+            if i / 15 <= max(row) < (i + 1) / 15 or (i == 14 and max(row) == 1)
+        ]
+        error += abs(sum(right for _, right in inside) - sum(confidence for confidence, _ in inside)) / 400
     found = Classification(classes=2).estimates(probabilities.argmax(1), true, probabilities=probabilities)
-    close(found["calibration_error"].value, 100 * (0.5 * abs(0.7 - 0.9) + 0.5 * abs(0.8 - 0.65)))
+    close(found["calibration_error"].value, 100 * error)
     assert not found["calibration_error"].higher_is_better
+    perfect = Classification(classes=2).estimates([0, 1], [0, 1], probabilities=np.eye(2))["calibration_error"]
+    assert perfect.value == 0
 
 
 @settings(deadline=None, max_examples=30)
@@ -90,6 +126,28 @@ def test_translation_into_chinese_is_compared_by_character():
     close(found["bleu"], BLEU(tokenize="zh").corpus_score(predictions, [references]).score)
     assert "tok:zh" in metric.signatures["bleu"]
     assert found["bleu"] > 10
+
+
+@pytest.mark.parametrize(
+    ("language", "reference", "tokenizer"),
+    [
+        ("", "用GPU训练模型", "zh"),  # 5 of 8 letters
+        ("", "ab春", "13a"),  # a third is not more than a third
+        ("", "ab春风 2024!", "zh"),  # half of the letters: digits and marks are none
+        ("", "the opera of 北京", "13a"),
+        ("zh-CN", "abc", "zh"),
+        ("yue", "abc", "zh"),
+        ("cmn_Hans", "abc", "zh"),
+        ("JA", "abc", "char"),
+        ("th", "春天", "char"),
+        ("de", "春天", "13a"),
+    ],
+)
+def test_the_language_or_a_third_of_the_letters_chooses_how_bleu_parts_words(language, reference, tokenizer):
+    metric = Translation(language=language)
+    metric.estimates(["x"], [[reference]])
+    assert f"tok:{tokenizer}|" in metric.signatures["bleu"]
+    assert ("asian:yes" in metric.signatures["ter"]) == (tokenizer == "zh")
 
 
 def test_several_references_count_and_their_number_may_differ():
@@ -158,6 +216,15 @@ def test_chinese_answers_score_by_the_longest_common_run_of_characters():
     exact, f1 = answer_score("在北京大学", ["北京大学"])
     assert exact == 0.0
     close(f1, 2 * (4 / 5) * (4 / 4) / (4 / 5 + 4 / 4))
+
+
+def test_marks_do_not_count_in_chinese_answers():
+    """Every mark that the CMRC 2018 script takes out of both answers before it compares them."""
+    for mark in "-:_*^/\\~`+=，。：？！“”；’《》…·、「」（）－～『』":
+        assert answer_score(f"{mark}北{mark}京{mark}", ["北京"]) == (1.0, 1.0), mark
+        assert answer_score("北京", [f"北{mark}京"]) == (1.0, 1.0), mark
+    assert answer_score("3 GPU卡", ["3GPU 卡"])[0] == 1.0
+    close(answer_score("用 A+B 计算", ["用 a b"])[1], 2 * 3 / (5 + 3))  # 用 a b 计 算: words in lower case
 
 
 def test_questions_without_an_answer_stand_apart():

@@ -63,7 +63,11 @@ def add_lora(
         target_modules=targets,
         modules_to_save=fresh or None,
     )
-    return get_peft_model(model, config)
+    adapted = get_peft_model(model, config)
+    if has_base(adapted) and Path(model.name_or_path).is_dir():
+        # A relative path such as out/pretrain is also a name on the Hub, and from another folder peft would ask there.
+        adapted.peft_config["default"].base_model_name_or_path = str(Path(model.name_or_path).resolve())
+    return adapted
 
 
 def is_adapted(model: nn.Module) -> bool:
@@ -110,7 +114,8 @@ def load_merged(adapter: str, *, tokenizer: PreTrainedTokenizerBase) -> PreTrain
     found = find_adapter(adapter)
     if found is None:
         raise ValueError(f"{adapter} holds no adapter (adapter_config.json).")
-    return load_with_head(adapter, _auto_class(found, load_config(adapter), adapter), tokenizer=tokenizer).eval()
+    auto_class = _auto_class(found, load_config(adapter), adapter)
+    return load_with_head(adapter, auto_class, tokenizer=tokenizer, trained=True).eval()
 
 
 def _auto_class(adapter: dict[str, Any], config: transformers.PreTrainedConfig, name: str) -> type:
