@@ -49,7 +49,8 @@ def refuse_foreign(path: str | Path, *, ours: Callable[[Path], bool], option: st
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
         known = False
     if not known:
-        raise FileExistsError(f"{path} exists and was not written by this command: give another {option}, or move it.")
+        what = "is a folder" if path.is_dir() else "exists and was not written by this command"
+        raise FileExistsError(f"{path} {what}: give another {option}, or move it.")
 
 
 def json_with(*keys: str) -> Callable[[Path], bool]:

@@ -82,6 +82,7 @@ LOST = [  # command, file of the user, its content, what the command prints
     ([*SCORE, "x.png"], "x.png", "picture", "x.png exists and was not written by this command"),
     ([*SCORE, "new.png"], "old.png", "picture", "is the name of the picture: give a file such as new.json"),
     ([*SCORE, "data.json"], "data.json", '{"task": "mine"}', "not written by this command"),
+    ([*SCORE, "."], "mine.txt", "notes", ". is a folder: give another --output"),
     (["compare", "a", "b", "--output", "data.json"], "data.json", "[1]", "not written by this command"),
     (["plan", "pretrain", "--json", "mine.json"], "mine.json", '{"recipe": "cake"}', "give another --json"),
 ]

@@ -126,7 +126,10 @@ def test_an_adapter_that_does_not_fit_its_base_is_refused(saved, tokenizer, tmp_
     def headless(weights):
         return {key: weight for key, weight in weights.items() if "classifier" not in key}
 
-    wide, itself = str(saved["wide"]), str(tmp_path / "3")
+    def with_rows(weights):
+        return weights | {"base_model.model.bert.embeddings.word_embeddings.weight": torch.zeros(7, 16)}
+
+    wide, itself = str(saved["wide"]), str(tmp_path / "4")
     cases = (
         (
             {"base_model_name_or_path": wide},
@@ -134,10 +137,12 @@ def test_an_adapter_that_does_not_fit_its_base_is_refused(saved, tokenizer, tmp_
         ),
         ({"r": 4}, r"lora_A\.weight was saved with the shape \(2, 16\), and \(4, 16\) is needed"),
         ({"peft_type": "NOPE"}, r"adapter_config\.json has the peft_type 'NOPE', which cannot be merged"),
+        ({"peft_type": "PROMPT_TUNING"}, "'PROMPT_TUNING', which cannot be merged into its base"),
         ({"base_model_name_or_path": itself}, "names itself as its base"),
         ({"weights": lacking}, r"lacks \S+layer\.1\.output\.dense\.lora_B\S* \(1 such"),
         ({"weights": renamed}, r"lacks \S+layer\.1\.|has no place for \S+layer\.7\."),
-        ({"weights": headless}, "classifier"),
+        ({"weights": headless}, r"7 lacks the weights '\S*classifier\.\w+'"),
+        ({"weights": with_rows}, r"word_embeddings\.weight was saved with the shape \(7, 16\)"),
         ({"weights": nan}, "holds values that are not finite numbers"),
     )
     for number, (settings, said) in enumerate(cases):

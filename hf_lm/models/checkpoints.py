@@ -33,7 +33,7 @@ from hf_lm.models.configuration import (
     load_config,
     why,
 )
-from hf_lm.models.quantization import dequantized, keep_weights, quantization_options
+from hf_lm.models.quantization import dequantized, keep_weights, quantization_options, quiet_bitsandbytes
 from hf_lm.target_tokenizer import written_by
 
 # float32, else the saved one: a bfloat16 checkpoint would be trained in bfloat16
@@ -305,13 +305,18 @@ def _read_adapted(
     auto_class: type, name_or_path: str, adapter: dict[str, Any], config: PreTrainedConfig, **options: Any
 ) -> tuple[PreTrainedModel, set[str], dict[str, Shapes]]:
     """An adapter's base, as it was when the adapter was trained on it: quantized, if it was, and whole again."""
+    quiet_bitsandbytes()
     from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
     from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
+    def plain(key: str) -> str:
+        return key.removeprefix("base_model.model.")
+
     base, kind = adapter["base_model_name_or_path"], adapter.get("peft_type")
-    if kind not in PEFT_TYPE_TO_TUNER_MAPPING:
+    if not hasattr(PEFT_TYPE_TO_TUNER_MAPPING.get(kind), "merge_and_unload"):
         raise ValueError(
-            f"{name_or_path}: {ADAPTER} has the peft_type {kind!r}, which cannot be merged into a base; give a LORA."
+            f"{name_or_path}: {ADAPTER} has the peft_type {kind!r}, which cannot be merged into its base; give one "
+            "that can, such as LORA."
         )
     said = config.__dict__.pop("quantization_config", None) or {}
     bits = 4 if said.get("load_in_4bit") else 8 if said.get("load_in_8bit") else 0
@@ -321,39 +326,34 @@ def _read_adapted(
         f"{name_or_path} was trained on another base than {base}, or its {ADAPTER} was changed: set "
         "base_model_name_or_path to the base that it was trained on, and the rest as it was saved."
     )
-    own = {key.removeprefix("base_model.model.") for key in weights}  # heads among them
+    own = {plain(key) for key in weights}  # heads among them
     missing, resized = missing - own, {key: shapes for key, shapes in resized.items() if key not in own}
     _check_shapes(base, {key: shapes for key, shapes in resized.items() if _in_body(model, key)}, remedy=remedy)
     if bits:
         model = dequantized(model)
     try:
         adapted = get_peft_model(model, PeftConfig.from_pretrained(name_or_path))
-        needed = get_peft_model_state_dict(adapted, save_embedding_layers=False)
-        shapes = {
-            key: (weight.shape, needed[key].shape)
-            for key, weight in weights.items()
-            if key in needed and weight.shape != needed[key].shape
-        }
-        heads = {
-            key: both for key, both in shapes.items() if not _in_body(model, key.removeprefix("base_model.model."))
-        }
-        _check_shapes(name_or_path, {key: shapes[key] for key in shapes.keys() - heads}, remedy=remedy)
-        found = adapted.load_adapter(name_or_path, "default", ignore_mismatched_sizes=True)
+        needed = adapted.state_dict() | get_peft_model_state_dict(adapted, save_embedding_layers=False)
+        shapes = {key: (weights[key].shape, needed[key].shape) for key in weights.keys() & needed.keys()}
+        wrong = {key: both for key, both in shapes.items() if both[0] != both[1]}
+        heads = {plain(key): both for key, both in wrong.items() if not _in_body(model, plain(key))}
+        _check_shapes(name_or_path, {k: v for k, v in wrong.items() if plain(k) not in heads}, remedy=remedy)
+        found = adapted.load_adapter(name_or_path, "default", ignore_mismatched_sizes=bool(heads))
     except ValueError:
         raise
+    except KeyError as error:
+        raise ValueError(f"{name_or_path} lacks the weights {error}: {remedy}") from error
     except Exception as error:
         raise OSError(f"cannot load the adapter {name_or_path} onto {base}: {why(error)}") from error
     for keys, what in ((found.missing_keys, "lacks"), (found.unexpected_keys, "has no place for")):
         if keys:
-            raise ValueError(
-                f"{base} with {name_or_path} {what} {sorted(keys)[0]} ({len(keys)} such weights): {remedy}"
-            )
+            raise ValueError(f"{base} with {name_or_path} {what} {min(keys)} ({len(keys)} such weights): {remedy}")
     model = adapted.merge_and_unload().requires_grad_(True)
     if model.can_generate():
         with suppress(OSError):
             model.generation_config = GenerationConfig.from_pretrained(name_or_path)
     _forget_name(model)
-    return model, missing, resized | {key.removeprefix("base_model.model."): both for key, both in heads.items()}
+    return model, missing, resized | heads
 
 
 def _forget_name(model: PreTrainedModel) -> None:
