@@ -1,6 +1,7 @@
 """The house keeps its plan: imports go one way, recipes stay apart, and importing the package costs nothing."""
 
 import ast
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -172,3 +173,9 @@ def test_importing_the_package_pulls_in_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_bitsandbytes_warns_of_nothing_when_peft_imports_it():
+    code = "import hf_lm, logging, peft; print(logging.getLogger('bitsandbytes').getEffectiveLevel())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert (done.stdout.strip(), done.stderr) == (str(logging.ERROR), "")

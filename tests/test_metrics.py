@@ -104,7 +104,7 @@ def test_calibration_error_is_the_gap_between_confidence_and_accuracy_in_fifteen
     assert perfect.value == 0
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(pairs)
 def test_translation_equals_sacrebleu(rows):
     from sacrebleu.metrics import BLEU, CHRF, TER
@@ -162,7 +162,7 @@ def test_several_references_count_and_their_number_may_differ():
     close(found["bleu"].value, BLEU().corpus_score(predictions, streams).score)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(pairs)
 def test_summarization_equals_rouge_score(rows):
     from rouge_score.rouge_scorer import RougeScorer

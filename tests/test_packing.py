@@ -25,7 +25,7 @@ def make_stream(documents, tokenizer, **settings):
     return tokenize_documents(documents, tokenizer=tokenizer, folder=folder, **settings)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(documents=DOCUMENTS)
 def test_the_stream_is_the_documents_between_markers(tokenizer, documents):
     stream = make_stream(documents, tokenizer, count_words=True)
@@ -41,7 +41,7 @@ def test_the_stream_is_the_documents_between_markers(tokenizer, documents):
         assert stream.words[i] == len(text.split())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(documents=DOCUMENTS, block_size=st.integers(2, 17))
 def test_blocks_hold_every_token_once_but_the_tail_and_positions_restart_at_documents(
     tokenizer, documents, block_size

@@ -383,7 +383,7 @@ def test_labels_of_a_file_to_train_a_scorer_on_are_checked_before_training(tmp_p
 runs = st.lists(st.sampled_from(["a", "b", "cat", "猫", "."]), max_size=30)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(runs, min_size=1, max_size=4), st.lists(runs, max_size=4))
 def test_longest_matches_equal_brute_force(samples, documents):
     texts = [" ".join(words) for words in samples]

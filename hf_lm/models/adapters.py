@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_lm.models.checkpoints import fresh_modules, load_with_head
 from hf_lm.models.configuration import ADAPTED, find_adapter, load_config
-from hf_lm.models.quantization import dequantized, quantized_bits, quiet_bitsandbytes
+from hf_lm.models.quantization import dequantized, quantized_bits
 from hf_lm.target_tokenizer import find_target, save_tokenizer
 
 # What peft calls a task, and the class that loads a model for it.
@@ -43,7 +43,6 @@ def add_lora(
         raise ValueError(f"--lora_rank is {rank}; it must be 0 (train every weight) or more.")
     if rank == 0:
         return model
-    quiet_bitsandbytes()
     from peft import LoraConfig, get_peft_model
 
     fresh = fresh_modules(model)
