@@ -14,10 +14,10 @@ from hf_lm.credentials import find_secrets
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".msgpack")
 # The code that a model of this package carries, as config.json names it: hf_lm.models.recurrent.
 OUR_CODE = {
-    "AutoConfig": "recurrent_configuration.RecurrentConfig",
+    "AutoConfig": "recurrent.RecurrentConfig",
     "AutoModelForCausalLM": "recurrent.RecurrentLMHeadModel",
 }
-OUR_FILES = {"recurrent.py", "recurrent_configuration.py"}
+OUR_FILES = {"recurrent.py"}
 
 
 @dataclass
