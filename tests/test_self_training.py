@@ -25,6 +25,7 @@ from hf_lm.arguments import TrainingArguments
 from hf_lm.data.opinions import opinions
 from hf_lm.evaluation.calibration import fit_temperature, label_log_probs
 from hf_lm.evaluation.intervals import OverRuns, mean
+from hf_lm.inspection.recipe import inspect_recipe
 from hf_lm.self_training.learning import LABELS, PSEUDO, enough_epochs, take_body
 from hf_lm.self_training.rows import draw_labelled, leave_out_known, read_unlabelled
 from hf_lm.self_training.starts import BEGIN
@@ -332,6 +333,7 @@ def test_it_is_looked_at_and_planned_without_a_training(labelled, tmp_path):
     found = run_recipe("self_training", arguments)
     assert found.task.labels == ["negative", "positive"]
     assert found.task.table.notes[-1].startswith("many.txt gives 2 texts without labels")
+    assert inspect_recipe("self_training", arguments)["labels"]["train"].keys() == {"negative", "positive"}
     assert not (tmp_path / "out").exists()
 
 
