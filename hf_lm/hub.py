@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import os
 import re
 import shlex
@@ -14,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from hf_lm.checking import OUR_CODE, OUR_FILES, damage
+from hf_lm.checking import OUR_CODE, OUR_FILES, damage, differences
 from hf_lm.credentials import find_secrets
 
 # What a run writes of a model, of an adapter and of a tokenizer, and is published: in the folder itself, in adapter/
@@ -152,21 +151,7 @@ def check_finished(folder: Path) -> None:
         return
     if report is None:
         raise ValueError(f"{folder} has a run.yaml and no report.json: its run did not end.")
-    wrong = []
-    listed = report.get("files", {})
-    for name, recorded in listed.items():
-        path = folder / name
-        if not path.is_file():
-            wrong.append(f"{name} is missing")
-        elif path.stat().st_size != recorded["bytes"] or _sha256(path) != recorded["sha256"]:
-            wrong.append(f"{name} is not the file of this run")
-    if listed:
-        wrong += [f"{path.name} is of another run" for path in folder.glob("*.safetensors") if path.name not in listed]
-    # A sweep writes the rate that it chose into run.yaml.
-    chosen = ("learning_rate", "sweep") if report.get("sweep") else ()
-    for name, value in report.get("arguments", {}).items():
-        if run is not None and name not in chosen and not _same(run.get(name), value):
-            wrong.append(f"{name} is {run.get(name)} in run.yaml and {value} in report.json")
+    wrong = differences(folder, run, report)
     proofs = report.get("proofs", {})
     wrong += [f"the proof {name} failed" for name, proof in proofs.items() if proof.get("passed") is False]
     if "load_back" not in proofs:
@@ -193,18 +178,6 @@ def _read(path: Path, parse: Callable[[str], Any]) -> dict[str, Any] | None:
     if not isinstance(content, dict):
         raise ValueError(f"{path} is not what a run writes: it is damaged or half written.")
     return content
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Whether an argument of run.yaml is that of report.json, which keeps eight digits of a number."""
-    if isinstance(one, float) and isinstance(other, int | float):
-        return math.isclose(one, other, rel_tol=1e-7)
-    return one == other
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _published(folder: Path) -> list[Path]:
