@@ -58,10 +58,11 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False, toke
         raise ValueError(f"{folder} holds what looks like a secret: {', '.join(secrets[:5])}. Nothing was uploaded.")
     if base := _local_base(folder / "adapter"):
         print(f"not uploaded: adapter/, whose base {base} is a folder of this machine", file=sys.stderr)
-    rewritten = _without_local_paths(folder)
+    names = [path.relative_to(folder).as_posix() for path in files]
+    rewritten = _as_published(folder, names)
     operations = [
         CommitOperationAdd(path_in_repo=name, path_or_fileobj=rewritten.get(name, str(folder / name)))
-        for name in (path.relative_to(folder).as_posix() for path in files)
+        for name in names
     ]
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=token)
     command = shlex.join(["hf-lm", "push", str(folder), repo_id, *["--private"] * private])
@@ -215,9 +216,10 @@ def _local_base(adapter: Path) -> str:
     return base if Path(base).exists() else ""
 
 
-def _without_local_paths(folder: Path) -> dict[str, bytes]:
-    """run.yaml, report.json and README.md as they are published, where they name absolute paths of this machine.
+def _as_published(folder: Path, uploaded: list[str]) -> dict[str, bytes]:
+    """run.yaml, report.json and README.md where they are published otherwise: without absolute paths of this machine.
 
+    The report then records the files that are uploaded and no others.
     A path that is an argument is named by its last part; any other is given from the folder of the run, from the
     working directory or from the home directory on.
     """
@@ -244,6 +246,8 @@ def _without_local_paths(folder: Path) -> dict[str, bytes]:
         comment = re.match(r"(?:#.*\n)*", (folder / "run.yaml").read_text(encoding="utf-8"))[0]
         changed["run.yaml"] = (comment + yaml.safe_dump(published, sort_keys=False, allow_unicode=True)).encode()
     published = rewrite(report)
+    if "files" in published:
+        published["files"] = {name: entry for name, entry in published["files"].items() if name in uploaded}
     if "run.yaml" in changed and "run.yaml" in published.get("files", {}):
         content = changed["run.yaml"]
         published["files"]["run.yaml"] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
