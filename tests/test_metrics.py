@@ -248,14 +248,41 @@ def test_marks_do_not_count_in_chinese_answers():
     close(answer_score("用 A+B 计算", ["用 a b"])[1], 2 * 3 / (5 + 3))  # 用 a b 计 算: words in lower case
 
 
+@given(
+    st.text("春夏秋", min_size=1, max_size=7),
+    st.lists(st.text("春夏秋", min_size=1, max_size=7), min_size=1, max_size=3),
+)
+def test_the_longest_common_run_is_that_of_a_search_over_all(prediction, answers):
+    def f1(answer):
+        runs = {answer[i:j] for i in range(len(answer)) for j in range(i, len(answer) + 1)}
+        return 2 * max(len(run) for run in runs if run in prediction) / (len(prediction) + len(answer))
+
+    exact, found = answer_score(prediction, [*answers, "spring"])  # one Chinese answer makes it a Chinese question
+    assert exact == (prediction in answers)
+    close(found, max(f1(answer) for answer in answers))
+
+
 def test_questions_without_an_answer_stand_apart():
     found = values(
-        QuestionAnswering(), predictions=["", "Rome", "Paris", "x"], references=[[], ["Rome"], ["Oslo"], []]
+        QuestionAnswering(),
+        predictions=["", "Rome Italy", "Oslo", "x", "y"],
+        references=[[], ["Rome"], ["Oslo"], [], []],
     )
-    assert found["exact_match"] == 50
-    assert found["has_answer_exact_match"] == 50
-    assert found["no_answer_exact_match"] == 50
-    assert "no_answer_f1" not in values(QuestionAnswering(), predictions=["Rome"], references=[["Rome"]])
+    assert found == pytest.approx(
+        {
+            "exact_match": 100 * 2 / 5,
+            "f1": 100 * (1 + 2 / 3 + 1) / 5,
+            "has_answer_exact_match": 100 * 1 / 2,
+            "has_answer_f1": 100 * (2 / 3 + 1) / 2,
+            "no_answer_exact_match": 100 / 3,
+            "no_answer_f1": 100 / 3,
+        }
+    )
+    for references in (["Rome"], ["Oslo"]), ([], []):  # of one kind only
+        assert set(values(QuestionAnswering(), predictions=["Rome", ""], references=references)) == {
+            "exact_match",
+            "f1",
+        }
 
 
 def test_metrics_work_as_any_other_of_evaluate():
