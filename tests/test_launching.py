@@ -111,7 +111,8 @@ def stop(number, frame):
     sys.exit(128 + number)
 
 signal.signal(signal.SIGTERM, stop)
-print(json.dumps({"pid": os.getpid(), "argv": sys.argv[1:], "rank": os.environ.get("RANK")}), flush=True)
+sys.stdout.write(json.dumps({"pid": os.getpid(), "argv": sys.argv[1:], "rank": os.environ.get("RANK")}) + "\\n")  # one write
+sys.stdout.flush()
 if "--wait" in sys.argv:
     time.sleep(60)
 sys.exit(7)
