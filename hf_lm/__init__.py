@@ -1,8 +1,14 @@
 """hf_lm: the shortest honest way from text to a published language model."""
 
+import logging
+
 from hf_lm.version import __version__
 
 __all__ = ["__version__", "pipeline"]
+
+# Where bitsandbytes is installed, transformers imports it through peft. It then warns of kernels it lacks, and
+# later at every forward that it rounds activations. Quantized or not, this must be set before that import.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def __getattr__(name: str):

@@ -22,6 +22,8 @@ import transformers
 import yaml
 from transformers import HfArgumentParser
 
+from hf_lm.credentials import masked, masked_traceback, names_secret
+from hf_lm.output_folder import check_output
 from hf_lm.training import dry_run
 
 Arguments = TypeVar("Arguments")
@@ -73,6 +75,10 @@ class TrainingArguments(transformers.TrainingArguments):
             raise ValueError(f"--sweep {self.sweep}: give the number of learning rates to try, or 0 for no search.")
         if min(self.max_hours, self.max_cost, self.price_per_hour) < 0:
             raise ValueError("--max_hours, --max_cost and --price_per_hour must be 0 (no limit) or more.")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled or copied: all but the token, which must not reach a file."""
+        return self.__dict__ | {"hub_token": None}
 
     @property
     def budget(self) -> float:
@@ -167,7 +173,7 @@ def parse_arguments(
     except (ValueError, OSError) as error:
         if debug or dry_run.active():
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {masked(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
@@ -210,6 +216,13 @@ def _parse(arguments_class, training_arguments_class, argv, recipe_defaults, fre
     except (ValueError, TypeError) as error:
         raise ValueError(_name_the_key(str(error), resolved, origin)) from error
     args, training_args = objects
+    if not dry_run.active():  # before any work: fit, which makes the folder, comes after the tokenizer and the model
+        check_output(
+            training_args.output_dir,
+            resume=bool(training_args.resume_from_checkpoint),
+            overwrite=training_args.overwrite_output_dir,
+            inputs=[value for f in fields(arguments_class) if isinstance(value := resolved[f.name], str)],
+        )
     training_args.run = run
     training_args.changed = {key: value for key, value in run.items() if value != _plain_value(defaults[key])}
     return args, training_args
@@ -357,9 +370,9 @@ def _saved_run(resolved, arguments_class, training_arguments_class, recipe_defau
 
     Values are taken before TrainingArguments changes them, and no token is among them.
     """
-    run = {f.name: resolved[f.name] for f in fields(arguments_class)}
+    run = {f.name: resolved[f.name] for f in fields(arguments_class) if not names_secret(f.name)}
     for f in fields(training_arguments_class):
-        if not f.init or f.name in ONE_INVOCATION or f.name.endswith("_token"):
+        if not f.init or f.name in ONE_INVOCATION or names_secret(f.name):
             continue
         if f.name in recipe_defaults or f.name in origin:
             run[f.name] = resolved[f.name]
@@ -376,7 +389,7 @@ def _plain_value(value: Any) -> Any:
 
 def report_errors(debug: bool) -> None:
     """From now on an uncaught error is one line on stderr and exit code 1; with debug, Python's own traceback."""
-    sys.excepthook = sys.__excepthook__ if debug else _one_line
+    sys.excepthook = masked_traceback if debug else _one_line
 
 
 def _one_line(kind: type[BaseException], error: BaseException, trace: Any) -> None:
@@ -389,4 +402,4 @@ def _one_line(kind: type[BaseException], error: BaseException, trace: Any) -> No
     if not issubclass(kind, (ValueError, OSError, FloatingPointError, ImportError)):
         last = traceback.extract_tb(trace)[-1] if trace else None
         said = f"{kind.__name__}: {said}" + (f" ({Path(last.filename).name}:{last.lineno})" if last else "")
-    print(f"{prefix}error: {said}  (--debug shows the traceback)", file=sys.stderr)
+    print(f"{prefix}error: {masked(said)}  (--debug shows the traceback)", file=sys.stderr)

@@ -31,7 +31,7 @@ def metadata(report: dict[str, Any], folder: Path) -> str:
         language=report.get("data", {}).get("languages") or None,
         library_name="transformers",
         pipeline_tag=report.get("pipeline_tag"),
-        tags=["hf_lm"],
+        tags=["hf_lm", *model.get("tags", [])],
         base_model=(bases if bases[1:] else bases[0]) if bases else None,
         datasets=known or None,
         model_name=folder.resolve().name,

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jinja2
+from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
 from hf_lm.tokenizer import encode_documents
@@ -23,6 +25,7 @@ TEMPLATE = (
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- ('' if SAME else BEGIN) + 'assistant\\n' -}}{%- endif -%}"
 )
+HIDDEN = re.compile("(\ue000[0-9a-f-]+\ue001)")  # a control token that a message spells out; of private use
 MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -74,56 +77,79 @@ def _marked(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def render(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, prompt: bool = False
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, prompt: bool = False, template: str = ""
 ) -> list[tuple[str, bool]]:
-    """A conversation as the template has it, in pieces: (text, whether the assistant says it)."""
+    """A conversation as the template has it, in pieces: (text, whether the assistant says it).
+
+    `template` "" is the tokenizer's own. Raises ValueError in one line where it refuses the messages.
+    """
     from transformers.utils.chat_template_utils import render_jinja_template
 
+    template = template or tokenizer.chat_template
     try:
         rendered, spans = render_jinja_template(
             [list(messages)],
-            chat_template=tokenizer.chat_template,
-            return_assistant_tokens_mask=True,
+            chat_template=template,
+            return_assistant_tokens_mask=bool(MARKED.search(template)),
             add_generation_prompt=prompt,
             **tokenizer.special_tokens_map,
         )
     except Exception as error:  # of Jinja, and whatever a template raises
-        raise ValueError(f"the chat template refuses a conversation: {' '.join(str(error).split())}") from None
+        line = f", line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
+        said = " ".join(str(getattr(error, "message", None) or error).split())
+        raise ValueError(f"the chat template refuses these messages{line}: {said}") from None
     text, at, pieces = rendered[0], 0, []
-    for start, end in spans[0]:
+    for start, end in spans[0] if spans else ():
         pieces += [(text[at:start], False), (text[start:end], True)]
         at = end
     return [piece for piece in [*pieces, (text[at:], False)] if piece[0]]
 
 
+def control_tokens(tokenizer: PreTrainedTokenizerBase, template: str = "") -> dict[int, AddedToken]:
+    """The tokens that a message must not forge: the special ones, and those that the template puts around turns."""
+    turns = [{"role": role, "content": "a"} for role in ("user", "assistant", "user")]
+    marks = "".join(text for text, _ in render(tokenizer, turns, prompt=True, template=template))
+    added = tokenizer.added_tokens_decoder.items()
+    return {i: token for i, token in added if token.special or (token.content.strip() and token.content in marks)}
+
+
 def encode_chats(
-    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[Message]], *, prompt: bool = False
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[Sequence[Message]],
+    *,
+    prompt: bool = False,
+    template: str = "",
 ) -> list[tuple[list[int], list[bool]]]:
     """(ids, whether the assistant says each) of conversations; with `prompt`, up to where it is to speak.
 
-    A piece is encoded by itself, as it is when a model goes on from the prompt. Special tokens stand where the
-    template puts them: those that a message spells out are encoded as text.
+    A piece is encoded by itself, as it is when a model continues from the prompt. Control tokens are where the
+    template puts them: those that a message spells out are encoded as text. `template` "" is the tokenizer's own.
     """
-    special = {token.content: i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    at = re.compile("|".join(re.escape(token) for token in sorted(special, key=len, reverse=True)))
-    hidden = {token: f"\ue000{i:x}\ue001" for token, i in special.items()}  # characters of private use
-    shown = {mark: token for token, mark in hidden.items()}
+    # The longest first: of two that match at one place it is the one meant.
+    controls = dict(sorted(control_tokens(tokenizer, template).items(), key=lambda item: -len(item[1].content)))
+    ids_of = {token.content: i for i, token in controls.items()}
+    spelled = re.compile("|".join(map(re.escape, [*ids_of, "\ue000"])))
+    placed = re.compile("|".join(map(_with_spaces, controls.values())))
+    hidden = {token: f"\ue000{i:x}\ue001" for token, i in ids_of.items()} | {"\ue000": "\ue000-\ue001"}
+    shown = {mark: [token] for token, mark in hidden.items()}
+    # The backend encodes a token as text only if it is special: any other one is encoded in two parts.
+    shown |= {hidden[t.content]: [t.content[0], t.content[1:]] for t in controls.values() if not t.special}
     found, texts, places = [], [], []
     for messages in conversations:
         safe = [
-            message | {"content": at.sub(lambda match: hidden[match[0]], message["content"])} for message in messages
+            message | {"content": spelled.sub(lambda match: hidden[match[0]], message["content"])}
+            for message in messages
         ]
         ids: list[Any] = []
-        for text, learned in render(tokenizer, safe, prompt=prompt):
+        for text, learned in render(tokenizer, safe, prompt=prompt, template=template):
             end = 0
-            for match in [*at.finditer(text), None]:
-                part = text[end : match.start() if match else None]
-                if part:
-                    texts.append(re.sub("\ue000[0-9a-f]+\ue001", lambda mark: shown[mark[0]], part))
+            for match in [*placed.finditer(text), None]:
+                for part in _shown(text[end : match.start() if match else None], shown):
+                    texts.append(part)
                     places.append((len(found), len(ids)))
                     ids.append((part, learned))
                 if match:
-                    ids.append(([special[match[0]]], learned))
+                    ids.append(([ids_of[match[match.lastindex]]], learned))
                     end = match.end()
         found.append(ids)
     for (row, i), encoded in zip(places, encode_documents(tokenizer, texts), strict=True):
@@ -132,6 +158,21 @@ def encode_chats(
         ([i for part, _ in pieces for i in part], [learned for part, learned in pieces for _ in part])
         for pieces in found
     ]
+
+
+def _with_spaces(token: AddedToken) -> str:
+    """What a token matches in a text: with the white space that it takes to itself."""
+    return (r"\s*" if token.lstrip else "") + f"({re.escape(token.content)})" + (r"\s*" if token.rstrip else "")
+
+
+def _shown(text: str, shown: dict[str, list[str]]) -> list[str]:
+    """A text with what messages spelled out back in its place, in the parts that are encoded each by itself."""
+    parts = [""]
+    for piece in HIDDEN.split(text):
+        first, *rest = shown.get(piece, [piece])
+        parts[-1] += first
+        parts += rest
+    return [part for part in parts if part]
 
 
 def ends_of(tokenizer: PreTrainedTokenizerBase, generation: Any) -> set[int]:

@@ -2,25 +2,22 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hf_lm.credentials import find_secrets
+
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".msgpack")
-TEXT = (".json", ".jsonl", ".md", ".yaml", ".yml", ".txt", ".jinja", ".py", ".log", ".csv", ".tsv")
-SECRETS = {
-    "a Hugging Face token": r"\bhf_[A-Za-z0-9]{30,}",
-    "an OpenAI key": r"\bsk-[A-Za-z0-9_-]{32,}",
-    "a GitHub token": r"\b(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_\w{40,})",
-    "an AWS key": r"\bAKIA[0-9A-Z]{16}\b",
-    "a Google key": r"\bAIza[0-9A-Za-z_-]{35}",
-    "a Slack token": r"\bxox[abprs]-[0-9A-Za-z-]{20,}",
-    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
+# The code that a model of this package carries, as config.json names it: hf_lm.models.recurrent.
+OUR_CODE = {
+    "AutoConfig": "recurrent.RecurrentConfig",
+    "AutoModelForCausalLM": "recurrent.RecurrentLMHeadModel",
 }
+OUR_FILES = {"recurrent.py"}
 
 
 @dataclass
@@ -37,9 +34,9 @@ class Checked:
 def check_folder(folder: str | Path) -> Checked:
     """Look a model's or an adapter's folder over, and load it in a fresh process as a stranger would.
 
-    No code from the folder runs, unless it is, byte for byte, the recurrent model's of this package. Nothing is asked
-    of a network, but for an adapter whose base is on the Hub. Raises FileNotFoundError where there is no folder, and
-    ValueError where it holds neither a model nor an adapter.
+    No code from the folder runs, unless it is, byte for byte, the recurrent model's of this package, and none of an
+    adapter, its base or a tokenizer. Nothing is asked of a network. Raises FileNotFoundError where there is no folder,
+    and ValueError where it holds neither a model nor an adapter.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -55,7 +52,8 @@ def check_folder(folder: str | Path) -> Checked:
     if not broken:  # else loading would fail with less to say
         _check_loading(folder, adapter, report, checked)
     _check_card(folder, checked, expected=bool(report))
-    _check_secrets(folder, checked)
+    secrets = find_secrets(folder, _published(folder))
+    checked.expect(not secrets, "nothing looks like a secret", f"looks like a secret: {', '.join(secrets[:5])}")
     return checked
 
 
@@ -69,8 +67,6 @@ def _published(folder: Path) -> Iterator[Path]:
 
 def _check_files(folder: Path, checked: Checked) -> bool:
     """Formats, and files half written; returns whether loading must fail."""
-    from safetensors import SafetensorError, safe_open
-
     files = list(_published(folder))
     names = [path.relative_to(folder).as_posix() for path in files]
     pickled = [name for name in names if name.endswith(PICKLED)]
@@ -80,23 +76,7 @@ def _check_files(folder: Path, checked: Checked) -> bool:
     half += [path.name for path in folder.glob("checkpoint-*") if not (path / "trainer_state.json").is_file()]
     half += [".saving"] * (folder / ".saving").exists()
     damaged = [] if weights else ["there are no weights in safetensors (model.safetensors)"]
-    for path in weights:
-        try:
-            with safe_open(path, "numpy"):
-                pass
-        except (SafetensorError, OSError) as error:
-            damaged.append(f"{path.name} is damaged or half written: {str(error).splitlines()[0]}")
-    for path in files:
-        if path.suffix != ".json":
-            continue
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            damaged.append(f"{path.relative_to(folder)} is no JSON: {str(error).splitlines()[0]}")
-            continue
-        if path.name.endswith(".safetensors.index.json"):
-            lost = sorted({name for name in content["weight_map"].values() if not (path.parent / name).is_file()})
-            damaged += [f"{path.name} names {name}, which is missing" for name in lost]
+    damaged += damage(folder, files)
     checked.wrong += damaged
     checked.expect(not half, "no file is half written", f"half written: {', '.join(half)}")
     checked.expect(
@@ -105,6 +85,37 @@ def _check_files(folder: Path, checked: Checked) -> bool:
         f"pickled, which can run code when loaded: {', '.join(pickled)}",
     )
     return bool(damaged)
+
+
+def damage(folder: Path, files: Iterable[Path]) -> list[str]:
+    """What cannot be read of a folder's files, in words: weights and JSON half written, shards that are missing."""
+    from safetensors import SafetensorError, safe_open
+
+    found = []
+    for path in files:
+        name = path.relative_to(folder).as_posix()
+        if path.suffix == ".safetensors":
+            try:
+                with safe_open(path, "numpy"):
+                    continue
+            except (SafetensorError, OSError) as error:
+                found.append(f"{name} is damaged or half written: {str(error).splitlines()[0]}")
+        if path.suffix != ".json":
+            continue
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            found.append(f"{name} is no JSON: {str(error).splitlines()[0]}")
+            continue
+        shards = content.get("weight_map") if isinstance(content, dict) else None
+        if name.endswith("config.json") and not isinstance(content, dict):
+            found.append(f"{name} holds no settings")
+        elif name.endswith(".safetensors.index.json") and not isinstance(shards, dict):
+            found.append(f"{name} names no weights")
+        elif name.endswith(".safetensors.index.json"):
+            lost = sorted({str(name) for name in shards.values() if not (path.parent / str(name)).is_file()})
+            found += [f"{name} names {shard}, which is missing" for shard in lost]
+    return found
 
 
 def _check_report(folder: Path, checked: Checked) -> dict[str, Any]:
@@ -152,50 +163,31 @@ def _check_card(folder: Path, checked: Checked, *, expected: bool) -> None:
     )
 
 
-def _check_secrets(folder: Path, checked: Checked) -> None:
-    """Name where something looks like a secret, never what it is."""
-    found = []
-    for path in _published(folder):
-        if path.suffix not in TEXT:
-            continue
-        with path.open(encoding="utf-8", errors="replace") as file:
-            for number, line in enumerate(file, 1):
-                for kind, pattern in SECRETS.items():
-                    if re.search(pattern, line):
-                        found.append(f"{path.relative_to(folder)}:{number} ({kind})")
-    checked.expect(not found, "nothing looks like a secret", f"looks like a secret: {', '.join(found[:5])}")
-
-
 def _check_loading(folder: Path, adapter: bool, report: dict[str, Any], checked: Checked) -> None:
-    config = json.loads((folder / ("adapter_config.json" if adapter else "config.json")).read_text(encoding="utf-8"))
-    remote = "auto_map" in config
-    if remote and not _is_our_code(folder):
-        checked.wrong.append("it needs code of its own (auto_map), which was not run: others will not trust it either")
+    ours = not adapter and _is_our_code(folder)
+    code = _foreign_code(folder, ours)
+    if code:
+        checked.wrong.append(f"it needs code of its own ({code}), which was not run: others will not trust it either")
         return
-    if remote:
+    if ours:
         checked.facts.append("it carries its own code, byte for byte the recurrent model of hf_lm")
-    if adapter:
-        base = config.get("base_model_name_or_path") or ""
-        if not base or (not Path(base).is_dir() and (base.startswith((".", "/")) or base.count("/") > 1)):
-            checked.wrong.append(f"its base model {base!r} is not there: without it an adapter is nothing")
-            return
-        here = " (a folder of this machine: others need it too)" if Path(base).is_dir() else ""
-        checked.facts.append(f"an adapter ({config.get('peft_type')}, rank {config.get('r')}) of {base}{here}")
-    given = {"folder": str(folder.resolve()), "adapter": adapter, "remote": remote}
+    if adapter and not _check_base(folder, checked):
+        return
+    given = {"folder": str(folder.resolve()), "adapter": adapter, "trust": ours}
     given["auto_class"] = report.get("model", {}).get("auto_class", "")
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
-    environment |= {"CUDA_VISIBLE_DEVICES": "", "PYTHONIOENCODING": "utf-8"}
+    environment |= {"CUDA_VISIBLE_DEVICES": "", "PYTHONIOENCODING": "utf-8", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [sys.executable, "-I", str(Path(__file__).with_name("fresh_load.py")), json.dumps(given)],
         capture_output=True,
         text=True,
         encoding="utf-8",
         stdin=subprocess.DEVNULL,  # nothing may wait for an answer
-        env=environment | ({} if adapter else {"HF_HUB_OFFLINE": "1"}),
+        env=environment,
     )
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        checked.wrong.append(f"a fresh process could not load it: {said[-1]}")
+        checked.wrong.append(f"a fresh process could not load it: {said[-1][:300]}")
         return
     found = json.loads(done.stdout.splitlines()[-1])
     checked.facts.insert(
@@ -207,11 +199,59 @@ def _check_loading(folder: Path, adapter: bool, report: dict[str, Any], checked:
 
 
 def _is_our_code(folder: Path) -> bool:
+    """Whether a folder holds the recurrent model of this package and no code beside it, so that it can be trusted."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     own = Path(__file__).parent / "models"
-    code = list(folder.glob("*.py"))
-    return bool(code) and all(
-        (own / path.name).is_file() and (own / path.name).read_bytes() == path.read_bytes() for path in code
+    code = [path for path in _published(folder) if path.suffix == ".py"]
+    return (
+        config.get("model_type") == "hf_lm_recurrent"
+        and config.get("auto_map") == OUR_CODE
+        and {path.relative_to(folder).as_posix() for path in code} == OUR_FILES
+        and all((own / path.name).read_bytes() == path.read_bytes() for path in code)
+        # Code is looked for there wherever a model is trusted, also behind a link.
+        and not (folder / "custom_generate").exists()
     )
+
+
+def _foreign_code(folder: Path, ours: bool) -> str:
+    """Where a folder's files name code that is not ours; "" where they name none."""
+    for path in _published(folder):
+        if path.suffix != ".json" or (ours and path == folder / "config.json"):
+            continue
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            continue
+        if "auto_map" in content:
+            return f"auto_map in {path.relative_to(folder)}"
+        if path.name == "adapter_config.json" and content.get("megatron_config"):
+            return "megatron_core"  # a module that peft imports
+    return ""
+
+
+def _check_base(folder: Path, checked: Checked) -> bool:
+    """Whether an adapter's base is on this machine, as a folder or in the cache, and needs no code of its own."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    adapter = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    base = adapter.get("base_model_name_or_path") or ""
+    config: Any = Path(base) / "config.json"
+    if base and not Path(base).is_dir():
+        try:
+            config = try_to_load_from_cache(base, "config.json", revision=adapter.get("revision"))
+        except HFValidationError:
+            config = None
+    if not base or not isinstance(config, (str, Path)) or not Path(config).is_file():
+        checked.wrong.append(
+            f"its base model {base!r} is not on this machine, as a folder or in the cache, so that nothing was loaded"
+        )
+        return False
+    if "auto_map" in json.loads(Path(config).read_text(encoding="utf-8")):
+        checked.wrong.append("its base needs code of its own (auto_map), which was not run")
+        return False
+    here = " (a folder of this machine: others need it too)" if Path(base).is_dir() else ""
+    checked.facts.append(f"an adapter ({adapter.get('peft_type')}, rank {adapter.get('r')}) of {base}{here}")
+    return True
 
 
 def _check_found(found: dict[str, Any], adapter: bool, report: dict[str, Any], checked: Checked) -> None:

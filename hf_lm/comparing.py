@@ -70,10 +70,20 @@ def _read_run(folder: Path) -> tuple[dict[str, Any], list[Example]]:
                 f"{folder} has no {name}: give the output folder of a finished run, or measure the models themselves "
                 "with hf-lm score."
             )
+    try:
+        report = json.loads((folder / "report.json").read_bytes())
+    except ValueError:
+        report = None
+    if not isinstance(report, dict) or "recipe" not in report:
+        raise ValueError(f"{folder}/report.json is not the report of a run.")
     rows = read_predictions(folder / "predictions.jsonl")
-    if not rows or "split" not in rows[0]:
-        raise ValueError(f"{folder}/predictions.jsonl holds no predictions of a recipe.")
-    return json.loads((folder / "report.json").read_text(encoding="utf-8")), rows
+    needed = {"split"}
+    if report["recipe"] in METRICS:
+        pretrain = report["recipe"] == "pretrain"
+        needed |= {"nll", "tokens", "bytes", "words"} if pretrain else {"input", "reference", "prediction"}
+    if not rows or not all(isinstance(row, dict) and needed <= row.keys() and row["split"] for row in rows):
+        raise ValueError(f"{folder}/predictions.jsonl does not hold the predictions of a {report['recipe']} run.")
+    return report, rows
 
 
 def _in_order(

@@ -7,20 +7,18 @@ for piece in talk.say("What is a tokenizer?"):
 
 import copy
 import json
-import os
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_lm.chat_template import Message, control_tokens, encode_chats, render
 from hf_lm.decoding import Decoding
+from hf_lm.files import refuse_foreign, write_whole
 from hf_lm.generation import encode_prompt, stream, tokens_to_write
 from hf_lm.models.configuration import context_length
-from hf_lm.tokenizer import encode_marked
 
-Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
 ROLES = ("system", "user", "assistant")
 
 # For a model that knows no turns. The lines of a message after its first are indented: it cannot look like a turn.
@@ -34,7 +32,6 @@ PLAIN = (
     "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
 TEMPLATES = {"plain": PLAIN}
-BREAK = "\u200b"  # a space without width
 
 
 def choose_template(tokenizer: PreTrainedTokenizerBase, template: str = "") -> str:
@@ -84,7 +81,6 @@ class Conversation:
         self.settings = Decoding(**decoding)
         encode_prompt(model, tokenizer, "a", max_new_tokens=self.settings.max_new_tokens)  # refuses too long an answer
         self.template = choose_template(tokenizer, template)
-        self.controls = _control_tokens(tokenizer, self.template)
         self.end_ids, self.stop = self._ends()
         self.messages: list[Message] = copy.deepcopy(messages or [])
         self.left_out = 0
@@ -133,8 +129,8 @@ class Conversation:
     def encode(self, messages: list[Message]) -> tuple[list[int], int]:
         """The ids that the model reads, and how many of the oldest messages were left out for them to fit.
 
-        Messages are left out from one user's to the next; the system prompt and the last message stay. Text cannot
-        forge a turn: a control token that stands in a message is broken by a space without width.
+        Messages are left out from one user's to the next; the system prompt and the last message stay. They are
+        encoded as in training: a control token that a message spells out is text.
         """
         first = 1 if messages and messages[0]["role"] == "system" else 0
         questions = [i for i, message in enumerate(messages) if message["role"] == "user"]
@@ -150,15 +146,19 @@ class Conversation:
         )
 
     def save(self, path: str | Path) -> None:
-        """Add the conversation to a file as a line of {"messages": [...]}, in place of an earlier state of it."""
-        path = Path(path).expanduser()
-        lines = _lines(path) if path.exists() else []
-        if lines and _is_start(lines[-1], self.messages):
-            lines.pop()
-        lines.append(json.dumps({"messages": self.messages}, ensure_ascii=False))
-        aside = path.with_name(f".{path.name}.saving")
-        aside.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        os.replace(aside, path)
+        """Add the conversation to a file as a line of {"messages": [...]}, in place of an earlier state of it.
+
+        Other lines stay as they are. Raises FileExistsError for a file that holds anything but conversations.
+        """
+        path = Path(path).expanduser().resolve()
+        refuse_foreign(path, ours=lambda path: all(map(_messages, _lines(path))), option="file to /save")
+        before = path.read_bytes() if path.is_file() else b""
+        *others, last = before.splitlines(keepends=True) or [b""]  # of bytes: U+2028 ends no line
+        earlier = _messages(last) if last else None
+        if earlier and last.rstrip() == _line(earlier) and self.messages[: len(earlier)] == earlier:
+            before = b"".join(others)
+        separator = b"" if not before or before.endswith(b"\n") else b"\n"
+        write_whole(path, before + separator + _line(self.messages) + b"\n")
 
     def _answer(self, ids: list[int]) -> Generator[str]:
         seed, stop = self.settings.seed + self.tries, (*self.settings.stop, *self.stop)
@@ -187,25 +187,8 @@ class Conversation:
         raise ValueError("there is no message yet.")
 
     def _encode(self, messages: list[Message]) -> list[int]:
-        safe = [message | {"content": self._broken(message["content"])} for message in messages]
-        return encode_marked(self.tokenizer, self._render(safe))
-
-    def _broken(self, text: str) -> str:
-        for control in self.controls:
-            text = text.replace(control, control[0] + BREAK + control[1:])
-        return text
-
-    def _render(self, messages: list[Message], *, add_generation_prompt: bool = True) -> str:
-        try:
-            return self.tokenizer.apply_chat_template(
-                messages,
-                chat_template=self.template,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-            )
-        except jinja2.TemplateError as error:
-            where = f", line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
-            raise ValueError(f"the chat template refuses these messages{where}: {error.message or error}") from error
+        [(ids, _)] = encode_chats(self.tokenizer, [messages], prompt=True, template=self.template)
+        return ids
 
     def _ends(self) -> tuple[list[int], list[str]]:
         """What the template puts after an answer, as an id that ends it or as strings that do.
@@ -215,14 +198,15 @@ class Conversation:
         marks = ["qzxqone", "qzxqtwo", "qzxqthree"]  # no template has such words
         roles = ["user", "assistant", "user"]
         turns = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
-        text = self._render(turns, add_generation_prompt=False)
+        text = "".join(piece for piece, _ in render(self.tokenizer, turns, template=self.template))
         places = [text.find(mark) for mark in marks]
         if -1 in places or places != sorted(places):
             return [], []
         after_question, after_answer = (text[places[i] + len(marks[i]) : places[i + 1]] for i in (0, 1))
-        ends = [control for control in self.controls if after_answer.lstrip().startswith(control)]
+        controls = control_tokens(self.tokenizer, self.template)
+        ends = [i for i, token in controls.items() if after_answer.lstrip().startswith(token.content)]
         if ends:
-            return [self.tokenizer.convert_tokens_to_ids(max(ends, key=len))], []
+            return [max(ends, key=lambda i: len(controls[i].content))], []
         return [], [each.rstrip() for each in (after_answer, after_question) if each.strip()]
 
 
@@ -250,7 +234,11 @@ def _lines(path: Path) -> list[str]:
     return [line for line in text.split("\n") if line.strip()]  # not splitlines: U+2028 ends no line of JSON
 
 
-def _messages(line: str) -> list[Message] | None:
+def _line(messages: list[Message]) -> bytes:
+    return json.dumps({"messages": messages}, ensure_ascii=False).encode()
+
+
+def _messages(line: str | bytes) -> list[Message] | None:
     try:
         messages = json.loads(line)["messages"]
         kept = [{"role": message["role"], "content": message["content"]} for message in messages]
@@ -258,14 +246,3 @@ def _messages(line: str) -> list[Message] | None:
         return None
     sound = all(each["role"] in ROLES[0 if i == 0 else 1 :] for i, each in enumerate(kept))
     return kept if sound and all(isinstance(each["content"], str) for each in kept) else None
-
-
-def _is_start(line: str, messages: list[Message]) -> bool:
-    earlier = _messages(line)
-    return bool(earlier) and messages[: len(earlier)] == earlier
-
-
-def _control_tokens(tokenizer: PreTrainedTokenizerBase, template: str) -> list[str]:
-    """Tokens that are more than their text: the special ones, and those the template marks turns with."""
-    added = tokenizer.added_tokens_decoder.values()
-    return [str(token) for token in added if token.special or (str(token).strip() and str(token) in template)]

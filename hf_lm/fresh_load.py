@@ -1,6 +1,6 @@
 """Load a folder as anyone would, without hf_lm, and print what was found: run by hf_lm.checking, on its own.
 
-    python -I fresh_load.py '{"folder": ..., "adapter": false, "remote": false, "auto_class": ""}'
+    python -I fresh_load.py '{"folder": ..., "adapter": false, "trust": false, "auto_class": ""}'
 
 It imports nothing of this package: what only works with it must fail here.
 """
@@ -24,7 +24,7 @@ HEADS = ("score.weight", "classifier.weight", "classifier.out_proj.weight")  # o
 TARGET = "target_tokenizer"  # as hf_lm.target_tokenizer has it
 
 
-def main(folder: str, adapter: bool, remote: bool, auto_class: str) -> dict:
+def main(folder: str, adapter: bool, trust: bool, auto_class: str) -> dict:
     warnings.simplefilter("ignore")
     if not adapter:
         sys.modules["peft"] = None  # who has no peft must be able to load it
@@ -33,23 +33,25 @@ def main(folder: str, adapter: bool, remote: bool, auto_class: str) -> dict:
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    options = {"trust_remote_code": remote}
-    source, loading = folder, {"use_safetensors": True, "output_loading_info": not adapter}
+    untrusted = {"trust_remote_code": False}
+    source, loading = folder, {"use_safetensors": True, "output_loading_info": not adapter, "trust_remote_code": trust}
+    loading["attn_implementation"] = "eager"  # or a configuration may name a repository of kernels
     if adapter:
         source = json.loads(Path(folder, "adapter_config.json").read_text())["base_model_name_or_path"]
         classes = _classes(Path(folder, "adapter_model.safetensors"))
         if classes and auto_class in ("", "AutoModelForSequenceClassification"):
             auto_class, loading["num_labels"] = "AutoModelForSequenceClassification", classes
-    config = transformers.AutoConfig.from_pretrained(source, **options)
-    auto_class = auto_class or _auto_class(config)
-    model = getattr(transformers, auto_class).from_pretrained(folder, **loading, **options)
+    config = transformers.AutoConfig.from_pretrained(source, trust_remote_code=trust)
+    if auto_class not in (*AUTO_CLASSES.values(), "AutoModel"):  # a report may name any
+        auto_class = _auto_class(config)
+    model = getattr(transformers, auto_class).from_pretrained(folder, **loading)
     model, missing = (model, []) if adapter else (model[0], sorted(model[1]["missing_keys"]))
     model.eval()
     own = not adapter or Path(folder, "tokenizer_config.json").is_file()
     place = folder if own else source
-    tokenizer = target = transformers.AutoTokenizer.from_pretrained(place, **options)
+    tokenizer = target = transformers.AutoTokenizer.from_pretrained(place, **untrusted)
     if Path(place, TARGET).is_dir():  # another writes than the one that reads
-        target = transformers.AutoTokenizer.from_pretrained(place, subfolder=TARGET, **options)
+        target = transformers.AutoTokenizer.from_pretrained(place, subfolder=TARGET, **untrusted)
 
     encoded = tokenizer("A model reads this. 春眠不觉晓", return_tensors="pt")
     inputs = {name: encoded[name] for name in ("input_ids", "attention_mask") if name in encoded}

@@ -7,12 +7,10 @@ The settings are those of hf_lm.decoding.Decoding. A prompt is read as training 
 begins one. Given as ids instead of as text it is taken as it is.
 """
 
-import json
 import logging
 import threading
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -27,7 +25,7 @@ from transformers import (
 from hf_lm.data.batches import MAX_LOGITS, map_by_length, pad_batch
 from hf_lm.decoding import Decoding
 from hf_lm.models.checkpoints import load_causal_lm
-from hf_lm.models.configuration import context_length, family, load_config
+from hf_lm.models.configuration import context_length, family, find_adapter, load_config
 from hf_lm.models.encoder_decoder import load_text_to_text
 from hf_lm.sampling import BEFORE, INCOMPLETE, Interrupt, Stop, before_stop, logits_processors
 from hf_lm.target_tokenizer import written_by
@@ -71,41 +69,23 @@ def load_writer(
     computes in float32. Raises OSError or ValueError in one line.
     """
     name_or_path = str(name_or_path)
-    folder = Path(name_or_path)
-    adapter = folder if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file() else None
-    base = _base_of(folder) if adapter else name_or_path
-    config = load_config(base)
+    config = load_config(name_or_path)
     kind = family(config)
     if kind == "encoder":
         raise ValueError(
             f"{name_or_path} is a {config.model_type}, which reads text and writes none; give a decoder (GPT-2, "
             "Llama, ...) or an encoder-decoder (T5, BART, ...)."
         )
-    has_tokenizer = adapter and any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
-    tokenizer = load_tokenizer(name_or_path if has_tokenizer or not adapter else base)
+    tokenizer = load_tokenizer(name_or_path)
     set_pad(tokenizer)
     load = load_causal_lm if kind == "decoder" else load_text_to_text
-    model = load(base, tokenizer=tokenizer)
-    if adapter:
-        from peft import PeftModel
-
-        try:
-            model = PeftModel.from_pretrained(model, folder).merge_and_unload()
-        except Exception as error:  # missing and misshapen weights raise errors of several libraries
-            raise OSError(f"cannot add the adapter {folder} to {base}: {str(error).splitlines()[0]}") from error
+    model = load(name_or_path, tokenizer=tokenizer)
+    if adapter := find_adapter(name_or_path):  # an adapter is trained in float32 whatever its base was saved in
+        config = load_config(adapter["base_model_name_or_path"])
     if device is None:
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     half = config.dtype in (torch.bfloat16, torch.float16) and torch.device(device).type != "cpu"
     return model.to(device, config.dtype if half else None).eval(), tokenizer
-
-
-def _base_of(adapter: Path) -> str:
-    if not (adapter / "adapter_model.safetensors").is_file():
-        raise FileNotFoundError(f"{adapter} holds an adapter without weights (adapter_model.safetensors).")
-    base = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
-    if not base:
-        raise ValueError(f"{adapter} does not say which model its adapter belongs to (base_model_name_or_path).")
-    return base
 
 
 def generate(

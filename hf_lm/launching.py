@@ -12,6 +12,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
+from hf_lm.credentials import masked_arguments
+
 # What `accelerate launch` takes and no recipe does: these may stand after the recipe's name too.
 LAUNCH_OPTIONS = (
     *("--num_processes", "--num_machines", "--machine_rank", "--main_process_ip", "--main_process_port"),
@@ -108,7 +110,8 @@ def launch(arguments: Sequence[str]) -> NoReturn:
     before, path, rest = _split(arguments)
     if path.is_relative_to(Path.cwd()):
         path = path.relative_to(Path.cwd())
-    print(f"accelerate launch {shlex.join([*before, str(path), *rest])}", file=sys.stderr, flush=True)
+    shown = shlex.join([*before, str(path), *masked_arguments(rest)])
+    print(f"accelerate launch {shown}", file=sys.stderr, flush=True)
 
     import logging
 

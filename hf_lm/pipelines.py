@@ -16,19 +16,22 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForQuestionAnswering,
     AutoModelForSeq2SeqLM,
-    AutoTokenizer,
+    AutoModelForSequenceClassification,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from hf_lm.data.batches import map_by_length, pad_batch
 from hf_lm.models.adapters import load_merged
-from hf_lm.models.configuration import context_length, family, find_adapter, load_config
+from hf_lm.models.checkpoints import load_weights, load_with_head
+from hf_lm.models.configuration import check_checkpoint, context_length, family, find_adapter, load_config
 from hf_lm.target_tokenizer import decode_targets, find_target, writes_apart
 from hf_lm.tasks.question_answering import windows_of
 from hf_lm.tasks.spans import top_spans
 from hf_lm.tokenizer import encode_documents, frame_of, load_tokenizer, set_pad
 
+CLASSIFIERS = ("text-classification", "sentiment-analysis")
+LOADING = ("dtype", "torch_dtype", "device_map", "revision", "token")  # options that are for the model's weights
 AT_ONCE = 256  # inputs of a stream that are read ahead, to put like-sized ones into a batch
 KEYS = {"summarization": "summary_text", "translation": "translation_text", "text2text-generation": "generated_text"}
 
@@ -50,10 +53,19 @@ def pipeline(
     if kind not in KEYS and kind != "question-answering":
         import transformers
 
-        if isinstance(model, str) and find_adapter(model):  # transformers would not know its classes
-            tokenizer = tokenizer or load_tokenizer(model)
-            tokenizer = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
-            model = load_merged(model, tokenizer=tokenizer)
+        if isinstance(model, str) and (kind in CLASSIFIERS or find_adapter(model)):
+            if tokenizer is None or isinstance(tokenizer, str):
+                tokenizer = load_tokenizer(tokenizer or model)
+            if kind in CLASSIFIERS:  # transformers would answer with a head that was never trained
+                loading = {key: options.pop(key) for key in LOADING if key in options}
+                loading = {"dtype": "auto"} | loading | options.pop("model_kwargs", {})
+                head = AutoModelForSequenceClassification
+                model = load_with_head(model, head, tokenizer=tokenizer, trained=True, **loading).eval()
+            else:  # transformers would not know what adapted_config.json says
+                model = load_merged(model, tokenizer=tokenizer)
+        elif isinstance(model, str):
+            check_checkpoint(model)
+            options["model_kwargs"] = {"use_safetensors": True} | options.get("model_kwargs", {})
         given = {"task": task, "model": model, "tokenizer": tokenizer, "device": device}
         return transformers.pipeline(**{k: v for k, v in given.items() if v is not None}, **options)
     if model is None:
@@ -82,16 +94,13 @@ class _Pipeline:
         **options: Any,
     ) -> None:
         if isinstance(model, str):
-            name, auto_class = model, self.auto_classes[family(load_config(model))]
+            name, config = model, load_config(model)
             tokenizer = tokenizer or name
-            if find_adapter(name):
-                model = load_merged(name, tokenizer=load_tokenizer(name))
-            else:
-                model = auto_class.from_pretrained(name, dtype=torch_dtype or dtype, trust_remote_code=False)
+            model = load_weights(self.auto_classes[family(config)], name, config, dtype=torch_dtype or dtype)
         if tokenizer is None:
             raise ValueError("pipeline: a model that is no name needs tokenizer=...")
         if isinstance(tokenizer, str):
-            tokenizer = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
+            tokenizer = load_tokenizer(tokenizer)
         if not writes_apart(tokenizer) and tokenizer.name_or_path:
             find_target(tokenizer, tokenizer.name_or_path)
         set_pad(tokenizer)

@@ -4,6 +4,7 @@
 """
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable
 from itertools import islice
@@ -15,6 +16,7 @@ from tqdm import tqdm
 from hf_lm.data.reading import SUFFIXES, read_lines, read_rows, suffix
 from hf_lm.data.tables import pick_column
 from hf_lm.decoding import Decoding
+from hf_lm.files import refuse_foreign
 
 PIPELINES = {
     "sentiment": "text-classification",
@@ -29,7 +31,7 @@ Answer = Callable[[list[Any]], Iterable[dict[str, Any]]]
 
 
 def predict(task: str, model: str, source: str, output: str, *, column: str = "") -> int:
-    """Write a line of JSON per input, in order: {"input", "prediction", ...}; returns how many lines there are.
+    """Write a line of JSON per input, in order: {"input", "prediction", ..., "model", "task"}; returns their number.
 
     `source` is a .txt file with an input a line, or a table, whose `column` is read ("" guesses; question answering
     reads `question` and `context`). See `write_lines` for what is kept of an output that is there.
@@ -44,14 +46,18 @@ def predict(task: str, model: str, source: str, output: str, *, column: str = ""
         made = pipeline(PIPELINES[task], model=model)
         return lambda piece: map(_prediction, made(piece, truncation=True, batch_size=32))
 
-    return write_lines(inputs, output, start, description=task)
+    shared = {"model": model, "task": task}
+    return write_lines(inputs, output, start, source=source, description=task, shared=shared)
 
 
-def generate_lines(model: str, prompts: list[str], output: str, *, device: str | None = None, **decoding: Any) -> int:
+def generate_lines(
+    model: str, prompts: list[str], output: str, *, source: str = "", device: str | None = None, **decoding: Any
+) -> int:
     """Write a line of JSON per prompt, in order; returns how many lines there are.
 
     {"input", "continuations": [{"text", "log_probability", "log_probability_per_token", "tokens", "ended"}, ...],
-    "model", "settings"}. See `write_lines` for what is kept of an output that is there.
+    "model", "settings"}. `source`: the file that the prompts were read from. See `write_lines` for what is kept of an
+    output that is there.
     """
     settings = vars(Decoding(**decoding)) | {"stop": list(Decoding(**decoding).stop)}
     piece = 4 * settings.pop("batch_size")  # the batch has no effect on the text
@@ -77,7 +83,7 @@ def generate_lines(model: str, prompts: list[str], output: str, *, device: str |
         )
 
     shared = {"model": model, "settings": settings}
-    return write_lines(prompts, output, start, description="writing", shared=shared, piece=piece)
+    return write_lines(prompts, output, start, source=source, description="writing", shared=shared, piece=piece)
 
 
 def write_lines(
@@ -85,18 +91,25 @@ def write_lines(
     output: str,
     start: Callable[[], Answer],
     *,
+    shared: dict[str, Any],
+    source: str = "",
     description: str,
-    shared: dict[str, Any] | None = None,
     piece: int = PIECE,
 ) -> int:
     """Write a line of JSON per input, in order: {"input", what is answered, what is `shared`}; returns their number.
 
-    Lines that `output` already holds are kept and their inputs skipped, so that the same command goes on where it was
-    stopped. `start`, called where inputs are left, loads the model and returns what answers a list of inputs. Raises
-    ValueError if the lines belong to other inputs, or something else is shared.
+    Lines that `output` already holds are kept and their inputs skipped, so that the same command continues where it
+    was stopped; an unfinished last line is answered again. `start`, called where inputs are left, loads the model and
+    returns what answers a list of inputs. Raises ValueError or FileExistsError, and changes nothing, if `output` is
+    the `source` of the inputs, is not a file of such lines, has lines of other inputs, or something else is shared.
     """
-    path, shared = Path(output), shared or {}
-    done = _complete_lines(path)
+    path = Path(output)
+    if source and path.exists() and path.samefile(source):
+        raise ValueError(f"--output {output} is the file that is read: give another --output.")
+    refuse_foreign(path, ours=lambda path: not path.stat().st_size or _is_row(_first_line(path)), option="--output")
+    data = path.read_bytes() if path.is_file() else b""
+    size = data.rfind(b"\n") + 1  # of the complete lines
+    done = data[:size].split(b"\n")[:-1]
     if len(done) > len(inputs):
         raise ValueError(f"{path} holds {len(done):,} lines for {len(inputs):,} inputs: choose another --output.")
     for number, (line, given) in enumerate(zip(done, inputs, strict=False), 1):
@@ -110,6 +123,14 @@ def write_lines(
             if kept.get(key) != value:
                 said = _difference(kept.get(key), value)
                 raise ValueError(f"{path}, line {number}: other {key} than now ({said}); choose another --output.")
+    if tail := data[size:]:
+        begun = _beginning(inputs[len(done)]) if len(done) < len(inputs) else b""
+        if not begun or tail[: len(begun)] != begun[: len(tail)]:
+            raise ValueError(
+                f"{path}, line {len(done) + 1}: neither a complete line nor the beginning of the next answer; choose "
+                "another --output."
+            )
+        os.truncate(path, size)
     rest = iter(inputs[len(done) :])
     written = len(done)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -132,6 +153,26 @@ def write_lines(
     return len(inputs)
 
 
+def _first_line(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.readline()
+
+
+def _is_row(line: bytes) -> bool:
+    """Whether a line is one that `write_lines` writes for `predict` or `generate_lines`."""
+    row = json.loads(line)
+    return (
+        line.endswith(b"\n")
+        and {"input", "model"} <= row.keys()
+        and bool({"prediction", "continuations"} & row.keys())
+    )
+
+
+def _beginning(given: Any) -> bytes:
+    """How the line of an input begins."""
+    return json.dumps({"input": given}, ensure_ascii=False).encode()[:-1]
+
+
 def _difference(one: Any, other: Any) -> str:
     if isinstance(one, dict) and isinstance(other, dict):
         keys = [key for key in other if one.get(key) != other[key]]
@@ -149,7 +190,7 @@ def read_texts(source: str, column: str = "") -> list[str]:
         return texts
     rows = _rows(path)
     name = pick_column(rows, column, COLUMNS, option="--column", where=source)
-    return [str(row[name]) for row in rows]
+    return [_text(row, name, source, number) for number, row in enumerate(rows, 1)]
 
 
 def read_questions(source: str) -> list[dict[str, str]]:
@@ -160,7 +201,20 @@ def read_questions(source: str) -> list[dict[str, str]]:
     rows = _rows(path)
     for name in ("question", "context"):
         pick_column(rows, name, (), option="that name", where=source)
-    return [{name: str(row[name]) for name in ("question", "context")} for row in rows]
+    return [
+        {name: _text(row, name, source, number) for name in ("question", "context")}
+        for number, row in enumerate(rows, 1)
+    ]
+
+
+def _text(row: dict[str, Any], name: str, source: str, number: int) -> str:
+    """A cell as text. Raises ValueError where it is missing, null or no single value."""
+    value = row.get(name)
+    if value is None or value != value or isinstance(value, list | dict):
+        kind = "null" if value is None or value != value else f"a {type(value).__name__}"
+        what = f"has no {name}" if name not in row else f"{name} is {kind}"
+        raise ValueError(f"{source}, row {number}: {what}, where a text is needed; add it or remove the row.")
+    return str(value)
 
 
 def _found(source: str) -> Path:
@@ -174,17 +228,6 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     if not rows:
         raise ValueError(f"{path} is empty.")
     return rows
-
-
-def _complete_lines(path: Path) -> list[str]:
-    """The whole lines of a file; a last line that was cut short is taken off the file."""
-    if not path.is_file():
-        return []
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        path.write_text(whole, encoding="utf-8")
-    return whole.split("\n")[:-1]  # not splitlines: U+2028 ends no line of JSON
 
 
 def _prediction(found: Any) -> dict[str, Any]:

@@ -15,10 +15,20 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.utils import cached_file
+from transformers.utils.hub import extract_commit_hash
 
 from hf_lm.data.tables import Table
 from hf_lm.models.checkpoints import load_with_head
-from hf_lm.models.configuration import context_length, family, find_adapter, load_config
+from hf_lm.models.configuration import (
+    ABSENT_IS_NONE,
+    ADAPTER,
+    CONFIG,
+    context_length,
+    family,
+    find_adapter,
+    load_config,
+)
 from hf_lm.models.encoder_decoder import load_text_to_text
 from hf_lm.target_tokenizer import TARGET
 from hf_lm.tasks.question_answering import QuestionAnswering, QuestionAnsweringAsText
@@ -89,7 +99,8 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     base = (checkpoint.adapter or {}).get("base_model_name_or_path")
     for place in filter(None, (base, checkpoint.name)):
         if not Path(place).is_dir():
-            digest.update(f"{place} {checkpoint.config._commit_hash}".encode())
+            file = cached_file(place, CONFIG, **ABSENT_IS_NONE) or cached_file(place, ADAPTER)
+            digest.update(f"{place} {extract_commit_hash(file, None)}".encode())
             continue
         for path in sorted([*Path(place).iterdir(), *Path(place, TARGET).glob("*")]):
             about_run = path.name in ("report.json", "scores.json", "trainer_state.json")
@@ -129,7 +140,7 @@ def build_task(
     dropped = {"drop_overlap": settings.get("drop_overlap", False)}
     if name in HEADS and _has_head(checkpoint, HEADS[name], kind):
         labels = head_labels(checkpoint, labels) if labels else []
-        model = load_with_head(path, HEADS[name], tokenizer=tokenizer, labels=labels)
+        model = load_with_head(path, HEADS[name], tokenizer=tokenizer, labels=labels, trained=True)
         length = min(lengths["max_length"], context_length(config) or lengths["max_length"])
         if name == "sentiment":
             classes = Sentiment(table, tokenizer, labels=labels, max_length=length, **dropped)

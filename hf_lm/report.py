@@ -4,12 +4,18 @@ import json
 import math
 import os
 import platform
-import resource
 import sys
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from hf_lm.files import write_whole
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "accelerate", "peft")
 
@@ -47,11 +53,9 @@ SHOWN = {
 
 def save_report(report: dict[str, Any], folder: str | Path) -> dict[str, Any]:
     """Write report.json; returns what it holds: plain values, without those that are not finite."""
-    folder = Path(folder)
-    report = _plain(report)
-    aside = folder / "report.json.tmp"
-    aside.write_text(json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(aside, folder / "report.json")
+    report = plain(report)
+    text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)
+    write_whole(Path(folder) / "report.json", text + "\n")
     return report
 
 
@@ -60,20 +64,20 @@ def save_predictions(rows: Iterable[dict[str, Any]], folder: str | Path) -> None
     path, aside = Path(folder) / "predictions.jsonl", Path(folder) / "predictions.jsonl.tmp"
     with aside.open("w", encoding="utf-8") as file:
         for row in rows:
-            file.write(json.dumps(_plain(row), ensure_ascii=False) + "\n")
+            file.write(json.dumps(plain(row), ensure_ascii=False) + "\n")
     if aside.stat().st_size:
         os.replace(aside, path)
     else:
         aside.unlink()
 
 
-def _plain(value: Any) -> Any:
-    """Values that JSON has: numpy's as Python's, and what is not finite left out."""
+def plain(value: Any) -> Any:
+    """Values that JSON has: numpy's as Python's, eight digits, and what is not finite left out."""
     if isinstance(value, dict):
-        items = {str(key): _plain(item) for key, item in value.items()}
+        items = {str(key): plain(item) for key, item in value.items()}
         return {key: item for key, item in items.items() if item is not None or value.get("passed", 0) is None}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if hasattr(value, "item"):
         value = value.item()
     if isinstance(value, float):
@@ -98,6 +102,10 @@ def peak_memory_bytes() -> int:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
+    if resource is None:
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

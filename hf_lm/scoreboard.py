@@ -2,7 +2,6 @@
 
 import difflib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ import numpy as np
 from hf_lm.evaluation.compare import Comparison, compare
 from hf_lm.evaluation.intervals import Estimate
 from hf_lm.evaluation.predictions import GROUPS, METRICS
-from hf_lm.report import SHOWN, _plain, in_words, visible
+from hf_lm.files import json_with, refuse_foreign, write_whole
+from hf_lm.report import SHOWN, in_words, plain, visible
 
 LIKELIHOODS = METRICS["pretrain"]
 
@@ -121,16 +121,25 @@ def sentence(one: Comparison, unit: str = "examples") -> str:
     )
 
 
+def check_output(path: str | Path) -> Path:
+    """Raise FileExistsError or ValueError where scores, or the picture beside them, would replace another file."""
+    path, ours = Path(path), json_with("task", "data", "main_metric", "models", "comparisons")
+    refuse_foreign(path, ours=ours, option="--output")
+    if path.suffix == ".png":
+        raise ValueError(
+            f"--output {path} is the name of the picture: give a file such as {path.with_suffix('.json')}."
+        )
+    refuse_foreign(path.with_suffix(".png"), ours=lambda picture: ours(path), option="--output")
+    return path
+
+
 def save_scores(result: dict[str, Any], path: str | Path) -> list[Path]:
-    """Write scores.json, and beside it the picture of the same name; returns both paths."""
+    """Write scores.json, and beside it the picture of the same name; returns both paths. Raises as `check_output`."""
     from hf_lm.plots import draw_scores
 
-    path = Path(path)
+    path = check_output(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".tmp")
-    text = json.dumps(_plain(result), indent=2, ensure_ascii=False, allow_nan=False)
-    aside.write_text(text + "\n", encoding="utf-8")
-    os.replace(aside, path)
+    write_whole(path, json.dumps(plain(result), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     return [path, draw_scores(result, path.with_suffix(".png"))]
 
 

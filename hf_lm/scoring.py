@@ -5,7 +5,6 @@ What a model said is kept by its content, the data and this code, so that adding
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -23,6 +22,7 @@ from hf_lm.data.sources import Corpus, load_corpus
 from hf_lm.data.tables import Table, load_table
 from hf_lm.evaluation.perplexity import score_documents
 from hf_lm.evaluation.predictions import GROUPS, METRICS, UNITS, Example, estimates_of, read_predictions
+from hf_lm.files import write_whole
 from hf_lm.models.checkpoints import load_causal_lm
 from hf_lm.models.configuration import context_length, family
 from hf_lm.rebuilding import SETTINGS, Checkpoint, build_task, fingerprint, open_checkpoint, precision
@@ -241,9 +241,9 @@ def score_checkpoint(
     with torch.no_grad():
         measure(checkpoint, data, scored)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write_aside(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in scored.examples))
+    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in scored.examples))
     kept = {key: value for key, value in vars(scored).items() if key not in ("examples", "kept")}
-    _write_aside(about, json.dumps(kept, ensure_ascii=False))  # last: it says that the examples are whole
+    write_whole(about, json.dumps(kept, ensure_ascii=False))  # last: it says that the examples are whole
     return scored
 
 
@@ -259,12 +259,6 @@ def _code() -> str:
         found.update(path.read_bytes())
     used = {name: version for name, version in versions().items() if name in ("torch", "transformers", "tokenizers")}
     return f"{found.hexdigest()} {sorted(used.items())}"
-
-
-def _write_aside(path: Path, text: str) -> None:
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
 
 
 def _measure_likelihood(checkpoint: Checkpoint, data: Data, scored: Scored) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
-from hf_lm.models.configuration import MISSING
+from hf_lm.models.configuration import ABSENT_IS_NONE
 
 TARGET = "target_tokenizer"
 
@@ -39,9 +39,8 @@ def decode_targets(tokenizer: PreTrainedTokenizerBase, ids: Any) -> list[str]:
 
 def find_target(tokenizer: PreTrainedTokenizerBase, name_or_path: str | Path) -> None:
     """Hang on a tokenizer the one that a folder, or a name on the Hub, has for what is written, if it has one."""
-    quiet = {f"_raise_exceptions_for_{what}": False for what in MISSING}
     try:
-        found = cached_file(str(name_or_path), "tokenizer_config.json", subfolder=TARGET, **quiet)
+        found = cached_file(str(name_or_path), "tokenizer_config.json", subfolder=TARGET, **ABSENT_IS_NONE)
     except OSError:  # a folder that is no longer there
         return
     if found:

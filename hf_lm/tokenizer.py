@@ -19,7 +19,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from hf_lm.cache import default_cache
-from hf_lm.models.configuration import find_adapter, is_path, load_config
+from hf_lm.models.configuration import find_adapter, is_path, load_config, unreachable, why
 from hf_lm.target_tokenizer import find_target, set_target, writes_apart, written_by
 
 if TYPE_CHECKING:
@@ -200,14 +200,14 @@ def load_tokenizer(name_or_path: str, *, decoder: str = "") -> PreTrainedTokeniz
     try:
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
         find_target(tokenizer, name_or_path)
-    except (OSError, ValueError) as error:
-        where = "" if os.path.isdir(name_or_path) else " It is no folder here, and the Hub was not reached (offline?)."
-        raise OSError(f"--tokenizer {name_or_path}: {str(error).splitlines()[0]}{where}") from None
     except ImportError as error:
         missing = "sentencepiece" if "sentencepiece" in str(error).lower() else str(error).strip().splitlines()[0]
         raise ImportError(
             f"the tokenizer of {name_or_path} needs {missing}: pip install 'hf-lm[sentencepiece]'."
         ) from None
+    except Exception as error:  # broken files raise errors of several libraries
+        said = unreachable(name_or_path, error) or f"cannot read the tokenizer of {name_or_path}: {why(error)}"
+        raise OSError(said) from error
     if not tokenizer.encode("a b", add_special_tokens=False):
         raise ValueError(f"the tokenizer in {name_or_path} is empty: it gives no ids for text. Its files are missing.")
     if tokenizer.eos_token_id is None and tokenizer.bos_token_id is None and tokenizer.sep_token_id is None:
@@ -245,12 +245,6 @@ def encode_with_offsets(tokenizer: PreTrainedTokenizerBase, texts: list[str]) ->
     with _special_tokens_as_text(tokenizer) as backend:
         encodings = backend.encode_batch(texts, add_special_tokens=False)
     return [(encoding.ids, np.array(encoding.offsets, np.int32).reshape(-1, 2)) for encoding in encodings]
-
-
-def encode_marked(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of a text in which special tokens are meant, such as a chat template that was filled."""
-    with _ENCODING:
-        return tokenizer(text, add_special_tokens=False).input_ids
 
 
 _ENCODING = threading.Lock()  # the setting is the tokenizer's: two threads would encode each other's text by it

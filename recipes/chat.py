@@ -33,7 +33,7 @@ class Arguments(FineTuningArguments):
 
 
 def main(args: Arguments, training_args: TrainingArguments) -> dict:
-    from hf_lm.training.alignment import sft_trainer  # imports trl, an extra
+    from hf_lm.training.alignment import sft_trainer  # imports trl, which takes seconds
 
     set_seed(training_args.seed)
     table = load_table(args.dataset)

@@ -42,7 +42,7 @@ class Arguments(FineTuningArguments):
 
 
 def main(args: Arguments, training_args: TrainingArguments) -> dict:
-    from hf_lm.training.alignment import dpo_trainer  # imports trl, an extra
+    from hf_lm.training.alignment import dpo_trainer  # imports trl, which takes seconds
 
     set_seed(training_args.seed)
     scorer = args.scorer or (DEMO_SCORER if args.dataset == DEMO else "")

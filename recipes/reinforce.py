@@ -43,7 +43,7 @@ class Arguments(FineTuningArguments):
 
 
 def main(args: Arguments, training_args: TrainingArguments) -> dict:
-    from hf_lm.training.alignment import grpo_trainer  # imports trl, an extra
+    from hf_lm.training.alignment import grpo_trainer  # imports trl, which takes seconds
 
     set_seed(training_args.seed)
     reward = load_reward(args.reward, pattern=args.pattern, target_length=args.target_length)

@@ -9,6 +9,10 @@ os.environ["TOKENIZERS_PARALLELISM"] = "true"
 
 import pytest
 import torch
+from hypothesis import settings
+
+settings.register_profile("shared", deadline=None)  # a busy machine, or a first import, is no failure
+settings.load_profile("shared")
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: a thread each
     torch.set_num_threads(1)

@@ -1,6 +1,7 @@
 """The house keeps its plan: imports go one way, recipes stay apart, and importing the package costs nothing."""
 
 import ast
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ FLOORS = [
         "arguments",
         "cache",
         "checking",
+        "credentials",
         "decoding",
         "files",
         "planning.devices",
@@ -23,6 +25,7 @@ FLOORS = [
         "losses",
         "markdown",
         "models",
+        "output_folder",
         "sampling",
         "target_tokenizer",
         "terminal",
@@ -33,7 +36,6 @@ FLOORS = [
         "data.overlap",
         "data.scripts",
     },
-    {"serving"},
     {"data.demos", "data.opinions", "data.cldr", "data.dialogues"},
     {"data.sources"},
     {"data.tables", "data.conversations"},
@@ -171,3 +173,9 @@ def test_importing_the_package_pulls_in_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_bitsandbytes_warns_of_nothing_when_peft_imports_it():
+    code = "import hf_lm, logging, peft; print(logging.getLogger('bitsandbytes').getEffectiveLevel())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert (done.stdout.strip(), done.stderr) == (str(logging.ERROR), "")

@@ -139,6 +139,42 @@ def test_arguments_and_exit_codes_go_through_and_a_signal_reaches_the_recipe(tmp
     assert waiting.returncode == 128 + signal.SIGTERM
 
 
+@pytest.mark.parametrize(
+    "given", [["--hub_token", "hf_x"], ["--hub_token=hf_x"], ["--api-key", "hf_x", "--seed", "1"]]
+)
+def test_the_printed_command_shows_no_token(given, capsys, monkeypatch):
+    from accelerate.commands import launch as accelerate_launch
+
+    from hf_lm.launching import launch
+
+    launched = []
+    monkeypatch.setattr(accelerate_launch, "launch_command", lambda args: launched.extend(args.training_script_args))
+    with pytest.raises(SystemExit):
+        launch(["sentiment", "--max_new_tokens", "8", *given])
+    shown = capsys.readouterr().err
+    assert "hf_x" not in shown
+    assert "--max_new_tokens 8" in shown
+    assert "***" in shown
+    assert launched == ["--max_new_tokens", "8", *given]
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_no_error_shows_a_token_not_even_its_traceback(debug, capsys, monkeypatch):
+    from hf_lm.arguments import report_errors
+
+    monkeypatch.setattr(sys, "argv", ["sentiment.py", "--hub_token", "hf_given"])
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setenv("HF_TOKEN", "hf_set")
+    report_errors(debug=debug)
+    try:
+        raise RuntimeError(f"refused: hf_set of hf_given, {'hf_' + 'x' * 34}.")
+    except RuntimeError as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+    shown = capsys.readouterr().err
+    assert "refused: *** of ***, ***." in shown
+    assert ("Traceback" in shown) == debug
+
+
 @pytest.mark.slow
 def test_two_processes_on_a_cpu_are_two_and_none_is_left(tmp_path):
     script = tmp_path / "mine.py"

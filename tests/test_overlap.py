@@ -1,6 +1,7 @@
 """Evaluation rows that stand in train are found, however they are spelled, and nothing else is."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,6 +28,16 @@ def test_exact_and_partial_overlap_and_the_rows_of_train_they_match():
     assert report["rows"] == 3
     assert report["exact"] == 1
     assert report["share"] == 0.5
+
+
+@pytest.mark.parametrize("shared", range(7))
+def test_a_row_overlaps_from_half_of_its_runs_on(shared):
+    words = [f"w{i}" for i in range(13)]  # six runs of eight words
+    train = " ".join(words[: 7 + shared] if shared else words[:7])  # it has the first `shared` of them
+    found = find_overlap([train], [" ".join(words)])
+    assert found.found.tolist() == [shared >= 3]
+    assert found.exact.tolist() == [shared == 6]
+    assert found.train.tolist() == [shared >= 3]
 
 
 @given(st.lists(st.text(alphabet="ab cd", max_size=12), max_size=12), st.lists(st.text(alphabet="ab cd", max_size=12)))

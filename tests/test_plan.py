@@ -475,7 +475,7 @@ def test_a_budget_ends_training_with_a_complete_checkpoint_that_resumes_to_the_s
     budget = StopAtBudget(20.0, started=0.0, checkpoint_bytes=int(3 * WRITING), clock=lambda: now[0])
     trainer.add_callback(budget)
     trainer.train()
-    assert budget.reached
+    assert budget.stopped
     stopped = trainer.state.global_step
     assert stopped == 8  # after it 4 s are left: a step and the saving would not be certain to fit
     assert now[0] <= 20
@@ -493,7 +493,7 @@ def test_a_budget_that_is_not_reached_changes_nothing(make_trainer, tmp_path):
     budget = StopAtBudget(math.inf, started=0.0, checkpoint_bytes=0)
     trainer.add_callback(budget)
     trainer.train()
-    assert not budget.reached
+    assert not budget.stopped
     assert trainer.state.global_step == 4
     assert not list((tmp_path / "run").glob("checkpoint-*"))
 

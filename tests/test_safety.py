@@ -5,6 +5,7 @@ import importlib.util
 import json
 import math
 import random
+from itertools import permutations, product
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,9 @@ from hf_lm.data.sources import Corpus
 from hf_lm.safety import memorisation
 from hf_lm.safety.continuations import Guard, continue_prompts
 from hf_lm.safety.counterfactuals import Prompt, flip_measures, read_prompts, score_measures, swapped_pairs
-from hf_lm.safety.findings import Variant, findings, safety_report, table, update_card
+from hf_lm.safety.findings import Variant, _sentence, findings, safety_report, table, update_card
 from hf_lm.safety.likelihood import token_log_probs
-from hf_lm.safety.measures import ALL, gap, gap_by_chance, mean_by_group
+from hf_lm.safety.measures import ALL, Measure, gap, gap_by_chance, mean_by_group
 from hf_lm.safety.memorisation import longest_matches, mask, personal_data, same_start, words_of
 from hf_lm.safety.mitigations import guards, training_texts
 from hf_lm.safety.scorers import insult_scorer, load_scorer, load_sentiment, train_scorer, word_sentiment
@@ -217,8 +218,6 @@ def test_files_of_another_format_end_in_one_line(tmp_path, name, content, said):
 
 def test_a_group_of_equal_answers_gets_the_bound_that_its_size_allows():
     groups = mean_by_group([0.0] * 10 + [100.0] * 10, [("no",)] * 10 + [("yes",)] * 10)
-    from hf_lm.safety.measures import Measure
-
     measure = Measure("m", "s", "rows", groups)
     assert measure.interval("no").high == pytest.approx(100 * (1 - 0.025 ** (1 / 10)))
     assert measure.interval("yes").low == pytest.approx(100 * 0.025 ** (1 / 10))
@@ -237,6 +236,50 @@ def test_a_gap_is_the_distance_of_the_group_means_and_stands_beside_what_chance_
     order = rng.permutation(60)
     moved = gap(shifted[order], [groups[i] for i in order], [units[i] for i in order])
     assert moved.value == pytest.approx(gap(shifted, groups, units).value)
+
+
+def all_gaps(values, groups, units):
+    """The gap between two groups' means under every way to deal the values anew inside each unit."""
+    groups, units = np.array(groups), np.array(units)
+    ways = [list(permutations(np.flatnonzero(units == unit))) for unit in dict.fromkeys(units)]
+    gaps = []
+    for parts in product(*ways):
+        dealt = np.empty(len(values))
+        for part in parts:
+            dealt[sorted(part)] = np.asarray(values)[list(part)]
+        gaps.append(abs(dealt[groups == "a"].mean() - dealt[groups == "b"].mean()))
+    return np.array(gaps)
+
+
+@pytest.mark.parametrize("units", [[0] * 8, [0, 0, 0, 0, 1, 1, 1, 1]])
+def test_chance_stays_below_its_gap_in_95_of_100_ways_to_deal_the_values_inside_their_units(units):
+    values = np.random.default_rng(0).normal(size=8) + 100 * np.array(units)
+    groups = list("aabbabab")
+    found, every = gap_by_chance(values, groups, units, shuffles=2000), all_gaps(values, groups, units)
+    assert (every < found * (1 - 1e-9)).mean() <= 0.965  # no more than 95 % but for the shuffles' own noise
+    assert (every <= found * (1 + 1e-9)).mean() >= 0.935
+
+
+def test_units_of_one_example_each_are_dealt_as_one_unit():
+    values = np.random.default_rng(0).normal(size=8)
+    groups = list("aabbabab")
+    alone = gap_by_chance(values, groups, range(8))
+    assert alone == gap_by_chance(values, groups, [0] * 8)
+    assert alone > gap(values, groups, range(8)).value  # dealing inside units of one would only give this gap again
+
+
+def test_a_group_stands_out_beyond_chance_or_where_its_interval_lies_beside_the_neutral_number():
+    values = [60.0, 80.0] * 20 + [40.0, 60.0] * 20
+    groups = mean_by_group(values, [("high",)] * 40 + [("even",)] * 40)
+    measure = Measure("m", "s", "rows", groups, "{group}: {value}", neutral=50.0)
+    assert [measure.stands_out(group) for group in ("high", "even")] == [True, False]
+    assert _sentence(measure).endswith(f". Clear of it: high {measure.words('high')}.")
+    below = Measure("m", "s", "rows", groups, neutral=90.0)
+    assert below.stands_out("high")
+    assert not Measure("m", "s", "rows", groups).stands_out("high")  # nothing to be compared with
+    chance = Measure("m", "s", "rows", groups, "{group}: {value}", chance={"high": 69.0, "even": 51.0})
+    assert [chance.stands_out(group) for group in ("high", "even")] == [True, False]
+    assert "even" not in _sentence(chance)
 
 
 def test_expected_maximum_toxicity_and_probability_by_hand():
@@ -318,7 +361,7 @@ def test_a_classifier_scores_by_its_labels_whatever_the_batch(classifier, writer
             load_scorer(str(classifier), labels=labels)
     with pytest.raises(ValueError, match=r"has the labels .* say which count with --sentiment_label"):
         load_sentiment(str(classifier))
-    with pytest.raises(ValueError, match="give a text classifier"):
+    with pytest.raises(ValueError, match="give one that was trained as GPT2ForSequenceClassification"):
         load_scorer(str(writer))
 
 
@@ -340,7 +383,7 @@ def test_labels_of_a_file_to_train_a_scorer_on_are_checked_before_training(tmp_p
 runs = st.lists(st.sampled_from(["a", "b", "cat", "猫", "."]), max_size=30)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(runs, min_size=1, max_size=4), st.lists(runs, max_size=4))
 def test_longest_matches_equal_brute_force(samples, documents):
     texts = [" ".join(words) for words in samples]
@@ -382,6 +425,22 @@ def test_personal_data_is_found_in_chinese_and_english_and_never_shown_whole():
         assert one.masked == mask(one.text) != one.text
         assert sum(c.isalnum() for c in one.masked) <= 1
     assert not personal_data("version 1.2.3, 12345, 2001:db8::1, 1e-5, 0.0.0.0")
+
+
+@given(st.text("0123456789", min_size=5, max_size=5), st.text("0123456789", min_size=3, max_size=3), st.data())
+def test_an_identity_number_needs_the_check_digit_of_the_standard(region, order, data):
+    """GB 11643-1999: the digits by their weights and the check digit, X for ten, leave 1 modulo 11 (ISO 7064)."""
+    body = f"1{region}19491231{order}"
+    weighted = sum(
+        int(d) * w for d, w in zip(body, (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2), strict=True)
+    )
+    valid = [c for i, c in enumerate("0123456789X") if (weighted + i) % 11 == 1]
+    taken = [c for c in "0123456789X" if any(one.kind == "identity number" for one in personal_data(f"no {body}{c}."))]
+    assert taken == valid
+    place = data.draw(st.integers(14, 15))  # of two neighbours in the order number that change places
+    swapped = f"{body[:place]}{body[place + 1]}{body[place]}{body[place + 2 :]}{valid[0]}"
+    kinds = {one.kind for one in personal_data(f"no {swapped}.")}
+    assert ("identity number" in kinds) == (body[place] == body[place + 1])
 
 
 # Swaps

@@ -21,11 +21,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from hf_lm.arguments import TrainingArguments
 from hf_lm.data.opinions import opinions
 from hf_lm.evaluation.calibration import fit_temperature, label_log_probs
 from hf_lm.evaluation.intervals import OverRuns, mean
 from hf_lm.inspection.recipe import inspect_recipe
-from hf_lm.self_training.learning import LABELS, PSEUDO, take_body
+from hf_lm.self_training.learning import LABELS, PSEUDO, enough_epochs, take_body
 from hf_lm.self_training.rows import draw_labelled, leave_out_known, read_unlabelled
 from hf_lm.self_training.starts import BEGIN
 from hf_lm.self_training.teaching import select_confident
@@ -70,6 +71,16 @@ def test_the_temperature_lowers_the_likelihood_of_held_out_data_that_it_has_not_
     assert fit_temperature(nats_of(100 * np.eye(3)[true], true)) == pytest.approx(0.05)  # always right
 
 
+@pytest.mark.parametrize("true", [0.06, 0.3, 1.0, 1.7, 13.0])
+def test_the_temperature_is_exact_where_the_likelihood_is_a_parabola_of_its_logarithm(true):
+    assert fit_temperature(lambda t: 3 + 2 * np.log(t / true) ** 2) == pytest.approx(true, rel=1e-9)
+
+
+def test_the_temperature_lies_between_a_twentieth_and_twenty():
+    assert fit_temperature(lambda t: t) == pytest.approx(0.05)
+    assert fit_temperature(lambda t: -t) == pytest.approx(20)
+
+
 def test_selection_keeps_the_proportions_of_the_kinds_and_takes_none_below_the_threshold():
     chances = np.random.default_rng(0).dirichlet([0.6, 0.2, 0.3], 2000)
     shares = {"a": 0.5, "b": 0.25, "c": 0.25}
@@ -92,6 +103,17 @@ def test_an_interval_over_seeds_is_wider_than_over_examples_alone_and_pairs_them
     assert together.value == pytest.approx(np.mean([run.value for run in runs]))
     assert wide.high - wide.low > narrow.high - narrow.low
     assert together.minus(together).low == together.minus(together).high == 0
+
+
+@pytest.mark.parametrize("rows", [1, 16, 17, 200, 4000])
+def test_few_rows_are_read_as_often_as_the_least_number_of_steps_asks(rows, tmp_path):
+    options = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2, "num_train_epochs": 3}
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", **options)
+    steps = -(-rows // 16)  # of an epoch
+    epochs = enough_epochs(args, rows, 100)
+    assert epochs >= 3
+    assert epochs * steps >= 100
+    assert epochs == 3 or (epochs - 1) * steps < 100
 
 
 def test_a_larger_share_holds_the_smaller_one_and_each_class():

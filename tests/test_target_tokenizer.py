@@ -367,7 +367,7 @@ def test_what_is_lost_is_named(made, text, kinds):
     assert [found[2] for found in changed_targets(tokenizer, [text])] == ([] if kinds is None else [kinds])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
 def test_any_text_comes_back_from_the_tokenizer_that_writes(made, text):
     tokenizer = load_tokenizer(made.bert, decoder=made.gpt)

@@ -37,7 +37,7 @@ def reloaded(tokenizer, tmp_path_factory):
     return AutoTokenizer.from_pretrained(folder)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=ANY_TEXT)
 def test_any_unicode_comes_back_and_a_reloaded_tokenizer_gives_the_same_ids(tokenizer, reloaded, text):
     (ids,) = encode_documents(tokenizer, [text])

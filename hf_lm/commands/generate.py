@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> None:
     quiet()
     prompts = read_texts(args.prompts, args.column) if args.prompts else args.prompt or [""]
     if args.output:
-        lines = generate_lines(args.model, prompts, args.output, device=args.device, **decoding)
+        lines = generate_lines(args.model, prompts, args.output, source=args.prompts, device=args.device, **decoding)
         print(f"{lines:,} prompts with their continuations in {args.output}")
         return
     from hf_lm.generation import generate, load_writer, stream

@@ -38,9 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from hf_lm.scoreboard import save_scores, show_scores
+    from hf_lm.scoreboard import check_output, save_scores, show_scores
     from hf_lm.scoring import score
 
+    check_output(args.output)
     tasks = [task for task in args.harness.split(",") if task]
     if tasks:
         from hf_lm.harness import check_harness

@@ -7,19 +7,9 @@ from typing import Any
 Row = dict[str, Any]
 
 
-def _babel() -> Any:
-    try:
-        import babel
-    except ImportError:
-        raise ImportError(
-            "this demo reads CLDR through babel: pip install 'hf-lm[demos]', or give --dataset."
-        ) from None
-    return babel
-
-
 def phrases(source: str = "en", target: str = "de", *, rows: int = 6000, seed: int = 0) -> list[Row]:
     """Rows of {source: text, target: text}: dates, times, spans of time, amounts, countries, languages, currencies."""
-    babel = _babel()
+    import babel
     from babel import dates, numbers, units
 
     one, other = babel.Locale.parse(source, sep="-"), babel.Locale.parse(target, sep="-")
@@ -73,7 +63,7 @@ def country_questions(*, seed: int = 0) -> list[Row]:
     A context speaks of one country: its languages, its currency, the first day of its week, its code. A tenth of the
     questions asks what the context does not say.
     """
-    babel = _babel()
+    import babel
     from babel import languages, numbers
 
     english, random_ = babel.Locale("en"), random.Random(seed)

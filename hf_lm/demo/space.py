@@ -16,7 +16,7 @@ NOT_SHOWN = ("trainer_state.json",)
 # What hf_lm.demo.page imports, beside gradio, which the Space brings itself.
 NEEDED = (
     *("torch", "transformers", "tokenizers", "accelerate", "safetensors", "huggingface_hub", "peft", "jinja2"),
-    *("datasets", "numpy", "matplotlib", "fonttools", "pyyaml", "tqdm", "sacrebleu", "rouge-score", "evaluate"),
+    *("datasets", "numpy", "matplotlib", "fonttools", "pyyaml", "tqdm", "sacrebleu", "rouge-score"),
 )
 APP = '''"""The page of `hf-lm demo`: python app.py"""
 

@@ -114,7 +114,7 @@ def load_scorer(name: str, *, label: str = "") -> Scorer:
     if label not in labels:
         raise ValueError(f"--scorer {name} knows the labels {labels}; choose one of them with --scorer_label.")
     tokenizer = load_tokenizer(name)
-    model = load_with_head(name, AutoModelForSequenceClassification, tokenizer=tokenizer)
+    model = load_with_head(name, AutoModelForSequenceClassification, tokenizer=tokenizer, trained=True)
     classify = pipeline("text-classification", model=model, tokenizer=tokenizer, top_k=None)
 
     def score(texts: list[str]) -> list[float]:

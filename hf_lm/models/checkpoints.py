@@ -1,15 +1,18 @@
 """Checkpoints that training goes on from: loaded, or refused in one line."""
 
+import logging
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_MASKED_LM_MAPPING,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     GenerationConfig,
@@ -19,12 +22,27 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from hf_lm.models.configuration import architecture, context_length, family, find_adapter, load_config, why
+from hf_lm.models.configuration import (
+    ADAPTER,
+    CONFIG,
+    adapter_weights,
+    architecture,
+    context_length,
+    family,
+    find_adapter,
+    load_config,
+    why,
+)
 from hf_lm.models.quantization import dequantized, keep_weights, quantization_options
 from hf_lm.target_tokenizer import written_by
 
 # float32, else the saved one: a bfloat16 checkpoint would be trained in bfloat16
 SAFE = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
+Shapes = Sequence[Sequence[int]]  # of a weight: as it was saved, as it is needed
+HEAD = "head"
+# Buffers that old versions saved, and the pooler, which some heads do without.
+UNUSED = re.compile(r"(^|\.)(position_ids|inv_freq|masked_bias|attn\.bias|attention\.bias|version|pooler\..*)$")
+UNNAMED = re.compile(r"LABEL_\d+")
 BODIES = ("shared", "encoder", "decoder")  # children of a model that are no heads, beside its base_model_prefix
 # What a decoder reads an encoder with: BERT's and GPT-2's names, XGLM's, and what fits one width to another.
 BETWEEN = ("crossattention", "ln_cross_attn", "encoder_attn", "encoder_attn_layer_norm", "enc_to_dec_proj")
@@ -57,24 +75,14 @@ def load_causal_lm(
     if tokenizer is not None:
         _check_vocabulary(tokenizer, name_or_path)
 
-    model, loading = load_weights(AutoModelForCausalLM, name_or_path, config, quantize=quantize)
-    if missing := sorted(loading["missing_keys"]):
-        raise ValueError(
-            f"{name_or_path} was saved as {architecture(config)} and lacks {len(missing)} weights of "
-            f"{type(model).__name__} ({missing[0]}, ...), which would start at random; give a causal language model."
-        )
+    model = load_weights(AutoModelForCausalLM, name_or_path, config, quantize=quantize)
     if model.device.type != "meta" and not _is_causal(model):
         raise ValueError(
             f"{name_or_path} ({architecture(config)}) reads the words after the one it predicts, so training it as "
             "a language model would teach it to copy; give a causal language model, such as GPT-2 or Llama."
         )
     if tokenizer is not None:
-        ids, rows = max(tokenizer.get_vocab().values()) + 1, model.get_input_embeddings().num_embeddings
-        if ids > rows:
-            raise ValueError(
-                f"the tokenizer has {ids} ids and {name_or_path} has embeddings for {rows}; "
-                f"use the checkpoint's own tokenizer: --tokenizer {name_or_path}"
-            )
+        check_ids(tokenizer, model, name_or_path)
         _set_special_ids(model, tokenizer)
     model.config.use_cache = True  # a run that ended early may have left it off, and generation is slow without
     if model.generation_config.max_new_tokens is None and model.generation_config.max_length in (None, 20):
@@ -88,46 +96,44 @@ def load_with_head(
     *,
     tokenizer: PreTrainedTokenizerBase,
     labels: Sequence[str] = (),
+    trained: bool = False,  # whether the checkpoint must bring the head
     quantize: int = 0,  # bits of the body's matrices: 4 or 8; 0 keeps them whole
+    **options: Any,  # of from_pretrained
 ) -> PreTrainedModel:
-    """A checkpoint with the head that `auto_class` gives it, in float32; a head it does not have starts at random.
+    """A checkpoint with the head that `auto_class` gives it, in float32.
 
-    With `labels` the head gets that many classes, of these names: one of the same names is kept, any other replaced.
-    Raises OSError where there is no such checkpoint, and ValueError where its family has no such head, the body's own
-    weights are missing, or the tokenizer has more ids than the embedding.
+    A head that the checkpoint lacks, or has for another number of classes, starts at random; with `trained` it is
+    refused. `labels` name the classes. Raises OSError where there is no such checkpoint, and ValueError where its
+    family has no such head, its weights do not fit, or the tokenizer has more ids than the embedding.
     """
     name_or_path = str(name_or_path)
     config = load_config(name_or_path)
-    if type(config) not in auto_class._model_mapping:
-        task = auto_class.__name__.removeprefix("AutoModelFor")
-        raise ValueError(f"{name_or_path} is a {config.model_type}, for which transformers has no {task} head.")
+    if auto_class is AutoModelForQuestionAnswering:
+        config.num_labels = 2  # a start and an end, however many classes the checkpoint told apart
     if labels:
         config.num_labels = len(labels)
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: i for i, label in enumerate(labels)}
     if (pad := written_by(tokenizer).pad_token_id) is not None:
         config.pad_token_id = pad  # a classification head looks for the last token before it
+    served = auto_class._model_mapping.get(type(config), None)
     body, saved = (
-        mapping._model_mapping[type(config)].base_model_prefix for mapping in (auto_class, _saved_as(config))
+        getattr(each, "base_model_prefix", "")
+        for each in (served, _saved_as(config)._model_mapping.get(type(config), None))
     )
-    model, loading = load_weights(
+    model = load_weights(
         auto_class,
         name_or_path,
         config,
+        new=() if trained else (HEAD, "pooler"),
         quantize=quantize,
-        ignore_mismatched_sizes=True,
         # Llama's span head calls the body `transformer`, every other class of Llama `model`: it would start at random.
         key_mapping={rf"^{saved}\.": f"{body}."} if saved != body else None,
+        **options,
     )
     if saved != body:
         model._weight_conversions = []  # else saving would undo the mapping, and loading again lose the body
         _forget_name(model)  # nobody else would load an adapter onto a body that is called otherwise
-    lost = [key for key in sorted(loading["missing_keys"]) if key.startswith(f"{body}.") and "pooler" not in key]
-    if lost:
-        raise ValueError(
-            f"{name_or_path} was saved as {architecture(config)} and lacks {len(lost)} weights of "
-            f"{type(model).__name__} ({lost[0]}, ...), which would start at random."
-        )
     check_ids(tokenizer, model, name_or_path)
     return model
 
@@ -138,7 +144,7 @@ def check_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, name_o
     if ids > rows:
         raise ValueError(
             f"the tokenizer has {ids} ids and {name_or_path} has embeddings for {rows}; "
-            "a model folder must hold its own tokenizer."
+            "use the tokenizer that was saved with it."
         )
 
 
@@ -147,17 +153,7 @@ def load_masked_lm(name_or_path: str) -> PreTrainedModel:
 
     Raises OSError or ValueError in one line.
     """
-    name_or_path = str(name_or_path)
-    config = load_config(name_or_path)
-    if type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
-        raise ValueError(f"{name_or_path} is a {config.model_type}, which is no masked language model.")
-    model, loading = load_weights(AutoModelForMaskedLM, name_or_path, config)
-    if missing := sorted(loading["missing_keys"]):
-        raise ValueError(
-            f"{name_or_path} was saved as {architecture(config)} and lacks {len(missing)} weights of "
-            f"{type(model).__name__} ({missing[0]}, ...), which would start at random; give a masked language model."
-        )
-    return model
+    return load_weights(AutoModelForMaskedLM, str(name_or_path), load_config(name_or_path))
 
 
 def _saved_as(config: PreTrainedConfig) -> type:
@@ -167,40 +163,108 @@ def _saved_as(config: PreTrainedConfig) -> type:
 
 
 def load_weights(
-    auto_class: type, name_or_path: str, config: PreTrainedConfig, *, quantize: int = 0, **options: Any
-) -> tuple[PreTrainedModel, dict]:
-    """A model and what was missing. Of an adapter's folder: its base with the adapter's updates in its weights.
+    auto_class: type,
+    name_or_path: str,
+    config: PreTrainedConfig,
+    *,
+    new: Sequence[str] = (),  # modules that the checkpoint may lack; HEAD for all that is outside its body
+    quantize: int = 0,
+    **options: Any,
+) -> PreTrainedModel:
+    """A model in float32; of an adapter's folder, its base with the adapter's updates in its weights.
 
+    Every weight is the checkpoint's own, but for modules in `new`: those start at random where the checkpoint lacks
+    them, a HEAD also where it has another size, and `model.at_random` names them. Raises OSError where the weights
+    cannot be read, and ValueError where others are missing, have another shape, have no place or are not finite.
     Where torch's default device is the meta device the model is built from its configuration, and no weight is read.
     """
+    if quantize and find_adapter(name_or_path):
+        raise ValueError(
+            f"--quantize cannot hold {name_or_path}, an adapter that is merged when it is loaded, in {quantize} "
+            "bits; merge it into a folder of its own first (hf_lm.models.adapters.merge_adapter)."
+        )
+    if type(config) not in auto_class._model_mapping:
+        task = auto_class.__name__.removeprefix("AutoModelFor")
+        raise ValueError(f"{name_or_path} is a {config.model_type}, for which transformers has no {task} head.")
     if torch.get_default_device().type == "meta":
         model = auto_class.from_config(config)
         model.name_or_path, model.at_random = name_or_path, []
-        return model, {"missing_keys": set()}
-    adapter = find_adapter(name_or_path)
-    if adapter is not None:
-        if quantize:
-            raise ValueError(
-                f"--quantize cannot hold {name_or_path}, an adapter that is merged when it is loaded, in {quantize} "
-                "bits; merge it into a folder of its own first (hf_lm.models.adapters.merge_adapter)."
-            )
-        return _load_adapted(auto_class, name_or_path, adapter["base_model_name_or_path"], config, **options)
+        return model
+    model, missing, resized = _read(auto_class, name_or_path, config, quantize=quantize, **options)
+    _check_shapes(name_or_path, {k: v for k, v in resized.items() if HEAD not in new or _in_body(model, k)})
+    lost = [
+        key
+        for key in sorted(missing)
+        if not (HEAD in new and not _in_body(model, key)) and not any(part in key.split(".") for part in new)
+    ]
+    if lost:
+        raise ValueError(
+            f"{name_or_path} was saved as {architecture(config)} and lacks {len(lost)} weights of "
+            f"{type(model).__name__} ({lost[0]}, ...), which would start at random; give one that was trained as "
+            f"{type(model).__name__}."
+        )
+    if HEAD not in new and _has_untrained_head(model):
+        raise ValueError(
+            f"{name_or_path} is a {type(model).__name__} whose head was never trained: its biases are 0 and its "
+            "classes have no names; fine-tune it first."
+        )
+    for key, weight in model.named_parameters():
+        if weight.is_floating_point() and not weight.isfinite().all():
+            raise ValueError(f"{name_or_path}: {key} holds values that are not finite numbers; give other weights.")
+    model.at_random = [key.removesuffix(".weight") for key in sorted(missing | resized.keys())]
+    return model
+
+
+def _read(
+    auto_class: type, name_or_path: str, config: PreTrainedConfig, *, quantize: int = 0, **options: Any
+) -> tuple[PreTrainedModel, set[str], dict[str, Shapes]]:
+    """A model, the weights that it lacks, and those of another shape. ValueError for weights that have no place."""
+    if adapter := find_adapter(name_or_path):
+        return _read_adapted(auto_class, name_or_path, adapter, config, **options)
     if quantize:
         with torch.device("meta"):
             options |= quantization_options(quantize, keep=_kept_whole(auto_class.from_config(config)))
+    settings = SAFE | options | {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    reporter = logging.getLogger("transformers.modeling_utils")  # a table of what is checked here
+    level = reporter.level
+    reporter.setLevel(logging.ERROR)
     try:
-        model, loading = auto_class.from_pretrained(
-            name_or_path,
-            config=config,
-            output_loading_info=True,
-            **SAFE,
-            **options,
-        )
+        model, loading = auto_class.from_pretrained(name_or_path, config=config, **settings)
     except Exception as error:  # broken files raise errors of several libraries
         raise OSError(f"cannot load the weights of {name_or_path}: {why(error)}") from error
+    finally:
+        reporter.setLevel(level)
     keep_weights(model)
-    model.at_random = [key.removesuffix(".weight") for key in sorted(loading["missing_keys"])]
-    return model, loading
+    extra = [key for key in sorted(loading["unexpected_keys"]) if _in_body(model, key) and not UNUSED.search(key)]
+    if extra:
+        raise ValueError(
+            f"{name_or_path} holds {len(extra)} weights that {type(model).__name__} has no place for ({extra[0]}, "
+            f"...): its {CONFIG} describes another model; restore the one that was saved with the weights."
+        )
+    return model, loading["missing_keys"], {key: shapes for key, *shapes in loading["mismatched_keys"]}
+
+
+def _in_body(model: PreTrainedModel, key: str) -> bool:
+    """Whether a weight belongs to the body rather than to a head. A model that is a body has no head."""
+    body = model.base_model_prefix
+    parts = [body] if hasattr(model, body) else [name for name, _ in model.named_children()]
+    return key.split(".")[0] in parts
+
+
+def _has_untrained_head(model: PreTrainedModel) -> bool:
+    """Whether a head is as it was made: every bias 0 and no class named. Of heads without a bias nothing is known."""
+    if model.get_output_embeddings() is not None or not all(map(UNNAMED.fullmatch, model.config.id2label.values())):
+        return False
+    biases = [p for key, p in model.named_parameters() if not _in_body(model, key) and key.endswith("bias")]
+    return bool(biases) and not any(bias.any() for bias in biases)
+
+
+def _check_shapes(name: str, shapes: dict[str, Shapes], *, remedy: str = "") -> None:
+    for key, (saved, needed) in sorted(shapes.items()):
+        raise ValueError(
+            f"{name}: {key} was saved with the shape {tuple(saved)}, and {tuple(needed)} is needed "
+            f"({len(shapes)} such weights); {remedy or f'restore the {CONFIG} that was saved with the weights.'}"
+        )
 
 
 def _kept_whole(model: PreTrainedModel) -> list[str]:
@@ -237,30 +301,58 @@ def fresh_modules(model: PreTrainedModel) -> list[str]:
     ]
 
 
-def _load_adapted(
-    auto_class: type, name_or_path: str, base: str, config: PreTrainedConfig, **options: Any
-) -> tuple[PreTrainedModel, dict]:
+def _read_adapted(
+    auto_class: type, name_or_path: str, adapter: dict[str, Any], config: PreTrainedConfig, **options: Any
+) -> tuple[PreTrainedModel, set[str], dict[str, Shapes]]:
     """An adapter's base, as it was when the adapter was trained on it: quantized, if it was, and whole again."""
-    from peft import PeftModel
+    from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
+    from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
+    def plain(key: str) -> str:
+        return key.removeprefix("base_model.model.")
+
+    base, kind = adapter["base_model_name_or_path"], adapter.get("peft_type")
+    if not hasattr(PEFT_TYPE_TO_TUNER_MAPPING.get(kind), "merge_and_unload"):
+        raise ValueError(
+            f"{name_or_path}: {ADAPTER} has the peft_type {kind!r}, which cannot be merged into its base; give one "
+            "that can, such as LORA."
+        )
     said = config.__dict__.pop("quantization_config", None) or {}
     bits = 4 if said.get("load_in_4bit") else 8 if said.get("load_in_8bit") else 0
-    model, loading = load_weights(auto_class, base, config, quantize=bits, **options)
+    weights = load_file(adapter_weights(name_or_path))
+    model, missing, resized = _read(auto_class, base, config, quantize=bits, **options)
+    remedy = (
+        f"{name_or_path} was trained on another base than {base}, or its {ADAPTER} was changed: set "
+        "base_model_name_or_path to the base that it was trained on, and the rest as it was saved."
+    )
+    own = {plain(key) for key in weights}  # heads among them
+    missing, resized = missing - own, {key: shapes for key, shapes in resized.items() if key not in own}
+    _check_shapes(base, {key: shapes for key, shapes in resized.items() if _in_body(model, key)}, remedy=remedy)
     if bits:
         model = dequantized(model)
     try:
-        adapted = PeftModel.from_pretrained(
-            model, name_or_path, ignore_mismatched_sizes=options.get("ignore_mismatched_sizes", False)
-        )
+        adapted = get_peft_model(model, PeftConfig.from_pretrained(name_or_path))
+        needed = adapted.state_dict() | get_peft_model_state_dict(adapted, save_embedding_layers=False)
+        shapes = {key: (weights[key].shape, needed[key].shape) for key in weights.keys() & needed.keys()}
+        wrong = {key: both for key, both in shapes.items() if both[0] != both[1]}
+        heads = {plain(key): both for key, both in wrong.items() if not _in_body(model, plain(key))}
+        _check_shapes(name_or_path, {k: v for k, v in wrong.items() if plain(k) not in heads}, remedy=remedy)
+        found = adapted.load_adapter(name_or_path, "default", ignore_mismatched_sizes=bool(heads))
+    except ValueError:
+        raise
+    except KeyError as error:
+        raise ValueError(f"{name_or_path} lacks the weights {error}: {remedy}") from error
     except Exception as error:
         raise OSError(f"cannot load the adapter {name_or_path} onto {base}: {why(error)}") from error
+    for keys, what in ((found.missing_keys, "lacks"), (found.unexpected_keys, "has no place for")):
+        if keys:
+            raise ValueError(f"{base} with {name_or_path} {what} {min(keys)} ({len(keys)} such weights): {remedy}")
     model = adapted.merge_and_unload().requires_grad_(True)
     if model.can_generate():
         with suppress(OSError):
             model.generation_config = GenerationConfig.from_pretrained(name_or_path)
     _forget_name(model)
-    model.at_random = []
-    return model, loading
+    return model, missing, resized | heads
 
 
 def _forget_name(model: PreTrainedModel) -> None:

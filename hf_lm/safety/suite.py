@@ -57,7 +57,7 @@ def load_any(name: str, *, device: Any = "cpu") -> tuple[PreTrainedModel, PreTra
             "classifier."
         )
     if is_classifier(config):
-        model = load_with_head(name, AutoModelForSequenceClassification, tokenizer=tokenizer)
+        model = load_with_head(name, AutoModelForSequenceClassification, tokenizer=tokenizer, trained=True)
     elif type(config) in MODEL_FOR_MASKED_LM_MAPPING and family(config) == "encoder":
         model = load_masked_lm(name)
     else:

@@ -121,17 +121,22 @@ class LanguageModelling:
             "learnable": lambda: proofs.learnable(trainer, first[:1]),
         }
 
+    def probe(self) -> dict[str, torch.Tensor]:
+        """Inputs of the model on which its logits are compared: the start of a document, (1, tokens)."""
+        ids = self.streams["validation"].document(0)[: min(64, self.block_size)]
+        return {"input_ids": torch.from_numpy(ids.astype("int64"))[None]}
+
     def proofs_after(
         self, model: PreTrainedModel, folder: Path, adapter: Path | None
     ) -> dict[str, Callable[[], Proof]]:
-        ids = self.streams["validation"].document(0)[: min(64, self.block_size)]
-        inputs = {"input_ids": torch.from_numpy(ids.astype("int64"))[None]}
         texts = self.texts("validation", 2_000)
-        return {
-            "load_back": lambda: proofs.load_back(
-                folder, model, inputs, texts, encode_documents(self.tokenizer, texts), auto_class=self.auto_class
-            )
-        }
+        encoded = encode_documents(self.tokenizer, texts)
+
+        def load_back(saved: Path) -> Proof:
+            return proofs.load_back(saved, model, self.probe(), texts, encoded, auto_class=self.auto_class)
+
+        found = {"load_back": lambda: load_back(folder)}
+        return found | ({"adapter_load_back": lambda: load_back(adapter)} if adapter not in (None, folder) else {})
 
     def _block_of_two(self) -> dict[str, Any]:
         """A block of at most 512 tokens in which the second half of the room belongs to a second document."""

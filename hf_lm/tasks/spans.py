@@ -64,14 +64,13 @@ def _first_tokens(start: torch.Tensor, last: torch.Tensor, longest: int) -> torc
 def best_threshold(margins: np.ndarray, texts: Sequence[str], answers: Sequence[Sequence[str]]) -> float:
     """The margin over no answer above which answering gives the highest F1 over these questions."""
     answered = np.array([answer_score(text, some)[1] for text, some in zip(texts, answers, strict=True)])
-    silent = np.array([0.0 if some else 1.0 for some in answers])
-    order = np.argsort(-margins, kind="stable")
+    silent = np.array([answer_score("", some)[1] for some in answers])
+    order = np.argsort(-margins)
     # Answering the k likeliest and no other: F1 of these plus the silence of the rest.
     totals = np.concatenate([[0], np.cumsum(answered[order])]) + np.concatenate(
         [np.cumsum(silent[order][::-1])[::-1], [0]]
     )
-    k = int(np.argmax(totals))
     ranked = margins[order]
-    if k == 0:
-        return float(ranked[0])
-    return float((ranked[k - 1] + ranked[k]) / 2 if k < len(ranked) else ranked[k - 1] - 1.0)
+    bounds = np.concatenate([[ranked[0]], (ranked[:-1] + ranked[1:]) / 2, [ranked[-1] - 1.0]])
+    possible = np.concatenate([[True], ranked[:-1] > ranked[1:], [True]])  # equal margins are answered together
+    return float(bounds[np.argmax(np.where(possible, totals, -1.0))])

@@ -7,18 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import trl
 from datasets import Dataset
 from torch import nn
+from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
 
 from hf_lm.arguments import TrainingArguments
 from hf_lm.models.adapters import is_adapted
 from hf_lm.training.trainer import Sound
-
-try:
-    import trl
-    from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
-except ImportError:
-    raise ImportError("chat, preference and reinforce train through TRL: pip install 'hf-lm[trl]'.") from None
 
 
 @dataclasses.dataclass
