@@ -61,7 +61,7 @@ def masked_traceback(kind: type[BaseException], error: BaseException, trace: Any
 
 
 def _values(arguments: Sequence[str]) -> Iterator[str]:
-    for token, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for token, following in zip(arguments, [*arguments[1:], ""], strict=False):
         option, mark, value = token.partition("=")
         if option.startswith("--") and names_secret(option) and (value or not following.startswith("--")):
             yield value if mark else following

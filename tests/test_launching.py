@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from hf_lm.credentials import masked
 from hf_lm.launching import LAUNCH_OPTIONS, _split, copy_recipe, find_recipes
 
 ROOT = Path(__file__).parent.parent
@@ -146,7 +147,8 @@ def test_arguments_and_exit_codes_go_through_and_a_signal_reaches_the_recipe(tmp
 def test_the_printed_command_shows_no_token(given, capsys, monkeypatch):
     from accelerate.commands import launch as accelerate_launch
 
-    from hf_lm.launching import launch
+    from hf_lm.credentials import masked
+from hf_lm.launching import launch
 
     launched = []
     monkeypatch.setattr(accelerate_launch, "launch_command", lambda args: launched.extend(args.training_script_args))
@@ -187,3 +189,8 @@ def test_two_processes_on_a_cpu_are_two_and_none_is_left(tmp_path):
     run.communicate(timeout=60)
     assert run.returncode == 128 + signal.SIGTERM
     assert not any(os.path.exists(f"/proc/{rank['pid']}") for rank in ranks)
+
+
+def test_an_error_of_a_process_without_arguments_is_masked(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["hf-lm"])
+    assert masked("token hf_" + "a" * 34) == "token ***"

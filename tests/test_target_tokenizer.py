@@ -23,7 +23,7 @@ from hf_lm.arguments import TrainingArguments
 from hf_lm.checking import check_folder
 from hf_lm.data.tables import load_table
 from hf_lm.demo.space import _copy_model
-from hf_lm.hub import KEPT_HERE, PUBLISHED
+from hf_lm.hub import _published
 from hf_lm.inspection.recipe import inspect_recipe
 from hf_lm.inspection.terminal import show_inspection
 from hf_lm.models.adapters import add_lora, merge_adapter
@@ -307,13 +307,10 @@ def test_lora_keeps_both_tokenizers_merged_as_an_adapter_and_in_checkpoints(made
 
 
 def test_the_folder_is_checked_published_copied_and_told_apart_with_its_second_tokenizer(trained, tmp_path):
-    from huggingface_hub.utils import filter_repo_objects
-
     checked = check_folder(trained.out)
     assert any("another tokenizer writes (target_tokenizer/)" in fact for fact in checked.facts)
     assert not checked.wrong, checked.wrong
-    names = [str(path.relative_to(trained.out)) for path in trained.out.rglob("*") if path.is_file()]
-    published = set(filter_repo_objects(names, allow_patterns=list(PUBLISHED), ignore_patterns=list(KEPT_HERE)))
+    published = {path.relative_to(trained.out).as_posix() for path in _published(trained.out)}
     assert {f"{TARGET}/tokenizer.json", f"{TARGET}/tokenizer_config.json", "tokenizer.json"} <= published
     _copy_model(trained.out, tmp_path / "copy")
     assert (tmp_path / "copy" / TARGET / "tokenizer.json").is_file()
