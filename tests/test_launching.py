@@ -112,7 +112,7 @@ def stop(number, frame):
     sys.exit(128 + number)
 
 signal.signal(signal.SIGTERM, stop)
-sys.stdout.write(json.dumps({"pid": os.getpid(), "argv": sys.argv[1:], "rank": os.environ.get("RANK")}) + "\\n")  # one write
+sys.stdout.write(json.dumps({"pid": os.getpid(), "argv": sys.argv[1:], "rank": os.environ.get("RANK")}) + "\\n")
 sys.stdout.flush()
 if "--wait" in sys.argv:
     time.sleep(60)
@@ -147,8 +147,7 @@ def test_arguments_and_exit_codes_go_through_and_a_signal_reaches_the_recipe(tmp
 def test_the_printed_command_shows_no_token(given, capsys, monkeypatch):
     from accelerate.commands import launch as accelerate_launch
 
-    from hf_lm.credentials import masked
-from hf_lm.launching import launch
+    from hf_lm.launching import launch
 
     launched = []
     monkeypatch.setattr(accelerate_launch, "launch_command", lambda args: launched.extend(args.training_script_args))
