@@ -5,7 +5,24 @@ import math
 import pytest
 import torch
 
+from hf_lm.evaluation import completions
 from hf_lm.evaluation.completions import log_probs, write
+
+
+@pytest.fixture
+def model(model):
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    return model
+
+
+class Wrapped(torch.nn.Module):
+    """As DDP does: a model that has no `generate`."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
 
 
 def greedy(model, prompt, ends, count):
@@ -30,6 +47,7 @@ def test_without_a_temperature_it_writes_the_likeliest_tokens_up_to_an_end_which
         greedy(model, prompt, ends, 8) for prompt in prompts
     ]
     assert not model.training
+    assert write(Wrapped(model), prompts, pad_id=1, ends={3}, max_new_tokens=8) == found
     model.generation_config.suppress_tokens = [found[0][0]]  # what a checkpoint never writes
     assert found[0][0] not in write(model, prompts[:1], pad_id=1, ends={3}, max_new_tokens=8)[0]
 
@@ -48,6 +66,21 @@ def test_samples_are_drawn_from_the_whole_distribution_at_the_temperature_given(
     assert found == [ids[0] for ids in write(model, prompts, **options, seed=0)]
     assert found != [ids[0] for ids in write(model, prompts, **options, seed=1)]
     assert found[:64] != found[64:128]  # batches are drawn apart
+
+
+def test_a_temperature_below_one_samples_too(model):
+    found = write(model, [[5]] * 30, pad_id=1, ends=set(), max_new_tokens=4, temperature=0.5)
+    assert len({tuple(ids) for ids in found}) > 20
+
+
+def test_processes_share_the_work(model, monkeypatch):
+    given = []
+    shared = lambda *_, accelerator, **__: given.append(accelerator) or [[5, 3, 4]]  # noqa: E731
+    monkeypatch.setattr(completions, "map_by_length", shared)
+    processes = object()
+    log_probs(model, [{"input_ids": [5, 6], "labels": [5, 6]}], pad_id=1, processes=processes)
+    write(model, [[5]], pad_id=1, ends={3}, max_new_tokens=3, processes=processes)
+    assert given == [processes, processes]
 
 
 def test_log_probabilities_are_those_of_the_model_without_dropout(model):

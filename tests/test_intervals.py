@@ -57,6 +57,7 @@ def test_better_is_beyond_noise_in_the_direction_of_the_metric():
     high, low = mean(NOISE[0] + 0.6), mean(NOISE[0] + 0.1 * NOISE[1])
     assert high.beats(low)
     assert not low.beats(high)
+    assert not high.beats(high)
     high, low = mean(NOISE[0] + 0.6, higher_is_better=False), mean(NOISE[0], higher_is_better=False)
     assert low.beats(high)
     assert not high.beats(low)
@@ -81,11 +82,13 @@ def test_values_beyond_floats_are_compared_without_their_noise(higher_is_better)
     with np.errstate(invalid="ignore"):
         assert numbers[best].beats(numbers[worst])
         assert not numbers[worst].beats(numbers[best])
-        assert not numbers[best].beats(numbers[best])
+        assert not any(number.beats(number) for number in numbers.values())
 
 
 def test_a_ratio_is_of_sums_and_over_nothing_it_is_no_number():
     assert ratio([1.0, 5.0], [1.0, 2.0]).value == 2
+    assert ratio([1.0], [1.0]).higher_is_better  # unless it is given
+    assert Estimate(np.ones((1, 1)), np.sum).higher_is_better
     assert ratio([0.0, 0.0], [1.0, 0.0]).value == 0
     assert ratio([3.0], [1.0]).value == 3
     assert ratio([3.0], [-1.0]).value == -3

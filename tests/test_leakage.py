@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -43,8 +44,9 @@ def test_it_is_the_share_of_tokens_in_runs_that_train_has(train, held_out, run):
     assert leaked_share(train, held_out, run=run) == reference(train, held_out, run)
 
 
-def test_a_run_across_two_pieces_of_train_is_found(monkeypatch):
-    monkeypatch.setattr(leakage, "CHUNK", 7)
+@pytest.mark.parametrize("chunk", [7, 30])
+def test_a_run_across_two_pieces_of_train_is_found(chunk, monkeypatch):
+    monkeypatch.setattr(leakage, "CHUNK", chunk)
     ids = np.random.default_rng(0).integers(1, 1000, 200).tolist()
     held_out = stream([ids[40:60], [5000] * 20])
     assert leaked_share(stream([ids]), held_out, run=20) == 0.5
@@ -53,6 +55,7 @@ def test_a_run_across_two_pieces_of_train_is_found(monkeypatch):
 
 def test_a_run_of_fifty_tokens_is_a_repetition():
     ids = np.random.default_rng(0).integers(1, 1000, 200).tolist()
+    assert leaked_share(stream([ids]), stream([ids[:10]])) == 0  # too short for one
     for shared in (49, 50, 51):
         held_out = stream([[*range(2000, 2049), *ids[:shared], *range(3000, 3100 - shared)]])
         assert leaked_share(stream([ids]), held_out) == (shared / 149 if shared >= 50 else 0)

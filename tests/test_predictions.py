@@ -43,7 +43,7 @@ def test_documents_are_measured_by_their_sums():
 
 def test_a_prediction_that_is_no_class_is_wrong_and_its_probability_is_kept():
     labels, true, said = ["bad", "good"], ["bad", "good", "good"], ["bad", "other", "good"]
-    chances = [{"bad": 0.9, "good": 0.1}, {"bad": 0.1, "good": 0.2, "other": 0.7}, {"good": 1.0}]
+    chances = [{"bad": 0.9, "good": 0.1}, {"bad": 0.1, "good": 0.2, "other": 0.7}, {"good": 0.08}]
     rows = [
         {"prediction": text, "reference": label, "probabilities": some}
         for text, label, some in zip(said, true, chances, strict=True)
@@ -51,9 +51,9 @@ def test_a_prediction_that_is_no_class_is_wrong_and_its_probability_is_kept():
     found = values(estimates_of("sentiment", rows, labels=labels))
     assert list(found) == ["accuracy", "macro_f1", "mcc", "calibration_error"]
     classes = Classification(classes=2)
-    matrix = np.array([[0.9, 0.1, 0.0], [0.1, 0.2, 0.7], [0.0, 1.0, 0.0]])
+    matrix = np.array([[0.9, 0.1, 0.0], [0.1, 0.2, 0.7], [0.0, 0.08, 0.0]])  # none for a class that is not among them
     assert found == values(classes.estimates([0, -1, 1], [0, 1, 1], probabilities=matrix))
-    assert found["calibration_error"] == pytest.approx(100 * (0.1 + 0.7 + 0.0) / 3)
+    assert found["calibration_error"] == pytest.approx(100 * (0.1 + 0.7 + 0.92) / 3)
     del rows[1]["probabilities"]  # without those of all there is no calibration error
     assert values(estimates_of("sentiment", rows, labels=labels)) == values(classes.estimates([0, -1, 1], [0, 1, 1]))
 

@@ -1,6 +1,7 @@
 """Rewards: what they check, how they fail, and that a run which learns nothing ends in one line."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -61,8 +62,10 @@ def test_rewards_check_what_they_say():
     assert load_reward("length", target_length=4)([""] * 3, ["abcd", "ab", ""], [""] * 3) == [1, 0.5, 0]
     assert load_reward("length", target_length=4)([""] * 3, [" abc ", "abcde", "a" * 9], [""] * 3) == [0.75, 0.75, 0]
     assert load_reward("format", pattern="a.b")([""] * 2, [" a\nb ", "ab"], [""] * 2) == [1, 0]
-    numbers = ["-3", "3.50", "1,234.5", "a 7 b 8.", "no", "8."]
-    assert exact([""] * 6, numbers, ["3", "3.5", "1234.5", "8", "7", "8.0"]) == [0, 1, 1, 1, 0, 1]
+    numbers = ["-3", "3.50", "1,234.5", "a 7 b 8.", "no", "8.", "8"]
+    assert exact([""] * 7, numbers, ["3", "3.5", "1234.5", "8", "7", "8.0", "6 + 2 = 8"]) == [0, 1, 1, 1, 0, 1, 1]
+    assert exact([""], ["Paris 7"], ["Paris"]) == [0]
+    assert load_reward("length", target_length=1)([""], ["a"], [""]) == [1]
     assert exact([""] * 3, ["The  Cat", "cat!", ""], ["the cat.", "cat", ""]) == [1, 0, 1]
     close, far = load_reward("chrf")(["", ""], ["the cat sat", "xyz"], ["the cat sat", "the cat sat"])
     assert close == pytest.approx(1)
@@ -89,11 +92,11 @@ def test_a_reward_that_fails_is_named_in_one_line(function, expected):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"name": "exactanswer"}, "there is no reward 'exactanswer'; there are exact_answer"),
+        ({"name": "exactanswer"}, "no reward 'exactanswer'; there are exact_answer, format, length, chrf, and"),
         ({"name": "format"}, "needs --pattern"),
         ({"name": "format", "pattern": "("}, "not a regular expression"),
         ({"name": "length"}, "needs --target_length"),
-        ({"name": "no_such_module:f"}, "there is no module 'no_such_module'"),
+        ({"name": "no_such_module:f"}, "--reward no_such_module:f: there is no module 'no_such_module'"),
         ({"name": "math:no_such_function"}, "the module math has no 'no_such_function'"),
     ],
 )
@@ -102,7 +105,20 @@ def test_a_reward_that_cannot_be_is_said_in_one_line(options, expected):
         load_reward(**options)
 
 
+def test_a_function_is_looked_for_where_the_command_was_started(tmp_path, monkeypatch):
+    (tmp_path / "rewards_of_mine.py").write_text(
+        "def one(prompts, answers, references):\n    return [1] * len(answers)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    before = len(sys.path)
+    for _ in range(2):
+        assert load_reward("rewards_of_mine:one")([""], ["x"], [""]) == [1.0]
+    assert sys.path[before:] == [str(tmp_path)]
+
+
 def test_a_scorer_is_a_function_or_a_classifiers_label(tokenizer, tmp_path):
+    tmp_path = tmp_path / "a:b"  # a folder all the same
     assert load_scorer("hf_lm.data.dialogues:plainness")(["Of course! Yes.", "Yes."]) == [0, 1]
     config = transformers.GPT2Config(
         vocab_size=320, n_embd=16, n_layer=1, n_head=2, pad_token_id=1, id2label={0: "bad", 1: "good"},

@@ -72,6 +72,9 @@ def test_the_threshold_lies_half_way_between_what_is_answered_and_what_is_not():
     assert best_threshold(np.array([-2.0, 0.0, 1.0, 3.0]), texts[::-1], answers[::-1]) == 0.5
     assert best_threshold(np.array([3.0, 1.0]), ["x", "y"], [[], []]) >= 3.0  # nothing is answered
     assert best_threshold(np.array([3.0, 1.0]), texts[:2], answers[:2]) == 0.0  # all is, and what is one nat below
+    # No threshold parts equal margins: two right answers outweigh the one that is wrong.
+    assert best_threshold(np.array([2.0, 1.0, 1.0, 1.0]), ["Rome"] * 4, [["Rome"], ["Rome"], ["Rome"], []]) == 0.0
+    assert best_threshold(np.zeros(2), ["Rome or so"] * 2, [["Rome"]] * 2) == -1.0
 
 
 WORDS = ["alpha", "beta", "Gamma", "δέλτα", "春眠", "不觉晓", "42", "don't", "x=1", "end."]
