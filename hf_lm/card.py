@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from hf_lm.card_metadata import example_of, is_hub_id, metadata, shortened
-from hf_lm.markdown import fenced, in_table, table
+from hf_lm.markdown import fenced, in_code, in_table, table
 from hf_lm.plots import TUNING
 from hf_lm.report import SHOWN, beside, gain_in_words, in_words, plan_in_words, warnings
 
@@ -109,7 +109,7 @@ def _bases(model: dict[str, Any]) -> str:
 
 def _base(name: str) -> str:
     """A checkpoint as a reader meets it: its name on the Hub, or that of its folder."""
-    return f"[{name}](https://huggingface.co/{name})" if is_hub_id(name) else f"`{Path(name).name}`"
+    return f"[{name}](https://huggingface.co/{name})" if is_hub_id(name) else in_code(Path(name).name)
 
 
 def _headline(report: dict[str, Any]) -> str:
@@ -236,11 +236,15 @@ def _data(report: dict[str, Any]) -> str:
     if not data:
         return ""
     read = f", {data['format']}" if "format" in data else ""
-    source = in_table(data["source"]).replace("`", "'")
-    lines = ["## Data", "", f"Source: `{source}`{read}, fingerprint `{data.get('fingerprint', '')[:16]}`.", ""]
+    lines = [
+        "## Data",
+        "",
+        f"Source: {in_code(data['source'])}{read}, fingerprint `{data.get('fingerprint', '')[:16]}`.",
+        "",
+    ]
     if data.get("columns"):
-        named = ", ".join(f"{name} from `{column}`" for name, column in data["columns"].items())
-        lines[-2] += f" Columns: {in_table(named)}."
+        named = ", ".join(f"{name} from {in_code(column)}" for name, column in data["columns"].items())
+        lines[-2] += f" Columns: {named}."
     if scripts := _scripts(data):
         lines[-2] += f" Its letters are {scripts}."
     splits = [split for split in ("train", "validation", "test") if split in data]

@@ -1,6 +1,8 @@
 """Is a folder what it should be? Looked at from outside, loaded in a fresh process, said in plain words."""
 
+import hashlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -118,6 +120,37 @@ def damage(folder: Path, files: Iterable[Path]) -> list[str]:
     return found
 
 
+def differences(folder: Path, run: dict[str, Any] | None, report: dict[str, Any]) -> list[str]:
+    """Where a folder is not what its report records, in words: other files, or arguments other than run.yaml's."""
+    found, listed = [], report.get("files", {})
+    for name, recorded in listed.items():
+        path = folder / name
+        if not path.is_file():
+            found.append(f"{name} is missing")
+        elif recorded != {"bytes": path.stat().st_size, "sha256": _sha256(path)}:
+            found.append(f"{name} is not the file of this run")
+    if listed:
+        found += [f"{path.name} is of another run" for path in folder.glob("*.safetensors") if path.name not in listed]
+    # A sweep writes the rate that it chose into run.yaml.
+    chosen = ("learning_rate", "sweep") if report.get("sweep") else ()
+    for name, value in report.get("arguments", {}).items():
+        if run is not None and name not in chosen and not _same(run.get(name), value):
+            found.append(f"{name} is {run.get(name)} in run.yaml and {value} in report.json")
+    return found
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether an argument of run.yaml is that of report.json, which keeps eight digits of a number."""
+    if isinstance(one, float) and isinstance(other, int | float):
+        return math.isclose(one, other, rel_tol=1e-7)
+    return one == other
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _check_report(folder: Path, checked: Checked) -> dict[str, Any]:
     """What report.json, here or beside an adapter's folder, records of the proofs."""
     path = next((f / "report.json" for f in (folder, folder.parent) if (f / "report.json").is_file()), None)
@@ -133,6 +166,9 @@ def _check_report(folder: Path, checked: Checked) -> dict[str, Any]:
         checked.wrong.append("report.json is not what a recipe writes")
         return {}
     checked.expect(not missing, "report.json is complete", f"report.json lacks {', '.join(missing)}")
+    if "files" in report and path.parent == folder:
+        others = differences(folder, None, report)
+        checked.expect(not others, "every file is the one that the report records", "; ".join(others[:3]))
     words = {True: "passed", False: "failed", None: "switched off"}
     said = "; ".join(
         f"{words[value]}: {', '.join(name for name, passed in proofs.items() if passed is value)}"

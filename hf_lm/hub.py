@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import os
 import re
 import shlex
@@ -14,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from hf_lm.checking import OUR_CODE, OUR_FILES, damage
+from hf_lm.checking import OUR_CODE, OUR_FILES, damage, differences
 from hf_lm.credentials import find_secrets
 
 # What a run writes of a model, of an adapter and of a tokenizer, and is published: in the folder itself, in adapter/
@@ -59,10 +58,11 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False, toke
         raise ValueError(f"{folder} holds what looks like a secret: {', '.join(secrets[:5])}. Nothing was uploaded.")
     if base := _local_base(folder / "adapter"):
         print(f"not uploaded: adapter/, whose base {base} is a folder of this machine", file=sys.stderr)
-    rewritten = _without_local_paths(folder)
+    names = [path.relative_to(folder).as_posix() for path in files]
+    rewritten = _as_published(folder, names)
     operations = [
         CommitOperationAdd(path_in_repo=name, path_or_fileobj=rewritten.get(name, str(folder / name)))
-        for name in (path.relative_to(folder).as_posix() for path in files)
+        for name in names
     ]
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=token)
     command = shlex.join(["hf-lm", "push", str(folder), repo_id, *["--private"] * private])
@@ -152,21 +152,7 @@ def check_finished(folder: Path) -> None:
         return
     if report is None:
         raise ValueError(f"{folder} has a run.yaml and no report.json: its run did not end.")
-    wrong = []
-    listed = report.get("files", {})
-    for name, recorded in listed.items():
-        path = folder / name
-        if not path.is_file():
-            wrong.append(f"{name} is missing")
-        elif path.stat().st_size != recorded["bytes"] or _sha256(path) != recorded["sha256"]:
-            wrong.append(f"{name} is not the file of this run")
-    if listed:
-        wrong += [f"{path.name} is of another run" for path in folder.glob("*.safetensors") if path.name not in listed]
-    # A sweep writes the rate that it chose into run.yaml.
-    chosen = ("learning_rate", "sweep") if report.get("sweep") else ()
-    for name, value in report.get("arguments", {}).items():
-        if run is not None and name not in chosen and not _same(run.get(name), value):
-            wrong.append(f"{name} is {run.get(name)} in run.yaml and {value} in report.json")
+    wrong = differences(folder, run, report)
     proofs = report.get("proofs", {})
     wrong += [f"the proof {name} failed" for name, proof in proofs.items() if proof.get("passed") is False]
     if "load_back" not in proofs:
@@ -193,18 +179,6 @@ def _read(path: Path, parse: Callable[[str], Any]) -> dict[str, Any] | None:
     if not isinstance(content, dict):
         raise ValueError(f"{path} is not what a run writes: it is damaged or half written.")
     return content
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Whether an argument of run.yaml is that of report.json, which keeps eight digits of a number."""
-    if isinstance(one, float) and isinstance(other, int | float):
-        return math.isclose(one, other, rel_tol=1e-7)
-    return one == other
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _published(folder: Path) -> list[Path]:
@@ -242,9 +216,10 @@ def _local_base(adapter: Path) -> str:
     return base if Path(base).exists() else ""
 
 
-def _without_local_paths(folder: Path) -> dict[str, bytes]:
-    """run.yaml, report.json and README.md as they are published, where they name absolute paths of this machine.
+def _as_published(folder: Path, uploaded: list[str]) -> dict[str, bytes]:
+    """run.yaml, report.json and README.md where they are published otherwise: without absolute paths of this machine.
 
+    The report then records the files that are uploaded and no others.
     A path that is an argument is named by its last part; any other is given from the folder of the run, from the
     working directory or from the home directory on.
     """
@@ -271,6 +246,8 @@ def _without_local_paths(folder: Path) -> dict[str, bytes]:
         comment = re.match(r"(?:#.*\n)*", (folder / "run.yaml").read_text(encoding="utf-8"))[0]
         changed["run.yaml"] = (comment + yaml.safe_dump(published, sort_keys=False, allow_unicode=True)).encode()
     published = rewrite(report)
+    if "files" in published:
+        published["files"] = {name: entry for name, entry in published["files"].items() if name in uploaded}
     if "run.yaml" in changed and "run.yaml" in published.get("files", {}):
         content = changed["run.yaml"]
         published["files"]["run.yaml"] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}

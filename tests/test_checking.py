@@ -1,5 +1,6 @@
 """hf-lm check: a good folder passes, and each thing that can be wrong with one is named."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -123,6 +124,10 @@ def damage(folder: Path, how: str) -> None:
         (folder / "checkpoint-3").mkdir()
     elif how == "empty":
         (folder / "tokenizer.json").write_text("")
+    elif how == "other run":
+        digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+        recorded = {"model.safetensors": {"bytes": weights.stat().st_size, "sha256": digest[::-1]}}
+        edit(folder / "report.json", files=recorded)
     elif how == "list":
         (folder / "config.json").write_text("[1]")
     elif how == "index":
@@ -154,6 +159,7 @@ def damage(folder: Path, how: str) -> None:
         ("temporary", "half written: report.json.tmp"),
         ("checkpoint", "half written: checkpoint-3"),
         ("empty", "tokenizer.json is no JSON"),
+        ("other run", "model.safetensors is not the file of this run"),
         ("list", "config.json holds no settings"),
         ("index", "model.safetensors.index.json names no weights"),
         ("secret", "looks like a secret: run.yaml:2 (a Hugging Face token)"),

@@ -58,6 +58,56 @@ def test_p_of_a_difference_of_means_is_that_of_scipy(examples):
     assert p == pytest.approx(reference, abs=1e-12 if examples <= 12 else 0.01)
 
 
+@pytest.mark.parametrize(("differ", "exact"), [(12, True), (13, False)])
+def test_every_swap_is_tried_where_at_most_twelve_examples_differ(differ, exact):
+    one, other = np.arange(1.0, 31), np.arange(1.0, 31)
+    one[:differ] += 1
+    p = randomisation(mean(one), mean(other), resamples=99)
+    assert p == (2 / 2**12 if exact else 1 / 100)  # all swapped or none; at random neither occurs in 99
+
+
+def test_a_model_is_better_where_the_interval_and_the_corrected_test_say_so():
+    def numbers(shifts, higher_is_better=True):
+        ground = np.random.default_rng(0).normal(size=100)
+        shifts = {name: np.array(shift + [0.0] * (100 - len(shift))) for name, shift in shifts.items()}
+        return {n: mean(ground + shift, higher_is_better=higher_is_better) for n, shift in shifts.items()}
+
+    few, enough = [1.0] * 5, [1.0] * 6  # of n that differ, all one way, p is 2 / 2 ** n: 0.0625 and 0.03125
+    (found,) = compare(numbers({"a": [0.0], "b": enough}), "f1")
+    assert (found.one, found.other, found.metric, found.better) == ("a", "b", "f1", "b")
+    assert (found.p, found.corrected, found.comparisons, found.examples) == (2 / 64, 2 / 64, 1, 100)
+    assert found.higher_is_better
+    assert found.difference.value == pytest.approx(-0.06)
+    assert compare(numbers({"b": enough, "a": [0.0]}), "f1")[0].better == "b"
+    (found,) = compare(numbers({"a": [0.0], "b": enough}, higher_is_better=False), "ter")
+    assert (found.better, found.higher_is_better) == ("a", False)
+    (found,) = compare(numbers({"a": [0.0], "b": few}), "f1")
+    assert found.difference.high < 0  # the interval says so, the test does not
+    assert (found.p, found.better) == (2 / 32, "")
+    three = compare(numbers({"a": [0.0], "b": enough, "c": [0.0]}), "f1")
+    assert [(one.one, one.other) for one in three] == [("a", "b"), ("a", "c"), ("b", "c")]
+    assert [one.p for one in three] == [2 / 64, 1.0, 2 / 64]
+    assert [one.corrected for one in three] == [6 / 64, 1.0, 6 / 64]
+    assert not any(one.better for one in three)
+    outlier = compare(numbers({"a": [0.0], "b": [0.01] * 12 + [-0.1]}), "f1", resamples=1000)[0]
+    assert outlier.better == ""
+
+
+def test_many_examples_are_swapped_some_at_a_time_and_every_swap_counts():
+    sizes = []
+
+    def value_of(sums):
+        sizes.append(len(np.atleast_2d(sums)))
+        return np.full(sums.shape[:-1], np.nan)
+
+    rows = np.random.default_rng(0).normal(size=(3000, 1))
+    assert randomisation(Estimate(rows, value_of), Estimate(rows[::-1], value_of), resamples=3000) == 1.0
+    assert 3000 * max(sizes) <= 2**22  # memory does not grow with the swaps
+    apart = mean(rows[:, 0] + 1), mean(rows[:, 0])
+    assert randomisation(*apart, resamples=3000) == 1 / 3001
+    assert randomisation(*apart) == 1 / 5001
+
+
 def test_the_interval_of_a_difference_is_that_of_scipy():
     rng = np.random.default_rng(5)
     one, other = rng.normal(0.3, 1, 80), rng.normal(0, 1, 80)

@@ -120,6 +120,23 @@ def test_upstream_findings_name_files_and_tests_that_exist():
         assert f"def {name}(" in (ROOT / path).read_text(encoding="utf-8"), f"{path}::{name}"
 
 
+def test_no_command_of_the_readme_writes_where_another_did():
+    english, chinese = (
+        [" ".join(line.split("#")[0].split()) for line in commands(ROOT / name)]
+        for name in ("README.md", "README.zh-CN.md")
+    )
+    assert english == chinese
+    written = []
+    for line in english:
+        run = re.match(r"(?:accelerate launch recipes/(\w+)\.py|hf-lm run (\w+))", line)
+        if run and "--resume_from_checkpoint" not in line:
+            config = re.search(r"--config (\S+)", line)
+            configured = (ROOT / config[1]).read_text(encoding="utf-8") if config else ""
+            given = re.search(r"--output_dir (\S+)", line) or re.search(r"(?m)^output_dir: (\S+)$", configured)
+            written.append(given[1] if given else f"out/{run[1] or run[2]}")
+    assert len(written) == len(set(written)) > 8, written
+
+
 @pytest.mark.slow
 def test_the_site_builds_without_a_warning_and_asks_no_other_host(tmp_path):
     build = pytest.importorskip("mkdocs.commands.build").build

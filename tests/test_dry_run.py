@@ -69,6 +69,13 @@ def test_the_devices_bf16_is_a_default_that_the_users_own_arguments_replace(reci
     assert not run_recipe(recipe, ["--use_cpu", "true", "--bf16", "false"], bf16=True).training_args.bf16
 
 
+def test_no_trainer_is_built_before_fit(tmp_path):
+    code = "Trainer(None, None, loss=None, shifts_labels=True, measure=None, context=0)"
+    (tmp_path / "mine.py").write_text(f"from hf_lm.training.trainer import Trainer\n{code}")
+    with pytest.raises(ValueError, match="mine trains or writes before it calls fit"):
+        run_recipe(str(tmp_path / "mine.py"))
+
+
 @pytest.mark.parametrize("command", ["plan", "inspect"])
 def test_a_recipe_that_opens_its_output_folder_itself_ends_in_one_line_before_it_does(command, tmp_path, capsys):
     out = tmp_path / "out"
@@ -80,7 +87,7 @@ def test_a_recipe_that_opens_its_output_folder_itself_ends_in_one_line_before_it
     assert ended.value.code == 1
     printed = capsys.readouterr().err
     assert printed.count("\n") == 1
-    assert "safety opens its output folder without calling fit" in printed
+    assert "safety trains or writes before it calls fit" in printed
     assert sorted(path.name for path in out.iterdir()) == ["checkpoint-1", "report.json"]
 
 

@@ -162,9 +162,9 @@ def test_what_cannot_be_published_is_refused_before_the_network_is_touched(folde
         push_to_hub(folder, "user/name")
 
 
-def recorded(folder: Path) -> dict:
+def recorded(folder: Path, *more: str) -> dict:
     """The files of a run as its report records them."""
-    names = ("model.safetensors", "config.json", "tokenizer.json", "run.yaml")
+    names = ("model.safetensors", "config.json", "tokenizer.json", "run.yaml", *more)
     return {
         name: {
             "bytes": len(content := (folder / name).read_bytes()),
@@ -285,8 +285,12 @@ def test_an_adapter_of_a_folder_of_this_machine_is_left_here(reached, folder, to
     base = str(tmp_path) if base == "folder" else base
     (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
     (adapter / "README.md").write_text(f"---\nbase_model: {base}\n---\n")  # by peft
+    edit(folder / "report.json", files=recorded(folder, "adapter/adapter_config.json"))
     push_to_hub(folder, "user/name")
     names = {name for name in reached.commits[0]["files"] if name.startswith("adapter/")}
+    there = json.loads(reached.repos["user/name"]["report.json"])["files"]
+    assert set(there) <= set(reached.commits[0]["files"])
+    assert "model.safetensors" in there
     kept = f"not uploaded: adapter/, whose base {tmp_path} is a folder of this machine" in capsys.readouterr().err
     if base == "a/b":
         files = ("adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json")

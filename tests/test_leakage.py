@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from hf_lm.data.packing import TokenStream
 from hf_lm.evaluation import leakage
-from hf_lm.evaluation.leakage import leaked_share
+from hf_lm.evaluation.leakage import hash_runs, leaked_share
 from hf_lm.proofs import leakage as prove_leakage
 
 
@@ -49,6 +49,21 @@ def test_a_run_across_two_pieces_of_train_is_found(monkeypatch):
     held_out = stream([ids[40:60], [5000] * 20])
     assert leaked_share(stream([ids]), held_out, run=20) == 0.5
     assert leaked_share(replace(stream([ids]), tokens=np.array([1], np.uint16)), held_out, run=20) == 0
+
+
+def test_a_run_of_fifty_tokens_is_a_repetition():
+    ids = np.random.default_rng(0).integers(1, 1000, 200).tolist()
+    for shared in (49, 50, 51):
+        held_out = stream([[*range(2000, 2049), *ids[:shared], *range(3000, 3100 - shared)]])
+        assert leaked_share(stream([ids]), held_out) == (shared / 149 if shared >= 50 else 0)
+
+
+@given(st.lists(st.integers(0, 3), max_size=30), st.integers(1, 6))
+def test_runs_have_one_hash_where_they_are_equal_and_two_where_they_are_not(tokens, run):
+    hashes = hash_runs(np.array(tokens, np.uint16), run)
+    runs = [tuple(tokens[i : i + run]) for i in range(len(tokens) - run + 1)]
+    assert len(hashes) == len(runs)
+    assert len(set(zip(runs, hashes.tolist(), strict=True))) == len(set(runs)) == len(set(hashes.tolist()))
 
 
 def test_the_proof_fails_when_more_than_a_tenth_of_a_split_is_in_train():

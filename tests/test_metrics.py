@@ -23,7 +23,7 @@ from hf_lm.evaluation.metrics import (
 )
 
 words = st.lists(
-    st.sampled_from(["the", "a", "cat", "sat", "on", "mat", ".", "Dogs,", "run", "12", "naïve"]),
+    st.sampled_from(["the", "a", "cat", "sat", "on", "mat", ".", "Dogs,", "dog", "run", "running", "12", "naïve"]),
     min_size=0,
     max_size=12,
 )
@@ -86,9 +86,9 @@ def test_resampled_sums_have_the_values_that_each_of_them_has_alone():
 def test_calibration_error_is_the_gap_between_confidence_and_accuracy_in_fifteen_equal_bins():
     """Guo et al., arXiv 1706.04599, section 2: bins of 1/15, weighted by how many examples fall into each."""
     rng = np.random.default_rng(0)
-    probabilities = rng.dirichlet([0.5, 0.5], 400)
-    probabilities[:4] = [[1.0, 0.0], [0.0, 1.0], [0.6, 0.4], [2 / 3, 1 / 3]]  # certain, and near the bounds of bins
-    true = (rng.random(400) < 0.2 + 0.6 * probabilities[:, 1]).astype(int)  # some bins too sure, some not enough
+    probabilities = rng.dirichlet([0.5, 0.5], 60)
+    probabilities[:4] = [[1.0, 0.0], [0.0, 1.0], [0.6, 0.4], [2 / 3, 1 / 3]]  # certain, and at the bounds of bins
+    true = (rng.random(60) < probabilities[:, 1]).astype(int)  # some bins are too sure, some not sure enough
     error = 0.0
     for i in range(15):
         inside = [
@@ -96,7 +96,7 @@ def test_calibration_error_is_the_gap_between_confidence_and_accuracy_in_fifteen
             for row, label in zip(probabilities, true, strict=True)
             if i / 15 <= max(row) < (i + 1) / 15 or (i == 14 and max(row) == 1)
         ]
-        error += abs(sum(right for _, right in inside) - sum(confidence for confidence, _ in inside)) / 400
+        error += abs(sum(right for _, right in inside) - sum(confidence for confidence, _ in inside)) / 60
     found = Classification(classes=2).estimates(probabilities.argmax(1), true, probabilities=probabilities)
     close(found["calibration_error"].value, 100 * error)
     assert not found["calibration_error"].higher_is_better
@@ -139,7 +139,7 @@ def test_translation_into_chinese_is_compared_by_character():
         ("yue", "abc", "zh"),
         ("cmn_Hans", "abc", "zh"),
         ("JA", "abc", "char"),
-        ("th", "春天", "char"),
+        *((code, "春天", "char") for code in ("ko", "th", "lo", "my", "km")),
         ("de", "春天", "13a"),
     ],
 )
@@ -147,7 +147,19 @@ def test_the_language_or_a_third_of_the_letters_chooses_how_bleu_parts_words(lan
     metric = Translation(language=language)
     metric.estimates(["x"], [[reference]])
     assert f"tok:{tokenizer}|" in metric.signatures["bleu"]
-    assert ("asian:yes" in metric.signatures["ter"]) == (tokenizer == "zh")
+    assert ("asian:yes" in metric.signatures["ter"]) == (tokenizer != "13a")
+
+
+def test_errors_in_chinese_and_japanese_are_counted_by_parts_of_a_sentence():
+    from sacrebleu.metrics import TER
+
+    for language, said, meant in (
+        ("zh", "今天天气很好。", "今天天气真好。"),
+        ("ja", "今日は雨です。", "今日は雪です。"),
+    ):
+        found = Translation(language=language).estimates([said], [meant])["ter"].value
+        close(found, TER(asian_support=True, normalized=True).corpus_score([said], [[meant]]).score)
+        assert found < 50  # a sentence without spaces would be one word, and wrong
 
 
 def test_several_references_count_and_their_number_may_differ():
@@ -180,6 +192,15 @@ def test_a_chinese_summary_is_compared_by_character():
     close(rouge1, 100 * 2 * (4 / 4) * (4 / 5) / (4 / 4 + 4 / 5))
     close(rouge2, 100 * 2 * (2 / 3) * (2 / 4) / (2 / 3 + 2 / 4))
     close(rouge_l, rouge1)
+    assert Summarization().score("今天下雨", ["rain today", "今天下大雨"])[0] == rouge1  # the best of several
+
+
+def test_sentences_stand_on_lines_of_their_own_for_rouge_lsum():
+    assert sentences(" It rains.  Is it 1.5 mm? Yes!\nNo ") == "It rains.\nIs it 1.5 mm?\nYes!\nNo"
+    assert sentences("下雨了。是吗？是！ 不") == "下雨了。\n是吗？\n是！\n不"
+    *_, rouge_l, rouge_lsum = Summarization().score("b c. a.", "a. b c.")
+    close(rouge_l, 100 * 2 / 3)
+    close(rouge_lsum, 100)  # each sentence is found, whatever their order
 
 
 @given(texts, st.lists(texts, max_size=3))
@@ -227,14 +248,41 @@ def test_marks_do_not_count_in_chinese_answers():
     close(answer_score("用 A+B 计算", ["用 a b"])[1], 2 * 3 / (5 + 3))  # 用 a b 计 算: words in lower case
 
 
+@given(
+    st.text("春夏秋", min_size=1, max_size=7),
+    st.lists(st.text("春夏秋", min_size=1, max_size=7), min_size=1, max_size=3),
+)
+def test_the_longest_common_run_is_that_of_a_search_over_all(prediction, answers):
+    def f1(answer):
+        runs = {answer[i:j] for i in range(len(answer)) for j in range(i, len(answer) + 1)}
+        return 2 * max(len(run) for run in runs if run in prediction) / (len(prediction) + len(answer))
+
+    exact, found = answer_score(prediction, [*answers, "spring"])  # one Chinese answer makes it a Chinese question
+    assert exact == (prediction in answers)
+    close(found, max(f1(answer) for answer in answers))
+
+
 def test_questions_without_an_answer_stand_apart():
     found = values(
-        QuestionAnswering(), predictions=["", "Rome", "Paris", "x"], references=[[], ["Rome"], ["Oslo"], []]
+        QuestionAnswering(),
+        predictions=["", "Rome Italy", "Oslo", "x", "y"],
+        references=[[], ["Rome"], ["Oslo"], [], []],
     )
-    assert found["exact_match"] == 50
-    assert found["has_answer_exact_match"] == 50
-    assert found["no_answer_exact_match"] == 50
-    assert "no_answer_f1" not in values(QuestionAnswering(), predictions=["Rome"], references=[["Rome"]])
+    assert found == pytest.approx(
+        {
+            "exact_match": 100 * 2 / 5,
+            "f1": 100 * (1 + 2 / 3 + 1) / 5,
+            "has_answer_exact_match": 100 * 1 / 2,
+            "has_answer_f1": 100 * (2 / 3 + 1) / 2,
+            "no_answer_exact_match": 100 / 3,
+            "no_answer_f1": 100 / 3,
+        }
+    )
+    for references in (["Rome"], ["Oslo"]), ([], []):  # of one kind only
+        assert set(values(QuestionAnswering(), predictions=["Rome", ""], references=references)) == {
+            "exact_match",
+            "f1",
+        }
 
 
 def test_metrics_work_as_any_other_of_evaluate():

@@ -1,6 +1,7 @@
 """The numbers equal a float64 reference, whatever the windows, and the intervals cover what they should."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -55,6 +56,38 @@ def test_likelihood_does_not_depend_on_how_windows_are_batched(model, stream):
     np.testing.assert_allclose(one.nll, many.nll, rtol=1e-5)
 
 
+def test_no_more_logits_than_allowed_exist_at_once_and_the_longest_windows_come_first(model, stream):
+    shapes = []
+    model.register_forward_hook(lambda _, __, output: shapes.append(tuple(output.logits.shape)))
+    model.train()
+    score_documents(model, stream, block_size=32, stride=16, max_logits=100 * 320)
+    assert model.training
+    assert max(rows * width for rows, width, _ in shapes) <= 100
+    assert [width for _, width, _ in shapes] == sorted((width for _, width, _ in shapes), reverse=True)
+    assert min(rows for rows, width, _ in shapes[:-1] if width > 25) == 3  # and as many as fit
+    model.eval()
+    score_documents(model, stream, block_size=32, stride=16)
+    assert not model.training
+
+
+def test_processes_share_the_windows_and_their_sums_are_the_whole(model, stream):
+    reduced = []
+
+    def reduce(nll, reduction):
+        assert reduction == "sum"
+        reduced.append(nll.clone())
+        return nll
+
+    for i in range(2):
+        accelerator = SimpleNamespace(
+            process_index=i, num_processes=2, is_main_process=i == 0, device=torch.device("cpu"), reduce=reduce
+        )
+        score_documents(model, stream, block_size=32, stride=16, accelerator=accelerator)
+    whole = score_documents(model, stream, block_size=32, stride=16)
+    assert all(0.3 < part.sum() / whole.nll.sum() < 0.7 for part in reduced)
+    np.testing.assert_allclose(sum(reduced).numpy(), whole.nll, rtol=1e-5)
+
+
 def test_metrics_are_the_likelihood_over_tokens_words_and_bytes(model, stream, texts):
     likelihood = score_documents(model, stream, block_size=32, stride=16)
     metrics = likelihood.metrics()
@@ -64,13 +97,21 @@ def test_metrics_are_the_likelihood_over_tokens_words_and_bytes(model, stream, t
     assert metrics["bits_per_byte"].value == pytest.approx(nll / math.log(2) / sum(len(t.encode()) for t in texts))
     for interval in (metric.interval() for metric in metrics.values()):
         assert interval.low < interval.value < interval.high
+    assert not any(metric.higher_is_better for metric in metrics.values())
+    assert likelihood.examples()[7] == {
+        "nll": likelihood.nll[7],
+        "tokens": len(stream.document(7)) - 1,
+        "bytes": len(texts[7].encode()),
+        "words": len(texts[7].split()),
+    }
+    assert len(likelihood.examples()) == len(texts)
     assert likelihood.tokens.sum() == stream.total - 1  # every id of the stream but the very first is predicted
 
 
 def test_text_without_spaces_has_no_word_perplexity():
     one = np.ones(3)
-    assert "word_perplexity" in Likelihood(one, one, bytes=6 * one, words=one).metrics()
-    assert "word_perplexity" not in Likelihood(one, one, bytes=30 * one, words=one).metrics()
+    assert "word_perplexity" in Likelihood(one, one, bytes=20 * one, words=one).metrics()
+    assert "word_perplexity" not in Likelihood(one, one, bytes=21 * one, words=one).metrics()
 
 
 def test_an_untrained_model_is_as_good_as_guessing(model, stream):
@@ -83,11 +124,14 @@ def test_unigram_baseline_is_the_entropy_of_the_tokens_plus_smoothing(stream, to
     counts = np.bincount(stream.tokens, minlength=len(tokenizer)) + 1.0
     log_probs = np.log(counts / counts.sum())
     assert likelihood.nll.sum() == pytest.approx(-log_probs[np.asarray(stream.tokens[1:])].sum())
+    assert likelihood.nll[3] == pytest.approx(-log_probs[stream.document(3)[1:]].sum())
+    assert likelihood.tokens.tolist() == [len(stream.document(i)) - 1 for i in range(len(stream))]
 
 
 def test_stride_must_fit_the_block(model, stream):
-    with pytest.raises(ValueError, match="eval_stride"):
-        score_documents(model, stream, block_size=32, stride=33)
+    for stride in (0, 33):
+        with pytest.raises(ValueError, match="eval_stride"):
+            score_documents(model, stream, block_size=32, stride=stride)
 
 
 def test_bootstrap_interval_of_a_mean_agrees_with_the_normal_one():

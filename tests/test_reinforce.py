@@ -59,6 +59,11 @@ def test_rewards_check_what_they_say():
     assert exact(["", "", ""], ["Paris.", "london", "春天"], ["paris", "Paris", "春天"]) == [1, 0, 1]
     assert load_reward("format", pattern=r"#### \d+")([""] * 2, ["#### 12", "so #### 12"], ["", ""]) == [1, 0]
     assert load_reward("length", target_length=4)([""] * 3, ["abcd", "ab", ""], [""] * 3) == [1, 0.5, 0]
+    assert load_reward("length", target_length=4)([""] * 3, [" abc ", "abcde", "a" * 9], [""] * 3) == [0.75, 0.75, 0]
+    assert load_reward("format", pattern="a.b")([""] * 2, [" a\nb ", "ab"], [""] * 2) == [1, 0]
+    numbers = ["-3", "3.50", "1,234.5", "a 7 b 8.", "no", "8."]
+    assert exact([""] * 6, numbers, ["3", "3.5", "1234.5", "8", "7", "8.0"]) == [0, 1, 1, 1, 0, 1]
+    assert exact([""] * 3, ["The  Cat", "cat!", ""], ["the cat.", "cat", ""]) == [1, 0, 1]
     close, far = load_reward("chrf")(["", ""], ["the cat sat", "xyz"], ["the cat sat", "the cat sat"])
     assert close == pytest.approx(1)
     assert far < 0.1
@@ -71,6 +76,8 @@ def test_rewards_check_what_they_say():
         (lambda p, a, r: [math.nan] * len(a), "the reward gave nan for the answer 'x'"),
         (lambda p, a, r: [1.0], "the reward returned 1 numbers for 2 answers"),
         (lambda p, a, r: None, "must return a number for each answer"),
+        (lambda p, a, r: ["one", "two"], "must return a number for each answer"),
+        (lambda p, a, r: [1.0, -math.inf], "the reward gave -inf for the answer 'y'"),
     ],
 )
 def test_a_reward_that_fails_is_named_in_one_line(function, expected):
@@ -107,6 +114,10 @@ def test_a_scorer_is_a_function_or_a_classifiers_label(tokenizer, tmp_path):
         load_scorer(str(tmp_path), label="POSITIVE")
     good, bad = (load_scorer(str(tmp_path), label=label)(["a b", ""]) for label in ("good", "bad"))
     assert [a + b for a, b in zip(good, bad, strict=True)] == pytest.approx([1, 1])
+    model = transformers.GPT2ForSequenceClassification.from_pretrained(tmp_path)
+    with torch.no_grad():
+        logits = model(torch.tensor([tokenizer("a b").input_ids])).logits[0]
+    assert good[0] == pytest.approx(logits.softmax(-1)[1].item(), rel=1e-4)
 
 
 def test_a_reference_is_taken_out_of_a_longer_text():

@@ -1,6 +1,8 @@
 """The report has one shape; the card is valid for the Hub, and text in it stays text."""
 
+import html
 import json
+import re
 import runpy
 import sys
 from types import SimpleNamespace
@@ -215,3 +217,25 @@ def test_a_system_without_resource_measures_memory_otherwise(monkeypatch):
     monkeypatch.setattr(psutil.Process, "memory_info", lambda self: SimpleNamespace(peak_wset=7), raising=True)
     report = runpy.run_path(hf_lm.report.__file__)
     assert report["peak_memory_bytes"]() == 7
+
+
+HOSTILE = (
+    "![t](https://evil.example/p.png) [click](https://evil.example) <https://evil.example> <img src=x> &lt;b&gt; "
+    "**a** __b__ _c_ ~~d~~ `e` snake_case a|b \\[f](g) \x1b[2J"
+)
+
+
+def test_text_of_data_is_shown_as_text():
+    from hf_lm.markdown import in_code, in_table
+
+    markdown_it = pytest.importorskip("markdown_it")
+    renderer = markdown_it.MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
+    shown = HOSTILE.replace("\x1b", "\N{REPLACEMENT CHARACTER}")
+    for text in ("{}", "- {}", "| a |\n|---|\n| {} |"):
+        rendered = renderer.render(text.format(in_table(HOSTILE)))
+        tags = set(re.findall(r"</?(\w+)", rendered))
+        assert tags <= {"p", "ul", "li", "table", "thead", "tbody", "tr", "th", "td"}, rendered
+        assert shown in html.unescape(re.sub(r"<[^>]+>", "", rendered))
+    code = renderer.render(in_code(HOSTILE))
+    assert set(re.findall(r"</?(\w+)", code)) == {"p", "code"}
+    assert html.unescape(re.sub(r"<[^>]+>", "", code)).strip() == shown.replace("`", "'")

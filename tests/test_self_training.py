@@ -25,6 +25,7 @@ from hf_lm.arguments import TrainingArguments
 from hf_lm.data.opinions import opinions
 from hf_lm.evaluation.calibration import fit_temperature, label_log_probs
 from hf_lm.evaluation.intervals import OverRuns, mean
+from hf_lm.inspection.recipe import inspect_recipe
 from hf_lm.self_training.learning import LABELS, PSEUDO, enough_epochs, take_body
 from hf_lm.self_training.rows import draw_labelled, leave_out_known, read_unlabelled
 from hf_lm.self_training.starts import BEGIN
@@ -68,6 +69,16 @@ def test_the_temperature_lowers_the_likelihood_of_held_out_data_that_it_has_not_
     near = seen([temperature * 0.97, temperature, temperature * 1.03])
     assert near[1] == min(near)
     assert fit_temperature(nats_of(100 * np.eye(3)[true], true)) == pytest.approx(0.05)  # always right
+
+
+@pytest.mark.parametrize("true", [0.06, 0.3, 1.0, 1.7, 13.0])
+def test_the_temperature_is_exact_where_the_likelihood_is_a_parabola_of_its_logarithm(true):
+    assert fit_temperature(lambda t: 3 + 2 * np.log(t / true) ** 2) == pytest.approx(true, rel=1e-9)
+
+
+def test_the_temperature_lies_between_a_twentieth_and_twenty():
+    assert fit_temperature(lambda t: t) == pytest.approx(0.05)
+    assert fit_temperature(lambda t: -t) == pytest.approx(20)
 
 
 def test_selection_keeps_the_proportions_of_the_kinds_and_takes_none_below_the_threshold():
@@ -322,6 +333,7 @@ def test_it_is_looked_at_and_planned_without_a_training(labelled, tmp_path):
     found = run_recipe("self_training", arguments)
     assert found.task.labels == ["negative", "positive"]
     assert found.task.table.notes[-1].startswith("many.txt gives 2 texts without labels")
+    assert inspect_recipe("self_training", arguments)["labels"]["train"].keys() == {"negative", "positive"}
     assert not (tmp_path / "out").exists()
 
 

@@ -1,4 +1,7 @@
-"""upload a finished run to the Hub, in one commit"""
+"""upload a finished run to the Hub, in one commit
+
+Verifies the folder first, and uploads what a run writes and nothing else: no secret, no absolute path of this machine.
+"""
 
 import argparse
 

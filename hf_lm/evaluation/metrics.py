@@ -90,7 +90,7 @@ class Translation:
         most = max(len(some) for some in references)
         streams = [[some[i] if i < len(some) else None for some in references] for i in range(most)]
         tokenize = self._tokenizer(references)
-        asian = tokenize in ("zh", "ja-mecab", "ko-mecab")
+        asian = tokenize != "13a"
         scorers = {"bleu": BLEU(tokenize=tokenize), "chrf": CHRF(), "ter": TER(asian_support=asian, normalized=asian)}
         found = {}
         for name, scorer in scorers.items():

@@ -98,12 +98,11 @@ def score_documents(
     than `max_logits` logits exist at once: memory does not grow with the evaluation set. With an accelerator the
     windows are shared out among its processes and every process returns the whole result.
     """
-    index, longest = [], 1
+    index = []
     for document in range(len(stream)):
         length = len(stream.document(document))
         for start, end, scored in windows(length, block_size=block_size, stride=stride):
             index.append((end - start, document, start, scored))
-            longest = max(longest, end - start)
     index.sort(reverse=True)  # the longest first: if memory is short, it is so at once
     if accelerator is not None:
         index = index[accelerator.process_index :: accelerator.num_processes]

@@ -21,7 +21,9 @@ def inspect_recipe(recipe: str, arguments: Sequence[str] = (), *, examples: int 
     OSError in one line, as the recipe does.
     """
     model, task, training_args, options = run_recipe(recipe, [*arguments, "--use_cpu", "true"])
-    return inspect_task(model, task, training_args, examples=examples, build_trainer=options["build_trainer"])
+    return inspect_task(
+        model, task, training_args, examples=examples, build_trainer=options.get("build_trainer", supervised_trainer)
+    )
 
 
 def inspect_task(

@@ -33,7 +33,7 @@ from hf_lm.models.configuration import (
     load_config,
     why,
 )
-from hf_lm.models.quantization import dequantized, keep_weights, quantization_options, quiet_bitsandbytes
+from hf_lm.models.quantization import dequantized, keep_weights, quantization_options
 from hf_lm.target_tokenizer import written_by
 
 # float32, else the saved one: a bfloat16 checkpoint would be trained in bfloat16
@@ -305,7 +305,6 @@ def _read_adapted(
     auto_class: type, name_or_path: str, adapter: dict[str, Any], config: PreTrainedConfig, **options: Any
 ) -> tuple[PreTrainedModel, set[str], dict[str, Shapes]]:
     """An adapter's base, as it was when the adapter was trained on it: quantized, if it was, and whole again."""
-    quiet_bitsandbytes()
     from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
     from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 

@@ -36,7 +36,7 @@ def run_a_little(run: Resolved, args: Any, work: Work) -> Measured:
     if run.bits:
         raise ValueError("--calibrate cannot run a quantized model: leave --quantize out of the plan, or --calibrate.")
     device = args.device
-    model = filled(run.model, lambda tensor: _random(tensor, device))
+    model = filled(run.model, lambda tensor: random_values(tensor, device))
     args = copy.copy(args)
     args.max_steps, args.save_strategy, args.eval_strategy = TRIED, SaveStrategy.NO, IntervalStrategy.NO
     args.load_best_model_at_end, args.disable_tqdm, args.logging_strategy = False, True, IntervalStrategy.NO
@@ -69,7 +69,8 @@ class _Clock(TrainerCallback):
         control.should_training_stop = self.enough()
 
 
-def _random(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+def random_values(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of that shape, small where it is a matrix; what is not on the meta device is copied."""
     if not tensor.is_meta:
         return tensor.detach().clone().to(device)
     if not tensor.is_floating_point():  # a buffer of positions or kinds

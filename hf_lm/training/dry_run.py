@@ -100,12 +100,12 @@ def reached(model: Any, task: Any, training_args: Any, **options: Any) -> None:
 
 
 def refuse() -> None:
-    """Raise ValueError in a dry run of a recipe that does something other than `fit` with its output folder."""
+    """Raise ValueError in a dry run: its recipe is about to train, or to write, before it calls `fit`."""
     mode = _mode.get()
     if mode is not None:
         raise ValueError(
-            f"{Path(mode.recipe).stem} opens its output folder without calling fit, and a plan or an inspection "
-            "shows what a recipe hands to fit: there is nothing to look at, and nothing was written. To run it: "
+            f"{Path(mode.recipe).stem} trains or writes before it calls fit, and a plan or an inspection shows what a "
+            "recipe hands to fit: there is nothing to look at. Nothing was trained or written. To run it: "
             f"hf-lm run {mode.recipe}"
         )
 

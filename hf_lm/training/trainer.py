@@ -19,6 +19,7 @@ from hf_lm.data.batches import GroupedByLength
 from hf_lm.models.adapters import is_adapted, save_adapted
 from hf_lm.output_folder import save_run
 from hf_lm.target_tokenizer import save_tokenizer, writes_apart
+from hf_lm.training import dry_run
 from hf_lm.training.checkpoints import StopOnSignal, save_aside
 from hf_lm.training.monitor import Progress, Speedometer, flops_per_token
 from hf_lm.training.optimizers import Muon, OptimizerPair, muon_groups
@@ -43,6 +44,7 @@ class Sound:
         context: int,
         **kwargs: Any,
     ) -> None:
+        dry_run.refuse()
         args.remove_unused_columns = False  # it would take the labels of heads that call theirs otherwise
         args.logging_nan_inf_filter = False  # it would hide a NaN; training_step stops at one
         args.dataloader_pin_memory &= torch.accelerator.is_available()  # or torch warns at every run on a CPU

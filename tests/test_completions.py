@@ -1,0 +1,68 @@
+"""What a causal model writes is its likeliest text, or drawn from all of its distribution; likelihoods are exact."""
+
+import math
+
+import pytest
+import torch
+
+from hf_lm.evaluation.completions import log_probs, write
+
+
+def greedy(model, prompt, ends, count):
+    """Token by token, without a cache."""
+    ids = list(prompt)
+    with torch.no_grad():
+        while len(ids) < len(prompt) + count and not (len(ids) > len(prompt) and ids[-1] in ends):
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+    return ids[len(prompt) :]
+
+
+def test_without_a_temperature_it_writes_the_likeliest_tokens_up_to_an_end_which_it_keeps(model):
+    model.train()  # measured without dropout all the same
+    prompts = [[5, 6, 7], [8], [9, 10, 11, 12, 13]]
+    found = write(model, prompts, pad_id=1, ends={3}, max_new_tokens=8)
+    assert model.training
+    model.eval()
+    assert found == [greedy(model, prompt, {3}, 8) for prompt in prompts]
+    assert all(len(ids) == 8 for ids in found)  # an end that never came is missing
+    ends = {found[0][2], found[2][4]}
+    assert write(model, prompts, pad_id=1, ends=ends, max_new_tokens=8) == [
+        greedy(model, prompt, ends, 8) for prompt in prompts
+    ]
+    assert not model.training
+    model.generation_config.suppress_tokens = [found[0][0]]  # what a checkpoint never writes
+    assert found[0][0] not in write(model, prompts[:1], pad_id=1, ends={3}, max_new_tokens=8)[0]
+
+
+def test_samples_are_drawn_from_the_whole_distribution_at_the_temperature_given(scripted, tokenizer):
+    model, prompts = scripted("a"), [[tokenizer.eos_token_id]] * 800
+    with torch.no_grad():
+        logits = model(torch.tensor(prompts[:1])).logits[0, -1]
+    target, others = int(logits.argmax()), len(logits) - 1
+    temperature = logits.max().item() / math.log(others)  # one token is then as likely as all others together
+    assert (logits / temperature).softmax(-1).max() == pytest.approx(0.5, abs=0.01)
+    options = {"pad_id": 1, "ends": set(), "max_new_tokens": 1, "temperature": temperature}
+    found = [ids[0] for ids in write(model, prompts, **options)]
+    assert found.count(target) / 800 == pytest.approx(0.5, abs=0.08)
+    assert len(set(found)) > others / 2
+    assert found == [ids[0] for ids in write(model, prompts, **options, seed=0)]
+    assert found != [ids[0] for ids in write(model, prompts, **options, seed=1)]
+    assert found[:64] != found[64:128]  # batches are drawn apart
+
+
+def test_log_probabilities_are_those_of_the_model_without_dropout(model):
+    features = [
+        {"input_ids": list(range(5, 5 + size)), "labels": [-100] * 2 + list(range(7, 5 + size))} for size in (9, 3, 6)
+    ]
+    model.train()
+    found = log_probs(model, features, pad_id=1)
+    assert model.training
+    model.eval()
+    assert log_probs(model, features, pad_id=1) == found
+    assert not model.training
+    for feature, (nats, count) in zip(features, found, strict=True):
+        ids = torch.tensor([feature["input_ids"]])
+        with torch.no_grad():
+            each = model(ids).logits[0, 1:-1].log_softmax(-1).gather(1, ids[0, 2:, None])
+        assert count == len(each)
+        assert nats == pytest.approx(each.sum().item(), rel=1e-5)
