@@ -13,7 +13,7 @@ logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 def __getattr__(name: str):
     if name == "pipeline":  # imported when asked for: it brings torch and transformers
-        from hf_lm.pipelines import pipeline
+        from hf_lm.inference.pipelines import pipeline
 
         return pipeline
     raise AttributeError(f"module 'hf_lm' has no attribute {name!r}")

@@ -22,9 +22,9 @@ import transformers
 import yaml
 from transformers import HfArgumentParser
 
-from hf_lm.credentials import masked, masked_traceback, names_secret
+from hf_lm import dry_run
+from hf_lm.hub.credentials import masked, masked_traceback, names_secret
 from hf_lm.output_folder import check_output
-from hf_lm.training import dry_run
 
 Arguments = TypeVar("Arguments")
 

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
-from hf_lm.credentials import masked_arguments
+from hf_lm.hub.credentials import masked_arguments
 
 # What `accelerate launch` takes and no recipe does: these may stand after the recipe's name too.
 LAUNCH_OPTIONS = (

@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
+from hf_lm import dry_run
 from hf_lm.files import write_whole
-from hf_lm.training import dry_run
 
 ASIDE = ".saving"  # inside the output folder: where a checkpoint, or the final model, is written until it is complete
 HEADER = "# hf_lm run\n"  # first line of each run.yaml that save_run writes

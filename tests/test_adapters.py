@@ -10,12 +10,13 @@ import transformers
 from huggingface_hub import ModelCard
 from test_families import answerer, checkpoints, classifier, tokenizer, trainer_of, writer  # noqa: F401
 
-from hf_lm import pipeline, proofs
+from hf_lm import pipeline
 from hf_lm.arguments import TrainingArguments
 from hf_lm.models.adapters import add_lora, has_base, load_merged, merge_adapter
-from hf_lm.models.checkpoints import load_causal_lm, load_with_head
 from hf_lm.models.configuration import load_config
 from hf_lm.models.encoder_decoder import load_text_to_text
+from hf_lm.models.loading import load_causal_lm, load_with_head
+from hf_lm.tasks import proofs
 from hf_lm.training.fit import fit
 
 

@@ -10,9 +10,9 @@ import pytest
 import transformers
 from loopback_hub import hub  # noqa: F401  (a fixture)
 
-from hf_lm import checking
-from hf_lm.checking import check_folder
 from hf_lm.cli import main
+from hf_lm.hub import check as checking
+from hf_lm.hub.check import check_folder
 
 CARD = "---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n# tiny\n"
 TOKEN = "hf_" + "x" * 34
@@ -88,7 +88,7 @@ def test_what_loads_but_cannot_be_right_is_listed_with_exit_code_1(folder, capsy
 
 def test_an_adapter_is_loaded_with_its_base(saved, tokenizer, tmp_path):
     from hf_lm.models.adapters import add_lora
-    from hf_lm.models.checkpoints import load_with_head
+    from hf_lm.models.loading import load_with_head
 
     model = load_with_head(
         str(saved),

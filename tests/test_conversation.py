@@ -10,11 +10,11 @@ import transformers
 from test_writing import typed
 from tokenizers import AddedToken
 
-from hf_lm.chat_template import encode_chats
 from hf_lm.commands.chat import talk
-from hf_lm.conversation import Conversation, choose_template, load_conversation
+from hf_lm.inference.chat import Conversation, choose_template, load_conversation
 from hf_lm.models.gpt2 import new_gpt2
-from hf_lm.tokenizer import encode_documents
+from hf_lm.tokenization.chat_template import encode_chats
+from hf_lm.tokenization.tokenizer import encode_documents
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -165,7 +165,7 @@ def test_answers_stream_into_the_history_and_repeat_with_their_seed(conversation
 
 def test_what_was_said_before_a_stream_was_left_is_kept(conversation, monkeypatch):
     monkeypatch.setattr(
-        "hf_lm.conversation.stream", lambda *args, **kwargs: (piece for piece in [" ", " a", "b", "c"])
+        "hf_lm.inference.chat.stream", lambda *args, **kwargs: (piece for piece in [" ", " a", "b", "c"])
     )
     pieces = conversation.say("Hello")
     assert [next(pieces), next(pieces)] == ["a", "b"]
@@ -263,7 +263,7 @@ def test_ctrl_c_stops_an_answer_and_twice_leaves(conversation, monkeypatch, caps
         yield "one"
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hf_lm.conversation.stream", pieces)
+    monkeypatch.setattr("hf_lm.inference.chat.stream", pieces)
     talk(conversation, read=typed("Hello"))  # and the end of the input leaves
     assert conversation.messages[-1]["content"] == "one"
     assert "(stopped)" in capsys.readouterr().out

@@ -69,7 +69,7 @@ def test_quoted_code_stands_in_its_file(page):
 
 def test_concepts_quotes_every_step():
     quoted = {re.search(r'title="([^"]+)"', info)[1] for info, _ in blocks(DOCS / "concepts.md", "python")}
-    assert {"hf_lm/losses.py", "hf_lm/evaluation/perplexity.py", "hf_lm/evaluation/intervals.py"} <= quoted
+    assert {"hf_lm/tasks/losses.py", "hf_lm/evaluation/perplexity.py", "hf_lm/evaluation/intervals.py"} <= quoted
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

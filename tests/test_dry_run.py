@@ -5,11 +5,11 @@ import sys
 
 import pytest
 
+from hf_lm import dry_run
 from hf_lm.cli import main
-from hf_lm.planning import resolving
-from hf_lm.planning.resolving import resolve
-from hf_lm.training import dry_run
-from hf_lm.training.dry_run import parse_recipe, run_recipe
+from hf_lm.dry_run import parse_recipe, run_recipe
+from hf_lm.planning import resolve as resolving
+from hf_lm.planning.resolve import resolve
 
 RECIPE = """
 import sys
@@ -92,10 +92,10 @@ def test_a_recipe_that_opens_its_output_folder_itself_ends_in_one_line_before_it
 
 
 def test_a_plan_of_the_demos_text_leaves_the_data_of_the_next_run_alone(texts, monkeypatch):
-    from hf_lm.self_training import starts
+    from hf_lm.self_training import setups as starts
 
     long = [{"module": str(i), "text": " ".join(texts[i:] + texts[:i])} for i in range(len(texts))]
-    monkeypatch.setattr("hf_lm.data.demos.documentation", lambda: long)
+    monkeypatch.setattr("hf_lm.data.demos.documentation.documentation", lambda: long)
     options = ["--labelled", "someone/unreachable", "--unlabelled", "someone/else", "--shares", "1"]
     planned = resolve("self_training", [*options, "--use_cpu", "true"], tokens=100_000)
     assert len(planned.task.table.rows["train"]) == len(long) - 20
@@ -113,7 +113,7 @@ def test_a_plan_of_the_demos_text_leaves_the_data_of_the_next_run_alone(texts, m
 )
 def test_the_demos_text_has_the_columns_that_were_asked_for(recipe, columns, texts, monkeypatch):
     long = [{"module": str(i), "text": " ".join(texts[i:] + texts[:i])} for i in range(30)]
-    monkeypatch.setattr("hf_lm.data.demos.documentation", lambda: long)
+    monkeypatch.setattr("hf_lm.data.demos.documentation.documentation", lambda: long)
     run = resolve(recipe, ["--dataset", "someone/unreachable", *columns, "--use_cpu", "true"], tokens=100_000)
     assert list(run.task.table.columns.values()) == columns[1::2]
 

@@ -9,10 +9,10 @@ from test_writing import typed
 from hf_lm.cli import main
 from hf_lm.commands.chat import talk
 from hf_lm.commands.write import assist
-from hf_lm.conversation import Conversation
 from hf_lm.files import refuse_foreign, write_whole
-from hf_lm.predicting import predict
-from hf_lm.writing import Draft
+from hf_lm.inference.chat import Conversation
+from hf_lm.inference.predict import predict
+from hf_lm.inference.writing import Draft
 
 
 def test_a_failed_write_leaves_the_old_content_and_nothing_beside_it(tmp_path, monkeypatch):
@@ -161,7 +161,7 @@ def test_a_stopped_file_of_predictions_is_continued_by_the_same_model_alone(tmp_
     def pipeline(kind, model):
         return lambda piece, **options: [{"label": text.upper(), "score": 0.5} for text in piece]
 
-    monkeypatch.setattr("hf_lm.pipelines.pipeline", pipeline)
+    monkeypatch.setattr("hf_lm.inference.pipelines.pipeline", pipeline)
     source, output = tmp_path / "in.txt", tmp_path / "out.jsonl"
     source.write_text("one\ntwo 春\nthree\n")
     assert predict("sentiment", "m", str(source), str(output)) == 3

@@ -13,7 +13,7 @@ import torch
 import yaml
 from loopback_hub import TOKEN, hub  # noqa: F401  (a fixture)
 
-from hf_lm.tokenizer import encode_documents
+from hf_lm.tokenization.tokenizer import encode_documents
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def test_no_hub_at_all_is_one_line(folder, hub):  # noqa: F811
 
 
 def test_what_cannot_be_published_is_refused_before_the_network_is_touched(folder, tmp_path, monkeypatch):
-    from hf_lm.hub import push_to_hub
+    from hf_lm.hub.push import push_to_hub
 
     monkeypatch.delenv("HF_TOKEN", raising=False)
     with pytest.raises(FileNotFoundError, match="no folder"):
@@ -214,7 +214,7 @@ CHANGED = {
 def test_what_no_run_finished_is_not_published(reached, folder, how):
     from safetensors.numpy import load_file, save_file
 
-    from hf_lm.hub import push_to_hub
+    from hf_lm.hub.push import push_to_hub
 
     change, said = (UNFINISHED | CHANGED)[how]
     weights = load_file(folder / "model.safetensors")
@@ -229,7 +229,7 @@ def test_what_no_run_finished_is_not_published(reached, folder, how):
 
 
 def test_a_load_back_that_was_switched_off_and_a_folder_of_no_run_are_published(reached, folder):
-    from hf_lm.hub import push_to_hub
+    from hf_lm.hub.push import push_to_hub
 
     edit(folder / "report.json", proofs={"load_back": {"passed": None}}, files=recorded(folder), sweep=[1])
     push_to_hub(folder, "user/name")
@@ -240,7 +240,7 @@ def test_a_load_back_that_was_switched_off_and_a_folder_of_no_run_are_published(
 
 
 def test_only_what_a_run_writes_is_published_and_no_secret_and_no_link(reached, folder, tmp_path):
-    from hf_lm.hub import push_to_hub
+    from hf_lm.hub.push import push_to_hub
 
     key = "AKIA" + "A" * 16
     (folder / "keys").mkdir()
@@ -276,7 +276,7 @@ def test_only_what_a_run_writes_is_published_and_no_secret_and_no_link(reached, 
 def test_an_adapter_of_a_folder_of_this_machine_is_left_here(reached, folder, tokenizer, tmp_path, base, capsys):
     from safetensors.numpy import load_file, save_file
 
-    from hf_lm.hub import push_to_hub
+    from hf_lm.hub.push import push_to_hub
 
     adapter = folder / "adapter"
     adapter.mkdir()
@@ -303,7 +303,7 @@ def test_an_adapter_of_a_folder_of_this_machine_is_left_here(reached, folder, to
 
 
 def test_no_path_of_this_machine_is_published(reached, folder, tmp_path, monkeypatch):
-    from hf_lm.hub import push_to_hub
+    from hf_lm.hub.push import push_to_hub
 
     home = tmp_path / "home" / "me"
     home.mkdir(parents=True)
@@ -352,7 +352,7 @@ def test_no_path_of_this_machine_is_published(reached, folder, tmp_path, monkeyp
 
 
 def test_a_repository_is_checked_without_a_network(monkeypatch):
-    from hf_lm.hub import check_repository
+    from hf_lm.hub.push import check_repository
 
     monkeypatch.setenv("HF_TOKEN", "hf_of_this_machine")
     assert check_repository("user/name") == "hf_of_this_machine"

@@ -6,13 +6,13 @@ import re
 import pytest
 
 from hf_lm.cli import main
-from hf_lm.data.opinions import opinions
+from hf_lm.data.demos.opinions import opinions
 from hf_lm.data.scripts import languages_of, script_shares
+from hf_lm.dry_run import run_recipe
 from hf_lm.inspection.examples import Part, pieces, see
 from hf_lm.inspection.recipe import inspect_recipe, inspect_task
 from hf_lm.inspection.terminal import histogram, in_colour, show_inspection
-from hf_lm.tokenizer import encode_documents
-from hf_lm.training.dry_run import run_recipe
+from hf_lm.tokenization.tokenizer import encode_documents
 
 
 def write(path, rows):

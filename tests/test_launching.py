@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_lm.credentials import masked
+from hf_lm.hub.credentials import masked
 from hf_lm.launching import LAUNCH_OPTIONS, _split, copy_recipe, find_recipes
 
 ROOT = Path(__file__).parent.parent

@@ -11,12 +11,12 @@ from safetensors.torch import load_file, save_file
 
 from hf_lm import pipeline
 from hf_lm.evaluation.rewards import load_scorer as load_reward_scorer
-from hf_lm.generation import load_writer
+from hf_lm.inference.generate import load_writer
 from hf_lm.models.adapters import add_lora, load_merged, merge_adapter, save_adapted
-from hf_lm.models.checkpoints import load_causal_lm, load_with_head
 from hf_lm.models.encoder_decoder import load_text_to_text
+from hf_lm.models.loading import load_causal_lm, load_with_head
 from hf_lm.safety.scorers import load_scorer
-from hf_lm.tokenizer import load_tokenizer, new_tokenizer
+from hf_lm.tokenization.tokenizer import load_tokenizer, new_tokenizer
 
 BERT = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 64}
 CLASSES, ANSWERS = transformers.AutoModelForSequenceClassification, transformers.AutoModelForQuestionAnswering

@@ -312,7 +312,7 @@ def test_compute_gives_the_values_of_the_estimates(name, options, predictions, r
 
 
 def test_what_only_measures_does_not_import_evaluate():
-    code = "import sys, hf_lm.comparing, hf_lm.evaluation.metrics; print('evaluate' in sys.modules)"
+    code = "import sys, hf_lm.scoring.compare_runs, hf_lm.evaluation.metrics; print('evaluate' in sys.modules)"
     root = Path(__file__).parent.parent
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
     assert done.stdout.strip() == "False"

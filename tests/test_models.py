@@ -21,8 +21,8 @@ from transformers import (
     set_seed,
 )
 
-from hf_lm.models.checkpoints import load_causal_lm
 from hf_lm.models.gpt2 import SIZES, new_gpt2
+from hf_lm.models.loading import load_causal_lm
 
 TINY = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 32}
 

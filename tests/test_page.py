@@ -12,14 +12,14 @@ import transformers
 from test_conversation import CHATML
 
 from hf_lm.cli import main
-from hf_lm.conversation import Conversation
 from hf_lm.demo import views
 from hf_lm.demo.space import export_space
+from hf_lm.inference.chat import Conversation
+from hf_lm.inference.writing import Draft
 from hf_lm.models.bert import new_bert
 from hf_lm.models.encoder_decoder import new_bart
 from hf_lm.models.gpt2 import new_gpt2
-from hf_lm.tokenizer import add_frame
-from hf_lm.writing import Draft
+from hf_lm.tokenization.tokenizer import add_frame
 
 HOSTILE = "<img src=x onerror=alert(1)> ${alert(2)} {{7*7}} 花落知多少 😀 مرحبا"
 has_gradio = pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="gradio is not installed")

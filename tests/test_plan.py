@@ -32,7 +32,6 @@ from hf_lm.arguments import TrainingArguments
 from hf_lm.cli import main
 from hf_lm.data.packing import Blocks, collate_blocks
 from hf_lm.evaluation.perplexity import windows
-from hf_lm.losses import label_loss, next_token_loss, span_loss
 from hf_lm.models.adapters import add_lora
 from hf_lm.models.recurrent import RecurrentConfig, RecurrentLMHeadModel
 from hf_lm.planning.calibration import random_values
@@ -40,13 +39,14 @@ from hf_lm.planning.changes import Variation, propose
 from hf_lm.planning.devices import CONTEXT, GIB, USABLE, Device, find_gpu
 from hf_lm.planning.memory import largest_block, needed, quantized
 from hf_lm.planning.plan import make_plan
-from hf_lm.planning.resolving import resolve
+from hf_lm.planning.resolve import resolve
 from hf_lm.planning.terminal import show_plan
-from hf_lm.report import plan_in_words
+from hf_lm.reporting.report import plan_in_words
+from hf_lm.tasks.losses import label_loss, next_token_loss, span_loss
 from hf_lm.training.budget import SPENT, WRITING, StopAtBudget
 from hf_lm.training.checkpoints import find_checkpoint
+from hf_lm.training.estimate import fresh_optimizer, tokens_measured, work_of
 from hf_lm.training.fake_step import Step, filled, measure_step, parameters_by_part
-from hf_lm.training.forecast import fresh_optimizer, tokens_measured, work_of
 from hf_lm.training.monitor import flops_per_token
 from hf_lm.training.trainer import Trainer
 
@@ -404,7 +404,7 @@ def test_calibration_runs_real_steps_and_takes_their_time(tiny, tmp_path):
 @pytest.mark.parametrize("recipe", ["sentiment", "question_answering", "translation"])
 def test_with_tokens_no_data_is_read_and_every_row_is_as_long_as_it_may_be(recipe, texts, monkeypatch):
     long = [{"module": str(i), "text": " ".join(texts[i:] + texts[:i])} for i in range(len(texts))]
-    monkeypatch.setattr("hf_lm.data.demos.documentation", lambda: long)
+    monkeypatch.setattr("hf_lm.data.demos.documentation.documentation", lambda: long)
     options = ["--dataset", "someone/unreachable", "--use_cpu", "true", "--num_train_epochs", "1"]
     run = resolve(recipe, options, tokens=100_000)
     plan = make_plan(run, find_gpu("h100"), present=False)

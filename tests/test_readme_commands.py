@@ -14,7 +14,7 @@ from loopback_hub import hub  # noqa: F401
 from test_docs import ROOT, commands
 
 from hf_lm.models.bert import new_bert
-from hf_lm.tokenizer import add_frame, train_bpe
+from hf_lm.tokenization.tokenizer import add_frame, train_bpe
 
 DOCUMENT = "The {} of the garden said that {} is a word, and nobody in the house had another one for it. "
 NAMES = ["cat", "dog", "fox", "owl", "bee", "ant", "hen", "cow"]

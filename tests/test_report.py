@@ -15,10 +15,10 @@ from huggingface_hub import ModelCard, metadata_load
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 from loopback_hub import hub  # noqa: F401  (a fixture)
 
-import hf_lm.report
-from hf_lm.card import write_card
-from hf_lm.plots import draw_plots
-from hf_lm.report import save_report, show_report
+import hf_lm.reporting.report
+from hf_lm.reporting.card import write_card
+from hf_lm.reporting.plots import draw_plots
+from hf_lm.reporting.report import save_report, show_report
 
 REPORT = {
     "recipe": "pretrain",
@@ -215,7 +215,7 @@ def test_a_system_without_resource_measures_memory_otherwise(monkeypatch):
     monkeypatch.setitem(sys.modules, "resource", None)  # its import now raises
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(psutil.Process, "memory_info", lambda self: SimpleNamespace(peak_wset=7), raising=True)
-    report = runpy.run_path(hf_lm.report.__file__)
+    report = runpy.run_path(hf_lm.reporting.report.__file__)
     assert report["peak_memory_bytes"]() == 7
 
 
@@ -226,7 +226,7 @@ HOSTILE = (
 
 
 def test_text_of_data_is_shown_as_text():
-    from hf_lm.markdown import in_code, in_table
+    from hf_lm.reporting.markdown import in_code, in_table
 
     markdown_it = pytest.importorskip("markdown_it")
     renderer = markdown_it.MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])

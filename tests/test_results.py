@@ -17,13 +17,13 @@ from safetensors.torch import load_file
 
 from hf_lm import cli
 from hf_lm.arguments import TrainingArguments
-from hf_lm.data.opinions import opinions
+from hf_lm.data.demos.opinions import opinions
 from hf_lm.data.sources import load_corpus
 from hf_lm.models.adapters import add_lora
 from hf_lm.models.bert import new_bert
 from hf_lm.output_folder import is_run, list_checkpoints, remove_results
 from hf_lm.tasks.language_modelling import LanguageModelling
-from hf_lm.tokenizer import new_tokenizer
+from hf_lm.tokenization.tokenizer import new_tokenizer
 from hf_lm.training import trainer as trainers
 from hf_lm.training.fit import fit
 

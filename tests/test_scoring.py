@@ -15,12 +15,12 @@ from safetensors.torch import load_file, save
 from transformers import BertConfig
 
 from hf_lm.cli import main
-from hf_lm.comparing import compare_runs
-from hf_lm.data.opinions import opinions
+from hf_lm.data.demos.opinions import opinions
 from hf_lm.models.gpt2 import new_gpt2
-from hf_lm.rebuilding import SETTINGS, Checkpoint, head_labels, open_checkpoint
-from hf_lm.scoring import score
-from hf_lm.tokenizer import add_frame, train_bpe, train_word_level
+from hf_lm.scoring.compare_runs import compare_runs
+from hf_lm.scoring.restore import SETTINGS, Checkpoint, head_labels, open_checkpoint
+from hf_lm.scoring.score import score
+from hf_lm.tokenization.tokenizer import add_frame, train_bpe, train_word_level
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 PROOFS = ["load_back", "adapter_load_back", "learnable", "loss_invariance", "leakage", "packing_isolation"]
@@ -124,7 +124,7 @@ def test_a_summarizer_its_adapter_and_a_plain_model_are_scored_together(
     assert result["models"][summarizer]["how"] == "text that it writes"
     assert result["models"][causal]["how"].startswith("prompted with 'TL;DR:'")
     assert len(result["comparisons"]) == 3 * 4
-    monkeypatch.setattr("hf_lm.scoring.build_task", lambda *args, **options: pytest.fail("it was scored before"))
+    monkeypatch.setattr("hf_lm.scoring.score.build_task", lambda *args, **options: pytest.fail("it was scored before"))
     again = quietly(summarizer, adapter, causal, dataset=documents, task="summarization", metrics=["rouge"])
     assert again == result
 

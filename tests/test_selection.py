@@ -11,7 +11,7 @@ from running import here
 from transformers import TrainerControl
 
 from hf_lm.arguments import TrainingArguments
-from hf_lm.data.opinions import opinions
+from hf_lm.data.demos.opinions import opinions
 from hf_lm.evaluation.intervals import mean
 from hf_lm.training.selection import EarlyStopping, search_learning_rate
 

@@ -22,16 +22,16 @@ from transformers import (
 )
 
 from hf_lm.arguments import TrainingArguments
-from hf_lm.data.opinions import opinions
+from hf_lm.data.demos.opinions import opinions
+from hf_lm.dry_run import run_recipe
 from hf_lm.evaluation.calibration import fit_temperature, label_log_probs
 from hf_lm.evaluation.intervals import OverRuns, mean
 from hf_lm.inspection.recipe import inspect_recipe
-from hf_lm.self_training.learning import LABELS, PSEUDO, enough_epochs, take_body
+from hf_lm.self_training.experiment import LABELS, PSEUDO, enough_epochs, take_body
+from hf_lm.self_training.pseudo_labels import select_confident
 from hf_lm.self_training.rows import draw_labelled, leave_out_known, read_unlabelled
-from hf_lm.self_training.starts import BEGIN
-from hf_lm.self_training.teaching import select_confident
+from hf_lm.self_training.setups import BEGIN
 from hf_lm.tasks.domain import DenoisedText
-from hf_lm.training.dry_run import run_recipe
 
 FAST = {"use_cpu": True, "bf16": False, "report_to": "none", "min_steps": 4, "num_train_epochs": 1, "max_length": 64}
 
@@ -142,7 +142,7 @@ def test_texts_of_held_out_splits_and_labelled_ones_are_left_out_and_counted(lab
 @pytest.fixture(scope="module")
 def ran(labelled, tmp_path_factory):
     """A run whose test split stands in the unlabelled file; the rows that its Trainers were given."""
-    import hf_lm.self_training.learning as module
+    import hf_lm.self_training.experiment as module
 
     folder = tmp_path_factory.mktemp("ran")
     table = begin(labelled).table

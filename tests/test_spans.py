@@ -10,7 +10,7 @@ from hf_lm.data.tables import Table
 from hf_lm.evaluation.metrics import answer_score
 from hf_lm.tasks.question_answering import QuestionAnswering, read_question_answering
 from hf_lm.tasks.spans import best_spans, best_threshold, top_spans
-from hf_lm.tokenizer import new_tokenizer
+from hf_lm.tokenization.tokenizer import new_tokenizer
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(3, 24), st.integers(1, 9), st.data())

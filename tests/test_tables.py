@@ -5,10 +5,10 @@ import json
 import pytest
 
 from hf_lm.data.tables import hold_out, load_table, pick_column
+from hf_lm.dry_run import run_recipe
 from hf_lm.tasks.question_answering import read_question_answering
 from hf_lm.tasks.sentiment import read_sentiment
 from hf_lm.tasks.translation import read_translation
-from hf_lm.training.dry_run import run_recipe
 
 ROWS = [
     {"text": f"good number {i}" if i % 2 else f"bad number {i}", "label": "pos" if i % 2 else "neg"} for i in range(40)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from hf_lm.data.sources import Corpus
-from hf_lm.tokenizer import (
+from hf_lm.tokenization.tokenizer import (
     encode_documents,
     load_tokenizer,
     measure_tokenizer,

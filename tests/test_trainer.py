@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 
 from hf_lm.arguments import TrainingArguments
 from hf_lm.data.packing import Blocks, collate_blocks
-from hf_lm.losses import label_loss, next_token_loss, span_loss
+from hf_lm.tasks.losses import label_loss, next_token_loss, span_loss
 from hf_lm.training.budget import StopAtBudget
 from hf_lm.training.monitor import flops_per_token
 from hf_lm.training.trainer import Trainer

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_lm.commands.write import _joined, assist
-from hf_lm.terminal import percent, printable, side_by_side, width_of, wrap
-from hf_lm.writing import Draft, alternatives, continue_text
+from hf_lm.inference.writing import Draft, alternatives, continue_text
+from hf_lm.reporting.terminal import percent, printable, side_by_side, width_of, wrap
 
 
 def test_a_draft_goes_back_and_forth():
@@ -109,7 +109,7 @@ def test_ctrl_c_while_the_model_writes_keeps_what_was_written(model, tokenizer, 
         yield " one"
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hf_lm.writing.continue_text", pieces)
+    monkeypatch.setattr("hf_lm.inference.writing.continue_text", pieces)
     draft = Draft("zero")
     assist(model, tokenizer, draft, read=typed("", "/undo", "/redo", "/quit", "/quit"))
     assert draft.text == "zero one"

@@ -13,8 +13,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from hf_lm.checking import check_folder
-    from hf_lm.report import visible
+    from hf_lm.hub.check import check_folder
+    from hf_lm.reporting.report import visible
 
     checked = check_folder(args.folder)
     for fact in checked.facts:

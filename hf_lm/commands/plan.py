@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
 
     from hf_lm.planning.devices import WITHOUT_BF16, cpu, find_gpu, present_device
     from hf_lm.planning.plan import make_plan
-    from hf_lm.planning.resolving import resolve
+    from hf_lm.planning.resolve import resolve
     from hf_lm.planning.terminal import show_plan
 
     if options.gpu and options.device:

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hf_lm.decoding import add_decoding, decoding_of
 from hf_lm.files import refuse_foreign, write_whole
-from hf_lm.terminal import Reader, percent, printable, quiet, show, side_by_side, width_of
+from hf_lm.inference.decoding import add_decoding, decoding_of
+from hf_lm.reporting.terminal import Reader, percent, printable, quiet, show, side_by_side, width_of
 
 EXAMPLE = "hf-lm write out/pretrain draft.txt"
 HELP = """\
@@ -32,8 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     decoding = decoding_of(args)
-    from hf_lm.generation import load_writer
-    from hf_lm.writing import Draft
+    from hf_lm.inference.generate import load_writer
+    from hf_lm.inference.writing import Draft
 
     path = Path(args.file).expanduser()
     if args.file and path.is_dir():
@@ -116,7 +116,7 @@ class _Desk:
         return True
 
     def go_on(self, lines: Any) -> None:
-        from hf_lm.writing import continue_text
+        from hf_lm.inference.writing import continue_text
 
         written: list[str] = []
         pieces = continue_text(self.model, self.tokenizer, self.draft.text, **self.settings())
@@ -130,7 +130,7 @@ class _Desk:
             print("(the model ends the text here)")
 
     def offer_ways(self, count: str) -> None:
-        from hf_lm.writing import alternatives
+        from hf_lm.inference.writing import alternatives
 
         if count and not (count.isdigit() and 1 <= int(count) <= 9):
             raise ValueError("/three takes a number of ways from 1 to 9.")

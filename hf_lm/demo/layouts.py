@@ -8,9 +8,9 @@ from typing import Any
 import gradio as gr
 
 from hf_lm.demo.views import OFFERED, bars_html, report_html, said_html
+from hf_lm.inference.writing import Draft
 from hf_lm.models.configuration import context_length
-from hf_lm.terminal import percent
-from hf_lm.writing import Draft
+from hf_lm.reporting.terminal import percent
 
 KEPT = 86_400  # seconds that a draft or a conversation is kept after its last change
 PRIVATE = {"api_visibility": "private"}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from hf_lm.hub import check_complete
+from hf_lm.hub.push import check_complete
 from hf_lm.models.configuration import is_path
 
 # What shows a model and its run; what the run says of the machine that trained it is not for a Space.

@@ -15,14 +15,14 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_lm.conversation import Conversation
-from hf_lm.generation import Continuation, encode_prompt, load_writer
+from hf_lm.inference.chat import Conversation
+from hf_lm.inference.generate import Continuation, encode_prompt, load_writer
+from hf_lm.inference.pipelines import pipeline
+from hf_lm.inference.writing import Draft, alternatives, continue_text
 from hf_lm.models.configuration import context_length, family, load_config
-from hf_lm.pipelines import pipeline
-from hf_lm.report import SHOWN as METRICS
-from hf_lm.report import beside, in_words, warnings
-from hf_lm.tokenizer import encode_documents, load_tokenizer
-from hf_lm.writing import Draft, alternatives, continue_text
+from hf_lm.reporting.report import SHOWN as METRICS
+from hf_lm.reporting.report import beside, in_words, warnings
+from hf_lm.tokenization.tokenizer import encode_documents, load_tokenizer
 
 LONGEST_INPUT = 100_000  # characters
 OFFERED = 3  # alternatives side by side

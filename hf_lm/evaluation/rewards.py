@@ -106,9 +106,9 @@ def load_scorer(name: str, *, label: str = "") -> Scorer:
         return lambda texts: _numbers(name, lambda: function(texts), texts)
     from transformers import AutoModelForSequenceClassification, pipeline
 
-    from hf_lm.models.checkpoints import load_with_head
     from hf_lm.models.configuration import load_config
-    from hf_lm.tokenizer import load_tokenizer
+    from hf_lm.models.loading import load_with_head
+    from hf_lm.tokenization.tokenizer import load_tokenizer
 
     labels = list(load_config(name).label2id)
     if label not in labels:

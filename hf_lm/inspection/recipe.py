@@ -6,9 +6,9 @@ import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from hf_lm.dry_run import run_recipe
 from hf_lm.inspection.data import inspect_documents, inspect_rows
 from hf_lm.inspection.examples import count_tokens, see, spread
-from hf_lm.training.dry_run import run_recipe
 from hf_lm.training.trainer import supervised_trainer
 
 BATCHES = 1000  # of one epoch: the padding of more would tell nothing new

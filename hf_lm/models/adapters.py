@@ -11,10 +11,10 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from hf_lm.models.checkpoints import fresh_modules, load_with_head
 from hf_lm.models.configuration import ADAPTED, find_adapter, load_config
+from hf_lm.models.loading import fresh_modules, load_with_head
 from hf_lm.models.quantization import dequantized, quantized_bits
-from hf_lm.target_tokenizer import find_target, save_tokenizer
+from hf_lm.models.target_tokenizer import find_target, save_tokenizer
 
 # What peft calls a task, and the class that loads a model for it.
 AUTO_CLASSES = {

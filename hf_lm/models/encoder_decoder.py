@@ -14,9 +14,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from hf_lm.models.checkpoints import BETWEEN, HEAD, check_ids, load_causal_lm, load_weights, load_with_head
 from hf_lm.models.configuration import architecture, family, load_config
-from hf_lm.target_tokenizer import written_by
+from hf_lm.models.loading import BETWEEN, HEAD, check_ids, load_causal_lm, load_weights, load_with_head
+from hf_lm.models.target_tokenizer import written_by
 
 
 def new_bart(

@@ -11,10 +11,10 @@ from torch import nn
 from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from hf_lm.planning.resolving import Resolved
-from hf_lm.report import peak_memory_bytes
+from hf_lm.planning.resolve import Resolved
+from hf_lm.reporting.report import peak_memory_bytes
+from hf_lm.training.estimate import Work, tokens_measured
 from hf_lm.training.fake_step import filled
-from hf_lm.training.forecast import Work, tokens_measured
 from hf_lm.training.trainer import supervised_trainer
 
 TRIED = 100  # steps at most where rows differ in length: each new shape adds to the memory of the process

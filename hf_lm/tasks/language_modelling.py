@@ -11,16 +11,16 @@ import torch
 from accelerate import Accelerator, PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_lm import proofs
+from hf_lm import dry_run
 from hf_lm.data.packing import Blocks, cache_folder, collate_blocks, tokenize_documents
 from hf_lm.data.scripts import languages_of, script_shares
 from hf_lm.data.sources import Corpus
 from hf_lm.evaluation.leakage import leaked_share
 from hf_lm.evaluation.perplexity import Likelihood, score_documents, unigram_likelihood, windows
-from hf_lm.losses import next_token_loss
-from hf_lm.proofs import Proof
-from hf_lm.tokenizer import encode_documents, measure_tokenizer
-from hf_lm.training import dry_run
+from hf_lm.tasks import proofs
+from hf_lm.tasks.losses import next_token_loss
+from hf_lm.tasks.proofs import Proof
+from hf_lm.tokenization.tokenizer import encode_documents, measure_tokenizer
 
 SEEN_BY_LZMA = 2**24  # bytes of training text that the compressor reads: more would take longer than it tells
 

@@ -10,16 +10,15 @@ import torch
 from accelerate import PartialState
 from transformers.utils.logging import disable_progress_bar
 
-from hf_lm import proofs
+from hf_lm import dry_run
 from hf_lm.arguments import TrainingArguments
-from hf_lm.card import write_card
-from hf_lm.hub import check_repository, push_to_hub
+from hf_lm.hub.push import check_repository, push_to_hub
 from hf_lm.models.adapters import has_base, is_adapted, merged
 from hf_lm.models.quantization import quantized_bits
 from hf_lm.output_folder import fingerprints, prepare_output, remove_results, save_run
-from hf_lm.plots import draw_plots
-from hf_lm.proofs import prove
-from hf_lm.report import (
+from hf_lm.reporting.card import write_card
+from hf_lm.reporting.plots import draw_plots
+from hf_lm.reporting.report import (
     in_hours,
     peak_memory_bytes,
     plain,
@@ -28,10 +27,11 @@ from hf_lm.report import (
     show_report,
     versions,
 )
-from hf_lm.training import dry_run
+from hf_lm.tasks import proofs
+from hf_lm.tasks.proofs import prove
 from hf_lm.training.budget import SPENT, StopAtBudget
 from hf_lm.training.checkpoints import check_same_run, find_checkpoint, save_aside
-from hf_lm.training.forecast import forecast
+from hf_lm.training.estimate import forecast
 from hf_lm.training.selection import EarlyStopping, search_learning_rate
 from hf_lm.training.trainer import Sound, supervised_trainer
 
@@ -50,7 +50,7 @@ def fit(
     """Train a model on a task and leave the whole output folder; returns the report.
 
     `merge` adds an adapter's updates to its base; without it the folder holds the adapter alone. `build_trainer(model,
-    args, task, measure)` is what trains: hf_lm.training.alignment has TRL's. `found_before`: what a method measured
+    args, task, measure)` is what trains: hf_lm.training.trl_trainers has TRL's. `found_before`: what a method measured
     before this training, as parts of the report.
     Before training, the proofs and, if asked, the checkpoint to resume; after it, the numbers on validation and, once,
     on test, the load-back in a fresh process, the card, the report and the push. report.json is written last: a

@@ -1,6 +1,6 @@
 """The project's Trainer: transformers' own, right by construction where it was found wrong (docs/upstream.md).
 
-`Sound` is all of it but the loss, which TRL's trainers bring (hf_lm.training.alignment).
+`Sound` is all of it but the loss, which TRL's trainers bring (hf_lm.training.trl_trainers).
 """
 
 from collections.abc import Callable
@@ -14,12 +14,12 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers.trainer_callback import ProgressCallback, TrainerState
 from transformers.trainer_utils import SchedulerType, rotate_checkpoints
 
+from hf_lm import dry_run
 from hf_lm.arguments import TrainingArguments
 from hf_lm.data.batches import GroupedByLength
 from hf_lm.models.adapters import is_adapted, save_adapted
+from hf_lm.models.target_tokenizer import save_tokenizer, writes_apart
 from hf_lm.output_folder import save_run
-from hf_lm.target_tokenizer import save_tokenizer, writes_apart
-from hf_lm.training import dry_run
 from hf_lm.training.checkpoints import StopOnSignal, save_aside
 from hf_lm.training.monitor import Progress, Speedometer, flops_per_token
 from hf_lm.training.optimizers import Muon, OptimizerPair, muon_groups
@@ -30,7 +30,7 @@ class Sound:
 
     A NaN stops the run, checkpoints are complete or absent, signals lose nothing, speed is measured, Muon can train
     the matrices, evaluation is `measure(model)`: its numbers without the `eval_` prefix, on every process. `context`
-    is the length of a row in tokens, for the FLOPs of attention. Nothing but hf_lm.hub touches the network.
+    is the length of a row in tokens, for the FLOPs of attention. Nothing but hf_lm.hub.push touches the network.
     """
 
     args: TrainingArguments
@@ -231,7 +231,7 @@ class Sound:
             )
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing touches the network before the result is on disk: hf_lm.hub pushes it, in one commit."""
+        """Nothing touches the network before the result is on disk: hf_lm.hub.push pushes it, in one commit."""
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """See init_hf_repo."""
@@ -251,7 +251,7 @@ class Trainer(Sound, transformers.Trainer):
 
     Whatever the batch size, the accumulation and the number of processes: n rows in one batch, n accumulated batches
     of 1 and n processes give the same loss and gradients. `loss(outputs, batch)` is the sum over a batch's labels
-    (hf_lm.losses), `shifts_labels` says that the first label of a row is not predicted.
+    (hf_lm.tasks.losses), `shifts_labels` says that the first label of a row is not predicted.
     """
 
     loss_is_scaled_for_ga = True  # compute_loss divides by the tokens of the whole step

@@ -7,10 +7,10 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_lm.chat_template import Message, encode_chats
+from hf_lm import dry_run
 from hf_lm.data.batches import pad_batch
-from hf_lm.losses import next_token_loss
-from hf_lm.training import dry_run
+from hf_lm.tasks.losses import next_token_loss
+from hf_lm.tokenization.chat_template import Message, encode_chats
 
 
 def warm_up(

@@ -34,7 +34,7 @@ from hf_lm.models.configuration import (
     why,
 )
 from hf_lm.models.quantization import dequantized, keep_weights, quantization_options
-from hf_lm.target_tokenizer import written_by
+from hf_lm.models.target_tokenizer import written_by
 
 # float32, else the saved one: a bfloat16 checkpoint would be trained in bfloat16
 SAFE = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}

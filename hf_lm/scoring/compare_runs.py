@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_lm.evaluation.predictions import METRICS, UNITS, Example, estimates_of, read_predictions
-from hf_lm.scoreboard import check_metrics, compare_models
+from hf_lm.scoring.scoreboard import check_metrics, compare_models
 
 # What makes two rows the same example: all but what a model said of it.
 SAME = ("input", "context", "reference", "bytes", "words")

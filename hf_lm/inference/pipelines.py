@@ -23,12 +23,12 @@ from transformers import (
 
 from hf_lm.data.batches import map_by_length, pad_batch
 from hf_lm.models.adapters import load_merged
-from hf_lm.models.checkpoints import load_weights, load_with_head
 from hf_lm.models.configuration import check_checkpoint, context_length, family, find_adapter, load_config
-from hf_lm.target_tokenizer import decode_targets, find_target, writes_apart
+from hf_lm.models.loading import load_weights, load_with_head
+from hf_lm.models.target_tokenizer import decode_targets, find_target, writes_apart
 from hf_lm.tasks.question_answering import windows_of
 from hf_lm.tasks.spans import top_spans
-from hf_lm.tokenizer import encode_documents, frame_of, load_tokenizer, set_pad
+from hf_lm.tokenization.tokenizer import encode_documents, frame_of, load_tokenizer, set_pad
 
 CLASSIFIERS = ("text-classification", "sentiment-analysis")
 LOADING = ("dtype", "torch_dtype", "device_map", "revision", "token")  # options that are for the model's weights

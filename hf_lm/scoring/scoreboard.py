@@ -12,7 +12,7 @@ from hf_lm.evaluation.compare import Comparison, compare
 from hf_lm.evaluation.intervals import Estimate
 from hf_lm.evaluation.predictions import GROUPS, METRICS
 from hf_lm.files import json_with, refuse_foreign, write_whole
-from hf_lm.report import SHOWN, in_words, plain, visible
+from hf_lm.reporting.report import SHOWN, in_words, plain, visible
 
 LIKELIHOODS = METRICS["pretrain"]
 
@@ -135,7 +135,7 @@ def check_output(path: str | Path) -> Path:
 
 def save_scores(result: dict[str, Any], path: str | Path) -> list[Path]:
     """Write scores.json, and beside it the picture of the same name; returns both paths. Raises as `check_output`."""
-    from hf_lm.plots import draw_scores
+    from hf_lm.reporting.plots import draw_scores
 
     path = check_output(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from hf_lm.data.reading import SUFFIXES, read_lines, read_rows, suffix
 from hf_lm.data.tables import pick_column
-from hf_lm.decoding import Decoding
 from hf_lm.files import refuse_foreign
+from hf_lm.inference.decoding import Decoding
 
 PIPELINES = {
     "sentiment": "text-classification",
@@ -41,7 +41,7 @@ def predict(task: str, model: str, source: str, output: str, *, column: str = ""
     inputs = read_questions(source) if task == "question_answering" else read_texts(source, column)
 
     def start() -> Answer:
-        from hf_lm.pipelines import pipeline
+        from hf_lm.inference.pipelines import pipeline
 
         made = pipeline(PIPELINES[task], model=model)
         return lambda piece: map(_prediction, made(piece, truncation=True, batch_size=32))
@@ -63,7 +63,7 @@ def generate_lines(
     piece = 4 * settings.pop("batch_size")  # the batch has no effect on the text
 
     def start() -> Answer:
-        from hf_lm.generation import generate, load_writer
+        from hf_lm.inference.generate import generate, load_writer
 
         loaded = load_writer(model, device=device)
         return lambda piece: (

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_lm.report import peak_memory_bytes
+from hf_lm.reporting.report import peak_memory_bytes
 from hf_lm.training.fake_step import Step, measure_step
 from hf_lm.training.monitor import peak_flops
 

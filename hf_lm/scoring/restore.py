@@ -19,7 +19,6 @@ from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
 from hf_lm.data.tables import Table
-from hf_lm.models.checkpoints import load_with_head
 from hf_lm.models.configuration import (
     ABSENT_IS_NONE,
     ADAPTER,
@@ -30,13 +29,14 @@ from hf_lm.models.configuration import (
     load_config,
 )
 from hf_lm.models.encoder_decoder import load_text_to_text
-from hf_lm.target_tokenizer import TARGET
+from hf_lm.models.loading import load_with_head
+from hf_lm.models.target_tokenizer import TARGET
 from hf_lm.tasks.question_answering import QuestionAnswering, QuestionAnsweringAsText
 from hf_lm.tasks.sentiment import Sentiment, SentimentAsText
 from hf_lm.tasks.summarization import Summarization
 from hf_lm.tasks.text_to_text import TextToText
 from hf_lm.tasks.translation import Translation
-from hf_lm.tokenizer import load_tokenizer, set_languages, set_pad
+from hf_lm.tokenization.tokenizer import load_tokenizer, set_languages, set_pad
 
 SETTINGS: dict[str, dict[str, int]] = {  # by task: what a model that no recipe trained is measured with
     "pretrain": {"block_size": 0, "eval_stride": 0},

@@ -15,16 +15,16 @@ from accelerate import PartialState
 from transformers import EncoderDecoderModel, PreTrainedModel, set_seed
 from transformers.trainer_callback import PrinterCallback
 
+from hf_lm import dry_run
 from hf_lm.arguments import TrainingArguments
 from hf_lm.data.tables import Row
 from hf_lm.evaluation.intervals import Estimate
 from hf_lm.models.configuration import family
 from hf_lm.output_folder import prepare_output
-from hf_lm.proofs import prove
+from hf_lm.self_training.pseudo_labels import Lesson, select_confident, shares_of, teach
 from hf_lm.self_training.rows import Unlabelled, draw_labelled, leave_out_known
-from hf_lm.self_training.teaching import Lesson, select_confident, shares_of, teach
 from hf_lm.tasks.domain import DenoisedText, DomainText
-from hf_lm.training import dry_run
+from hf_lm.tasks.proofs import prove
 from hf_lm.training.trainer import supervised_trainer
 
 LABELS, PSEUDO, PRETRAINED = "labels alone", "pseudo-labels", "pretraining on the text"

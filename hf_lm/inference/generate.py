@@ -3,8 +3,8 @@
     model, tokenizer = load_writer("out/pretrain")
     generate(model, tokenizer, ["The function returns"], temperature=0)[0][0].text
 
-The settings are those of hf_lm.decoding.Decoding. A prompt is read as training framed documents: after the marker that
-begins one. Given as ids instead of as text it is taken as it is.
+The settings are those of hf_lm.inference.decoding.Decoding. A prompt is read as training framed documents: after the
+marker that begins one. Given as ids instead of as text it is taken as it is.
 """
 
 import logging
@@ -23,13 +23,13 @@ from transformers import (
 )
 
 from hf_lm.data.batches import MAX_LOGITS, map_by_length, pad_batch
-from hf_lm.decoding import Decoding
-from hf_lm.models.checkpoints import load_causal_lm
+from hf_lm.inference.decoding import Decoding
+from hf_lm.inference.sampling import BEFORE, INCOMPLETE, Interrupt, Stop, before_stop, logits_processors
 from hf_lm.models.configuration import context_length, family, find_adapter, load_config
 from hf_lm.models.encoder_decoder import load_text_to_text
-from hf_lm.sampling import BEFORE, INCOMPLETE, Interrupt, Stop, before_stop, logits_processors
-from hf_lm.target_tokenizer import written_by
-from hf_lm.tokenizer import encode_documents, frame_of, load_tokenizer, set_pad
+from hf_lm.models.loading import load_causal_lm
+from hf_lm.models.target_tokenizer import written_by
+from hf_lm.tokenization.tokenizer import encode_documents, frame_of, load_tokenizer, set_pad
 
 logger = logging.getLogger(__name__)
 

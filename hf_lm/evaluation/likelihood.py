@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm.data.batches import MAX_LOGITS, map_by_length, pad_batch
 from hf_lm.models.configuration import family
-from hf_lm.tokenizer import frame_of, set_pad
+from hf_lm.tokenization.tokenizer import frame_of, set_pad
 
 
 def token_log_probs(

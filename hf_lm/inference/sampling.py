@@ -19,7 +19,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from hf_lm.decoding import Decoding
+from hf_lm.inference.decoding import Decoding
 
 INCOMPLETE = "\ufffd"  # how a character decodes of which bytes are missing
 BEFORE = 8  # tokens of the prompt that are decoded with what follows: whether a space is due depends on them

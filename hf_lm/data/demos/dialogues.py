@@ -6,7 +6,7 @@ They are made up for this project, and easier than what people write: good for s
 import random
 from typing import Any
 
-from hf_lm.data.demos import docstring_summaries
+from hf_lm.data.demos.documentation import docstring_summaries
 
 Row = dict[str, Any]
 

@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from hf_lm.cache import default_cache
 from hf_lm.models.configuration import find_adapter, is_path, load_config, unreachable, why
-from hf_lm.target_tokenizer import find_target, set_target, writes_apart, written_by
+from hf_lm.models.target_tokenizer import find_target, set_target, writes_apart, written_by
 
 if TYPE_CHECKING:
     from hf_lm.data.sources import Corpus
@@ -181,7 +181,8 @@ def _spread(texts: Iterable[str], share: float) -> Iterator[str]:
 def load_tokenizer(name_or_path: str, *, decoder: str = "") -> PreTrainedTokenizerBase:
     """A tokenizer from a folder or the Hub; of an adapter without one, its base's.
 
-    What is written is by the tokenizer of `decoder`, or the one that the folder has for it (hf_lm.target_tokenizer).
+    What is written is by the tokenizer of `decoder`, or the one that the folder has for it
+    (hf_lm.models.target_tokenizer).
     Raises ValueError or OSError in one line if it cannot serve.
     """
     if decoder:

@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
-from hf_lm.checking import OUR_CODE, OUR_FILES, damage, differences
-from hf_lm.credentials import find_secrets
+from hf_lm.hub.check import OUR_CODE, OUR_FILES, damage, differences
+from hf_lm.hub.credentials import find_secrets
 
 # What a run writes of a model, of an adapter and of a tokenizer, and is published: in the folder itself, in adapter/
 # and in target_tokenizer/. Checkpoints, logs and whatever else lies there stay here.

@@ -21,10 +21,10 @@ from hf_lm.data.packing import Blocks
 from hf_lm.data.sources import load_corpus
 from hf_lm.data.tables import Row, Table, load_table
 from hf_lm.models.bert import new_bert
-from hf_lm.models.checkpoints import load_causal_lm, load_with_head
 from hf_lm.models.configuration import context_length, family, load_config
 from hf_lm.models.encoder_decoder import load_text_to_text, new_bart
 from hf_lm.models.gpt2 import new_gpt2
+from hf_lm.models.loading import load_causal_lm, load_with_head
 from hf_lm.self_training.rows import Unlabelled, called, read_unlabelled
 from hf_lm.tasks.language_modelling import LanguageModelling
 from hf_lm.tasks.question_answering import QuestionAnswering, QuestionAnsweringAsText, read_question_answering
@@ -32,7 +32,7 @@ from hf_lm.tasks.sentiment import Sentiment, SentimentAsText, read_sentiment
 from hf_lm.tasks.summarization import Summarization, read_summarization
 from hf_lm.tasks.text_to_text import TextToText
 from hf_lm.tasks.translation import Translation, read_translation
-from hf_lm.tokenizer import load_tokenizer, new_tokenizer, set_languages, set_pad
+from hf_lm.tokenization.tokenizer import load_tokenizer, new_tokenizer, set_languages, set_pad
 
 
 @dataclass

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_lm.card import write_card
-from hf_lm.report import save_report
+from hf_lm.reporting.card import write_card
+from hf_lm.reporting.report import save_report
 
 
 def check_harness(models: Sequence[str], *, card: bool = False) -> None:

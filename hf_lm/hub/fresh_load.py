@@ -1,4 +1,4 @@
-"""Load a folder as anyone would, without hf_lm, and print what was found: run by hf_lm.checking, on its own.
+"""Load a folder as anyone would, without hf_lm, and print what was found: run by hf_lm.hub.check, on its own.
 
     python -I fresh_load.py '{"folder": ..., "adapter": false, "trust": false, "auto_class": ""}'
 
@@ -21,7 +21,7 @@ AUTO_CLASSES = {
 }
 HEADS = ("score.weight", "classifier.weight", "classifier.out_proj.weight")  # of classification, one row a class
 
-TARGET = "target_tokenizer"  # as hf_lm.target_tokenizer has it
+TARGET = "target_tokenizer"  # as hf_lm.models.target_tokenizer has it
 
 
 def main(folder: str, adapter: bool, trust: bool, auto_class: str) -> dict:

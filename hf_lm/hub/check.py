@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hf_lm.credentials import find_secrets
+from hf_lm.hub.credentials import find_secrets
 
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".msgpack")
 # The code that a model of this package carries, as config.json names it: hf_lm.models.recurrent.
@@ -237,7 +237,7 @@ def _check_loading(folder: Path, adapter: bool, report: dict[str, Any], checked:
 def _is_our_code(folder: Path) -> bool:
     """Whether a folder holds the recurrent model of this package and no code beside it, so that it can be trusted."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    own = Path(__file__).parent / "models"
+    own = Path(__file__).parent.parent / "models"
     code = [path for path in _published(folder) if path.suffix == ".py"]
     return (
         config.get("model_type") == "hf_lm_recurrent"

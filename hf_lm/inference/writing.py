@@ -12,8 +12,8 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_lm.decoding import Decoding
-from hf_lm.generation import Continuation, encode_prompt, generate, stream
+from hf_lm.inference.decoding import Decoding
+from hf_lm.inference.generate import Continuation, encode_prompt, generate, stream
 from hf_lm.models.configuration import family
 
 

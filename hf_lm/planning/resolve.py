@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_lm.data import demos
-from hf_lm.training.dry_run import parse_recipe, run_recipe
-from hf_lm.training.forecast import lengths_of
+from hf_lm.data.demos import documentation as demos
+from hf_lm.dry_run import parse_recipe, run_recipe
+from hf_lm.training.estimate import lengths_of
 
 SAMPLED = 32_000_000  # bytes of training text above which only the first documents are tokenized
 SAMPLE = 8_000_000  # bytes of them
@@ -27,7 +27,7 @@ COLUMNS = {
 
 @dataclass
 class Resolved:
-    """What a recipe hands to `fit`, the model on the meta device. `scales`: see hf_lm.training.forecast.work_of."""
+    """What a recipe hands to `fit`, the model on the meta device. `scales`: see hf_lm.training.estimate.work_of."""
 
     recipe: str
     model: nn.Module

@@ -8,10 +8,10 @@ from typing import Any
 
 import yaml
 
-from hf_lm.card_metadata import example_of, is_hub_id, metadata, shortened
-from hf_lm.markdown import fenced, in_code, in_table, table
-from hf_lm.plots import TUNING
-from hf_lm.report import SHOWN, beside, gain_in_words, in_words, plan_in_words, warnings
+from hf_lm.reporting.card_metadata import example_of, is_hub_id, metadata, shortened
+from hf_lm.reporting.markdown import fenced, in_code, in_table, table
+from hf_lm.reporting.plots import TUNING
+from hf_lm.reporting.report import SHOWN, beside, gain_in_words, in_words, plan_in_words, warnings
 
 # What a recipe makes, in a reader's words.
 KINDS = {
@@ -49,7 +49,7 @@ def write_card(report: dict[str, Any], folder: str | Path) -> None:
 
 
 def _introduction(report: dict[str, Any], folder: Path) -> str:
-    from hf_lm.target_tokenizer import TARGET
+    from hf_lm.models.target_tokenizer import TARGET
 
     model = report.get("model", {})
     recurrent = model.get("model_type") == "hf_lm_recurrent"

@@ -13,11 +13,11 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_lm.chat_template import Message, control_tokens, encode_chats, render
-from hf_lm.decoding import Decoding
 from hf_lm.files import refuse_foreign, write_whole
-from hf_lm.generation import encode_prompt, stream, tokens_to_write
+from hf_lm.inference.decoding import Decoding
+from hf_lm.inference.generate import encode_prompt, stream, tokens_to_write
 from hf_lm.models.configuration import context_length
+from hf_lm.tokenization.chat_template import Message, control_tokens, encode_chats, render
 
 ROLES = ("system", "user", "assistant")
 
@@ -64,7 +64,7 @@ class Conversation:
     """Messages so far, and a model that answers them. Raises ValueError in one line where there is no template.
 
     `left_out`: how many of the oldest messages the last answer did not see, because the context was full. They stay
-    in `messages`. The settings are those of hf_lm.decoding.Decoding.
+    in `messages`. The settings are those of hf_lm.inference.decoding.Decoding.
     """
 
     def __init__(

@@ -23,17 +23,17 @@ from hf_lm.data.tables import Table, load_table
 from hf_lm.evaluation.perplexity import score_documents
 from hf_lm.evaluation.predictions import GROUPS, METRICS, UNITS, Example, estimates_of, read_predictions
 from hf_lm.files import write_whole
-from hf_lm.models.checkpoints import load_causal_lm
 from hf_lm.models.configuration import context_length, family
-from hf_lm.rebuilding import SETTINGS, Checkpoint, build_task, fingerprint, open_checkpoint, precision
-from hf_lm.remote import answers_in, ask, messages_of, read_answers
-from hf_lm.report import versions
-from hf_lm.scoreboard import check_metrics, compare_models
+from hf_lm.models.loading import load_causal_lm
+from hf_lm.reporting.report import versions
+from hf_lm.scoring.api import answers_in, ask, messages_of, read_answers
+from hf_lm.scoring.restore import SETTINGS, Checkpoint, build_task, fingerprint, open_checkpoint, precision
+from hf_lm.scoring.scoreboard import check_metrics, compare_models
 from hf_lm.tasks.question_answering import read_question_answering
 from hf_lm.tasks.sentiment import read_sentiment
 from hf_lm.tasks.summarization import read_summarization
 from hf_lm.tasks.translation import read_translation
-from hf_lm.tokenizer import encode_documents, load_tokenizer
+from hf_lm.tokenization.tokenizer import encode_documents, load_tokenizer
 
 COLUMNS = {  # that may be named, by task
     "pretrain": ("text_column", "document_start"),
@@ -47,11 +47,9 @@ CODE = (
     "evaluation/*.py",
     "models/*.py",
     "tasks/*.py",
-    "losses.py",
-    "tokenizer.py",
-    "target_tokenizer.py",
-    "rebuilding.py",
-    "scoring.py",
+    "tokenization/tokenizer.py",
+    "scoring/restore.py",
+    "scoring/score.py",
 )
 
 
@@ -254,7 +252,7 @@ def _cache(data: Data, identity: str) -> Path:
 
 
 def _code() -> str:
-    found, root = hashlib.blake2b(digest_size=16), Path(__file__).parent
+    found, root = hashlib.blake2b(digest_size=16), Path(__file__).parent.parent
     for path in sorted(path for pattern in CODE for path in root.glob(pattern)):
         found.update(path.read_bytes())
     used = {name: version for name, version in versions().items() if name in ("torch", "transformers", "tokenizers")}
@@ -334,7 +332,7 @@ def score_api(
 ) -> Scored:
     """A model behind an OpenAI-compatible address: each answer is kept as it comes, so that nothing is paid twice.
 
-    `options` are those of hf_lm.remote.ask. Answers that are none of the classes are wrong, and counted.
+    `options` are those of hf_lm.scoring.api.ask. Answers that are none of the classes are wrong, and counted.
     """
     model, rows = name.removeprefix("api:"), data.rows
     asked = messages_of(

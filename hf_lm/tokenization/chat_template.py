@@ -9,7 +9,7 @@ import jinja2
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
-from hf_lm.tokenizer import encode_documents
+from hf_lm.tokenization.tokenizer import encode_documents
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from hf_lm.report import SHOWN
+from hf_lm.reporting.report import SHOWN
 
 INK, BLUE, ORANGE, GREY = "#222222", "#2f6db3", "#d9792b", "#9aa0a6"
 
