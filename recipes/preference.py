@@ -8,7 +8,7 @@ accelerate launch recipes/preference.py --model out/chat --dataset Anthropic/hh-
 
 from dataclasses import dataclass
 
-from transformers import set_seed
+from accelerate.utils import set_seed
 
 from hf_lm.arguments import FINE_TUNING, FineTuningArguments, TrainingArguments, bf16_is_fast, parse_arguments
 from hf_lm.data.conversations import as_text, read_preferences

@@ -8,7 +8,7 @@ accelerate launch recipes/pretrain.py --config recipes/configs/pretrain_gpt2_wik
 from dataclasses import dataclass
 from typing import Literal
 
-from transformers import set_seed
+from accelerate.utils import set_seed
 
 from hf_lm.arguments import TrainingArguments, bf16_is_fast, parse_arguments
 from hf_lm.data.sources import load_corpus

@@ -7,7 +7,7 @@ accelerate launch recipes/reinforce.py --model out/chat --dataset prompts.jsonl 
 
 from dataclasses import dataclass
 
-from transformers import set_seed
+from accelerate.utils import set_seed
 
 from hf_lm.arguments import FINE_TUNING, FineTuningArguments, TrainingArguments, bf16_is_fast, parse_arguments
 from hf_lm.data.conversations import as_text, read_prompts

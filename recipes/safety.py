@@ -8,7 +8,7 @@ accelerate launch recipes/safety.py --model out/pretrain --train_text texts/ --m
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import set_seed
+from accelerate.utils import set_seed
 
 from hf_lm.arguments import TrainingArguments, bf16_is_fast, parse_arguments
 from hf_lm.data.sources import load_corpus

@@ -7,7 +7,8 @@ accelerate launch recipes/sentiment.py --model out/pretrain --dataset reviews.ts
 
 from dataclasses import dataclass
 
-from transformers import AutoModelForSequenceClassification, set_seed
+from accelerate.utils import set_seed
+from transformers import AutoModelForSequenceClassification
 
 from hf_lm.arguments import FINE_TUNING, FineTuningArguments, TrainingArguments, bf16_is_fast, parse_arguments
 from hf_lm.data.tables import load_table

@@ -7,7 +7,7 @@ accelerate launch recipes/translation.py --model out/pretrain --dataset pairs.ts
 
 from dataclasses import dataclass
 
-from transformers import set_seed
+from accelerate.utils import set_seed
 
 from hf_lm.arguments import FINE_TUNING, FineTuningArguments, TrainingArguments, bf16_is_fast, parse_arguments
 from hf_lm.data.tables import load_table

@@ -112,7 +112,8 @@ def stop(number, frame):
     sys.exit(128 + number)
 
 signal.signal(signal.SIGTERM, stop)
-sys.stdout.write(json.dumps({"pid": os.getpid(), "argv": sys.argv[1:], "rank": os.environ.get("RANK")}) + "\\n")
+about = {"pid": os.getpid(), "argv": sys.argv[1:], "rank": os.environ.get("RANK")}
+sys.stdout.write(json.dumps(about) + "\\n")  # in one piece: two processes share the pipe
 sys.stdout.flush()
 if "--wait" in sys.argv:
     time.sleep(60)
