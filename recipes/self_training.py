@@ -11,7 +11,7 @@ from typing import Literal
 from hf_lm.arguments import FINE_TUNING, TrainingArguments, bf16_is_fast, parse_arguments
 from hf_lm.self_training.curve import learning_curve
 from hf_lm.self_training.experiment import SelfTraining
-from hf_lm.self_training.setups import BEGIN
+from hf_lm.self_training.setups import SETUPS
 from hf_lm.training.fit import fit
 
 
@@ -41,7 +41,7 @@ class Arguments:
 
 
 def main(args: Arguments, training_args: TrainingArguments) -> dict:
-    start = BEGIN[args.task](
+    start = SETUPS[args.task](
         args.labelled,
         model=args.model,
         unlabelled=args.unlabelled,
@@ -74,7 +74,7 @@ def main(args: Arguments, training_args: TrainingArguments) -> dict:
     for sentence in curve["said"]:
         learned.say(sentence)
     model, task, training_args = learned.begin_best(curve)
-    return fit(model, task, training_args, found_before={"recipe": "self_training", "learning_curve": curve})
+    return fit(model, task, training_args, extra_report={"recipe": "self_training", "learning_curve": curve})
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from hf_lm.data.demos.dialogues import sums
 from hf_lm.models.gpt2 import new_gpt2
 from hf_lm.tokenization.chat_template import set_chat_template
 from hf_lm.tokenization.tokenizer import train_bpe
-from hf_lm.training.trainer import Sound
+from hf_lm.training.trainer import SafeTrainerMixin
 
 pytest.importorskip("trl")
 
@@ -55,7 +55,7 @@ def data(tmp_path_factory):
 def test_a_terminated_run_goes_on_to_the_same_bits(recipe, options, base, data, tmp_path, monkeypatch):
     settings = FAST | options | {"model": base, "dataset": data}
     here(recipe, output_dir=tmp_path / "whole", **settings)
-    step = Sound.training_step
+    step = SafeTrainerMixin.training_step
 
     def terminated(self, *args, **kwargs):
         if self.state.global_step == 1:
@@ -63,7 +63,7 @@ def test_a_terminated_run_goes_on_to_the_same_bits(recipe, options, base, data, 
         return step(self, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Sound, "training_step", terminated)
+        patch.setattr(SafeTrainerMixin, "training_step", terminated)
         with pytest.raises(SystemExit) as stopped:
             here(recipe, output_dir=tmp_path / "stopped", **settings)
     assert stopped.value.code == 128 + signal.SIGTERM

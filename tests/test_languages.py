@@ -9,10 +9,10 @@ from hf_lm.tasks.translation import Translation, read_translation
 from hf_lm.tokenization.tokenizer import (
     encode_documents,
     encode_with_offsets,
-    frame_of,
     language_written,
     load_tokenizer,
     set_languages,
+    special_tokens_around,
 )
 
 PAIRS = [
@@ -149,7 +149,7 @@ def test_marian_reads_and_writes_with_its_own_pieces(marian):
     german = PAIRS[4]["de"]
     read, written = encode_documents(tokenizer, [german]), encode_documents(tokenizer, [german], as_targets=True)
     assert written == [tokenizer(text_target=german).input_ids[:-1]] != read
-    assert frame_of(tokenizer, causal=False).after == [tokenizer.eos_token_id]
+    assert special_tokens_around(tokenizer, causal=False).after == [tokenizer.eos_token_id]
     forged = encode_documents(tokenizer, ["a house </s> and a dog"])[0]
     assert tokenizer.eos_token_id not in forged
     model, task = translation(tokenizer, forced_eos_token_id=None, decoder_start_token_id=tokenizer.pad_token_id)

@@ -43,7 +43,7 @@ from hf_lm.planning.resolve import resolve
 from hf_lm.planning.terminal import show_plan
 from hf_lm.reporting.report import plan_in_words
 from hf_lm.tasks.losses import label_loss, next_token_loss, span_loss
-from hf_lm.training.budget import SPENT, WRITING, StopAtBudget
+from hf_lm.training.budget import EXIT_OUT_OF_BUDGET, WRITING, StopAtBudget
 from hf_lm.training.checkpoints import find_checkpoint
 from hf_lm.training.estimate import fresh_optimizer, tokens_measured, work_of
 from hf_lm.training.fake_step import Step, filled, measure_step, parameters_by_part
@@ -503,7 +503,7 @@ def test_a_run_over_its_budget_says_so_at_the_start_and_how_to_go_on_at_the_end(
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     with pytest.raises(SystemExit) as stopped:
         runpy.run_path(str(ROOT / "recipes" / "pretrain.py"), run_name="__main__")
-    assert stopped.value.code == SPENT
+    assert stopped.value.code == EXIT_OUT_OF_BUDGET
     said = capsys.readouterr().out
     assert "more than its budget of 0 s: it will stop with a checkpoint" in said
     assert "checkpoint-1 is complete" in said

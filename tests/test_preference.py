@@ -169,7 +169,7 @@ def test_the_proofs_hold_and_training_prefers_the_chosen(make, tmp_path, rank):
 
 def test_a_model_that_has_not_moved_neither_prefers_nor_diverges(make, tmp_path):
     model, task = make(scorer=lambda texts: [float(len(text)) for text in texts])
-    task.remember(model)
+    task.snapshot_reference(model)
     found = {name: estimate.value for name, estimate in task.measure(model, "test").metrics().items()}
     assert found == pytest.approx(
         {"reward_accuracy": 50, "reward_margin": 0, "kl": 0, "length_change": 0, "win_rate": 50}, abs=1e-5
@@ -186,7 +186,7 @@ def test_metrics_do_not_depend_on_the_order_of_rows_or_their_company(make, monke
         task.table.rows["test"] = [task.table.rows["train"][i] for i in range(20)][::turn]
         task.encoded["test"] = task.encode(task.table.rows["test"])
         task.answers = 0
-        task.remember(model)
+        task.snapshot_reference(model)
         move(model)
         values.append([e.value for e in task.measure(model, "test").metrics().values()])
     assert values[0] == pytest.approx(values[1], rel=1e-4)

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from hf_lm.data.tables import Table
-from hf_lm.scoring.api import answers_in, ask, draw, messages_of, read_answers, to_label
+from hf_lm.scoring.api import answers_in, complete, draw, messages_of, read_answers, to_label
 from hf_lm.scoring.score import Data, score_api
 
 pytest.importorskip("openai")
@@ -79,7 +79,7 @@ def asked():
 
 
 def run(server, asked, path, rows=range(12), **options):
-    ask("m", asked, list(rows), base_url=server.url, path=path, **{"retries": 2, "timeout": 5.0} | options)
+    complete("m", asked, list(rows), base_url=server.url, path=path, **{"retries": 2, "timeout": 5.0} | options)
 
 
 def refused(server, asked, path, **options):
@@ -148,16 +148,16 @@ def test_nothing_that_listens_is_said_at_once(asked, tmp_path):
         url = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
     started = time.time()
     with pytest.raises(OSError, match=r"nothing answers at 127.0.0.1:\d+"):
-        ask("m", asked, [0], base_url=url, path=tmp_path / "a.jsonl")
+        complete("m", asked, [0], base_url=url, path=tmp_path / "a.jsonl")
     assert time.time() - started < 2
     with pytest.raises(ValueError, match="is no address"):
-        ask("m", asked, [0], base_url="somewhere", path=tmp_path / "a.jsonl")
+        complete("m", asked, [0], base_url="somewhere", path=tmp_path / "a.jsonl")
 
 
 def test_without_key_and_address_nothing_is_asked(monkeypatch, asked, tmp_path):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with pytest.raises(ValueError, match="set OPENAI_API_KEY"):
-        ask("m", asked, [0], base_url="", path=tmp_path / "a.jsonl")
+        complete("m", asked, [0], base_url="", path=tmp_path / "a.jsonl")
 
 
 def test_a_scored_api_is_asked_once_and_its_invalid_answers_are_counted(server, tmp_path, monkeypatch):

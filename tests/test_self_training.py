@@ -27,10 +27,10 @@ from hf_lm.dry_run import run_recipe
 from hf_lm.evaluation.calibration import fit_temperature, label_log_probs
 from hf_lm.evaluation.intervals import OverRuns, mean
 from hf_lm.inspection.recipe import inspect_recipe
-from hf_lm.self_training.experiment import LABELS, PSEUDO, enough_epochs, take_body
+from hf_lm.self_training.experiment import LABELS, PSEUDO, enough_epochs, load_backbone
 from hf_lm.self_training.pseudo_labels import select_confident
 from hf_lm.self_training.rows import draw_labelled, leave_out_known, read_unlabelled
-from hf_lm.self_training.setups import BEGIN
+from hf_lm.self_training.setups import SETUPS
 from hf_lm.tasks.domain import DenoisedText
 
 FAST = {"use_cpu": True, "bf16": False, "report_to": "none", "min_steps": 4, "num_train_epochs": 1, "max_length": 64}
@@ -44,7 +44,7 @@ def write(path, rows):
 def begin(labelled, task="sentiment", **options):
     options = {"text_column": "", "label_column": "", "source": "", "target": ""} | options
     options = {"model": "", "unlabelled": "", "unlabelled_column": "", "max_target_length": 32} | options
-    return BEGIN[task](str(labelled), max_length=64, **options).task
+    return SETUPS[task](str(labelled), max_length=64, **options).task
 
 
 @pytest.fixture(scope="module")
@@ -84,14 +84,14 @@ def test_the_temperature_lies_between_a_twentieth_and_twenty():
 def test_selection_keeps_the_proportions_of_the_kinds_and_takes_none_below_the_threshold():
     chances = np.random.default_rng(0).dirichlet([0.6, 0.2, 0.3], 2000)
     shares = {"a": 0.5, "b": 0.25, "c": 0.25}
-    kinds, sure = np.array(list("abc"))[chances.argmax(1)], chances.max(1)
-    taken = select_confident(kinds, sure, shares, threshold=0.8)
-    counts = {kind: int((kinds[taken] == kind).sum()) for kind in shares}
-    assert sure[taken].min() >= 0.8
+    strata, confidence = np.array(list("abc"))[chances.argmax(1)], chances.max(1)
+    taken = select_confident(strata, confidence, shares, threshold=0.8)
+    counts = {kind: int((strata[taken] == kind).sum()) for kind in shares}
+    assert confidence[taken].min() >= 0.8
     assert counts["b"] == counts["c"] == counts["a"] // 2 > 0
-    others = np.setdiff1d(np.flatnonzero(kinds == "a"), taken)
-    assert sure[others].max() <= sure[taken][kinds[taken] == "a"].min()  # the surest first
-    assert not len(select_confident(kinds[kinds != "b"], sure[kinds != "b"], shares, threshold=0.8))
+    others = np.setdiff1d(np.flatnonzero(strata == "a"), taken)
+    assert confidence[others].max() <= confidence[taken][strata[taken] == "a"].min()  # the surest first
+    assert not len(select_confident(strata[strata != "b"], confidence[strata != "b"], shares, threshold=0.8))
 
 
 def test_an_interval_over_seeds_is_wider_than_over_examples_alone_and_pairs_them():
@@ -117,14 +117,14 @@ def test_few_rows_are_read_as_often_as_the_least_number_of_steps_asks(rows, tmp_
 
 
 def test_a_larger_share_holds_the_smaller_one_and_each_class():
-    kinds = ["a" if i % 5 else "b" for i in range(100)]
-    small, large = (draw_labelled(kinds, share, seed=3) for share in (0.05, 0.5))
+    strata = ["a" if i % 5 else "b" for i in range(100)]
+    small, large = (draw_labelled(strata, share, seed=3) for share in (0.05, 0.5))
     assert set(small) < set(large)
     assert len(small) == 5
-    assert {kinds[i] for i in small} == {"a", "b"}
-    assert draw_labelled(kinds, 0.05, seed=4) != small
+    assert {strata[i] for i in small} == {"a", "b"}
+    assert draw_labelled(strata, 0.05, seed=4) != small
     with pytest.raises(ValueError, match=r"there are 2 kinds of them \(classes, lengths\); give a share from 0\.02"):
-        draw_labelled(kinds, 0.01, seed=0)
+        draw_labelled(strata, 0.01, seed=0)
 
 
 def test_texts_of_held_out_splits_and_labelled_ones_are_left_out_and_counted(labelled, tmp_path):
@@ -252,7 +252,7 @@ def test_how_sure_a_model_is_equals_a_loop_over_its_labels(task, tmp_path):
     options = {"text_column": "", "label_column": "", "source": "en", "target": "de", "unlabelled_column": ""}
     options |= {"model": "", "unlabelled": "", "max_target_length": 32, "max_length": 64}
     labelled_task(task, tmp_path)
-    start = BEGIN[task](str(tmp_path / f"{task}.jsonl"), **options)
+    start = SETUPS[task](str(tmp_path / f"{task}.jsonl"), **options)
     task, model = start.task, start.new_model().double().eval()
     features = task.encoded["validation"].features[:5]
     sums, counts = label_log_probs(model, task, features, temperatures=(1.0, 2.0))
@@ -340,9 +340,9 @@ def test_it_is_looked_at_and_planned_without_a_training(labelled, tmp_path):
 def test_an_answer_that_stands_twice_is_no_label_and_no_answer_is_one(tmp_path):
     task = labelled_task("question_answering", tmp_path)
     row = {"id": "1", "question": "Which?", "context": "Oslo or Oslo or Lima", "answers": ["Rome"], "starts": [0]}
-    assert task.answered(row, "Oslo") is None
-    assert task.answered(row, "Lima") == row | {"answers": ["Lima"], "starts": [16]}
-    assert task.answered(row, "")["answers"] == []
+    assert task.with_label(row, "Oslo") is None
+    assert task.with_label(row, "Lima") == row | {"answers": ["Lima"], "starts": [16]}
+    assert task.with_label(row, "")["answers"] == []
 
 
 def test_holes_take_three_tenths_of_a_text_and_what_is_written_fills_them(tmp_path):
@@ -386,7 +386,7 @@ def test_what_was_pretrained_is_what_a_training_begins_with(model_class):
     else:
         model = model_class(config)
         bodies = [model.bert]
-    take_body(model, pretrained)
+    load_backbone(model, pretrained)
     for body in bodies:
         for name, tensor in pretrained.bert.state_dict().items():
             assert torch.equal(body.state_dict()[name], tensor)

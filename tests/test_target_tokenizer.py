@@ -31,7 +31,7 @@ from hf_lm.models.adapters import add_lora, merge_adapter
 from hf_lm.models.configuration import context_length
 from hf_lm.models.encoder_decoder import load_text_to_text
 from hf_lm.models.gpt2 import new_gpt2
-from hf_lm.models.target_tokenizer import TARGET, decode_targets, save_tokenizer, written_by
+from hf_lm.models.target_tokenizer import TARGET, decode_targets, save_tokenizer, target_tokenizer
 from hf_lm.planning.resolve import resolve
 from hf_lm.scoring.restore import fingerprint, open_checkpoint
 from hf_lm.tasks import proofs
@@ -113,7 +113,7 @@ def test_labels_are_the_target_and_its_end_by_the_tokenizer_that_writes(made, de
     proof = task.label_proof()
     assert proof.passed
     assert proof.said == "the labels of 64 rows decode to the target and its end, 0 of them cut, no prompt in them"
-    assert not task.lossy
+    assert not task.tokenizer_warning
 
 
 def test_only_the_attention_between_the_halves_is_new(made):
@@ -144,7 +144,7 @@ def test_a_batch_and_accumulated_rows_give_one_loss_and_training_keeps_the_ids_o
     proof = proofs.loss_invariance(trainer, features)  # 8 rows of different lengths
     assert proof.passed, proof.said
     trainer.train()  # the Trainer aligns a model's special ids with a tokenizer that it is given
-    ids = written_by(task.tokenizer)
+    ids = target_tokenizer(task.tokenizer)
     for settings_ in (model.config, model.generation_config):
         assert (settings_.eos_token_id, settings_.pad_token_id) == (ids.eos_token_id, ids.pad_token_id)
 
@@ -377,10 +377,10 @@ def test_any_text_comes_back_from_the_tokenizer_that_writes(made, text):
 LOAD = """
 import json, sys
 from transformers import AutoTokenizer
-from hf_lm.models.target_tokenizer import written_by
+from hf_lm.models.target_tokenizer import target_tokenizer
 from hf_lm.tokenization.tokenizer import load_tokenizer
 second = AutoTokenizer.from_pretrained("user/name", subfolder="target_tokenizer")
-print(json.dumps([second.encode(sys.argv[1]), written_by(load_tokenizer("user/name")).encode(sys.argv[1])]))
+print(json.dumps([second.encode(sys.argv[1]), target_tokenizer(load_tokenizer("user/name")).encode(sys.argv[1])]))
 """
 
 

@@ -210,7 +210,7 @@ def pick_column(rows: Sequence[Row], asked: str, guesses: Sequence[str], *, opti
     raise ValueError(f"{where} has the columns {names}; say which one to read with {option}.{hint}")
 
 
-def keep_filled_splits(table: Table, needs: str) -> None:
+def drop_empty_splits(table: Table, needs: str) -> None:
     """Leave out held-out splits that have no rows any more, and say so. Raises ValueError if train has none."""
     if not table.rows["train"]:
         raise ValueError(f"--dataset {table.source} has no training row {needs}.")

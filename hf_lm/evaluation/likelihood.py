@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm.data.batches import MAX_LOGITS, map_by_length, pad_batch
 from hf_lm.models.configuration import family
-from hf_lm.tokenization.tokenizer import frame_of, set_pad
+from hf_lm.tokenization.tokenizer import set_pad, special_tokens_around
 
 
 def token_log_probs(
@@ -40,7 +40,7 @@ def token_log_probs(
 @torch.no_grad()
 def _causal(model, tokenizer, sentences, places, max_tokens) -> list[np.ndarray]:
     # The end token begins a text where there is no begin token, as in packed training text.
-    begin = frame_of(tokenizer, causal=True).before or [
+    begin = special_tokens_around(tokenizer, causal=True).before or [
         next(i for i in (tokenizer.eos_token_id, tokenizer.sep_token_id) if i is not None)
     ]
     inputs = [[*begin, *ids] for ids in sentences]
@@ -65,7 +65,7 @@ def _causal(model, tokenizer, sentences, places, max_tokens) -> list[np.ndarray]
 def _masked(model, tokenizer, sentences, places, max_tokens) -> list[np.ndarray]:
     if tokenizer.mask_token_id is None:
         raise ValueError(f"the tokenizer {tokenizer.name_or_path} has no mask token: masked likelihood needs one.")
-    frame = frame_of(tokenizer, causal=False)
+    frame = special_tokens_around(tokenizer, causal=False)
     index = [(sentence, place) for sentence, some in enumerate(places) for place in some]
     head, vocab_size = model.get_output_embeddings(), model.get_output_embeddings().weight.shape[0]
     masked = torch.zeros(0)

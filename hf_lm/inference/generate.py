@@ -28,8 +28,8 @@ from hf_lm.inference.sampling import BEFORE, INCOMPLETE, Interrupt, Stop, before
 from hf_lm.models.configuration import context_length, family, find_adapter, load_config
 from hf_lm.models.encoder_decoder import load_text_to_text
 from hf_lm.models.loading import load_causal_lm
-from hf_lm.models.target_tokenizer import written_by
-from hf_lm.tokenization.tokenizer import encode_documents, frame_of, load_tokenizer, set_pad
+from hf_lm.models.target_tokenizer import target_tokenizer
+from hf_lm.tokenization.tokenizer import encode_documents, load_tokenizer, set_pad, special_tokens_around
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ def encode_prompt(
     is text. Raises ValueError where `max_new_tokens` leaves no room for a prompt.
     """
     causal = family(model.config) == "decoder"
-    frame = frame_of(tokenizer, causal=causal)
+    frame = special_tokens_around(tokenizer, causal=causal)
     before, after = (frame.before, frame.after) if isinstance(prompt, str) else ([], [])
     ids = encode_documents(tokenizer, [prompt])[0] if isinstance(prompt, str) else list(prompt)
     positions = context_length(model.config)
@@ -240,7 +240,7 @@ class _Writer:
         self.causal = family(model.config) == "decoder"
         own = model.generation_config.eos_token_id
         own = own if isinstance(own, list) else [own]
-        self.target = written_by(tokenizer)
+        self.target = target_tokenizer(tokenizer)
         self.end_ids = sorted({i for i in (*own, self.target.eos_token_id, *end_ids) if i is not None})
         self.max_new_tokens = tokens_to_write(model, settings.max_new_tokens)
         pads = (self.target.pad_token_id, *self.end_ids, 0)

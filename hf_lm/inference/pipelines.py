@@ -25,10 +25,10 @@ from hf_lm.data.batches import map_by_length, pad_batch
 from hf_lm.models.adapters import load_merged
 from hf_lm.models.configuration import check_checkpoint, context_length, family, find_adapter, load_config
 from hf_lm.models.loading import load_weights, load_with_head
-from hf_lm.models.target_tokenizer import decode_targets, find_target, writes_apart
+from hf_lm.models.target_tokenizer import decode_targets, find_target, has_target_tokenizer
 from hf_lm.tasks.question_answering import windows_of
 from hf_lm.tasks.spans import top_spans
-from hf_lm.tokenization.tokenizer import encode_documents, frame_of, load_tokenizer, set_pad
+from hf_lm.tokenization.tokenizer import encode_documents, load_tokenizer, set_pad, special_tokens_around
 
 CLASSIFIERS = ("text-classification", "sentiment-analysis")
 LOADING = ("dtype", "torch_dtype", "device_map", "revision", "token")  # options that are for the model's weights
@@ -101,14 +101,14 @@ class _Pipeline:
             raise ValueError("pipeline: a model that is no name needs tokenizer=...")
         if isinstance(tokenizer, str):
             tokenizer = load_tokenizer(tokenizer)
-        if not writes_apart(tokenizer) and tokenizer.name_or_path:
+        if not has_target_tokenizer(tokenizer) and tokenizer.name_or_path:
             find_target(tokenizer, tokenizer.name_or_path)
         set_pad(tokenizer)
         self.task, self.model, self.tokenizer, self.options = task, model.eval(), tokenizer, options
         self.named = named
         self.batch_size = batch_size
         self.causal = family(model.config) == "decoder"
-        self.frame = frame_of(tokenizer, causal=self.causal)
+        self.frame = special_tokens_around(tokenizer, causal=self.causal)
         if isinstance(device, int):
             device = "cpu" if device < 0 else f"{torch.accelerator.current_accelerator() or 'cpu'}"
         self.device = torch.device(device) if device is not None else model.device

@@ -15,7 +15,7 @@ from hf_lm.data.scripts import script_shares
 from hf_lm.data.sources import hash_text
 from hf_lm.evaluation.leakage import leaked_share
 from hf_lm.inspection.examples import count_tokens
-from hf_lm.models.target_tokenizer import writes_apart, written_by
+from hf_lm.models.target_tokenizer import has_target_tokenizer, target_tokenizer
 from hf_lm.tokenization.tokenizer import encode_with_offsets, measure_tokenizer
 
 DOCUMENTS = 100_000  # of a corpus that are compared and counted
@@ -160,8 +160,8 @@ def _tokenizer(tokenizer: PreTrainedTokenizerBase, parts: dict[str, list[str]]) 
 
     Targets are measured with the tokenizer of what is written, whose entries then stand under "written".
     """
-    if writes_apart(tokenizer) and "targets" in parts:
-        target = _tokenizer(written_by(tokenizer), {"targets": parts["targets"]})
+    if has_target_tokenizer(tokenizer) and "targets" in parts:
+        target = _tokenizer(target_tokenizer(tokenizer), {"targets": parts["targets"]})
         found = _tokenizer(tokenizer, {name: texts for name, texts in parts.items() if name != "targets"})
         return found | {"text": found["text"] | target.pop("text"), "written": target}
     found = measure_tokenizer(tokenizer, parts)

@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from hf_lm.models.target_tokenizer import written_by
+from hf_lm.models.target_tokenizer import target_tokenizer
 
 
 @dataclass
@@ -19,7 +19,7 @@ class Part:
     said: str = ""
 
 
-def see(task: Any, feature: dict[str, Any]) -> list[Part]:
+def render_example(task: Any, feature: dict[str, Any]) -> list[Part]:
     """A feature as the task's collator hands it to the model, token by token."""
     batch = {key: value.tolist() for key, value in task.collate([feature]).items()}
     rows = len(batch["input_ids"])
@@ -30,27 +30,27 @@ def see(task: Any, feature: dict[str, Any]) -> list[Part]:
 def _see_row(task: Any, row: dict[str, Any], name: str) -> list[Part]:
     tokenizer, ids, labels = task.tokenizer, row["input_ids"], row.get("labels")
     if "completion_mask" in row:  # TRL's way to say what is learned
-        return [Part(name, pieces(tokenizer, ids, [bool(learned) for learned in row["completion_mask"]]))]
+        return [Part(name, token_pieces(tokenizer, ids, [bool(learned) for learned in row["completion_mask"]]))]
     if not isinstance(labels, list):  # a class
-        parts = [Part(name, pieces(tokenizer, ids))]
+        parts = [Part(name, token_pieces(tokenizer, ids))]
         if labels is not None:
             parts.append(Part("learns", said=f"{task.labels[labels]}  (class {labels} of {len(task.labels)})"))
         return parts
     if "decoder_input_ids" in row:
         return [
-            Part(name, pieces(tokenizer, ids)),
-            Part("writes", pieces(written_by(tokenizer), labels, [True] * len(labels))),
+            Part(name, token_pieces(tokenizer, ids)),
+            Part("writes", token_pieces(target_tokenizer(tokenizer), labels, [True] * len(labels))),
         ]
     if task.shifts_labels:
         # The first token of a row has nothing before it that could predict it.
         learned = [label != -100 and i > 0 for i, label in enumerate(labels)]
         if "position_ids" in row or hasattr(task, "streams"):
             return _by_document(task, row, learned)
-        return [Part(name, pieces(tokenizer, ids, learned))]
+        return [Part(name, token_pieces(tokenizer, ids, learned))]
     first, last = labels  # of a span
     said = f"token {first} and token {last}" if last else "token 0 twice: the answer is not in this window"
     return [
-        Part(name, pieces(tokenizer, ids, [0 < first <= i <= last for i in range(len(ids))])),
+        Part(name, token_pieces(tokenizer, ids, [0 < first <= i <= last for i in range(len(ids))])),
         Part("learns to point to", said=said),
     ]
 
@@ -69,11 +69,11 @@ def _by_document(task: Any, row: dict[str, Any], learned: list[bool]) -> list[Pa
         name = f"document {number}" + (", which began in the block before" if number == 1 and goes_on else "")
         if number > 1 and positions is not None:
             name += ", which does not see those before"
-        parts.append(Part(name, pieces(task.tokenizer, ids[start:stop], learned[start:stop])))
+        parts.append(Part(name, token_pieces(task.tokenizer, ids[start:stop], learned[start:stop])))
     return parts
 
 
-def pieces(
+def token_pieces(
     tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], learned: Sequence[bool] = ()
 ) -> list[tuple[str, int, bool]]:
     """(text, tokens, learned) of each token, special ones by their name; tokens that only together are a character
@@ -106,7 +106,7 @@ def count_tokens(feature: dict[str, Any]) -> int:
     return sum(len(feature[key]) for key in tokens)
 
 
-def spread(lengths: Sequence[int] | int) -> list[tuple[int, str]]:
+def quantile_rows(lengths: Sequence[int] | int) -> list[tuple[int, str]]:
     """Five rows, from the shortest to the longest; evenly spread where all are as long."""
     words = ("the shortest", "a quarter are shorter", "of middle length", "a quarter are longer", "the longest")
     if isinstance(lengths, int):

@@ -8,7 +8,7 @@ from typing import Any
 
 from hf_lm.dry_run import run_recipe
 from hf_lm.inspection.data import inspect_documents, inspect_rows
-from hf_lm.inspection.examples import count_tokens, see, spread
+from hf_lm.inspection.examples import count_tokens, quantile_rows, render_example
 from hf_lm.training.trainer import supervised_trainer
 
 BATCHES = 1000  # of one epoch: the padding of more would tell nothing new
@@ -42,7 +42,9 @@ def inspect_task(
         raise ValueError(f"{task.recipe} learns from what it writes while it trains: there is nothing to show before.")
     table = hasattr(task, "table")
     found = inspect_rows(task) if table else inspect_documents(task)
-    shown = spread([count_tokens(feature) for feature in task.train_dataset] if table else len(task.train_dataset))
+    shown = quantile_rows(
+        [count_tokens(feature) for feature in task.train_dataset] if table else len(task.train_dataset)
+    )
     return {
         "recipe": task.recipe,
         "model": {
@@ -50,7 +52,8 @@ def inspect_task(
             "base": " and ".join(filter(None, (training_args.run.get(half) for half in ("model", "decoder")))),
         },
         "examples": [
-            {"row": row, "what": what, "parts": see(task, task.train_dataset[row])} for row, what in shown[:examples]
+            {"row": row, "what": what, "parts": render_example(task, task.train_dataset[row])}
+            for row, what in shown[:examples]
         ],
         "padding": measure_padding(model, task, training_args, build_trainer=build_trainer),
         **found,

@@ -16,7 +16,7 @@ from transformers import (
 
 from hf_lm.models.configuration import architecture, family, load_config
 from hf_lm.models.loading import BETWEEN, HEAD, check_ids, load_causal_lm, load_weights, load_with_head
-from hf_lm.models.target_tokenizer import written_by
+from hf_lm.models.target_tokenizer import target_tokenizer
 
 
 def new_bart(
@@ -77,7 +77,7 @@ def load_text_to_text(
     check_decoder(writes, option="--decoder " if decoder else "")
     reader = load_weights(AutoModel, name_or_path, config, new=("pooler",), quantize=quantize)
     writer = _load_decoder(writes, quantize=quantize)
-    target = written_by(tokenizer)
+    target = target_tokenizer(tokenizer)
     for side, one, name in ((tokenizer, reader, name_or_path), (target, writer, writes)):
         check_ids(side, one, name)
     model = EncoderDecoderModel(encoder=reader, decoder=writer)

@@ -34,7 +34,7 @@ from hf_lm.models.configuration import (
     why,
 )
 from hf_lm.models.quantization import dequantized, keep_weights, quantization_options
-from hf_lm.models.target_tokenizer import written_by
+from hf_lm.models.target_tokenizer import target_tokenizer
 
 # float32, else the saved one: a bfloat16 checkpoint would be trained in bfloat16
 SAFE = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
@@ -114,7 +114,7 @@ def load_with_head(
         config.num_labels = len(labels)
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: i for i, label in enumerate(labels)}
-    if (pad := written_by(tokenizer).pad_token_id) is not None:
+    if (pad := target_tokenizer(tokenizer).pad_token_id) is not None:
         config.pad_token_id = pad  # a classification head looks for the last token before it
     served = auto_class._model_mapping.get(type(config), None)
     body, saved = (

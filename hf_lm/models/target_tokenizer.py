@@ -17,15 +17,15 @@ from hf_lm.models.configuration import ABSENT_IS_NONE
 TARGET = "target_tokenizer"
 
 
-def written_by(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+def target_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """The tokenizer whose tokens are written: the second one, or the only one."""
     second = getattr(tokenizer, TARGET, None)
     return tokenizer if second is None else second
 
 
-def writes_apart(tokenizer: PreTrainedTokenizerBase) -> bool:
+def has_target_tokenizer(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether another tokenizer writes than the one that reads."""
-    return written_by(tokenizer) is not tokenizer
+    return target_tokenizer(tokenizer) is not tokenizer
 
 
 def set_target(tokenizer: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase) -> None:
@@ -34,7 +34,7 @@ def set_target(tokenizer: PreTrainedTokenizerBase, target: PreTrainedTokenizerBa
 
 def decode_targets(tokenizer: PreTrainedTokenizerBase, ids: Any) -> list[str]:
     """The texts that a model wrote as rows of ids, without special tokens."""
-    return written_by(tokenizer).batch_decode(ids, skip_special_tokens=True)
+    return target_tokenizer(tokenizer).batch_decode(ids, skip_special_tokens=True)
 
 
 def find_target(tokenizer: PreTrainedTokenizerBase, name_or_path: str | Path) -> None:
@@ -50,5 +50,5 @@ def find_target(tokenizer: PreTrainedTokenizerBase, name_or_path: str | Path) ->
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
     """Write a tokenizer, and the one of what is written, where both are looked for."""
     tokenizer.save_pretrained(folder)
-    if writes_apart(tokenizer):
-        written_by(tokenizer).save_pretrained(Path(folder) / TARGET)
+    if has_target_tokenizer(tokenizer):
+        target_tokenizer(tokenizer).save_pretrained(Path(folder) / TARGET)

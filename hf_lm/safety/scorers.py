@@ -17,7 +17,13 @@ from hf_lm.models.bert import new_bert
 from hf_lm.models.configuration import context_length
 from hf_lm.models.loading import load_with_head
 from hf_lm.tasks.sentiment import Sentiment, read_sentiment
-from hf_lm.tokenization.tokenizer import encode_documents, frame_of, load_tokenizer, new_tokenizer, set_pad
+from hf_lm.tokenization.tokenizer import (
+    encode_documents,
+    load_tokenizer,
+    new_tokenizer,
+    set_pad,
+    special_tokens_around,
+)
 from hf_lm.training.fit import fit
 
 # Insults that no ordinary text needs. Mild ones: slurs are for a classifier to know.
@@ -154,7 +160,7 @@ def class_probabilities(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, max_tokens: int = 2**14
 ) -> np.ndarray:
     """The probability of each class for each text, (texts, classes). Texts longer than the context are cut."""
-    frame = frame_of(tokenizer, causal=False)
+    frame = special_tokens_around(tokenizer, causal=False)
     room = min(512, context_length(model.config) or 512) - len(frame.before) - len(frame.after)
     inputs = [[*frame.before, *ids[:room], *frame.after] for ids in encode_documents(tokenizer, list(texts))]
     inputs = [ids or [tokenizer.pad_token_id] for ids in inputs]

@@ -31,7 +31,7 @@ NONE = "none"  # what a model is asked to say where a text holds no answer
 
 
 @dataclass(frozen=True)
-class Asked:
+class Requests:
     """A conversation per row, each as the API takes it, and how many tokens an answer may have."""
 
     messages: list[list[dict[str, str]]]
@@ -53,7 +53,7 @@ def messages_of(
     columns: dict[str, str] | None = None,
     few_shot: int = 0,
     instruction: str = "",
-) -> Asked:
+) -> Requests:
     """What a model is asked for each row: the instruction, `few_shot` examples of train as turns, the input.
 
     The examples are the same for all rows, drawn with a fixed seed, from each class in turn; none stands among the
@@ -65,7 +65,7 @@ def messages_of(
         head += [{"role": "user", "content": _input(row)}, {"role": "assistant", "content": _target(row)}]
     longest = max(len(_target(row)) for row in train)
     max_tokens = min(1024, max(16, 2 * longest))  # of the shortest tokens, a character each, and some to spare
-    return Asked([[*head, {"role": "user", "content": _input(row)}] for row in rows], instruction, max_tokens)
+    return Requests([[*head, {"role": "user", "content": _input(row)}] for row in rows], instruction, max_tokens)
 
 
 def draw(task: str, rows: Sequence[Row], train: Sequence[Row], count: int) -> list[Row]:
@@ -119,9 +119,9 @@ def _target(row: Row) -> str:
 # Asking
 
 
-def ask(
+def complete(
     model: str,
-    asked: Asked,
+    asked: Requests,
     rows: Sequence[int],
     *,
     base_url: str,

@@ -47,7 +47,7 @@ def compare_runs(folders: Sequence[str], *, metrics: Sequence[str] = (), split: 
     about = {folder: {"versions": report.get("versions", {})} for folder, (report, _) in runs.items()}
     data = runs[first][0].get("data", {})
     tokenizers = {folder: report.get("tokenizer", {}) for folder, (report, _) in runs.items()}
-    lossy = {folder: json.dumps(one) for folder, one in tokenizers.items() if _has_unknown_words(one)}
+    lossy_tokenizers = {folder: json.dumps(one) for folder, one in tokenizers.items() if _has_unknown_words(one)}
     return {
         "task": task,
         "data": {
@@ -57,7 +57,7 @@ def compare_runs(folders: Sequence[str], *, metrics: Sequence[str] = (), split: 
             "unit": unit,
             unit: len(examples[first]),
         },
-        **compare_models(estimates, metrics=wanted, unit=unit, about=about, lossy=lossy),
+        **compare_models(estimates, metrics=wanted, unit=unit, about=about, lossy_tokenizers=lossy_tokenizers),
     }
 
 

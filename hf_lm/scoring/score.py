@@ -26,7 +26,7 @@ from hf_lm.files import write_whole
 from hf_lm.models.configuration import context_length, family
 from hf_lm.models.loading import load_causal_lm
 from hf_lm.reporting.report import versions
-from hf_lm.scoring.api import answers_in, ask, messages_of, read_answers
+from hf_lm.scoring.api import answers_in, complete, messages_of, read_answers
 from hf_lm.scoring.restore import SETTINGS, Checkpoint, build_task, fingerprint, open_checkpoint, precision
 from hf_lm.scoring.scoreboard import check_metrics, compare_models
 from hf_lm.tasks.question_answering import read_question_answering
@@ -151,7 +151,7 @@ def score(
         for name, one in scored.items()
     }
     lossy = {name: one.lossy for name, one in scored.items() if one.lossy}
-    return result | compare_models(estimates, metrics=metrics, unit=unit, about=about, lossy=lossy)
+    return result | compare_models(estimates, metrics=metrics, unit=unit, about=about, lossy_tokenizers=lossy)
 
 
 # What is asked, and of what
@@ -310,7 +310,7 @@ def _measure_task(checkpoint: Checkpoint, data: Data, scored: Scored) -> None:
         if getattr(task, "unanswerable", False) and split == "test":
             task.measure(model, "validation")  # which chooses from where on there is no answer
         if rebuilt.first_line:
-            answers = [(text.split("\n")[0], *rest) for text, *rest in task.answer(model, split, None)]
+            answers = [(text.split("\n")[0], *rest) for text, *rest in task.predict(model, split, None)]
             scored.examples = task.score(split, answers).examples
         else:
             scored.examples = task.measure(model, split).examples
@@ -348,7 +348,7 @@ def score_api(
     kept = len(rows) - len(rest)
     say(f"{name}: answered before" if not rest else f"{name}: asking {where}" + (f", {kept} kept" if kept else ""))
     if rest:
-        ask(model, asked, rest, base_url=base_url, path=path, **options)
+        complete(model, asked, rest, base_url=base_url, path=path, **options)
         done = answers_in(path)
     scored = Scored([], f"asked through {where} with {few_shot} examples of train", digest, {"few_shot": few_shot})
     scored.settings["instruction"] = asked.instruction

@@ -38,16 +38,17 @@ def compare_models(
     metrics: Sequence[str],
     unit: str,
     about: Mapping[str, dict[str, Any]],
-    lossy: Mapping[str, str] | None = None,
+    lossy_tokenizers: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """The part of scores.json about models: each with its numbers and intervals, and every pair under every metric.
 
-    `estimates`: by model and metric, of the same examples. `lossy` names the tokenizer of each model whose tokenizer
-    loses text: its likelihood is of another text, and is compared only where all models have that tokenizer. Token
-    perplexity is compared only where all count the same tokens. Holm's correction is over the pairs under one metric.
+    `estimates`: by model and metric, of the same examples. `lossy_tokenizers` names the tokenizer of each model whose
+    tokenizer loses text: its likelihood is of another text, and is compared only where all models have that tokenizer.
+    Token perplexity is compared only where all count the same tokens. Holm's correction is over the pairs under one
+    metric.
     """
-    apart = list(lossy or {})
-    if len(apart) == len(estimates) and len(set((lossy or {}).values())) == 1:
+    apart = list(lossy_tokenizers or {})
+    if len(apart) == len(estimates) and len(set((lossy_tokenizers or {}).values())) == 1:
         apart = []
     shown = [name for name in metrics if all(name in found for found in estimates.values())]
     if not shown:

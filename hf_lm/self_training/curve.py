@@ -66,7 +66,7 @@ def _left_out(counts: dict[str, int], held_out: int) -> list[str]:
 def _in_words(point: dict[str, Any], learned: SelfTraining) -> str:
     """Whether a method beats labels alone, and where it does not, what speaks for a reason."""
     gain, seeds, metric = point["gain"], len(point["runs"]), learned.task.main_metric
-    counted = "documents" if learned.task.sure_enough is None else "labels"
+    counted = "documents" if learned.task.confidence_threshold is None else "labels"
     text = f"with {point['labels']:,} {counted} ({point['share']:.0%}), {point['method']}: "
     text += f"{in_words(metric, {'value': point['value']})}, {gain_in_words(metric, gain)} against labels alone"
     if gain["beaten"]:

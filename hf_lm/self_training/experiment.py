@@ -21,7 +21,7 @@ from hf_lm.data.tables import Row
 from hf_lm.evaluation.intervals import Estimate
 from hf_lm.models.configuration import family
 from hf_lm.output_folder import prepare_output
-from hf_lm.self_training.pseudo_labels import Lesson, select_confident, shares_of, teach
+from hf_lm.self_training.pseudo_labels import PseudoLabels, pseudo_label, select_confident, shares_of
 from hf_lm.self_training.rows import Unlabelled, draw_labelled, leave_out_known
 from hf_lm.tasks.domain import DenoisedText, DomainText
 from hf_lm.tasks.proofs import prove
@@ -71,7 +71,7 @@ def train_model(model: PreTrainedModel, task: Any, training_args: TrainingArgume
     return trainer
 
 
-def take_body(model: PreTrainedModel, pretrained: PreTrainedModel) -> None:
+def load_backbone(model: PreTrainedModel, pretrained: PreTrainedModel) -> None:
     """Load what a model with another head has learned: all of it into one of its class, its body into any other.
 
     An encoder becomes both sides of an encoder-decoder, as where they were warm-started from one.
@@ -97,13 +97,13 @@ class SelfTraining:
 
     `new_model()` gives a model to train on the task, `new_lm()` one to pretrain on text; `task` holds the labelled
     rows by split, `unlabelled` the texts without. Beside what `fit` asks, a task has `row_of(text)`: a row whose label
-    means nothing; `answered(row, prediction)`: the row with what was said as its label, or None; `kinds(rows)`: what a
-    choice keeps in proportion; and `sure_enough`: the confidence from which an answer is taken, None where text is its
-    own label.
+    means nothing; `with_label(row, prediction)`: the row with the prediction as its label, or None; `strata(rows)`:
+    groups that a selection keeps in proportion; and `confidence_threshold`: the confidence from which an answer is
+    taken, None where text is its own label.
 
     `shares` of the labels are tried with `seeds` trainings each, of at least `min_steps` steps. At most
     `max_unlabelled` texts are read (0: all). A teacher's answer is taken from calibrated confidence `threshold` on
-    (0: `sure_enough`), in at most `rounds` rounds.
+    (0: `confidence_threshold`), in at most `rounds` rounds.
     """
 
     new_model: Callable[[], PreTrainedModel]
@@ -125,18 +125,18 @@ class SelfTraining:
         if self.method not in METHODS:
             raise ValueError(f"--method {self.method}: there are {', '.join(METHODS)}.")
         self.methods = METHODS[self.method]
-        if self.task.sure_enough is None:  # text is its own label
+        if self.task.confidence_threshold is None:  # text is its own label
             if self.method == "pseudo_labels":
                 raise ValueError("--method pseudo_labels: text is its own label here; give --method pretraining.")
             self.methods = METHODS["pretraining"]
-        self.threshold = self.threshold or self.task.sure_enough
+        self.threshold = self.threshold or self.task.confidence_threshold
         if self.seeds < 1 or self.rounds < 1 or not (self.threshold is None or 0 < self.threshold < 1):
             raise ValueError("--seeds and --rounds must be 1 or more, and --threshold between 0 and 1.")
         self.shares = sorted(set(self.shares))
         self.train = self.task.table.rows["train"]
-        self.kinds = self.task.kinds(self.train)
+        self.strata = self.task.strata(self.train)
         for share in self.shares:  # what cannot be drawn is said now
-            draw_labelled(self.kinds, share, seed=0)
+            draw_labelled(self.strata, share, seed=0)
         self.readable = leave_out_known(self.unlabelled, self.task)
         count, source = len(self.unlabelled.questions or self.unlabelled.texts), self.unlabelled.source
         if count:
@@ -177,7 +177,7 @@ class SelfTraining:
                 reached = {one.method: one for one in self.trained if (one.share, one.seed) == (share, seed)}
                 numbers = ", ".join(f"{name} {one.estimates[self.split].value:.2f}" for name, one in reached.items())
                 n = next(iter(reached.values())).labelled
-                counted = "labels" if self.task.sure_enough else "documents"
+                counted = "labels" if self.task.confidence_threshold else "documents"
                 self.say(f"{n:,} {counted} ({share:.0%}), seed {seed}: {self.split} {self.task.main_metric} {numbers}")
         return self.trained
 
@@ -236,7 +236,7 @@ class SelfTraining:
         set_seed(seed)
         model = self.new_model()
         if method == PRETRAINED:
-            take_body(model, self.pretrained)
+            load_backbone(model, self.pretrained)
         return model
 
     def learn(self, method: str, share: float, seed: int, rows: list[Row], labelled: int) -> tuple[Trained, Any, Any]:
@@ -249,9 +249,9 @@ class SelfTraining:
         estimates = {split: scores.metrics()[task.main_metric] for split, scores in measured.items()}
         return Trained(method, share, seed, rows, labelled, estimates, args.num_train_epochs), task, trainer
 
-    def learn_labels(self, share: float, seed: int, method: str) -> Lesson | None:
+    def learn_labels(self, share: float, seed: int, method: str) -> PseudoLabels | None:
         """Learn the labels alone; returns what this teacher says to the rest, where a student is to learn from it."""
-        drawn = draw_labelled(self.kinds, share, seed=seed)
+        drawn = draw_labelled(self.strata, share, seed=seed)
         trained, task, trainer = self.learn(method, share, seed, [self.train[i] for i in drawn], len(drawn))
         self.trained.append(trained)
         if method != LABELS or PSEUDO not in self.methods:
@@ -260,7 +260,7 @@ class SelfTraining:
         rest = [(row, True) for row in self.readable if id(row) not in kept]
         asked = self.unlabelled.questions or [self.task.row_of(text) for text in self.unlabelled.texts]
         self.pool = self.some(rest + [(row, False) for row in asked], seed)
-        return self.teach(task, trainer) if self.pool else None
+        return self.pseudo_label(task, trainer) if self.pool else None
 
     def some(self, items: list[Any], seed: int) -> list[Any]:
         if not self.max_unlabelled or len(items) <= self.max_unlabelled:
@@ -268,11 +268,11 @@ class SelfTraining:
         chosen = np.random.default_rng([seed, 2]).choice(len(items), self.max_unlabelled, replace=False)
         return [items[i] for i in sorted(chosen.tolist())]
 
-    def teach(self, task: Any, trainer: Any) -> Lesson:
+    def pseudo_label(self, task: Any, trainer: Any) -> PseudoLabels:
         rows, known = [row for row, _ in self.pool], np.array([known for _, known in self.pool], bool)
-        return teach(task, trainer.model, rows, known, split=self.split, accelerator=trainer.accelerator)
+        return pseudo_label(task, trainer.model, rows, known, split=self.split, accelerator=trainer.accelerator)
 
-    def learn_pseudo_labels(self, share: float, seed: int, lesson: Lesson) -> None:
+    def learn_pseudo_labels(self, share: float, seed: int, lesson: PseudoLabels) -> None:
         """Rounds of teacher and student until validation no longer gains by more than chance; the best student stays.
 
         Where a teacher is sure of nothing there is no student, and the method's result is the teacher.
@@ -281,16 +281,18 @@ class SelfTraining:
             one for one in reversed(self.trained) if (one.method, one.share, one.seed) == (LABELS, share, seed)
         )
         labelled, students, rounds = teacher.rows, [], []
-        shares = shares_of(self.task.kinds(labelled))
+        shares = shares_of(self.task.strata(labelled))
         for number in range(1, self.rounds + 1):
-            taken = select_confident(self.task.kinds(lesson.rows), lesson.sure, shares, threshold=self.threshold)
+            taken = select_confident(
+                self.task.strata(lesson.rows), lesson.confidence, shares, threshold=self.threshold
+            )
             rounds.append(
                 {
                     "round": number,
                     "temperature": lesson.temperature,
                     "nats_per_label": lesson.nats,
                     "nats_per_label_calibrated": lesson.nats_calibrated,
-                    "surest": float(lesson.sure.max(initial=0.0)),
+                    "surest": float(lesson.confidence.max(initial=0.0)),
                     "pseudo_labels": len(taken),
                     "of": len(self.pool),
                     **lesson.quality_of(taken),
@@ -304,7 +306,7 @@ class SelfTraining:
             students.append(student)
             if number == self.rounds or not student.estimates["validation"].beats(teacher.estimates["validation"]):
                 break
-            teacher, lesson = student, self.teach(task, trainer)
+            teacher, lesson = student, self.pseudo_label(task, trainer)
         result = max(students, key=lambda one: one.reached) if students else teacher
         number = students.index(result) + 1 if students else 0
         self.trained.append(replace(result, method=PSEUDO, found={"rounds": rounds, "student": number}))

@@ -17,7 +17,7 @@ CALIBRATED_ON = 5000  # labels of validation, about
 
 
 @dataclass
-class Lesson:
+class PseudoLabels:
     """A teacher's answers as labelled rows, and how sure it is of each: (rows,), from 0 to 1.
 
     `nats` are those per label of the curve's split, which the temperature has not seen, and `nats_calibrated` with it.
@@ -25,7 +25,7 @@ class Lesson:
     """
 
     rows: list[Row]
-    sure: np.ndarray
+    confidence: np.ndarray
     temperature: float
     nats: float
     nats_calibrated: float
@@ -41,7 +41,9 @@ class Lesson:
         return {"right": value, "known": len(chosen)}
 
 
-def teach(task: Any, model: Any, pool: Sequence[Row], known: np.ndarray, *, split: str, accelerator: Any) -> Lesson:
+def pseudo_label(
+    task: Any, model: Any, pool: Sequence[Row], known: np.ndarray, *, split: str, accelerator: Any
+) -> PseudoLabels:
     """Answer the rows of `pool`, whose labels are not looked at; those of which `known` holds measure the answers.
 
     Confidence is the geometric mean of the probabilities of an answer's labels (its class; its first and last token;
@@ -60,11 +62,11 @@ def teach(task: Any, model: Any, pool: Sequence[Row], known: np.ndarray, *, spli
     before, after = nats(task.encoded[split].features, (1.0, temperature))
     asked = task.with_rows("pool", pool)
     with torch.no_grad():
-        scores = asked.score("pool", asked.answer(model, "pool", accelerator))
+        scores = asked.score("pool", asked.predict(model, "pool", accelerator))
     said = [
         (i, row)
         for i, example in enumerate(scores.examples)
-        if (row := task.answered(pool[i], example["prediction"])) is not None
+        if (row := task.with_label(pool[i], example["prediction"])) is not None
     ]
     given = [row for _, row in said]
     told = task.with_rows("pool", given)
@@ -76,9 +78,9 @@ def teach(task: Any, model: Any, pool: Sequence[Row], known: np.ndarray, *, spli
     counts = np.bincount(of, counts, minlength=len(given))
     places = np.array([i for i, _ in said], np.int64)
     estimate = scores.estimates[task.main_metric]
-    return Lesson(
+    return PseudoLabels(
         given,
-        sure=np.exp(sums / np.maximum(counts, 1)),
+        confidence=np.exp(sums / np.maximum(counts, 1)),
         temperature=temperature,
         nats=float(before),
         nats_calibrated=float(after),
@@ -88,7 +90,7 @@ def teach(task: Any, model: Any, pool: Sequence[Row], known: np.ndarray, *, spli
 
 
 def select_confident(
-    kinds: Sequence[Any], sure: np.ndarray, shares: dict[Any, float], *, threshold: float
+    strata: Sequence[Any], confidence: np.ndarray, shares: dict[Any, float], *, threshold: float
 ) -> np.ndarray:
     """Rows that are taken at their word: as many of each kind as `shares` says, the surest first.
 
@@ -96,14 +98,14 @@ def select_confident(
     teacher that prefers a class does not pass that on (class-balanced self-training, Zou et al., arXiv 1810.07911).
     """
     above: dict[Any, list[int]] = {kind: [] for kind in shares}
-    for i in np.argsort(-sure, kind="stable").tolist():
-        if sure[i] >= threshold and kinds[i] in above:
-            above[kinds[i]].append(i)
+    for i in np.argsort(-confidence, kind="stable").tolist():
+        if confidence[i] >= threshold and strata[i] in above:
+            above[strata[i]].append(i)
     at_most = min(len(above[kind]) / share for kind, share in shares.items() if share > 0)
     taken = [above[kind][: int(at_most * share + 1e-9)] for kind, share in shares.items()]
     return np.sort(np.concatenate(taken)).astype(np.int64)
 
 
-def shares_of(kinds: Sequence[Any]) -> dict[Any, float]:
+def shares_of(strata: Sequence[Any]) -> dict[Any, float]:
     """How much of the rows each kind is."""
-    return {kind: count / len(kinds) for kind, count in Counter(kinds).items()}
+    return {kind: count / len(strata) for kind, count in Counter(strata).items()}

@@ -33,7 +33,7 @@ class Unlabelled:
 
 
 @contextmanager
-def called(name: str) -> Iterator[None]:
+def rename_option_in_errors(name: str) -> Iterator[None]:
     """What reads files speaks of --dataset; here it is called otherwise."""
     try:
         yield
@@ -53,7 +53,7 @@ def read_unlabelled(name: str, *, text_column: str = "", questions: bool = False
     found = Unlabelled(name)
     if not name:
         return found
-    with called("--unlabelled"):
+    with rename_option_in_errors("--unlabelled"):
         files = find_files(name, any_ending=True)
         found.source = name if files is None else Path(name).name  # a report tells no folders
         rows: list[Row] = []
@@ -133,22 +133,22 @@ def leave_out_known(unlabelled: Unlabelled, task: Any) -> list[Row]:
     return [row for row, drop in zip(table.rows["train"], overlap, strict=True) if not drop]
 
 
-def draw_labelled(kinds: Sequence[Any], share: float, *, seed: int) -> list[int]:
+def draw_labelled(strata: Sequence[Any], share: float, *, seed: int) -> list[int]:
     """Indices of the rows that keep their label: `share` of each kind, at least one; a larger share holds a smaller.
 
     Raises ValueError where fewer rows are asked for than there are kinds.
     """
-    counts = Counter(kinds)
-    if not 0 < share <= 1 or round(share * len(kinds)) < len(counts):
+    counts = Counter(strata)
+    if not 0 < share <= 1 or round(share * len(strata)) < len(counts):
         raise ValueError(
-            f"--shares {share:g} keeps {max(0, round(share * len(kinds)))} of {len(kinds):,} labelled rows, and there "
-            f"are {len(counts)} kinds of them (classes, lengths); give a share from "
-            f"{math.ceil(1e4 * len(counts) / len(kinds)) / 1e4:g} to 1."
+            f"--shares {share:g} keeps {max(0, round(share * len(strata)))} of {len(strata):,} labelled rows, and "
+            f"there are {len(counts)} kinds of them (classes, lengths); give a share from "
+            f"{math.ceil(1e4 * len(counts) / len(strata)) / 1e4:g} to 1."
         )
     left = {kind: max(1, round(share * count)) for kind, count in counts.items()}
     drawn = []
-    for i in np.random.default_rng(seed).permutation(len(kinds)).tolist():
-        if left[kinds[i]] > 0:
-            left[kinds[i]] -= 1
+    for i in np.random.default_rng(seed).permutation(len(strata)).tolist():
+        if left[strata[i]] > 0:
+            left[strata[i]] -= 1
             drawn.append(i)
     return sorted(drawn)

@@ -25,7 +25,7 @@ from hf_lm.models.configuration import context_length, family, load_config
 from hf_lm.models.encoder_decoder import load_text_to_text, new_bart
 from hf_lm.models.gpt2 import new_gpt2
 from hf_lm.models.loading import load_causal_lm, load_with_head
-from hf_lm.self_training.rows import Unlabelled, called, read_unlabelled
+from hf_lm.self_training.rows import Unlabelled, read_unlabelled, rename_option_in_errors
 from hf_lm.tasks.language_modelling import LanguageModelling
 from hf_lm.tasks.question_answering import QuestionAnswering, QuestionAnsweringAsText, read_question_answering
 from hf_lm.tasks.sentiment import Sentiment, SentimentAsText, read_sentiment
@@ -36,7 +36,7 @@ from hf_lm.tokenization.tokenizer import load_tokenizer, new_tokenizer, set_lang
 
 
 @dataclass
-class Start:
+class Setup:
     """`new_model()` gives a model for the task, `new_lm()` one for text, whose body the other then takes."""
 
     task: Any
@@ -46,23 +46,23 @@ class Start:
     max_length: int
 
 
-def begin_sentiment(labelled: str, *, text_column: str, label_column: str, **options: Any) -> Start:
-    with called("--labelled"):
+def begin_sentiment(labelled: str, *, text_column: str, label_column: str, **options: Any) -> Setup:
+    with rename_option_in_errors("--labelled"):
         header = not (text_column.isdigit() or label_column.isdigit())
         table = load_table(labelled or "demo:opinions", endings="labels", header=header)
         labels = read_sentiment(table, text_column=text_column, label_column=label_column)
-    begun = _Begun(table, lambda row: [row["text"]], **options)
+    begun = _RowSetup(table, lambda row: [row["text"]], **options)
     if begun.kind == "encoder-decoder":
         return begun.to_write(SentimentAsText, labels=labels, max_length=begun.max_length)
     task = Sentiment(table, begun.tokenizer, labels=labels, max_length=begun.max_length)
     return begun.with_head(task, AutoModelForSequenceClassification, labels=labels)
 
 
-def begin_question_answering(labelled: str, **options: Any) -> Start:
-    with called("--labelled"):
+def begin_question_answering(labelled: str, **options: Any) -> Setup:
+    with rename_option_in_errors("--labelled"):
         table = load_table(labelled or "demo:countries")
         read_question_answering(table)
-    begun = _Begun(table, lambda row: [row["question"], row["context"]], questions=True, **options)
+    begun = _RowSetup(table, lambda row: [row["question"], row["context"]], questions=True, **options)
     if begun.kind == "encoder-decoder":
         return begun.to_write(QuestionAnsweringAsText, **begun.lengths)
     task = QuestionAnswering(
@@ -75,21 +75,21 @@ def begin_question_answering(labelled: str, **options: Any) -> Start:
     return begun.with_head(task, AutoModelForQuestionAnswering, fresh=BertForQuestionAnswering)
 
 
-def begin_translation(labelled: str, *, source: str, target: str, **options: Any) -> Start:
+def begin_translation(labelled: str, *, source: str, target: str, **options: Any) -> Setup:
     source, target = source or "en", target or "de"
-    with called("--labelled"):
+    with rename_option_in_errors("--labelled"):
         table = load_table(labelled or "demo:phrases", header=not source.isdigit())
         read_translation(table, source=source, target=target)
-    begun = _Begun(table, lambda row: [row["source"], *row["targets"]], **options)
+    begun = _RowSetup(table, lambda row: [row["source"], *row["targets"]], **options)
     set_languages(begun.tokenizer, source, target)
     return begun.to_write(Translation, source=source, target=target, **begun.lengths)
 
 
-def begin_summarization(labelled: str, *, source: str, target: str, **options: Any) -> Start:
-    with called("--labelled"):
+def begin_summarization(labelled: str, *, source: str, target: str, **options: Any) -> Setup:
+    with rename_option_in_errors("--labelled"):
         table = load_table(labelled or "demo:docstrings")
         read_summarization(table, source=source, target=target)
-    begun = _Begun(table, lambda row: [row["source"], *row["targets"]], **options)
+    begun = _RowSetup(table, lambda row: [row["source"], *row["targets"]], **options)
     return begun.to_write(Summarization, **begun.lengths)
 
 
@@ -102,9 +102,9 @@ def begin_language_modelling(
     text_column: str,
     max_length: int,
     **_: Any,
-) -> Start:
+) -> Setup:
     """Documents of the domain take the place of labels: how much do a few of them tell after more text of its kind?"""
-    with called("--labelled"):
+    with rename_option_in_errors("--labelled"):
         corpus = load_corpus(labelled or "demo", text_column=text_column)
     more = read_unlabelled(unlabelled, text_column=unlabelled_column)
     if model:
@@ -115,10 +115,10 @@ def begin_language_modelling(
         tokenizer = new_tokenizer([*corpus.documents("train"), *more.texts], vocab_size=4096)
         new_model = lambda: new_gpt2(tokenizer, block_size=max_length)  # noqa: E731
     task = FewDocuments(corpus, tokenizer, block_size=max_length)
-    return Start(task, more, new_model, new_model, max_length)
+    return Setup(task, more, new_model, new_model, max_length)
 
 
-BEGIN: dict[str, Callable[..., Start]] = {
+SETUPS: dict[str, Callable[..., Setup]] = {
     "sentiment": begin_sentiment,
     "question_answering": begin_question_answering,
     "translation": begin_translation,
@@ -127,7 +127,7 @@ BEGIN: dict[str, Callable[..., Start]] = {
 }
 
 
-class _Begun:
+class _RowSetup:
     """A tokenizer, of a checkpoint or new, and what a checkpoint's family makes of a task with rows."""
 
     def __init__(
@@ -164,7 +164,7 @@ class _Begun:
         *,
         labels: Sequence[str] = (),
         fresh: type[PreTrainedModel] = BertForSequenceClassification,
-    ) -> Start:
+    ) -> Setup:
         """An encoder or a decoder with a head; a small BERT where there is no checkpoint."""
 
         def new_model() -> PreTrainedModel:
@@ -172,9 +172,9 @@ class _Begun:
                 return load_with_head(self.model, head, tokenizer=self.tokenizer, labels=labels)
             return new_bert(self.tokenizer, model_class=fresh, labels=labels, block_size=self.max_length)
 
-        return Start(task, self.unlabelled, new_model, self._lm, self.max_length)
+        return Setup(task, self.unlabelled, new_model, self._lm, self.max_length)
 
-    def to_write(self, task_class: type[TextToText], **options: Any) -> Start:
+    def to_write(self, task_class: type[TextToText], **options: Any) -> Setup:
         """A model that writes, of any family; a small BART where there is no checkpoint."""
 
         def load() -> PreTrainedModel:
@@ -186,11 +186,11 @@ class _Begun:
 
         def new_model() -> PreTrainedModel:
             model = load()
-            task.tell(model)
+            task.configure_generation(model)
             return model
 
         new_lm = self._lm if self.kind == "encoder" else load
-        return Start(task, self.unlabelled, new_model, new_lm, self.max_length)
+        return Setup(task, self.unlabelled, new_model, new_lm, self.max_length)
 
     def _lm(self) -> PreTrainedModel:
         if not self.model:
@@ -202,7 +202,7 @@ class _Begun:
 class FewDocuments(LanguageModelling):
     """Language modelling whose training documents can be drawn as rows are; they are its labels."""
 
-    sure_enough = None  # text is its own label: no teacher is needed
+    confidence_threshold = None  # text is its own label: no teacher is needed
 
     def __init__(self, corpus: Any, tokenizer: PreTrainedTokenizerBase, *, block_size: int) -> None:
         super().__init__(corpus, tokenizer, block_size=block_size)
@@ -215,7 +215,7 @@ class FewDocuments(LanguageModelling):
     def text_of(self, row: Row) -> str:
         return row["text"]
 
-    def kinds(self, rows: Sequence[Row]) -> list[str]:
+    def strata(self, rows: Sequence[Row]) -> list[str]:
         return ["document"] * len(rows)
 
     def with_rows(self, split: str, rows: Sequence[Row]) -> "FewDocuments":

@@ -118,12 +118,12 @@ class Chat(Supervised):
             rows["labels"].append([*feature.get("labels", []), *[-100] * rest])
         return {key: torch.tensor(values) for key, values in rows.items()}
 
-    def remember(self, model: PreTrainedModel) -> None:
+    def snapshot_reference(self, model: PreTrainedModel) -> None:
         """Score the held-out answers with a model that is still untrained: the baseline. Once."""
         if not self.before and not self.fresh:
             self.before = {split: self.measure(model, split, PartialState()) for split in self.splits[1:]}
 
-    def answer(self, model: PreTrainedModel, split: str, accelerator: Accelerator | None) -> Sequence[Any]:
+    def predict(self, model: PreTrainedModel, split: str, accelerator: Accelerator | None) -> Sequence[Any]:
         features = self.encoded[split].features
         return log_probs(model, features, pad_id=self.tokenizer.pad_token_id, processes=accelerator)
 

@@ -8,7 +8,7 @@ from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBas
 
 from hf_lm.data.batches import Feature, pad_batch
 from hf_lm.tasks.losses import label_loss, next_token_loss
-from hf_lm.tokenization.tokenizer import encode_documents, frame_of
+from hf_lm.tokenization.tokenizer import encode_documents, special_tokens_around
 
 
 class DomainText:
@@ -27,7 +27,7 @@ class DomainText:
             raise ValueError("the tokenizer has no mask token, so an encoder cannot learn from text without labels.")
         self.tokenizer, self.masked = tokenizer, masked
         self.loss, self.shifts_labels = (label_loss, False) if masked else (next_token_loss, True)
-        frame = frame_of(tokenizer, causal=not masked)
+        frame = special_tokens_around(tokenizer, causal=not masked)
         after = frame.after if masked or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         room = max_length - len(frame.before) - len(after)
         rows = [

@@ -127,7 +127,7 @@ class Preference(Supervised):
         ]
         return pad_batch(rows, pad_id=self.tokenizer.pad_token_id)
 
-    def remember(self, model: PreTrainedModel) -> None:
+    def snapshot_reference(self, model: PreTrainedModel) -> None:
         """Keep a frozen copy of the model as it comes: the reference. Once."""
         if self.reference is None:
             self.reference = frozen_copy(model)
@@ -165,7 +165,7 @@ class Preference(Supervised):
             processes=processes,
         )
 
-    def answer(self, model: PreTrainedModel, split: str, accelerator: Accelerator | None) -> Any:
+    def predict(self, model: PreTrainedModel, split: str, accelerator: Accelerator | None) -> Any:
         """The scores of the pairs, what the model writes, and how likely that is to it and to the reference."""
         self._ask_reference(split, accelerator)
         written = self._write(model, split, accelerator)

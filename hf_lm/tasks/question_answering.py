@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm.data.batches import map_by_length
-from hf_lm.data.tables import Row, Table, hold_out, keep_filled_splits, pick_column
+from hf_lm.data.tables import Row, Table, drop_empty_splits, hold_out, pick_column
 from hf_lm.evaluation.metrics import QuestionAnswering as Metric
 from hf_lm.evaluation.metrics import answer_score, sentences
 from hf_lm.tasks.losses import span_logits, span_loss
@@ -22,7 +22,7 @@ from hf_lm.tasks.proofs import Proof
 from hf_lm.tasks.spans import best_spans, best_threshold
 from hf_lm.tasks.supervised import Encoded, Scores, Supervised
 from hf_lm.tasks.text_to_text import TextToText, mean_loss
-from hf_lm.tokenization.tokenizer import Frame, encode_documents, encode_with_offsets, frame_of
+from hf_lm.tokenization.tokenizer import SpecialTokens, encode_documents, encode_with_offsets, special_tokens_around
 
 QUESTION, CONTEXT = ("question", "query", "0"), ("context", "passage", "document")  # columns, as they are often called
 
@@ -55,7 +55,7 @@ def read_question_answering(table: Table, *, question: str = "", context: str = 
             table.left_out["answers_not_in_their_context"] += len(unusable)
             found = [row for row in found if row is not None and None not in row["starts"]]
         table.rows[split] = [row for row in found if row is not None]
-    keep_filled_splits(table, "with a question, a context and, if there is one, an answer that stands in it")
+    drop_empty_splits(table, "with a question, a context and, if there is one, an answer that stands in it")
     hold_out(table, {"validation": 0.1, "test": 0.1}, group=lambda row: row["context"], unit="context")
 
 
@@ -128,7 +128,7 @@ class _Answers:
 
     recipe, pipeline_tag, main_metric = "question_answering", "question-answering", "f1"
     unit = "questions"
-    sure_enough = 0.8
+    confidence_threshold = 0.8
     table: Table
 
     def row_of(self, text: str) -> Row:
@@ -136,14 +136,14 @@ class _Answers:
             "a text alone asks nothing: questions without answers come as rows of a question and a context"
         )
 
-    def answered(self, row: Row, prediction: str) -> Row | None:
+    def with_label(self, row: Row, prediction: str) -> Row | None:
         """Nothing answered is an answer too; one that stands twice in its context is none, for where is not known."""
         if prediction and row["context"].count(prediction) != 1:
             return None
         answers = [prediction] if prediction else []
         return row | {"answers": answers, "starts": [row["context"].index(one) for one in answers]}
 
-    def kinds(self, rows: Sequence[Row]) -> list[bool]:
+    def strata(self, rows: Sequence[Row]) -> list[bool]:
         return [bool(row["answers"]) for row in rows]
 
     def scores(self, split: str, texts: Sequence[str], loss: float | None) -> Scores:
@@ -191,7 +191,7 @@ class QuestionAnswering(_Answers, Supervised):
         stride: int,
         drop_overlap: bool = False,
     ) -> None:
-        self.frame, self.max_length, self.stride = frame_of(tokenizer, causal=causal), max_length, stride
+        self.frame, self.max_length, self.stride = special_tokens_around(tokenizer, causal=causal), max_length, stride
         self.threshold = 0.0  # by how much no answer must be likelier than the best one; chosen on validation
         super().__init__(table, tokenizer, drop_overlap=drop_overlap)
         self.unanswerable = any(not row["answers"] for row in table.rows["train"])
@@ -227,7 +227,7 @@ class QuestionAnswering(_Answers, Supervised):
         last = int(np.searchsorted(window.offsets[:, 0], end, side="left")) - 1
         return [window.first + first, window.first + last]
 
-    def answer(self, model: PreTrainedModel, split: str, accelerator: Accelerator | None) -> Sequence[Any]:
+    def predict(self, model: PreTrainedModel, split: str, accelerator: Accelerator | None) -> Sequence[Any]:
         """(score, start, end, score of no answer, loss) per window; start and end are tokens of the window."""
         encoded = self.encoded[split]
         windows, device = encoded.windows, next(model.parameters()).device
@@ -317,7 +317,7 @@ def windows_of(
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Row],
     *,
-    frame: Frame,
+    frame: SpecialTokens,
     max_length: int,
     stride: int,
     max_question: int,

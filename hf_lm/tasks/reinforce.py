@@ -88,12 +88,12 @@ class Reinforce(Supervised):
         features = [{"prompt": self.text_of(row), "reference": row["reference"]} for row in rows]
         return Encoded(features, tokens=sum(len(self.prompt_ids[feature["prompt"]]) for feature in features))
 
-    def remember(self, model: PreTrainedModel) -> None:
+    def snapshot_reference(self, model: PreTrainedModel) -> None:
         """Keep a frozen copy of the model as it comes: the reference. Once."""
         if self.reference is None:
             self.reference = frozen_copy(model)
 
-    def answer(self, model: PreTrainedModel, split: str, accelerator: Accelerator | None) -> Any:
+    def predict(self, model: PreTrainedModel, split: str, accelerator: Accelerator | None) -> Any:
         """`draws` answers to each prompt, and how likely each is to the model and to the reference, (2, answers)."""
         if split not in self.before:
             self.before[split] = self._rewarded(split, self._write(self.reference, split, accelerator))

@@ -11,13 +11,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm.data.batches import map_by_length
 from hf_lm.data.reading import clean
-from hf_lm.data.tables import Row, Table, hold_out, keep_filled_splits, pick_column
+from hf_lm.data.tables import Row, Table, drop_empty_splits, hold_out, pick_column
 from hf_lm.evaluation.metrics import Classification
 from hf_lm.tasks.losses import label_loss
 from hf_lm.tasks.proofs import Proof
 from hf_lm.tasks.supervised import Encoded, Scores, Supervised
 from hf_lm.tasks.text_to_text import TextToText
-from hf_lm.tokenization.tokenizer import encode_documents, frame_of
+from hf_lm.tokenization.tokenizer import encode_documents, special_tokens_around
 
 TEXT = ("text", "sentence", "review", "content", "comment", "tweet", "0")
 LABEL = ("label", "labels", "sentiment", "class", "category", "polarity", "1")
@@ -36,7 +36,7 @@ def read_sentiment(table: Table, *, text_column: str = "", label_column: str = "
     table.columns = {"text": text, "label": label}
     for split, rows in table.rows.items():
         table.rows[split] = list(_rows(rows, text, label, table.left_out))
-    keep_filled_splits(table, f"with both {text!r} and {label!r}")
+    drop_empty_splits(table, f"with both {text!r} and {label!r}")
     hold_out(table, {"validation": 0.1, "test": 0.1}, group=lambda row: row["text"], unit="text")
     labels = sorted({row["label"] for row in table.rows["train"]}, key=lambda name: (len(name), name))
     if len(labels) < 2:
@@ -62,7 +62,7 @@ class _OneOfClasses:
     """What is the same however a class is chosen: rows of {"text", "label"}, answers that are logits per class."""
 
     recipe, pipeline_tag, main_metric = "sentiment", "text-classification", "accuracy"
-    sure_enough = 0.8
+    confidence_threshold = 0.8
     labels: list[str]
     table: Table
 
@@ -77,10 +77,10 @@ class _OneOfClasses:
     def row_of(self, text: str) -> Row:
         return {"text": text, "label": self.labels[0]}
 
-    def answered(self, row: Row, prediction: str) -> Row | None:
+    def with_label(self, row: Row, prediction: str) -> Row | None:
         return {"text": row["text"], "label": prediction}
 
-    def kinds(self, rows: Sequence[Row]) -> list[str]:
+    def strata(self, rows: Sequence[Row]) -> list[str]:
         return [row["label"] for row in rows]
 
     def score(self, split: str, answers: Sequence[Any]) -> Scores:
@@ -101,14 +101,14 @@ class _OneOfClasses:
         estimates = self.metric.estimates(predicted, true, probabilities=probabilities)
         return Scores(estimates, examples, float(-log_probs[np.arange(len(true)), true].mean()))
 
-    def trivial(self, split: str) -> tuple[str, Sequence[Any]]:
+    def baseline_predictions(self, split: str) -> tuple[str, Sequence[Any]]:
         """The most frequent class, with the frequencies of train as its probabilities."""
         counts = Counter(row["label"] for row in self.table.rows["train"])
         log_counts = np.log([counts[label] for label in self.labels])
         return "majority class", np.tile(log_counts, (len(self.table.rows[split]), 1))
 
     def baseline(self, split: str) -> tuple[str, Scores]:
-        name, answers = self.trivial(split)
+        name, answers = self.baseline_predictions(split)
         scores = self.score(split, answers)
         del scores.estimates["calibration_error"]  # the frequencies of train are calibrated by construction
         return name, scores
@@ -151,7 +151,7 @@ class Sentiment(_OneOfClasses, Supervised):
     ) -> None:
         self.know_classes(labels)
         self.max_length = max_length
-        self.frame = frame_of(tokenizer, causal=False)  # as who loads the tokenizer will have it
+        self.frame = special_tokens_around(tokenizer, causal=False)  # as who loads the tokenizer will have it
         super().__init__(table, tokenizer, drop_overlap=drop_overlap)
 
     def encode(self, rows: Sequence[Row]) -> Encoded:
@@ -166,7 +166,7 @@ class Sentiment(_OneOfClasses, Supervised):
             encoded.features.append({"input_ids": input_ids, "labels": self.index[row["label"]]})
         return encoded
 
-    def answer(self, model: PreTrainedModel, split: str, accelerator: Accelerator | None) -> Sequence[Any]:
+    def predict(self, model: PreTrainedModel, split: str, accelerator: Accelerator | None) -> Sequence[Any]:
         """Logits per row, (rows, classes)."""
         features = self.encoded[split].features
         device = next(model.parameters()).device
@@ -222,10 +222,10 @@ class SentimentAsText(_OneOfClasses, TextToText):
     def target_of(self, row: Row) -> str:
         return row["label"]
 
-    def remembered(self) -> dict[str, Any]:
+    def inference_settings(self) -> dict[str, Any]:
         return {"labels": self.labels}
 
-    def answer(self, model: PreTrainedModel, split: str, accelerator: Accelerator | None) -> Sequence[Any]:
+    def predict(self, model: PreTrainedModel, split: str, accelerator: Accelerator | None) -> Sequence[Any]:
         """Log-likelihood of each class's name, (rows, classes)."""
         prompts = [self.prompt(feature) for feature in self.encoded[split].features]
         features = [self.feature(prompt, ids) for prompt in prompts for ids in self.label_ids]

@@ -37,6 +37,6 @@ class Summarization(TextToText):
         statistics = estimates["rougeL"].statistics
         return estimates, np.asarray(statistics[:, 0]).tolist()
 
-    def trivial(self, split: str) -> tuple[str, Sequence[Any]]:
+    def baseline_predictions(self, split: str) -> tuple[str, Sequence[Any]]:
         leads = [sentences(row["source"]).split("\n")[0] for row in self.table.rows[split]]
         return "lead sentence", [(lead, 0.0, 0) for lead in leads]

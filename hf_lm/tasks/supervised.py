@@ -16,7 +16,7 @@ from hf_lm.data.overlap import Overlap, find_overlap
 from hf_lm.data.scripts import languages_of, script_shares
 from hf_lm.data.tables import Row, Table
 from hf_lm.evaluation.intervals import Estimate
-from hf_lm.models.target_tokenizer import writes_apart
+from hf_lm.models.target_tokenizer import has_target_tokenizer
 from hf_lm.tasks import proofs
 from hf_lm.tasks.proofs import Proof
 from hf_lm.tokenization.tokenizer import encode_documents
@@ -54,7 +54,7 @@ class Encoded:
 
 class Supervised:
     """A task over labelled rows, as `fit` needs it. Subclasses say what `text_of` a row is read, `encode`, `answer`,
-    `score` and `trivial`; everything else is the same for all of them.
+    `score` and `baseline_predictions`; everything else is the same for all of them.
     """
 
     recipe: ClassVar[str]
@@ -91,14 +91,14 @@ class Supervised:
     def encode(self, rows: Sequence[Row]) -> Encoded:
         raise NotImplementedError
 
-    def answer(self, model: PreTrainedModel, split: str, accelerator: Accelerator | None) -> Sequence[Any]:
+    def predict(self, model: PreTrainedModel, split: str, accelerator: Accelerator | None) -> Sequence[Any]:
         """What the model says to each row of a split, in their order."""
         raise NotImplementedError
 
     def score(self, split: str, answers: Sequence[Any]) -> Scores:
         raise NotImplementedError
 
-    def trivial(self, split: str) -> tuple[str, Sequence[Any]]:
+    def baseline_predictions(self, split: str) -> tuple[str, Sequence[Any]]:
         """The name of a baseline and what it answers to each row."""
         raise NotImplementedError
 
@@ -126,12 +126,12 @@ class Supervised:
         was_training = model.training
         model.eval()
         with torch.no_grad():
-            answers = self.answer(model, split, accelerator)
+            answers = self.predict(model, split, accelerator)
         model.train(was_training)
         return self.score(split, answers)
 
     def baseline(self, split: str) -> tuple[str, Scores]:
-        name, answers = self.trivial(split)
+        name, answers = self.baseline_predictions(split)
         return name, self.score(split, answers)
 
     def proofs_before(self, trainer: Any) -> dict[str, Callable[[], Proof]]:
@@ -158,7 +158,7 @@ class Supervised:
         encoded = encode_documents(self.tokenizer, texts)
         labels = getattr(self, "labels", ())
         written: dict[str, Any] = {}
-        if writes_apart(self.tokenizer):
+        if has_target_tokenizer(self.tokenizer):
             targets = [self.target_of(row) for row in self.table.rows["validation"][:20]]
             ids = encode_documents(self.tokenizer, targets, as_targets=True)
             written = {"targets": targets, "encoded_targets": ids}

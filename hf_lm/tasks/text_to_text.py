@@ -15,15 +15,15 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from hf_lm.data.batches import Feature, map_by_length, pad_batch
 from hf_lm.data.reading import clean
-from hf_lm.data.tables import Row, Table, keep_filled_splits
+from hf_lm.data.tables import Row, Table, drop_empty_splits
 from hf_lm.evaluation.calibration import label_log_probs
 from hf_lm.inference.sampling import INCOMPLETE
 from hf_lm.models.configuration import context_length, family
-from hf_lm.models.target_tokenizer import decode_targets, writes_apart, written_by
+from hf_lm.models.target_tokenizer import decode_targets, has_target_tokenizer, target_tokenizer
 from hf_lm.tasks.losses import label_loss, next_token_loss
 from hf_lm.tasks.proofs import Proof
 from hf_lm.tasks.supervised import Encoded, Scores, Supervised
-from hf_lm.tokenization.tokenizer import encode_documents, frame_of, language_written
+from hf_lm.tokenization.tokenizer import encode_documents, language_written, special_tokens_around
 
 SAMPLED = 2000  # training rows whose targets are encoded and decoded again
 NEGLIGIBLE = 0.01  # share of them that may come back changed before it is said
@@ -38,7 +38,7 @@ class TextToText(Supervised):
     """
 
     cue: ClassVar[str]
-    sure_enough = 0.6  # of a token, on average
+    confidence_threshold = 0.6  # of a token, on average
 
     def __init__(
         self,
@@ -56,8 +56,8 @@ class TextToText(Supervised):
         self.auto_class = "AutoModelForCausalLM" if self.causal else "AutoModelForSeq2SeqLM"
         self.loss = next_token_loss if self.causal else label_loss
         self.shifts_labels = self.causal
-        self.frame = frame_of(tokenizer, causal=self.causal)
-        target = written_by(tokenizer)
+        self.frame = special_tokens_around(tokenizer, causal=self.causal)
+        target = target_tokenizer(tokenizer)
         self.end = target.eos_token_id if target.eos_token_id is not None else target.sep_token_id
         if self.end is None:
             raise ValueError("the tokenizer has no token that ends a text (eos or sep): the model could never stop.")
@@ -80,17 +80,17 @@ class TextToText(Supervised):
             self.max_source_length = min(max_source_length, room)
         self.num_beams = num_beams
         super().__init__(table, tokenizer, drop_overlap=drop_overlap)
-        self.lossy = self._say_what_is_lost(halves=model.config.model_type == "encoder-decoder")
-        table.notes += [self.lossy] if self.lossy else []
+        self.tokenizer_warning = self._say_what_is_lost(halves=model.config.model_type == "encoder-decoder")
+        table.notes += [self.tokenizer_warning] if self.tokenizer_warning else []
         self.prefix = prefix
         self.longest = max(int((np.array(feature["labels"]) != -100).sum()) for feature in self.train_dataset)
-        self.generation = self.tell(model)
+        self.generation = self.configure_generation(model)
 
-    def tell(self, model: PreTrainedModel) -> GenerationConfig:
+    def configure_generation(self, model: PreTrainedModel) -> GenerationConfig:
         """Write into a model's configuration how it is asked and when it stops; returns how it writes."""
         settings = dict(getattr(model.config, "task_specific_params", None) or {})
         settings[self.pipeline_tag] = (
-            {"prefix": self.prefix} | ({"cue": self.cue} if self.causal else {}) | self.remembered()
+            {"prefix": self.prefix} | ({"cue": self.cue} if self.causal else {}) | self.inference_settings()
         )
         model.config.task_specific_params = settings  # where `pipeline` looks for them
         model.generation_config.update(
@@ -100,7 +100,7 @@ class TextToText(Supervised):
             do_sample=False,
             use_cache=True,
             eos_token_id=self.end,
-            pad_token_id=written_by(self.tokenizer).pad_token_id,
+            pad_token_id=target_tokenizer(self.tokenizer).pad_token_id,
             decoder_start_token_id=self.start,
             forced_bos_token_id=self.opening[0] if self.opening else None,
         )
@@ -114,7 +114,7 @@ class TextToText(Supervised):
             return ""
         what = sorted({kind for _, _, kinds in changed for kind in kinds})
         text, back, _ = changed[0]
-        apart = writes_apart(self.tokenizer)
+        apart = has_target_tokenizer(self.tokenizer)
         keeps = "whose tokenizer keeps it (cased, multilingual)"
         remedy = f"take a --{'decoder' if apart else 'model'} {keeps}"
         those = f"first {SAMPLED:,} " if len(self.table.rows["train"]) > SAMPLED else ""
@@ -130,10 +130,10 @@ class TextToText(Supervised):
     def row_of(self, text: str) -> Row:
         return {"source": text, "targets": [text]}
 
-    def answered(self, row: Row, prediction: str) -> Row | None:
+    def with_label(self, row: Row, prediction: str) -> Row | None:
         return {"source": row["source"], "targets": [prediction]} if prediction else None
 
-    def kinds(self, rows: Sequence[Row]) -> list[int]:
+    def strata(self, rows: Sequence[Row]) -> list[int]:
         """By the quarters of the training texts' lengths: a teacher is surest of the shortest."""
         lengths = [len(self.text_of(row)) for row in self.table.rows["train"]]
         quarters = np.quantile(lengths, [0.25, 0.5, 0.75])
@@ -172,7 +172,9 @@ class TextToText(Supervised):
             shifted = labels.roll(1, dims=1)
             shifted[:, 0] = self.start
             batch["decoder_attention_mask"] = torch.cat([torch.ones_like(labels[:, :1]), (labels != -100)[:, :-1]], 1)
-            batch["decoder_input_ids"] = shifted.masked_fill(shifted == -100, written_by(self.tokenizer).pad_token_id)
+            batch["decoder_input_ids"] = shifted.masked_fill(
+                shifted == -100, target_tokenizer(self.tokenizer).pad_token_id
+            )
         return batch
 
     def prompt(self, feature: Feature) -> list[int]:
@@ -180,7 +182,7 @@ class TextToText(Supervised):
         ids = feature["input_ids"]
         return ids[: feature["labels"].count(-100)] if self.causal else ids
 
-    def answer(self, model: PreTrainedModel, split: str, accelerator: Accelerator | None) -> Sequence[Any]:
+    def predict(self, model: PreTrainedModel, split: str, accelerator: Accelerator | None) -> Sequence[Any]:
         """(text written, summed loss of the reference in nats, its tokens) per row."""
         texts = self.write(model, split, accelerator)
         read = self.losses(model, self.encoded[split].features, accelerator, description=f"reading {split}")
@@ -218,7 +220,7 @@ class TextToText(Supervised):
         that loses case, accents or characters is a limit of the checkpoint, not an error of the run.
         """
         rows, features = self.table.rows["train"][:64], self.train_dataset[:64]
-        labels, target = self.collate(features)["labels"], written_by(self.tokenizer)
+        labels, target = self.collate(features)["labels"], target_tokenizer(self.tokenizer)
         cut = other = 0
         texts = [self.target_of(row) for row in rows]
         encoded = encode_documents(self.tokenizer, texts, as_targets=True)
@@ -246,7 +248,7 @@ class TextToText(Supervised):
         """What a checkpoint was taught to read before a source, by task: T5's `summarize: `."""
         return known.get(self.pipeline_tag, {}).get("prefix") or ""
 
-    def remembered(self) -> dict[str, Any]:
+    def inference_settings(self) -> dict[str, Any]:
         """What `pipeline` must know beside prefix and cue."""
         return {}
 
@@ -271,7 +273,7 @@ def changed_targets(
 
     White space does not count. Of long texts the part around the first difference is given.
     """
-    target, found = written_by(tokenizer), []
+    target, found = target_tokenizer(tokenizer), []
     for text, ids in zip(texts, encode_documents(tokenizer, list(texts), as_targets=True), strict=True):
         back = target.decode(ids)
         one, other = without_spaces(text), without_spaces(back)
@@ -325,4 +327,4 @@ def to_sources_and_targets(table: Table, source: str, target: str) -> None:
             else:
                 table.left_out["rows_without_source_or_target"] += 1
         table.rows[split] = kept
-    keep_filled_splits(table, f"with both {source!r} and {target!r}")
+    drop_empty_splits(table, f"with both {source!r} and {target!r}")

@@ -46,7 +46,7 @@ class Translation(TextToText):
         chrf = estimates["chrf"]
         return estimates, chrf.value_of(chrf.statistics).tolist()
 
-    def trivial(self, split: str) -> tuple[str, Sequence[Any]]:
+    def baseline_predictions(self, split: str) -> tuple[str, Sequence[Any]]:
         return "copy of the source", [(row["source"], 0.0, 0) for row in self.table.rows[split]]
 
     def report(self, measured: dict[str, Any]) -> dict[str, Any]:

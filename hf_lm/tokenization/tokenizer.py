@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from hf_lm.cache import default_cache
 from hf_lm.models.configuration import find_adapter, is_path, load_config, unreachable, why
-from hf_lm.models.target_tokenizer import find_target, set_target, writes_apart, written_by
+from hf_lm.models.target_tokenizer import find_target, has_target_tokenizer, set_target, target_tokenizer
 
 if TYPE_CHECKING:
     from hf_lm.data.sources import Corpus
@@ -224,7 +224,7 @@ def encode_documents(
     `as_targets`: as texts that are written, which Marian cuts into other pieces than texts that are read, and a model
     of two halves encodes with another tokenizer.
     """
-    tokenizer = written_by(tokenizer) if as_targets else tokenizer
+    tokenizer = target_tokenizer(tokenizer) if as_targets else tokenizer
     if not tokenizer.is_fast:  # Marian and M2M100, through sentencepiece
         key = "text_target" if as_targets else "text"
         options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
@@ -266,7 +266,7 @@ def _special_tokens_as_text(tokenizer: PreTrainedTokenizerBase) -> Iterator[Toke
 
 
 @dataclass(frozen=True)
-class Frame:
+class SpecialTokens:
     """The special tokens around a text, `before` and `after`, and `between` two."""
 
     before: list[int]
@@ -274,7 +274,7 @@ class Frame:
     after: list[int]
 
 
-def frame_of(tokenizer: PreTrainedTokenizerBase, *, causal: bool) -> Frame:
+def special_tokens_around(tokenizer: PreTrainedTokenizerBase, *, causal: bool) -> SpecialTokens:
     """What a tokenizer puts around texts. A causal model's text begins with its begin token where it has one."""
     mark = encode_documents(tokenizer, ["a"])[0]
     one, two = tokenizer("a").input_ids, tokenizer("a", "a").input_ids
@@ -287,7 +287,7 @@ def frame_of(tokenizer: PreTrainedTokenizerBase, *, causal: bool) -> Frame:
             before = [tokenizer.bos_token_id]
         between = between or encode_documents(tokenizer, ["\n"])[0]
         after = []
-    return Frame(before, between, after)
+    return SpecialTokens(before, between, after)
 
 
 def set_languages(tokenizer: PreTrainedTokenizerBase, source: str, target: str) -> None:
@@ -316,7 +316,7 @@ def language_written(tokenizer: PreTrainedTokenizerBase) -> tuple[int, bool] | N
     """The id of the language that is written, and whether it opens the labels (mBART-50, NLLB, M2M100) or what the
     decoder starts from (mBART); None for a tokenizer without languages.
     """
-    tokenizer = written_by(tokenizer)
+    tokenizer = target_tokenizer(tokenizer)
     if getattr(tokenizer, "tgt_lang", None) is None:
         return None
     own, mark = set(tokenizer.all_special_ids), encode_documents(tokenizer, ["a"], as_targets=True)[0]
@@ -345,8 +345,8 @@ def set_pad(tokenizer: PreTrainedTokenizerBase) -> None:
         if token is None:
             raise ValueError(f"the tokenizer {tokenizer.name_or_path} has no special token to pad with.")
         tokenizer.pad_token = token
-    if writes_apart(tokenizer):
-        set_pad(written_by(tokenizer))
+    if has_target_tokenizer(tokenizer):
+        set_pad(target_tokenizer(tokenizer))
 
 
 def add_frame(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

@@ -29,11 +29,11 @@ from hf_lm.reporting.report import (
 )
 from hf_lm.tasks import proofs
 from hf_lm.tasks.proofs import prove
-from hf_lm.training.budget import SPENT, StopAtBudget
+from hf_lm.training.budget import EXIT_OUT_OF_BUDGET, StopAtBudget
 from hf_lm.training.checkpoints import check_same_run, find_checkpoint, save_aside
 from hf_lm.training.estimate import forecast
 from hf_lm.training.selection import EarlyStopping, search_learning_rate
-from hf_lm.training.trainer import Sound, supervised_trainer
+from hf_lm.training.trainer import SafeTrainerMixin, supervised_trainer
 
 logger = logging.getLogger(__name__)
 
@@ -44,13 +44,13 @@ def fit(
     training_args: TrainingArguments,
     *,
     merge: bool = True,
-    build_trainer: Callable[..., Sound] = supervised_trainer,
-    found_before: dict[str, Any] | None = None,
+    build_trainer: Callable[..., SafeTrainerMixin] = supervised_trainer,
+    extra_report: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Train a model on a task and leave the whole output folder; returns the report.
 
     `merge` adds an adapter's updates to its base; without it the folder holds the adapter alone. `build_trainer(model,
-    args, task, measure)` is what trains: hf_lm.training.trl_trainers has TRL's. `found_before`: what a method measured
+    args, task, measure)` is what trains: hf_lm.training.trl_trainers has TRL's. `extra_report`: what a method measured
     before this training, as parts of the report.
     Before training, the proofs and, if asked, the checkpoint to resume; after it, the numbers on validation and, once,
     on test, the load-back in a fresh process, the card, the report and the push. report.json is written last: a
@@ -58,7 +58,7 @@ def fit(
     repository's name is none, and FileExistsError when the output folder holds a run, or files of the user's that
     would be replaced; a signal, or a budget that is spent, ends the process after a checkpoint.
     """
-    dry_run.reached(model, task, training_args, merge=merge, build_trainer=build_trainer, found_before=found_before)
+    dry_run.reached(model, task, training_args, merge=merge, build_trainer=build_trainer, extra_report=extra_report)
     started = time.monotonic()
     disable_progress_bar()  # transformers' bars for writing shards, which cut through the one of training
     state = PartialState()
@@ -90,7 +90,7 @@ def fit(
         training_args.greater_is_better = task.greater_is_better
     newest: dict[int, Any] = {}  # the last evaluation while training, by its step
 
-    def build(model: torch.nn.Module, args: TrainingArguments) -> Sound:
+    def build(model: torch.nn.Module, args: TrainingArguments) -> SafeTrainerMixin:
         def measure(model: torch.nn.Module) -> dict[str, float]:
             scores = task.measure(model, "validation", trainer.accelerator)
             newest.clear()
@@ -114,8 +114,8 @@ def fit(
         f"{type(model).__name__}: {model.num_parameters():,} parameters, {trainable:,} "
         f"({trainable / model.num_parameters():.1%}) trained, on {describe(trainer)}"
     )
-    if lossy := getattr(task, "lossy", ""):
-        say(f"  warning: {lossy}")
+    if tokenizer_warning := getattr(task, "tokenizer_warning", ""):
+        say(f"  warning: {tokenizer_warning}")
     plan = planned(trainer, task) if state.is_main_process and checkpoint is None else None
     if plan is not None and plan["seconds"] > training_args.budget:
         say(
@@ -162,7 +162,7 @@ def fit(
             f"stopped after step {step} of {trainer.state.max_steps}, {in_hours(time.monotonic() - started)} of "
             f"{in_hours(training_args.budget)}; {go_on}"
         )
-        raise SystemExit(SPENT)
+        raise SystemExit(EXIT_OUT_OF_BUDGET)
 
     step = trainer.state.best_global_step if training_args.load_best_model_at_end else trainer.state.global_step
     # Measured anew where the best is not the last: a threshold that a task chooses on validation must be this model's.
@@ -224,7 +224,7 @@ def fit(
         }
         if plan is not None:
             report["plan"] = plan
-        report |= found_before or {}
+        report |= extra_report or {}
         if training_args.run.get("model"):
             report["model"]["base"] = training_args.run["model"]
         if training_args.run.get("decoder"):
@@ -248,7 +248,7 @@ def fit(
     return report
 
 
-def planned(trainer: Sound, task: Any) -> dict[str, float] | None:
+def planned(trainer: SafeTrainerMixin, task: Any) -> dict[str, float] | None:
     """What this run should take, as report.json has it; None where it cannot be told, for it must not end a run."""
     try:
         return forecast(trainer, task)
@@ -272,7 +272,7 @@ def with_baseline(task: Any, split: str, measured: Any) -> dict[str, Any]:
     return found
 
 
-def describe(trainer: Sound) -> str:
+def describe(trainer: SafeTrainerMixin) -> str:
     """The devices of a run in words: a launch that silently started one process is seen here."""
     n, kind = trainer.args.world_size, trainer.args.device.type
     if kind == "cpu":

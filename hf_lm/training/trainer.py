@@ -1,6 +1,6 @@
 """The project's Trainer: transformers' own, right by construction where it was found wrong (docs/upstream.md).
 
-`Sound` is all of it but the loss, which TRL's trainers bring (hf_lm.training.trl_trainers).
+`SafeTrainerMixin` is all of it but the loss, which TRL's trainers bring (hf_lm.training.trl_trainers).
 """
 
 from collections.abc import Callable
@@ -18,14 +18,14 @@ from hf_lm import dry_run
 from hf_lm.arguments import TrainingArguments
 from hf_lm.data.batches import GroupedByLength
 from hf_lm.models.adapters import is_adapted, save_adapted
-from hf_lm.models.target_tokenizer import save_tokenizer, writes_apart
+from hf_lm.models.target_tokenizer import has_target_tokenizer, save_tokenizer
 from hf_lm.output_folder import save_run
 from hf_lm.training.checkpoints import StopOnSignal, save_aside
 from hf_lm.training.monitor import Progress, Speedometer, flops_per_token
 from hf_lm.training.optimizers import Muon, OptimizerPair, muon_groups
 
 
-class Sound:
+class SafeTrainerMixin:
     """What every Trainer here does beside its loss; stands before a class of transformers or TRL.
 
     A NaN stops the run, checkpoints are complete or absent, signals lose nothing, speed is measured, Muon can train
@@ -52,7 +52,7 @@ class Sound:
         self.tokens_seen: Any = 0  # by all processes
         self._aside: Path | None = None
         tokenizer = kwargs.get("processing_class")
-        self._pair = tokenizer if tokenizer is not None and writes_apart(tokenizer) else None
+        self._pair = tokenizer if tokenizer is not None and has_target_tokenizer(tokenizer) else None
         if self._pair is not None:  # the Trainer would give the half that writes the special ids of the one that reads
             kwargs["processing_class"] = None
         super().__init__(model=model, args=args, eval_dataset=[], **kwargs)  # `measure` knows what it evaluates on
@@ -211,7 +211,7 @@ class Sound:
             self._aside = aside
             best = self.state.best_model_checkpoint
             try:
-                super(Sound, self)._save_checkpoint(model, trial)
+                super(SafeTrainerMixin, self)._save_checkpoint(model, trial)
             finally:
                 self._aside = None
             if self.args.should_save:
@@ -246,7 +246,7 @@ class Sound:
         """TRL would report each run to the Hub."""
 
 
-class Trainer(Sound, transformers.Trainer):
+class Trainer(SafeTrainerMixin, transformers.Trainer):
     """A Trainer whose loss is the mean over all labels of an optimizer step, whatever the model.
 
     Whatever the batch size, the accumulation and the number of processes: n rows in one batch, n accumulated batches

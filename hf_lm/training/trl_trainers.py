@@ -14,7 +14,7 @@ from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
 
 from hf_lm.arguments import TrainingArguments
 from hf_lm.models.adapters import is_adapted
-from hf_lm.training.trainer import Sound
+from hf_lm.training.trainer import SafeTrainerMixin
 
 
 @dataclasses.dataclass
@@ -42,7 +42,7 @@ def _config(config_class: type, args: TrainingArguments, **options: Any) -> Any:
     return config
 
 
-class Aligned(Sound):
+class Aligned(SafeTrainerMixin):
     """What TRL's trainers need to be sound: they keep numbers of their own and log them with the next of ours."""
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -76,7 +76,7 @@ def _encoded(task: Any, measure: Callable) -> dict[str, Any]:
 
 
 def sft_trainer(model: nn.Module, args: TrainingArguments, task: Any, measure: Callable) -> SFT:
-    task.remember(model.to(args.device))
+    task.snapshot_reference(model.to(args.device))
     return SFT(
         model,
         _config(SFTArguments, args, max_length=None, dataset_kwargs={"skip_prepare_dataset": True}),
@@ -92,7 +92,7 @@ class DPO(Aligned, trl.DPOTrainer):
 
 
 def dpo_trainer(model: nn.Module, args: TrainingArguments, task: Any, measure: Callable) -> DPO:
-    task.remember(model.to(args.device))
+    task.snapshot_reference(model.to(args.device))
     options = {"beta": task.beta, "loss_type": [task.loss_type], "label_smoothing": task.label_smoothing}
     return DPO(
         model,
@@ -187,7 +187,7 @@ def _count_from_the_mask(module: nn.Module, args: tuple, kwargs: dict[str, Any])
 
 
 def grpo_trainer(model: nn.Module, args: TrainingArguments, task: Any, measure: Callable) -> GRPO:
-    task.remember(model.to(args.device))
+    task.snapshot_reference(model.to(args.device))
     config = _config(
         GRPOArguments,
         args,
