@@ -22,6 +22,10 @@ import transformers
 import yaml
 from transformers import HfArgumentParser
 
+from hf_lm import dry_run
+from hf_lm.hub.credentials import masked, masked_traceback, names_secret
+from hf_lm.output_folder import check_output
+
 Arguments = TypeVar("Arguments")
 
 
@@ -67,8 +71,14 @@ class TrainingArguments(transformers.TrainingArguments):
         super().__post_init__()
         if self.max_cost and self.price_per_hour <= 0:
             raise ValueError("--max_cost needs --price_per_hour, what an hour of the devices costs.")
+        if self.sweep < 0:
+            raise ValueError(f"--sweep {self.sweep}: give the number of learning rates to try, or 0 for no search.")
         if min(self.max_hours, self.max_cost, self.price_per_hour) < 0:
             raise ValueError("--max_hours, --max_cost and --price_per_hour must be 0 (no limit) or more.")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled or copied: all but the token, which must not reach a file."""
+        return self.__dict__ | {"hub_token": None}
 
     @property
     def budget(self) -> float:
@@ -146,17 +156,24 @@ def parse_arguments(
 
     Also takes `--print_config` (show the resolved run and exit) and a bare `--debug` (errors with a traceback;
     without it an error is one line). The resolved run is kept in `training_args.run` and holds no token.
-    A wrong key or value ends the process with exit code 2.
+    A wrong key or value ends the process with exit code 2. In a dry run the tokens are its own instead of the
+    process', and errors are raised.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        argv = sys.argv[1:] if (tokens := dry_run.arguments()) is None else tokens
+    argv = list(argv)
     _use_every_core()
-    report_errors(debug=_take_flag(argv, "--debug"))
+    debug = _take_flag(argv, "--debug")
+    if not dry_run.active():
+        report_errors(debug=debug)
     try:
-        return _parse(arguments_class, training_arguments_class, argv, recipe_defaults, fresh or {})
+        args, training_args = _parse(arguments_class, training_arguments_class, argv, recipe_defaults, fresh or {})
+        dry_run.parsed(args)
+        return args, training_args
     except (ValueError, OSError) as error:
-        if sys.excepthook is not _one_line:
+        if debug or dry_run.active():
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {masked(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
@@ -199,6 +216,13 @@ def _parse(arguments_class, training_arguments_class, argv, recipe_defaults, fre
     except (ValueError, TypeError) as error:
         raise ValueError(_name_the_key(str(error), resolved, origin)) from error
     args, training_args = objects
+    if not dry_run.active():  # before any work: fit, which makes the folder, comes after the tokenizer and the model
+        check_output(
+            training_args.output_dir,
+            resume=bool(training_args.resume_from_checkpoint),
+            overwrite=training_args.overwrite_output_dir,
+            inputs=[value for f in fields(arguments_class) if isinstance(value := resolved[f.name], str)],
+        )
     training_args.run = run
     training_args.changed = {key: value for key, value in run.items() if value != _plain_value(defaults[key])}
     return args, training_args
@@ -212,7 +236,12 @@ def _use_every_core() -> None:
 
 
 def bf16_is_fast() -> bool:
-    """Whether this machine multiplies in bfloat16 without emulating it; where a GPU is, the GPU."""
+    """Whether this machine multiplies in bfloat16 without emulating it; where a GPU is, the GPU.
+
+    In a dry run for another device: whether that one does.
+    """
+    if (device := dry_run.bf16()) is not None:
+        return device
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
@@ -341,9 +370,9 @@ def _saved_run(resolved, arguments_class, training_arguments_class, recipe_defau
 
     Values are taken before TrainingArguments changes them, and no token is among them.
     """
-    run = {f.name: resolved[f.name] for f in fields(arguments_class)}
+    run = {f.name: resolved[f.name] for f in fields(arguments_class) if not names_secret(f.name)}
     for f in fields(training_arguments_class):
-        if not f.init or f.name in ONE_INVOCATION or f.name.endswith("_token"):
+        if not f.init or f.name in ONE_INVOCATION or names_secret(f.name):
             continue
         if f.name in recipe_defaults or f.name in origin:
             run[f.name] = resolved[f.name]
@@ -360,7 +389,7 @@ def _plain_value(value: Any) -> Any:
 
 def report_errors(debug: bool) -> None:
     """From now on an uncaught error is one line on stderr and exit code 1; with debug, Python's own traceback."""
-    sys.excepthook = sys.__excepthook__ if debug else _one_line
+    sys.excepthook = masked_traceback if debug else _one_line
 
 
 def _one_line(kind: type[BaseException], error: BaseException, trace: Any) -> None:
@@ -373,4 +402,4 @@ def _one_line(kind: type[BaseException], error: BaseException, trace: Any) -> No
     if not issubclass(kind, (ValueError, OSError, FloatingPointError, ImportError)):
         last = traceback.extract_tb(trace)[-1] if trace else None
         said = f"{kind.__name__}: {said}" + (f" ({Path(last.filename).name}:{last.lineno})" if last else "")
-    print(f"{prefix}error: {said}  (--debug shows the traceback)", file=sys.stderr)
+    print(f"{prefix}error: {masked(said)}  (--debug shows the traceback)", file=sys.stderr)

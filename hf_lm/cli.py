@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import NoReturn
 
-from hf_lm import __version__
+from hf_lm.hub.credentials import masked, masked_traceback
+from hf_lm.version import __version__
 
 COMMANDS = (  # as `hf-lm --help` lists them; each is a module of hf_lm.commands
     *("recipes", "copy", "plan", "inspect", "run"),
-    *("generate", "write", "chat", "demo", "predict", "serve"),
+    *("generate", "write", "chat", "demo", "predict"),
     *("score", "compare"),
     *("check", "merge", "push"),
     "completion",
@@ -91,8 +92,9 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(141) from None
     except (ValueError, OSError, ImportError) as error:
         if args.debug:
+            sys.excepthook = masked_traceback
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {masked(' '.join(str(error).split()))}", file=sys.stderr)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None

@@ -12,6 +12,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
+from hf_lm.hub.credentials import masked_arguments
+
 # What `accelerate launch` takes and no recipe does: these may stand after the recipe's name too.
 LAUNCH_OPTIONS = (
     *("--num_processes", "--num_machines", "--machine_rank", "--main_process_ip", "--main_process_port"),
@@ -108,7 +110,8 @@ def launch(arguments: Sequence[str]) -> NoReturn:
     before, path, rest = _split(arguments)
     if path.is_relative_to(Path.cwd()):
         path = path.relative_to(Path.cwd())
-    print(f"accelerate launch {shlex.join([*before, str(path), *rest])}", file=sys.stderr, flush=True)
+    shown = shlex.join([*before, str(path), *masked_arguments(rest)])
+    print(f"accelerate launch {shown}", file=sys.stderr, flush=True)
 
     import logging
 
@@ -118,7 +121,9 @@ def launch(arguments: Sequence[str]) -> NoReturn:
 
     # Its list of values that were not given: the recipe itself says how many processes and which precision there are.
     logging.getLogger("accelerate.commands.launch").setLevel(logging.ERROR)
-    # accelerate starts a child, which a SIGTERM would leave behind and whose exit code it replaces by 1.
+    # The one name of another module that this package replaces. accelerate 1.15 starts one process with
+    # `subprocess.Popen` and waits: SIGTERM ends the launcher and leaves the child behind, and every exit code but 0
+    # becomes 1. Its command line has no option for another launcher.
     accelerate_launch.simple_launcher = _become
     parser = accelerate_launch.launch_command_parser()
     try:

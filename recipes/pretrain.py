@@ -8,16 +8,16 @@ accelerate launch recipes/pretrain.py --config recipes/configs/pretrain_gpt2_wik
 from dataclasses import dataclass
 from typing import Literal
 
-from transformers import set_seed
+from accelerate.utils import set_seed
 
 from hf_lm.arguments import TrainingArguments, bf16_is_fast, parse_arguments
 from hf_lm.data.sources import load_corpus
-from hf_lm.models.checkpoints import load_causal_lm
 from hf_lm.models.configuration import context_length
 from hf_lm.models.gpt2 import new_gpt2
+from hf_lm.models.loading import load_causal_lm
 from hf_lm.models.recurrent import new_recurrent
 from hf_lm.tasks.language_modelling import LanguageModelling
-from hf_lm.tokenizer import prepare_tokenizer
+from hf_lm.tokenization.tokenizer import prepare_tokenizer
 from hf_lm.training.fit import fit
 
 

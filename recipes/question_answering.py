@@ -7,17 +7,18 @@ accelerate launch recipes/question_answering.py --model out/pretrain --dataset m
 
 from dataclasses import dataclass
 
-from transformers import AutoModelForQuestionAnswering, BertForQuestionAnswering, set_seed
+from accelerate.utils import set_seed
+from transformers import AutoModelForQuestionAnswering, BertForQuestionAnswering
 
 from hf_lm.arguments import FINE_TUNING, FineTuningArguments, TrainingArguments, bf16_is_fast, parse_arguments
 from hf_lm.data.tables import load_table
 from hf_lm.models.adapters import add_lora
 from hf_lm.models.bert import new_bert
-from hf_lm.models.checkpoints import load_with_head
 from hf_lm.models.configuration import context_length, family, load_config
 from hf_lm.models.encoder_decoder import load_text_to_text
+from hf_lm.models.loading import load_with_head
 from hf_lm.tasks.question_answering import QuestionAnswering, QuestionAnsweringAsText, read_question_answering
-from hf_lm.tokenizer import load_tokenizer, new_tokenizer, set_pad
+from hf_lm.tokenization.tokenizer import load_tokenizer, new_tokenizer, set_pad
 from hf_lm.training.fit import fit
 
 

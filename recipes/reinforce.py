@@ -7,18 +7,18 @@ accelerate launch recipes/reinforce.py --model out/chat --dataset prompts.jsonl 
 
 from dataclasses import dataclass
 
-from transformers import set_seed
+from accelerate.utils import set_seed
 
 from hf_lm.arguments import FINE_TUNING, FineTuningArguments, TrainingArguments, bf16_is_fast, parse_arguments
-from hf_lm.chat_template import set_chat_template
 from hf_lm.data.conversations import as_text, read_prompts
 from hf_lm.data.tables import load_table
 from hf_lm.evaluation.rewards import load_reward
 from hf_lm.models.adapters import add_lora
-from hf_lm.models.checkpoints import load_causal_lm
 from hf_lm.models.gpt2 import new_gpt2
+from hf_lm.models.loading import load_causal_lm
 from hf_lm.tasks.reinforce import Reinforce
-from hf_lm.tokenizer import load_tokenizer, set_pad, train_bpe
+from hf_lm.tokenization.chat_template import set_chat_template
+from hf_lm.tokenization.tokenizer import load_tokenizer, set_pad, train_bpe
 from hf_lm.training.fit import fit
 from hf_lm.training.warm_up import warm_up
 
@@ -43,7 +43,7 @@ class Arguments(FineTuningArguments):
 
 
 def main(args: Arguments, training_args: TrainingArguments) -> dict:
-    from hf_lm.training.alignment import grpo_trainer  # imports trl, an extra
+    from hf_lm.training.trl_trainers import grpo_trainer  # imports trl, which takes seconds
 
     set_seed(training_args.seed)
     reward = load_reward(args.reward, pattern=args.pattern, target_length=args.target_length)

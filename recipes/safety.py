@@ -8,19 +8,18 @@ accelerate launch recipes/safety.py --model out/pretrain --train_text texts/ --m
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from accelerate import PartialState
-from transformers import set_seed
+from accelerate.utils import set_seed
 
 from hf_lm.arguments import TrainingArguments, bf16_is_fast, parse_arguments
 from hf_lm.data.sources import load_corpus
-from hf_lm.models.checkpoints import load_causal_lm
 from hf_lm.models.gpt2 import new_gpt2
+from hf_lm.models.loading import load_causal_lm
+from hf_lm.output_folder import prepare_output, remove_results, save_run
 from hf_lm.safety.findings import Variant, leave_findings
 from hf_lm.safety.mitigations import guards, train_on, training_texts
 from hf_lm.safety.scorers import load_scorer, load_sentiment, train_scorer
 from hf_lm.safety.suite import Suite, load_any
-from hf_lm.tokenizer import load_tokenizer, prepare_tokenizer
-from hf_lm.training.checkpoints import prepare_output, save_run
+from hf_lm.tokenization.tokenizer import load_tokenizer, prepare_tokenizer
 
 
 @dataclass
@@ -47,8 +46,9 @@ class Arguments:
 
 def main(args: Arguments, training_args: TrainingArguments) -> dict:
     out, device = Path(training_args.output_dir), training_args.device
-    with PartialState().main_process_first():
+    with training_args.main_process_first():
         prepare_output(out, resume=False, overwrite=training_args.overwrite_output_dir)
+        remove_results(out, checkpoints=False)
         save_run(training_args.run, out)
     set_seed(training_args.seed)
 

@@ -10,8 +10,8 @@ from typing import Literal
 
 from hf_lm.arguments import FINE_TUNING, TrainingArguments, bf16_is_fast, parse_arguments
 from hf_lm.self_training.curve import learning_curve
-from hf_lm.self_training.learning import SelfTraining
-from hf_lm.self_training.starts import BEGIN
+from hf_lm.self_training.experiment import SelfTraining
+from hf_lm.self_training.setups import BEGIN
 from hf_lm.training.fit import fit
 
 

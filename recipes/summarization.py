@@ -7,14 +7,14 @@ accelerate launch recipes/summarization.py --model google-t5/t5-small --dataset 
 
 from dataclasses import dataclass
 
-from transformers import set_seed
+from accelerate.utils import set_seed
 
 from hf_lm.arguments import FINE_TUNING, FineTuningArguments, TrainingArguments, bf16_is_fast, parse_arguments
 from hf_lm.data.tables import load_table
 from hf_lm.models.adapters import add_lora
 from hf_lm.models.encoder_decoder import load_text_to_text, new_bart
 from hf_lm.tasks.summarization import Summarization, read_summarization
-from hf_lm.tokenizer import load_tokenizer, new_tokenizer, set_pad
+from hf_lm.tokenization.tokenizer import load_tokenizer, new_tokenizer, set_pad
 from hf_lm.training.fit import fit
 
 

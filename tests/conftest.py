@@ -39,7 +39,7 @@ def texts() -> list[str]:
 
 @pytest.fixture(scope="session")
 def tokenizer(texts):
-    from hf_lm.tokenizer import train_bpe
+    from hf_lm.tokenization.tokenizer import train_bpe
 
     return train_bpe(texts, vocab_size=320)
 
@@ -68,7 +68,7 @@ def scripted(tokenizer):
     import transformers
 
     from hf_lm.models.gpt2 import new_gpt2
-    from hf_lm.tokenizer import encode_documents
+    from hf_lm.tokenization.tokenizer import encode_documents
 
     def make(text: str):
         ids = [*encode_documents(tokenizer, [text])[0], tokenizer.eos_token_id]

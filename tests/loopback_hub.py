@@ -10,16 +10,19 @@ import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import parse_qs, unquote
 
 import pytest
 import yaml
 
 TOKEN = "hf_loopback_token"
+REPO = "(?:datasets/)?[^/]+/[^/]+"
 
 
 class LoopbackHub:
     def __init__(self) -> None:
-        self.repos: dict[str, dict[str, bytes]] = {}  # name -> path -> content
+        self.repos: dict[str, dict[str, bytes]] = {}  # name ("datasets/" before a dataset's) -> path -> content
+        self.private: set[str] = set()
         self.commits: list[dict[str, Any]] = []
         self.objects: dict[str, bytes] = {}  # LFS, by SHA-256
         self.requests: list[str] = []
@@ -67,7 +70,7 @@ class LoopbackHub:
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
-        path = request.path.split("?")[0]
+        path = unquote(request.path.split("?")[0])
         self.requests.append(f"{request.command} {path}")
         for part, statuses in self.fail.items():
             if part in path and statuses:
@@ -83,6 +86,7 @@ class LoopbackHub:
             if sent != f"Bearer {TOKEN}" and not sent.startswith("Basic "):
                 send(request, 401, {"error": "Invalid credentials"})
                 return
+        path = path.replace("/api/datasets/", "/api/models/datasets/")
         for pattern, act in (
             (r"/api/repos/create", self.create),
             (r"/api/validate-yaml", self.validate),
@@ -92,9 +96,10 @@ class LoopbackHub:
             (r"/lfs-object/(\w+)", self.lfs_object),
             (r"/lfs-verify", lambda *_: (200, {}, {})),
             (r"/api/models/(.+/.+)/commit/[^/]+", self.commit),
-            (r"/api/models/([^/]+/[^/]+)(?:/revision/[^/]+)?", self.info),
-            (r"/api/models/([^/]+/[^/]+)/tree/([^/]+)(?:/(.*))?", self.tree),
-            (r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", self.resolve),
+            (rf"/api/models/({REPO})(?:/revision/[^/]+)?", self.info),
+            (rf"/api/models/({REPO})/tree/([^/]+)(?:/(.*))?", self.tree),
+            (rf"/api/models/({REPO})/paths-info/[^/]+", self.paths_info),
+            (rf"/({REPO})/resolve/([^/]+)/(.+)", self.resolve),
         ):
             if match := re.fullmatch(pattern, path):
                 send(request, *act(request, body, *match.groups()))
@@ -128,6 +133,8 @@ class LoopbackHub:
         if name in self.repos:
             return 409, {"error": "You already created this model repo", "url": url}, {}
         self.repos[name] = {}
+        if asked.get("private") or asked.get("visibility") == "private":
+            self.private.add(name)
         return 200, {"url": url, "name": name, "id": name}, {}
 
     def preupload(self, request, body, repo):
@@ -193,15 +200,20 @@ class LoopbackHub:
         }
         return 200, about, {}
 
+    def entries(self, repo):
+        return [
+            {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+            for path, content in sorted(self.repos[repo].items())
+        ]
+
+    def paths_info(self, request, body, repo):
+        asked = json.loads(body) if body.startswith(b"{") else parse_qs(body.decode())
+        return 200, [entry for entry in self.entries(repo) if entry["path"] in asked["paths"]], {}
+
     def tree(self, request, body, repo, revision, folder=None):
         if repo not in self.repos:
             return 404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"}
-        prefix = f"{folder}/" if folder else ""
-        found = [
-            {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
-            for path, content in sorted(self.repos[repo].items())
-            if path.startswith(prefix)
-        ]
+        found = [entry for entry in self.entries(repo) if entry["path"].startswith(f"{folder}/" if folder else "")]
         if not found:
             return 404, {"error": "Entry not found"}, {"X-Error-Code": "EntryNotFound"}
         return 200, found, {}

@@ -7,14 +7,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers
+from huggingface_hub import ModelCard
 from test_families import answerer, checkpoints, classifier, tokenizer, trainer_of, writer  # noqa: F401
 
-from hf_lm import pipeline, proofs
+from hf_lm import pipeline
 from hf_lm.arguments import TrainingArguments
 from hf_lm.models.adapters import add_lora, has_base, load_merged, merge_adapter
-from hf_lm.models.checkpoints import load_causal_lm, load_with_head
 from hf_lm.models.configuration import load_config
 from hf_lm.models.encoder_decoder import load_text_to_text
+from hf_lm.models.loading import load_causal_lm, load_with_head
+from hf_lm.tasks import proofs
 from hf_lm.training.fit import fit
 
 
@@ -65,6 +67,26 @@ def test_a_span_head_of_llama_has_no_base_of_one_name(checkpoints, tokenizer):  
     assert not has_base(add_lora(model, rank=2))
     model, _ = answerer(checkpoints["gpt2"], tokenizer)
     assert has_base(add_lora(model, rank=2))
+
+
+def test_a_base_of_this_machine_is_named_so_that_peft_cannot_ask_the_hub_for_it(tokenizer, tmp_path, monkeypatch):  # noqa: F811
+    """out/pretrain is a folder here and, from anywhere else, the repository of a stranger called out."""
+    from peft import AutoPeftModelForCausalLM
+
+    from hf_lm.models.gpt2 import new_gpt2
+
+    monkeypatch.chdir(tmp_path)
+    model = new_gpt2(tokenizer, n_layer=1, n_head=1, n_embd=8, block_size=16)
+    assert add_lora(model, rank=2).peft_config["default"].base_model_name_or_path in (None, "")
+    model = new_gpt2(tokenizer, n_layer=1, n_head=1, n_embd=8, block_size=16)
+    model.save_pretrained("out/pretrain")
+    model = add_lora(load_causal_lm("out/pretrain"), rank=2)
+    model.save_pretrained("out/adapter")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    loaded = AutoPeftModelForCausalLM.from_pretrained("../out/adapter")
+    assert loaded.peft_config["default"].base_model_name_or_path == str(tmp_path / "out" / "pretrain")
+    assert has_base(model)
 
 
 def test_pipelines_take_an_adapter(adapters, tokenizer):  # noqa: F811
@@ -122,6 +144,13 @@ def test_an_adapter_whose_base_is_missing_is_said_in_one_line(adapters, tokenize
         load_text_to_text(str(adapters["writer", "bart"].folder), tokenizer=tokenizer, quantize=4)
 
 
+TAGS = ["trackio", "trackio:https://huggingface.co/spaces/me/runs"]  # by which the Hub shows a run
+
+
+def tags(folder) -> list[str]:
+    return ModelCard.load(folder / "README.md").data.tags
+
+
 def run(build, folder, tokenizer, out, *, merge=True, **options):  # noqa: F811
     transformers.set_seed(0)
     model, task = build(folder, tokenizer)
@@ -129,7 +158,9 @@ def run(build, folder, tokenizer, out, *, merge=True, **options):  # noqa: F811
         output_dir=str(out), use_cpu=True, report_to="none", disable_tqdm=True, max_steps=2, learning_rate=1e-2,
         save_strategy="no",
     )  # fmt: skip
-    return fit(add_lora(model, rank=2), task, arguments, merge=merge)
+    adapted = add_lora(model, rank=2)
+    adapted.model_tags = TAGS  # as a callback of the Trainer sets them, on the model that it is given
+    return fit(adapted, task, arguments, merge=merge)
 
 
 def test_the_three_ways_of_loading_are_proved_on_a_quantized_base(checkpoints, tokenizer, tmp_path, monkeypatch):  # noqa: F811
@@ -143,6 +174,7 @@ def test_the_three_ways_of_loading_are_proved_on_a_quantized_base(checkpoints, t
     for name in ("merging", "load_back", "adapter_load_back"):
         assert report["proofs"][name]["passed"], name
     assert "quantization" not in (tmp_path / "out" / "config.json").read_text()
+    assert tags(tmp_path / "out") == ["hf_lm", *TAGS]
     # The adapter, its base quantized and dequantized again, is the merged model.
     again = load_merged(str(tmp_path / "out" / "adapter"), tokenizer=tokenizer)
     plain = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
@@ -155,6 +187,7 @@ def test_an_adapter_alone_is_proved_and_needs_a_base(checkpoints, tokenizer, tmp
     assert report["proofs"]["load_back"]["passed"]
     assert (tmp_path / "out" / "adapter_config.json").is_file()
     assert not (tmp_path / "out" / "config.json").exists()
+    assert tags(tmp_path / "out") == ["hf_lm", *TAGS]
     with pytest.raises(ValueError, match="--merge false leaves an adapter alone"):
         run(writer, checkpoints["bert2bert"], tokenizer, tmp_path / "none", merge=False)
     assert not (tmp_path / "none").exists()

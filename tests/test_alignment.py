@@ -10,10 +10,10 @@ import transformers
 from running import here
 from safetensors.torch import load_file
 
-from hf_lm.chat_template import set_chat_template
-from hf_lm.data.dialogues import sums
+from hf_lm.data.demos.dialogues import sums
 from hf_lm.models.gpt2 import new_gpt2
-from hf_lm.tokenizer import train_bpe
+from hf_lm.tokenization.chat_template import set_chat_template
+from hf_lm.tokenization.tokenizer import train_bpe
 from hf_lm.training.trainer import Sound
 
 pytest.importorskip("trl")

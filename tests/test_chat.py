@@ -9,19 +9,19 @@ import pytest
 import torch
 import transformers
 
-from hf_lm import proofs
 from hf_lm.arguments import TrainingArguments, parse_arguments
-from hf_lm.chat_template import encode_chats, set_chat_template
 from hf_lm.data.batches import pad_batch
 from hf_lm.data.conversations import read_chat
 from hf_lm.data.packing import fill_blocks
 from hf_lm.data.tables import Table
 from hf_lm.evaluation.completions import log_probs, write
-from hf_lm.losses import next_token_loss
 from hf_lm.models.adapters import add_lora
 from hf_lm.models.gpt2 import new_gpt2
+from hf_lm.tasks import proofs
 from hf_lm.tasks.chat import Chat
-from hf_lm.tokenizer import train_bpe
+from hf_lm.tasks.losses import next_token_loss
+from hf_lm.tokenization.chat_template import encode_chats, set_chat_template
+from hf_lm.tokenization.tokenizer import train_bpe
 
 ROOT = Path(__file__).parent.parent
 WORDS = ("red", "green", "blue", "black", "white", "small", "large", "quick", "slow", "old", "蓝", "旧")
@@ -65,7 +65,7 @@ def make(chat_tokenizer):
 
 
 def trainer_of(model, task, tmp_path, **arguments):
-    from hf_lm.training.alignment import sft_trainer
+    from hf_lm.training.trl_trainers import sft_trainer
 
     settings = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "logging_steps": 1, "save_strategy": "no"}
     args = TrainingArguments(output_dir=str(tmp_path), **settings | arguments)

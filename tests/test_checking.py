@@ -1,15 +1,18 @@
 """hf-lm check: a good folder passes, and each thing that can be wrong with one is named."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import transformers
+from loopback_hub import hub  # noqa: F401  (a fixture)
 
-from hf_lm import checking
-from hf_lm.checking import check_folder
 from hf_lm.cli import main
+from hf_lm.hub import check as checking
+from hf_lm.hub.check import check_folder
 
 CARD = "---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n# tiny\n"
 TOKEN = "hf_" + "x" * 34
@@ -85,7 +88,7 @@ def test_what_loads_but_cannot_be_right_is_listed_with_exit_code_1(folder, capsy
 
 def test_an_adapter_is_loaded_with_its_base(saved, tokenizer, tmp_path):
     from hf_lm.models.adapters import add_lora
-    from hf_lm.models.checkpoints import load_with_head
+    from hf_lm.models.loading import load_with_head
 
     model = load_with_head(
         str(saved),
@@ -99,7 +102,9 @@ def test_an_adapter_is_loaded_with_its_base(saved, tokenizer, tmp_path):
     assert checked.facts[0].startswith("GPT2ForSequenceClassification, decoder: ")
     assert any(f"an adapter (LORA, rank 2) of {saved} (a folder of this machine" in fact for fact in checked.facts)
     edit(tmp_path / "adapter" / "adapter_config.json", base_model_name_or_path="/gone/base")
-    assert any("base model '/gone/base' is not there" in wrong for wrong in check_folder(tmp_path / "adapter").wrong)
+    assert any(
+        "base model '/gone/base' is not on this machine" in wrong for wrong in check_folder(tmp_path / "adapter").wrong
+    )
 
 
 def damage(folder: Path, how: str) -> None:
@@ -119,6 +124,14 @@ def damage(folder: Path, how: str) -> None:
         (folder / "checkpoint-3").mkdir()
     elif how == "empty":
         (folder / "tokenizer.json").write_text("")
+    elif how == "other run":
+        digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+        recorded = {"model.safetensors": {"bytes": weights.stat().st_size, "sha256": digest[::-1]}}
+        edit(folder / "report.json", files=recorded)
+    elif how == "list":
+        (folder / "config.json").write_text("[1]")
+    elif how == "index":
+        (folder / "model.safetensors.index.json").write_text("{}")
     elif how == "secret":
         (folder / "run.yaml").write_text(f"seed: 1\nhub_token: {TOKEN}\n")
     elif how == "failed":
@@ -146,13 +159,16 @@ def damage(folder: Path, how: str) -> None:
         ("temporary", "half written: report.json.tmp"),
         ("checkpoint", "half written: checkpoint-3"),
         ("empty", "tokenizer.json is no JSON"),
+        ("other run", "model.safetensors is not the file of this run"),
+        ("list", "config.json holds no settings"),
+        ("index", "model.safetensors.index.json names no weights"),
         ("secret", "looks like a secret: run.yaml:2 (a Hugging Face token)"),
         ("failed", "proofs failed: load_back"),
         ("report", "report.json is not what a recipe writes"),
         ("card", "the model card is not valid"),
         ("metadata", "has no metadata"),
         ("no card", "there is no model card"),
-        ("code", "needs code of its own (auto_map), which was not run"),
+        ("code", "needs code of its own (auto_map in config.json), which was not run"),
     ],
 )
 def test_each_thing_that_can_be_wrong_is_named_and_no_secret_shown(folder, how, said, monkeypatch):
@@ -170,3 +186,112 @@ def test_a_folder_that_is_no_model_is_one_line(tmp_path, folder):
         check_folder(tmp_path / "nothing")
     with pytest.raises(ValueError, match=r"no model \(config\.json\) and no adapter.*There is one in: tiny"):
         check_folder(tmp_path)
+
+
+# A stranger's code: a file of the folder that leaves a mark wherever it runs.
+
+
+def evil(folder: Path, marker: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "inner--evil.py").write_text(f"open({str(marker)!r}, 'w')\nclass C: pass\n")
+    shutil.copy(folder / "inner--evil.py", folder / "evil.py")
+    (folder / "config.json").write_text('{"model_type": "evil", "auto_map": {"AutoConfig": "evil.C"}}')
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recurrent(tokenizer, tmp_path_factory) -> Path:
+    """A folder with the code of this package's recurrent model, which everybody can copy."""
+    from hf_lm.models.recurrent import new_recurrent
+
+    folder = tmp_path_factory.mktemp("recurrent") / "lstm"
+    new_recurrent(tokenizer, cell="lstm", n_embd=8, hidden_size=8, n_layer=1).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_our_own_code_is_trusted_word_for_word(recurrent):
+    checked = check_folder(recurrent)
+    assert checked.wrong == []
+    assert "it carries its own code, byte for byte the recurrent model of hf_lm" in checked.facts
+
+
+@pytest.mark.parametrize(
+    "way", ["auto_map", "module", "tokenizer", "generate", "generate link", "processor", "type", "nested", "changed"]
+)
+def test_no_code_but_ours_is_trusted(recurrent, tmp_path, way):
+    folder = Path(shutil.copytree(recurrent, tmp_path / "dir"))
+    marker = tmp_path / "ran"
+    evil(tmp_path / "elsewhere" / "inner", marker)
+    attack = {"auto_map": {"AutoConfig": f"{tmp_path}/elsewhere/inner--evil.C"}}
+    if way == "auto_map":
+        edit(folder / "config.json", **attack)
+    elif way == "module":  # a name of ours that transformers takes out of another folder
+        ours = json.loads((folder / "config.json").read_text())["auto_map"]
+        edit(folder / "config.json", auto_map={key: f"{tmp_path}--{name}" for key, name in ours.items()})
+    elif way == "tokenizer":
+        edit(
+            folder / "tokenizer_config.json", auto_map={"AutoTokenizer": [f"{tmp_path}/elsewhere/inner--evil.C", None]}
+        )
+    elif way.startswith("generate"):  # run by from_pretrained where code is trusted
+        target = folder / "custom_generate"
+        place = target if way == "generate" else tmp_path / "link"
+        place.mkdir()
+        (place / "generate.py").write_text(f"open({str(marker)!r}, 'w')\ndef generate(model): pass\n")
+        if place != target:
+            target.symlink_to(place)
+    elif way == "processor":  # a class that a report names
+        (folder / "processor_config.json").write_text(json.dumps({"processor_class": "C", **attack}))
+        (folder / "report.json").write_text(json.dumps({"model": {"auto_class": "AutoProcessor"}, "proofs": {}}))
+    elif way == "type":
+        edit(folder / "config.json", model_type="gpt2")
+    elif way == "nested":
+        shutil.copytree(tmp_path / "elsewhere" / "inner", folder / "target_tokenizer")
+    elif way == "changed":
+        with (folder / "recurrent.py").open("a") as file:
+            file.write(f"\nopen({str(marker)!r}, 'w')\n")
+    wrong = check_folder(folder).wrong
+    assert not marker.exists()
+    assert any("needs code of its own" in line and "was not run" in line for line in wrong), wrong
+
+
+def adapter(folder: Path, base: str, recurrent: Path, **changes) -> Path:
+    """An adapter with copies of this package's code, which once lent their trust to its base."""
+    from safetensors.numpy import save_file
+
+    folder.mkdir()
+    config = {"peft_type": "LORA", "r": 2, "target_modules": ["c_attn"], "base_model_name_or_path": base}
+    (folder / "adapter_config.json").write_text(json.dumps(config | changes))
+    save_file({"base_model.model.a.lora_A.weight": np.zeros((2, 2), "float32")}, folder / "adapter_model.safetensors")
+    for path in recurrent.glob("*.py"):
+        shutil.copy(path, folder)
+    return folder
+
+
+def test_an_adapter_and_its_base_are_never_trusted(recurrent, tmp_path):
+    marker = tmp_path / "ran"
+    base = evil(tmp_path / "inner", marker)
+    for name, changes, said in (
+        ("a", {"auto_map": {}}, "needs code of its own (auto_map in adapter_config.json)"),
+        ("b", {}, "its base needs code of its own (auto_map)"),
+        ("c", {"megatron_config": {"a": 1}, "megatron_core": "evil"}, "needs code of its own (megatron_core)"),
+    ):
+        wrong = check_folder(adapter(tmp_path / name, str(base), recurrent, **changes)).wrong
+        assert not marker.exists(), name
+        assert any(said in line for line in wrong), wrong
+
+
+def test_a_base_on_the_hub_is_not_fetched(recurrent, tmp_path, hub, monkeypatch):  # noqa: F811
+    hub.repos["attacker/evil"] = {
+        path.name: path.read_bytes() for path in evil(tmp_path / "base", tmp_path / "ran").iterdir()
+    }
+    for name, value in hub.environment().items():
+        monkeypatch.setenv(name, value)
+    for name, changes in (("a", {}), ("b", {"auto_map": {}})):
+        folder = adapter(tmp_path / name, "attacker/evil", recurrent, **changes)
+        wrong = check_folder(folder).wrong
+        assert hub.requests == []
+        assert not (tmp_path / "ran").exists()
+        assert any(
+            "auto_map" in line if changes else "'attacker/evil' is not on this machine" in line for line in wrong
+        )

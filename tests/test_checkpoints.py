@@ -1,27 +1,30 @@
 """A checkpoint is complete or absent, and a run is continued or replaced only when that was asked for."""
 
 import errno
+import hashlib
 import json
 from pathlib import Path
 
 import pytest
-import yaml
 
-from hf_lm.training.checkpoints import (
+from hf_lm.output_folder import (
     ASIDE,
-    check_same_run,
-    find_checkpoint,
+    check_output,
+    fingerprints,
+    is_run,
     list_checkpoints,
     prepare_output,
-    save_aside,
+    remove_results,
+    save_run,
 )
+from hf_lm.training.checkpoints import check_same_run, find_checkpoint, save_aside
 
 
 def make_checkpoint(folder: Path, step: int, run: dict | None = None) -> Path:
     checkpoint = folder / f"checkpoint-{step}"
     checkpoint.mkdir(parents=True)
     (checkpoint / "trainer_state.json").write_text(json.dumps({"global_step": step}))
-    (checkpoint / "run.yaml").write_text(yaml.safe_dump(run or {"learning_rate": 1e-3}))
+    save_run(run or {"learning_rate": 1e-3}, checkpoint)
     return checkpoint
 
 
@@ -76,16 +79,92 @@ def test_another_configuration_is_refused_with_what_differs(tmp_path):
         check_same_run(checkpoint, {"learning_rate": 2e-3, "block_size": 64, "seed": 7})
 
 
-def test_a_run_is_not_overwritten_unasked(tmp_path):
-    make_checkpoint(tmp_path, 10)
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="already holds a run"):
+def make_result(folder: Path) -> Path:
+    """A folder as a finished run leaves it, with files of the user's in each of its folders."""
+    save_run({"output_dir": str(folder)}, folder)
+    make_checkpoint(folder, 10)
+    for name in (
+        *("config.json", "model.safetensors", "tokenizer.json", "README.md", "report.json", "predictions.jsonl"),
+        *("plots/loss.png", "adapter/adapter_config.json", "target_tokenizer/tokenizer.json"),
+        *("notes.txt", "plots/mine.png", "adapter/mine.txt"),
+    ):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(name)
+    return folder
+
+
+def files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_is_not_overwritten_unasked_and_then_only_what_a_run_writes(tmp_path):
+    before = files(make_result(tmp_path))
+    with pytest.raises(FileExistsError, match=r"already holds a run.*--overwrite_output_dir"):
         prepare_output(tmp_path, resume=False, overwrite=False)
     prepare_output(tmp_path, resume=True, overwrite=False)
-    assert list_checkpoints(tmp_path)
     prepare_output(tmp_path, resume=False, overwrite=True)
-    assert not list_checkpoints(tmp_path)
-    assert (tmp_path / "notes.txt").exists()
+    assert files(tmp_path) == before  # nothing goes before the new run trains
+    remove_results(tmp_path, checkpoints=False)
+    kept = {"notes.txt", "plots/mine.png", "adapter/mine.txt", "run.yaml"}
+    assert files(tmp_path) == kept | {"checkpoint-10/trainer_state.json", "checkpoint-10/run.yaml"}
+    assert not (tmp_path / "target_tokenizer").exists()
+    remove_results(tmp_path, checkpoints=True)
+    assert files(tmp_path) == kept
+
+
+def test_a_run_that_left_nothing_but_run_yaml_blocks_no_other(tmp_path):
+    save_run({"output_dir": "out"}, tmp_path)
+    assert is_run(tmp_path)
+    check_output(tmp_path, resume=False, overwrite=False)
+
+
+@pytest.mark.parametrize("name", ["README.md", "model.safetensors", "tokenizer.json", "plots/loss.png", "run.yaml"])
+def test_a_file_that_no_run_wrote_is_never_replaced(tmp_path, name):
+    (tmp_path / "train.py").write_text("mine")
+    check_output(tmp_path, resume=False, overwrite=False)  # a run writes no such file
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("learning_rate: 1.0")
+    for resume, overwrite in ((False, False), (True, False), (False, True)):
+        with pytest.raises(FileExistsError, match=f"no run of hf_lm wrote.*{Path(name).name}") as caught:
+            prepare_output(tmp_path, resume=resume, overwrite=overwrite)
+        assert "\n" not in str(caught.value)
+    assert (tmp_path / name).read_text() == "learning_rate: 1.0"
+
+
+def test_a_checkpoint_of_another_program_is_not_removed(tmp_path):
+    (tmp_path / "checkpoint-5").mkdir()
+    (tmp_path / "checkpoint-5" / "trainer_state.json").write_text("{}")
+    with pytest.raises(FileExistsError, match="checkpoint-5"):
+        check_output(tmp_path, resume=False, overwrite=True)
+    save_run({}, tmp_path / "checkpoint-5")  # a copy of ours in a new folder, to be resumed
+    check_output(tmp_path, resume=True, overwrite=False)
+
+
+def test_what_a_run_reads_is_not_replaced_by_it(tmp_path):
+    base = make_result(tmp_path / "base")
+    for name in ("", "../base", "checkpoint-10", "adapter", "predictions.jsonl"):
+        with pytest.raises(FileExistsError, match=r"this run reads .* and would replace it"):
+            check_output(base, resume=False, overwrite=True, inputs=["bert", base / name])
+    check_output(base, resume=False, overwrite=True, inputs=["", base / "notes.txt"])
+    check_output(tmp_path / "other", resume=False, overwrite=True, inputs=[base])
+
+
+def test_a_model_is_moved_into_place_beside_what_the_user_has_there(tmp_path):
+    make_result(tmp_path)
+    remove_results(tmp_path, checkpoints=False)
+
+    def write(aside: Path) -> None:
+        (aside / "adapter").mkdir()
+        for name in ("adapter/adapter_config.json", "config.json", "model.safetensors"):
+            (aside / name).write_text("new")
+        assert not (tmp_path / "config.json").exists()
+
+    saved = save_aside(tmp_path, "the model", write, main=True, wait=lambda: None)
+    assert sorted(saved) == ["adapter/adapter_config.json", "config.json", "model.safetensors"]
+    assert (tmp_path / "adapter" / "mine.txt").exists()
+    assert not (tmp_path / ASIDE).exists()
+    prints = fingerprints(tmp_path, saved)
+    assert prints["config.json"] == {"bytes": 3, "sha256": hashlib.sha256(b"new").hexdigest()}
 
 
 def test_what_a_killed_run_left_half_written_is_removed(tmp_path):

@@ -7,7 +7,7 @@ from scipy import stats
 from hf_lm.evaluation.compare import compare, holm, randomisation
 from hf_lm.evaluation.intervals import Estimate, mean, ratio
 from hf_lm.evaluation.metrics import Translation
-from hf_lm.scoreboard import sentence
+from hf_lm.scoring.scoreboard import sentence
 
 
 def answers(rng, *, examples=120, gain=0.0):

@@ -69,7 +69,7 @@ def test_quoted_code_stands_in_its_file(page):
 
 def test_concepts_quotes_every_step():
     quoted = {re.search(r'title="([^"]+)"', info)[1] for info, _ in blocks(DOCS / "concepts.md", "python")}
-    assert {"hf_lm/losses.py", "hf_lm/evaluation/perplexity.py", "hf_lm/evaluation/intervals.py"} <= quoted
+    assert {"hf_lm/tasks/losses.py", "hf_lm/evaluation/perplexity.py", "hf_lm/evaluation/intervals.py"} <= quoted
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -108,6 +108,33 @@ def test_options_of_recipes_exist():
                     assert option in shared | own, f"{page.name}: {line}: --{option}"
                     checked += 1
     assert checked > 20
+
+
+def test_upstream_findings_name_files_and_tests_that_exist():
+    page = (DOCS / "upstream.md").read_text(encoding="utf-8")
+    for path in set(re.findall(r"`((?:hf_lm|tests)/[\w/]+\.py)", page)):
+        assert (ROOT / path).is_file(), path
+    guards = set(re.findall(r"`(tests/\w+\.py)::(\w+)`", page))
+    assert len(guards) > 40
+    for path, name in guards:
+        assert f"def {name}(" in (ROOT / path).read_text(encoding="utf-8"), f"{path}::{name}"
+
+
+def test_no_command_of_the_readme_writes_where_another_did():
+    english, chinese = (
+        [" ".join(line.split("#")[0].split()) for line in commands(ROOT / name)]
+        for name in ("README.md", "README.zh-CN.md")
+    )
+    assert english == chinese
+    written = []
+    for line in english:
+        run = re.match(r"(?:accelerate launch recipes/(\w+)\.py|hf-lm run (\w+))", line)
+        if run and "--resume_from_checkpoint" not in line:
+            config = re.search(r"--config (\S+)", line)
+            configured = (ROOT / config[1]).read_text(encoding="utf-8") if config else ""
+            given = re.search(r"--output_dir (\S+)", line) or re.search(r"(?m)^output_dir: (\S+)$", configured)
+            written.append(given[1] if given else f"out/{run[1] or run[2]}")
+    assert len(written) == len(set(written)) > 8, written
 
 
 @pytest.mark.slow

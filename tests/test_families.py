@@ -31,18 +31,18 @@ from transformers import (
     T5Config,
 )
 
-from hf_lm import proofs
 from hf_lm.arguments import TrainingArguments
-from hf_lm.data.opinions import opinions
+from hf_lm.data.demos.opinions import opinions
 from hf_lm.data.tables import Table
 from hf_lm.models.adapters import add_lora, is_adapted, merged
-from hf_lm.models.checkpoints import load_with_head
 from hf_lm.models.configuration import context_length, family
 from hf_lm.models.encoder_decoder import load_text_to_text
+from hf_lm.models.loading import load_with_head
+from hf_lm.tasks import proofs
 from hf_lm.tasks.question_answering import QuestionAnswering, QuestionAnsweringAsText, read_question_answering
 from hf_lm.tasks.sentiment import Sentiment, SentimentAsText, read_sentiment
 from hf_lm.tasks.summarization import Summarization, read_summarization
-from hf_lm.tokenizer import load_tokenizer, new_tokenizer, set_pad
+from hf_lm.tokenization.tokenizer import load_tokenizer, new_tokenizer, set_pad
 from hf_lm.training.trainer import Trainer
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}

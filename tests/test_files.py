@@ -1,10 +1,18 @@
 """Files are complete or absent, and what this program did not write stays."""
 
+import json
 import os
 
 import pytest
+from test_writing import typed
 
+from hf_lm.cli import main
+from hf_lm.commands.chat import talk
+from hf_lm.commands.write import assist
 from hf_lm.files import refuse_foreign, write_whole
+from hf_lm.inference.chat import Conversation
+from hf_lm.inference.predict import predict
+from hf_lm.inference.writing import Draft
 
 
 def test_a_failed_write_leaves_the_old_content_and_nothing_beside_it(tmp_path, monkeypatch):
@@ -37,3 +45,138 @@ def test_what_this_program_did_not_write_is_refused(tmp_path):
     for name in ("notes.txt", "link", "."):
         with pytest.raises(FileExistsError, match="give another --output"):
             refuse_foreign(tmp_path / name, ours=ours, option="--output")
+
+
+def row(given, model="m", **more):
+    return (
+        json.dumps({"input": given, "prediction": "x", "score": 0.5, "model": model, "task": "sentiment"} | more)
+        + "\n"
+    )
+
+
+PREDICT = ["predict", "sentiment", "m", "in.txt", "--output"]
+GENERATE = ["generate", "m", "--prompts", "in.txt", "--output"]
+SCORE = ["score", "m", "--dataset", "in.txt", "--output"]
+LOST = [  # command, file of the user, its content, what the command prints
+    ([*PREDICT, "notes.txt"], "notes.txt", "my notes", "not written by this command: give another --output"),
+    ([*PREDICT, "notes.txt"], "notes.txt", "line 1\nline 2", "not written by this command"),
+    ([*PREDICT, "data.json"], "data.json", '{"input": "one", "label": 1}', "not written by this command"),
+    ([*PREDICT, "in.txt"], "in.txt", "one\ntwo", "is the file that is read"),
+    ([*PREDICT[:3], "in.jsonl", "--output", "in.jsonl"], "in.jsonl", row("one"), "is the file that is read"),
+    ([*PREDICT, "crlf.txt"], "crlf.txt", "one\r\ntwo\r\nthr", "not written by this command"),
+    ([*PREDICT, "run.jsonl"], "run.jsonl", '{"input": "one", "prediction": "x", "split": "test"}\n', "not written by"),
+    ([*PREDICT, "p.jsonl"], "p.jsonl", row("one", "other"), "line 1: other model than now (other, not m)"),
+    ([*PREDICT, "p.jsonl"], "p.jsonl", row("one", task="translation"), "line 1: other task than now"),
+    ([*PREDICT, "p.jsonl"], "p.jsonl", row("one") + "my notes", "line 2: neither a complete line nor the beginning"),
+    ([*PREDICT, "p.jsonl"], "p.jsonl", row("one") + row("two") + "my notes", "line 3: neither a complete line"),
+    ([*PREDICT, "p.jsonl"], "p.jsonl", row("three") + '{"inp', "line 1: not the answer to this run's input"),
+    ([*GENERATE, "notes.txt"], "notes.txt", "my notes", "not written by this command"),
+    ([*GENERATE, "in.txt"], "in.txt", "one\ntwo", "is the file that is read"),
+    (
+        [*SCORE, "thesis.tex"],
+        "thesis.tex",
+        "\\documentclass{}",
+        "thesis.tex exists and was not written by this command",
+    ),
+    ([*SCORE, "thesis.json"], "thesis.png", "picture", "thesis.png exists and was not written by this command"),
+    ([*SCORE, "x.png"], "x.png", "picture", "x.png exists and was not written by this command"),
+    ([*SCORE, "new.png"], "old.png", "picture", "is the name of the picture: give a file such as new.json"),
+    ([*SCORE, "data.json"], "data.json", '{"task": "mine"}', "not written by this command"),
+    ([*SCORE, "."], "mine.txt", "notes", ". is a folder: give another --output"),
+    (["compare", "a", "b", "--output", "data.json"], "data.json", "[1]", "not written by this command"),
+    (["plan", "pretrain", "--json", "mine.json"], "mine.json", '{"recipe": "cake"}', "give another --json"),
+]
+
+
+@pytest.mark.parametrize(("command", "file", "content", "says"), LOST)
+def test_the_table_of_what_was_lost_is_empty(command, file, content, says, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in.txt").write_bytes(b"one\ntwo\n")
+    (tmp_path / file).write_bytes(content.encode())
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(SystemExit) as ended:
+        main(command)
+    [line] = capsys.readouterr().err.strip().split("\n")
+    assert ended.value.code == 1
+    assert line.startswith("error: ")
+    assert says in line
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_save_in_write_replaces_only_what_the_session_knows(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other.txt").write_bytes(b"other\r\n")
+    (tmp_path / "draft.txt").write_bytes(b"one\r\ntwo")
+    (tmp_path / "draft.txt.unsaved").write_bytes(b"older")
+    draft = Draft("one\r\ntwo")
+    assist(None, None, draft, file="draft.txt", read=typed("three", "/save other.txt", "/save", "four"))
+    assert (tmp_path / "other.txt").read_bytes() == b"other\r\n"
+    assert (tmp_path / "draft.txt").read_bytes() == b"one\r\ntwo three"
+    assert (tmp_path / "draft.txt.unsaved").read_bytes() == b"older"
+    assert (tmp_path / "draft.txt.unsaved-2").read_bytes() == b"one\r\ntwo three four"
+    assert (
+        "other.txt exists and was not written by this command: give another file to /save" in capsys.readouterr().out
+    )
+
+    (tmp_path / "draft.txt").write_bytes(b"changed by an editor")
+    assist(
+        None, None, Draft("one"), file="draft.txt", read=typed("two", "/save", "/save new.txt", "3", "/save", "/quit")
+    )
+    assert (tmp_path / "draft.txt").read_bytes() == b"changed by an editor"
+    assert (tmp_path / "new.txt").read_bytes() == b"one two 3"
+
+
+@pytest.mark.parametrize("content", [b"notes\n\nmore\n", b'{"messages": 3}\n', b"\xff", b'{"messages": []}\nnotes'])
+def test_save_in_chat_adds_to_conversations_only(content, model, tokenizer, tmp_path, capsys):
+    path = tmp_path / "chat.jsonl"
+    path.write_bytes(content)
+    conversation = Conversation(model, tokenizer, template="plain", messages=[{"role": "user", "content": "a"}])
+    talk(conversation, read=typed(f"/save {path}"))
+    assert path.read_bytes() == content
+    assert "not written by this command: give another file to /save" in capsys.readouterr().out
+
+    mine = b'{"id": 7, "messages": [{"role": "user", "content": "a"}]}\r\n\n'
+    path.write_bytes(mine)
+    conversation.save(path)
+    conversation.messages.append({"role": "assistant", "content": "b"})
+    conversation.save(path)  # in place of its earlier state alone
+    assert path.read_bytes() == mine + json.dumps({"messages": conversation.messages}).encode() + b"\n"
+
+
+def test_a_pipe_is_written_to(tmp_path):
+    read, write = os.pipe()
+    refuse_foreign(f"/dev/fd/{write}", ours=lambda path: False, option="--json")
+    write_whole(f"/dev/fd/{write}", "text")
+    assert os.read(read, 10) == b"text"
+    os.close(read)
+    os.close(write)
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*nowhere for a\.json"):
+        write_whole(tmp_path / "nowhere" / "a.json", "1")
+
+
+def test_a_stopped_file_of_predictions_is_continued_by_the_same_model_alone(tmp_path, monkeypatch):
+    def pipeline(kind, model):
+        return lambda piece, **options: [{"label": text.upper(), "score": 0.5} for text in piece]
+
+    monkeypatch.setattr("hf_lm.inference.pipelines.pipeline", pipeline)
+    source, output = tmp_path / "in.txt", tmp_path / "out.jsonl"
+    source.write_text("one\ntwo 春\nthree\n")
+    assert predict("sentiment", "m", str(source), str(output)) == 3
+    complete = output.read_bytes()
+    rows = [json.loads(line) for line in complete.decode().splitlines()]
+    assert rows[1] == {"input": "two 春", "prediction": "TWO 春", "score": 0.5, "model": "m", "task": "sentiment"}
+    first = complete.index(b"\n") + 1
+    for size in range(first, len(complete)):  # stopped anywhere after a complete line, also within a character
+        output.write_bytes(complete[:size])
+        predict("sentiment", "m", str(source), str(output))
+        assert output.read_bytes() == complete
+    windows = complete[:first].replace(b"\n", b"\r\n")
+    output.write_bytes(windows)
+    predict("sentiment", "m", str(source), str(output))
+    assert output.read_bytes() == windows + complete[first:]
+    output.write_bytes(b"")  # nothing that could be lost
+    predict("sentiment", "m", str(source), str(output))
+    assert output.read_bytes() == complete

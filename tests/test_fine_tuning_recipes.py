@@ -11,7 +11,7 @@ import transformers
 from running import here, last_error, run
 from safetensors.torch import load_file
 
-from hf_lm.data.opinions import opinions
+from hf_lm.data.demos.opinions import opinions
 
 FAST = {"num_train_epochs": 1, "per_device_train_batch_size": 8, "use_cpu": True, "bf16": False, "report_to": "none"}
 NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -78,7 +78,7 @@ def test_a_recipe_leaves_a_complete_folder_whose_numbers_are_those_of_its_predic
 def encoder(tmp_path_factory) -> Path:
     """A folder with a tiny BERT, as a checkpoint to fine-tune."""
     from hf_lm.models.bert import new_bert
-    from hf_lm.tokenizer import new_tokenizer
+    from hf_lm.tokenization.tokenizer import new_tokenizer
 
     folder = tmp_path_factory.mktemp("encoder")
     transformers.set_seed(0)

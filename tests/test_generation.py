@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import threading
 
 import pytest
@@ -9,14 +10,14 @@ import torch
 import transformers
 from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
 
-from hf_lm.decoding import Decoding
-from hf_lm.generation import encode_prompt, generate, load_writer, log_probabilities, stream
+from hf_lm.inference.decoding import Decoding
+from hf_lm.inference.generate import encode_prompt, generate, load_writer, log_probabilities, stream
+from hf_lm.inference.predict import generate_lines, read_questions, read_texts
+from hf_lm.inference.sampling import Draw, before_stop, seed_of
 from hf_lm.models.adapters import add_lora
 from hf_lm.models.gpt2 import new_gpt2
 from hf_lm.models.recurrent import new_recurrent
-from hf_lm.predicting import generate_lines, read_texts
-from hf_lm.sampling import Draw, before_stop, seed_of
-from hf_lm.tokenizer import encode_documents, train_word_level
+from hf_lm.tokenization.tokenizer import encode_documents, train_word_level
 
 PROMPTS = ["The quick brown", "", "春眠不觉晓，处处", "A model assigns a probability to every", "x"]
 
@@ -343,6 +344,29 @@ def test_a_file_of_prompts_goes_on_where_it_was_stopped(model, tokenizer, tmp_pa
         generate_lines(str(tmp_path), prompts[:4], str(part), **settings)
 
 
+@pytest.mark.parametrize(
+    ("second", "says"),
+    [
+        ({"text": None}, "row 2: text is null"),
+        ({"text": math.nan}, "row 2: text is null"),
+        ({"text": ["b"]}, "row 2: text is a list"),
+        ({"other": "b"}, "row 2: has no text"),
+    ],
+)
+def test_an_input_without_text_is_refused_with_its_row(second, says, tmp_path):
+    path = tmp_path / "in.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ({"text": "a"}, second)))
+    with pytest.raises(ValueError, match=says):
+        read_texts(str(path))
+
+
+def test_a_question_without_context_is_refused_with_its_row(tmp_path):
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"question": "q", "context": 1998}\n{"question": "q", "context": null}\n')
+    with pytest.raises(ValueError, match="row 2: context is null"):
+        read_questions(str(path))
+
+
 def test_ctrl_c_in_a_file_of_prompts_keeps_what_is_written(model, tokenizer, tmp_path, monkeypatch, capsys):
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
@@ -355,7 +379,7 @@ def test_ctrl_c_in_a_file_of_prompts_keeps_what_is_written(model, tokenizer, tmp
             raise KeyboardInterrupt
         return generate(*args, **kwargs)
 
-    monkeypatch.setattr("hf_lm.generation.generate", interrupted)
+    monkeypatch.setattr("hf_lm.inference.generate.generate", interrupted)
     with pytest.raises(KeyboardInterrupt):
         generate_lines(str(tmp_path), prompts, str(output), max_new_tokens=2, batch_size=1)
     assert "holds 8 of 9; the same command goes on" in capsys.readouterr().err

@@ -7,8 +7,8 @@ import sys
 import pytest
 import torch
 
-from hf_lm import harness
-from hf_lm.report import save_report
+from hf_lm.reporting.report import save_report
+from hf_lm.scoring import harness
 
 
 def test_numbers_of_the_harness_are_kept_with_their_errors():

@@ -6,13 +6,13 @@ import re
 import pytest
 
 from hf_lm.cli import main
-from hf_lm.data.opinions import opinions
+from hf_lm.data.demos.opinions import opinions
 from hf_lm.data.scripts import languages_of, script_shares
+from hf_lm.dry_run import run_recipe
 from hf_lm.inspection.examples import Part, pieces, see
 from hf_lm.inspection.recipe import inspect_recipe, inspect_task
 from hf_lm.inspection.terminal import histogram, in_colour, show_inspection
-from hf_lm.rehearsal import rehearse
-from hf_lm.tokenizer import encode_documents
+from hf_lm.tokenization.tokenizer import encode_documents
 
 
 def write(path, rows):
@@ -33,7 +33,7 @@ def reviews(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sentiment(reviews):
-    return rehearse("sentiment", ["--dataset", reviews, "--max_length", "24", "--per_device_train_batch_size", "8"])
+    return run_recipe("sentiment", ["--dataset", reviews, "--max_length", "24", "--per_device_train_batch_size", "8"])
 
 
 @pytest.fixture(scope="module")
@@ -41,16 +41,13 @@ def inspected(sentiment):
     return inspect_task(*sentiment[:3])
 
 
-def test_the_recipe_itself_is_rehearsed_with_its_own_defaults_and_nothing_is_written(sentiment, tmp_path, monkeypatch):
+def test_the_recipe_itself_runs_with_its_own_defaults_and_nothing_is_written(sentiment, tmp_path, monkeypatch):
     assert type(sentiment.model).__name__ == "BertForSequenceClassification"
     assert sentiment.training_args.train_sampling_strategy == "group_by_length"
     assert sentiment.training_args.run["learning_rate"] == 1e-3  # what the recipe takes for a fresh model
     monkeypatch.chdir(tmp_path)
     inspect_task(*sentiment[:3])
     assert not list(tmp_path.iterdir())
-    from hf_lm.training.fit import fit
-
-    assert fit.__module__ == "hf_lm.training.fit"  # put back
 
 
 def test_it_says_how_the_file_was_understood(inspected):
@@ -105,12 +102,12 @@ def test_exactly_the_target_and_its_end_are_marked_as_learned(model, checkpoint,
     pairs = [{"source": f"the fox number {i}", "target": f"第{i}只狐狸"} for i in range(40)]
     arguments = ["--source", "source", "--target", "target"]
     arguments += ["--dataset", write(tmp_path / "pairs.jsonl", pairs)] + (["--model", checkpoint] if model else [])
-    rehearsal = rehearse("translation", arguments)
-    for row, feature in zip(rehearsal.task.table.rows["train"], rehearsal.task.train_dataset, strict=True):
-        parts = see(rehearsal.task, feature)
+    call = run_recipe("translation", arguments)
+    for row, feature in zip(call.task.table.rows["train"], call.task.train_dataset, strict=True):
+        parts = see(call.task, feature)
         assert said(parts, True) == row["targets"][0] + "<|endoftext|>"
         assert row["source"] in said(parts, False)
-    found = inspect_task(*rehearsal[:3])
+    found = inspect_task(*call[:3])
     assert len(found["lengths"]["train"]["read"]) == len(found["lengths"]["train"]["written"])
     assert found["scripts"]["source"] == {"Latin": 1.0}
     assert found["scripts"]["targets"] == {"Han": 1.0}
@@ -125,10 +122,10 @@ def test_the_span_that_is_the_answer_is_marked(tmp_path):
         {"question": f"哪{i}里？", "context": f"第{i}座城市叫北京{i}，在中国。", "answers": [f"北京{i}"]}
         for i in range(40)
     ]
-    rehearsal = rehearse("question_answering", ["--dataset", write(tmp_path / "facts.jsonl", rows)])
-    row, feature = rehearsal.task.table.rows["train"][3], rehearsal.task.train_dataset[3]
-    assert row["answers"][0] in said(see(rehearsal.task, feature), True)
-    assert inspect_task(*rehearsal[:3])["labels"]["train"]["no answer"] == 0
+    call = run_recipe("question_answering", ["--dataset", write(tmp_path / "facts.jsonl", rows)])
+    row, feature = call.task.table.rows["train"][3], call.task.train_dataset[3]
+    assert row["answers"][0] in said(see(call.task, feature), True)
+    assert inspect_task(*call[:3])["labels"]["train"]["no answer"] == 0
 
 
 def test_a_block_is_shown_by_document_and_its_first_token_is_not_learned(checkpoint, tmp_path):

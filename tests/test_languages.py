@@ -6,7 +6,7 @@ from transformers import BartConfig, BartForConditionalGeneration, MBartTokenize
 
 from hf_lm.data.tables import Table
 from hf_lm.tasks.translation import Translation, read_translation
-from hf_lm.tokenizer import (
+from hf_lm.tokenization.tokenizer import (
     encode_documents,
     encode_with_offsets,
     frame_of,

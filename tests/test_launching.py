@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from hf_lm.hub.credentials import masked
 from hf_lm.launching import LAUNCH_OPTIONS, _split, copy_recipe, find_recipes
 
 ROOT = Path(__file__).parent.parent
@@ -111,7 +112,9 @@ def stop(number, frame):
     sys.exit(128 + number)
 
 signal.signal(signal.SIGTERM, stop)
-print(json.dumps({"pid": os.getpid(), "argv": sys.argv[1:], "rank": os.environ.get("RANK")}), flush=True)
+about = {"pid": os.getpid(), "argv": sys.argv[1:], "rank": os.environ.get("RANK")}
+sys.stdout.write(json.dumps(about) + "\\n")  # in one piece: two processes share the pipe
+sys.stdout.flush()
 if "--wait" in sys.argv:
     time.sleep(60)
 sys.exit(7)
@@ -139,6 +142,42 @@ def test_arguments_and_exit_codes_go_through_and_a_signal_reaches_the_recipe(tmp
     assert waiting.returncode == 128 + signal.SIGTERM
 
 
+@pytest.mark.parametrize(
+    "given", [["--hub_token", "hf_x"], ["--hub_token=hf_x"], ["--api-key", "hf_x", "--seed", "1"]]
+)
+def test_the_printed_command_shows_no_token(given, capsys, monkeypatch):
+    from accelerate.commands import launch as accelerate_launch
+
+    from hf_lm.launching import launch
+
+    launched = []
+    monkeypatch.setattr(accelerate_launch, "launch_command", lambda args: launched.extend(args.training_script_args))
+    with pytest.raises(SystemExit):
+        launch(["sentiment", "--max_new_tokens", "8", *given])
+    shown = capsys.readouterr().err
+    assert "hf_x" not in shown
+    assert "--max_new_tokens 8" in shown
+    assert "***" in shown
+    assert launched == ["--max_new_tokens", "8", *given]
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_no_error_shows_a_token_not_even_its_traceback(debug, capsys, monkeypatch):
+    from hf_lm.arguments import report_errors
+
+    monkeypatch.setattr(sys, "argv", ["sentiment.py", "--hub_token", "hf_given"])
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setenv("HF_TOKEN", "hf_set")
+    report_errors(debug=debug)
+    try:
+        raise RuntimeError(f"refused: hf_set of hf_given, {'hf_' + 'x' * 34}.")
+    except RuntimeError as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+    shown = capsys.readouterr().err
+    assert "refused: *** of ***, ***." in shown
+    assert ("Traceback" in shown) == debug
+
+
 @pytest.mark.slow
 def test_two_processes_on_a_cpu_are_two_and_none_is_left(tmp_path):
     script = tmp_path / "mine.py"
@@ -150,3 +189,8 @@ def test_two_processes_on_a_cpu_are_two_and_none_is_left(tmp_path):
     run.communicate(timeout=60)
     assert run.returncode == 128 + signal.SIGTERM
     assert not any(os.path.exists(f"/proc/{rank['pid']}") for rank in ranks)
+
+
+def test_an_error_of_a_process_without_arguments_is_masked(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["hf-lm"])
+    assert masked("token hf_" + "a" * 34) == "token ***"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hf_lm.data.packing import TokenStream
 from hf_lm.evaluation import leakage
 from hf_lm.evaluation.leakage import hash_runs, leaked_share
-from hf_lm.proofs import leakage as prove_leakage
+from hf_lm.tasks.proofs import leakage as prove_leakage
 
 
 def stream(documents: list[list[int]]) -> TokenStream:

@@ -21,8 +21,8 @@ from transformers import (
     set_seed,
 )
 
-from hf_lm.models.checkpoints import load_causal_lm
 from hf_lm.models.gpt2 import SIZES, new_gpt2
+from hf_lm.models.loading import load_causal_lm
 
 TINY = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 32}
 
@@ -119,6 +119,15 @@ def test_shapes_that_cannot_be_are_said_in_one_line(settings, said):
     assert "\n" not in str(raised.value)
 
 
+def test_the_context_is_written_under_the_name_that_other_runtimes_read(tmp_path):
+    """mlx-lm and llama.cpp read `n_ctx` and have no default for it."""
+    new_gpt2(word_tokenizer(), **TINY).save_pretrained(tmp_path / "first")
+    load_causal_lm(str(tmp_path / "first")).save_pretrained(tmp_path / "again")
+    for folder in ("first", "again"):
+        config = json.loads((tmp_path / folder / "config.json").read_text())
+        assert config["n_ctx"] == config["n_positions"] == 32
+
+
 def test_a_checkpoint_loads_in_float32_with_cache_and_ids(tmp_path):
     model = GPT2LMHeadModel(GPT2Config(vocab_size=100, n_layer=1, n_embd=8, n_head=2, n_positions=16)).bfloat16()
     model.config.use_cache = False
@@ -142,7 +151,9 @@ def test_a_tokenizer_that_is_not_the_models_is_refused(saved):
     load_causal_lm(str(saved), tokenizer=word_tokenizer())
     with pytest.raises(ValueError, match=r"disagree on 97 of 100 ids \(id 3 is 'v3', and 'w3' to the model\)"):
         load_causal_lm(str(saved), tokenizer=word_tokenizer(first="v"))
-    with pytest.raises(ValueError, match=r"the tokenizer has 200 ids and .* has embeddings for 128; .* --tokenizer"):
+    with pytest.raises(
+        ValueError, match=r"the tokenizer has 200 ids and .* has embeddings for 128; use the tokenizer"
+    ):
         load_causal_lm(str(saved), tokenizer=word_tokenizer(200))
     for path in saved.glob("tokenizer*"):
         path.unlink()

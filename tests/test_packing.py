@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from hf_lm.data import packing
 from hf_lm.data.packing import Blocks, cache_folder, collate_blocks, fill_blocks, tokenize_documents
-from hf_lm.tokenizer import encode_documents
+from hf_lm.tokenization.tokenizer import encode_documents
 
 DOCUMENTS = st.lists(st.text(alphabet="abc xyz.\n春", min_size=1, max_size=50), min_size=1, max_size=12)
 
@@ -26,7 +26,7 @@ def make_stream(documents, tokenizer, **settings):
     return tokenize_documents(documents, tokenizer=tokenizer, folder=folder, **settings)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(documents=DOCUMENTS)
 def test_the_stream_is_the_documents_between_markers(tokenizer, documents):
     stream = make_stream(documents, tokenizer, count_words=True)
@@ -42,7 +42,7 @@ def test_the_stream_is_the_documents_between_markers(tokenizer, documents):
         assert stream.words[i] == len(text.split())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(documents=DOCUMENTS, block_size=st.integers(2, 17))
 def test_blocks_hold_every_token_once_but_the_tail_and_positions_restart_at_documents(
     tokenizer, documents, block_size
@@ -189,7 +189,7 @@ def test_what_breaks_off_leaves_nothing_half_written(tokenizer, texts, tmp_path)
 
 
 def test_the_cache_is_named_by_text_and_tokenizer(tokenizer, texts):
-    from hf_lm.tokenizer import train_bpe
+    from hf_lm.tokenization.tokenizer import train_bpe
 
     other = train_bpe(texts, vocab_size=300)
     names = {

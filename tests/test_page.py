@@ -1,6 +1,7 @@
 """The page: a model gets its tab, what the tabs answer, whose text is whose, and text that stays text."""
 
 import copy
+import http.client
 import importlib.util
 import json
 import shutil
@@ -11,14 +12,14 @@ import transformers
 from test_conversation import CHATML
 
 from hf_lm.cli import main
-from hf_lm.conversation import Conversation
 from hf_lm.demo import views
 from hf_lm.demo.space import export_space
+from hf_lm.inference.chat import Conversation
+from hf_lm.inference.writing import Draft
 from hf_lm.models.bert import new_bert
 from hf_lm.models.encoder_decoder import new_bart
 from hf_lm.models.gpt2 import new_gpt2
-from hf_lm.tokenizer import add_frame
-from hf_lm.writing import Draft
+from hf_lm.tokenization.tokenizer import add_frame
 
 HOSTILE = "<img src=x onerror=alert(1)> ${alert(2)} {{7*7}} 花落知多少 😀 مرحبا"
 has_gradio = pytest.mark.skipif(importlib.util.find_spec("gradio") is None, reason="gradio is not installed")
@@ -84,13 +85,13 @@ def test_a_draft_is_written_on_taken_and_undone(folders):
     *_, (text, _) = view.go_on(draft, "The fox", max_new_tokens=5, temperature=1.0)
     assert text.startswith("The fox")
     assert draft.text == text
-    found, place, _ = view.alternatives(draft, "The dog", max_new_tokens=4, temperature=1.5)
-    taken = view.take(draft, "The dog", found[0], place)
+    found, _ = view.alternatives(draft, "The dog", max_new_tokens=4, temperature=1.5)
+    taken = view.take(draft, "The dog", found[0])
     assert taken == "The dog" + found[0].text
     assert view.undo(draft, taken)[0] == "The dog"
     assert view.undo(draft, "The dog")[0] == text
     with pytest.raises(ValueError, match="has changed"):
-        view.take(draft, "something else", found[0], place)
+        view.take(draft, "something else", found[0])
 
 
 def test_a_stream_that_is_left_keeps_what_it_wrote(folders):
@@ -100,15 +101,6 @@ def test_a_stream_that_is_left_keeps_what_it_wrote(folders):
     pieces.close()
     assert draft.text == text != "The fox"
     assert view.undo(draft, text)[0] == "The fox"
-
-
-def test_the_passage_rewritten_is_the_selection_unless_words_are_given(folders):
-    view, text = views.load_view(folders["writing"]), "😀 The quick fox jumps."
-    place = views.selection(text, "quick", (7, 12))  # the emoji has two UTF-16 units
-    assert text[slice(*place)] == "quick"
-    assert views.selection(text, "quick", (6, 11)) is None
-    assert view.rewrite(Draft(), text, "", place, temperature=1.5)[1] == place
-    assert view.rewrite(Draft(), text, "fox", place, temperature=1.5)[1] == (12, 15)
 
 
 def test_two_people_have_a_chat_each(folders):
@@ -203,6 +195,68 @@ def test_a_space_is_complete_and_nothing_is_overwritten(folders, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["space"]
 
 
+@pytest.fixture(scope="module")
+def served(folders):
+    """(port, page) of a page that runs."""
+    pytest.importorskip("gradio")
+    from hf_lm.demo.page import build_page, free_port, running
+
+    page, port = build_page([folders["classes"]]), free_port("127.0.0.1", 0)
+    with running(page, port=port):
+        yield port, page
+
+
+def ask(port: int, method: str, path: str, host: str = "", **more) -> http.client.HTTPResponse:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection.request(method, path, headers={"Host": host or f"127.0.0.1:{port}"} | more.pop("headers", {}), **more)
+    answer = connection.getresponse()
+    answer.body = answer.read()
+    connection.close()
+    return answer
+
+
+def test_a_request_under_another_name_is_refused(served):
+    port, _ = served
+    for path in ("/", "/config", "/gradio_api/info"):
+        for host in ("evil.example", f"evil.example:{port}", "127.0.0.1.evil.example", "www.localhost"):
+            assert ask(port, "GET", path, host).status == 400
+    for host in (f"127.0.0.1:{port}", f"localhost:{port}", f"[::1]:{port}"):
+        assert ask(port, "GET", "/config", host).status == 200
+
+
+def test_no_other_site_frames_the_page(served):
+    policy = ask(served[0], "GET", "/").getheader("Content-Security-Policy")
+    assert "frame-ancestors 'none'" in policy
+
+
+def test_a_space_may_be_framed_and_has_any_name():
+    pytest.importorskip("gradio")
+    from hf_lm.demo.page import _allowed_hosts, is_loopback
+
+    assert _allowed_hosts("0.0.0.0") == ["*"]
+    assert not is_loopback("0.0.0.0")
+
+
+def test_no_file_is_taken(served):
+    port, page = served
+    body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.txt"\r\n\r\nhello\r\n--x--\r\n'
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    for path in ("/gradio_api/upload", "/gradio_api/upload/", "/upload", "/gradio_api/%75pload?upload_id=1"):
+        assert ask(port, "POST", path, body=body, headers=headers).status in (403, 404, 405)
+    assert not page.upload_file_set
+
+
+def test_drafts_and_conversations_of_old_sessions_are_dropped(folders, served):
+    import gradio
+
+    from hf_lm.demo.layouts import KEPT, lay_out
+
+    page = lay_out([views.load_view(folders[kind]) for kind in ("writing", "chat")])
+    kept = [block.time_to_live for block in page.blocks.values() if isinstance(block, gradio.State)]
+    assert kept.count(KEPT) == 3  # a draft, what is offered beside it, a conversation
+    assert served[1].state_holder.capacity == 100
+
+
 @pytest.mark.slow
 @has_gradio
 def test_two_people_in_a_browser(folders):
@@ -211,8 +265,7 @@ def test_two_people_in_a_browser(folders):
     if not chromium:
         pytest.skip("there is no Chromium")
     from hf_lm.demo.layouts import lay_out
-    from hf_lm.demo.page import running
-    from hf_lm.serving import free_port
+    from hf_lm.demo.page import free_port, running
 
     page = lay_out([views.load_view(folders[kind]) for kind in ("writing", "chat", "answers")])
     asked: list[str] = []

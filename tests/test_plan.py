@@ -6,6 +6,7 @@ import runpy
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -30,20 +31,22 @@ from transformers import (
 from hf_lm.arguments import TrainingArguments
 from hf_lm.cli import main
 from hf_lm.data.packing import Blocks, collate_blocks
-from hf_lm.losses import label_loss, next_token_loss, span_loss
+from hf_lm.evaluation.perplexity import windows
 from hf_lm.models.adapters import add_lora
 from hf_lm.models.recurrent import RecurrentConfig, RecurrentLMHeadModel
+from hf_lm.planning.calibration import random_values
 from hf_lm.planning.changes import Variation, propose
-from hf_lm.planning.devices import GIB, Device, find_gpu
-from hf_lm.planning.memory import quantized
+from hf_lm.planning.devices import CONTEXT, GIB, USABLE, Device, find_gpu
+from hf_lm.planning.memory import largest_block, needed, quantized
 from hf_lm.planning.plan import make_plan
-from hf_lm.planning.resolving import resolve
+from hf_lm.planning.resolve import resolve
 from hf_lm.planning.terminal import show_plan
-from hf_lm.report import plan_in_words
+from hf_lm.reporting.report import plan_in_words
+from hf_lm.tasks.losses import label_loss, next_token_loss, span_loss
 from hf_lm.training.budget import SPENT, WRITING, StopAtBudget
 from hf_lm.training.checkpoints import find_checkpoint
-from hf_lm.training.fake_step import measure_step, parameters_by_part
-from hf_lm.training.forecast import fresh_optimizer
+from hf_lm.training.estimate import fresh_optimizer, tokens_measured, work_of
+from hf_lm.training.fake_step import Step, filled, measure_step, parameters_by_part
 from hf_lm.training.monitor import flops_per_token
 from hf_lm.training.trainer import Trainer
 
@@ -138,6 +141,16 @@ def test_parts_of_a_gpt2_are_those_of_its_formula_and_lora_trains_what_peft_trai
     found = parameters_by_part(adapted)
     assert sum(part["trainable"] for part in found.values()) == adapted.get_nb_trainable_parameters()[0]
     assert found["embedding"]["trainable"] == found["norm"]["trainable"] == 0
+
+
+def test_a_model_filled_at_random_runs_and_what_counts_positions_is_no_random_number():
+    with torch.device("meta"):
+        empty = SHAPES["bert-class"]()
+    assert any(not buffer.is_floating_point() for buffer in empty.buffers())
+    model = filled(empty, lambda tensor: random_values(tensor, torch.device("cpu")))
+    logits = model(input_ids=batch_for("bert-class")["input_ids"]).logits
+    assert logits.shape == (4, 2)
+    assert logits.isfinite().all()
 
 
 # FLOPs
@@ -236,6 +249,72 @@ def test_checkpointing_lora_accumulation_and_half_precision_change_what_they_sho
     assert quantized(lora, adapted, 8).memory["weights"] > quantized(lora, adapted, 4).memory["weights"]
 
 
+def test_a_device_of_several_holds_its_share_and_twice_the_largest_layer():
+    model, one = SHAPES["gpt2"](), step("gpt2")
+    layer = 4 * (12 * 32 * 32 + 13 * 32)  # bytes of a GPT-2's layer of that width, which is more than its embedding
+    assert largest_block(model) == layer == 4 * sum(p.numel() for p in model.transformer.h[0].parameters())
+    assert largest_block(torch.nn.Sequential(model, torch.nn.Embedding(1000, 32))) == 4 * 1000 * 32
+    shared = sum(one.memory[kind] for kind in ("weights", "gradients", "optimizer"))
+    bytes_of = [needed(one, find_gpu("h100"), model=model, n=n) - CONTEXT for n in (1, 2)]
+    assert bytes_of[0] == int(one.peak / USABLE)
+    assert bytes_of[1] == int((one.peak - shared + shared // 2 + 2 * layer) / USABLE)
+
+
+# Evaluations
+
+
+class Documents:
+    """As much of a language modelling task as its plan asks for: validation of long documents, test of short ones."""
+
+    def __init__(self) -> None:
+        self.block_size, self.eval_stride, self.splits = 32, 8, ("train", "validation", "test")
+        self.lengths = {"validation": [1000, 700, 900], "test": [20, 10, 30]}
+        self.train_dataset = SimpleBlocks(100, 32)
+        self.streams = {split: SimpleStream(np.array(each)) for split, each in self.lengths.items()}
+
+
+class SimpleBlocks(list):
+    def __init__(self, count: int, block_size: int) -> None:
+        super().__init__(range(count))
+        self.block_size = block_size
+
+
+class SimpleStream(list):
+    def __init__(self, lengths: np.ndarray) -> None:
+        super().__init__(lengths)
+        self.lengths, self.total = lengths, int(lengths.sum())
+
+
+def test_the_tokens_of_an_evaluation_are_those_of_its_windows():
+    task = Documents()
+    for split, lengths in task.lengths.items():
+        fed = [end - start for n in lengths for start, end, _ in windows(n, block_size=32, stride=8)]
+        assert tokens_measured(task, split) == pytest.approx(sum(fed), rel=0.08), split
+
+
+@pytest.mark.parametrize(
+    ("options", "evaluations"),
+    [
+        ({"eval_strategy": "steps", "eval_steps": 5}, 2),  # the second is the measurement at the end
+        ({"eval_strategy": "steps", "eval_steps": 4}, 3),  # after 4 and 8 steps, and at the end
+        ({"eval_strategy": "steps", "eval_steps": 4, "load_best_model_at_end": True, "save_steps": 4}, 2),
+        ({"eval_strategy": "steps", "eval_steps": 0.2}, 5),
+        ({"eval_strategy": "no"}, 1),
+        ({"eval_strategy": "epoch", "max_steps": -1, "num_train_epochs": 3}, 3),
+    ],
+)
+def test_validation_is_measured_at_each_evaluation_and_test_once(options, evaluations, tmp_path):
+    task, options = Documents(), {"max_steps": 10, "per_device_train_batch_size": 10} | options
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", **options)
+    work = work_of(task, args)
+    assert work.measured == evaluations * tokens_measured(task, "validation") + tokens_measured(task, "test")
+    # an evaluation is a forward pass over what it reads
+    flops = {"forward": 10 * work.longest, "backward": 20 * work.longest}
+    assert work.seconds(Step({}, flops, trainable=0, rows=1), 1e3)["evaluation"] == pytest.approx(
+        work.measured * 10 / 1e3
+    )
+
+
 # What fits
 
 
@@ -325,7 +404,7 @@ def test_calibration_runs_real_steps_and_takes_their_time(tiny, tmp_path):
 @pytest.mark.parametrize("recipe", ["sentiment", "question_answering", "translation"])
 def test_with_tokens_no_data_is_read_and_every_row_is_as_long_as_it_may_be(recipe, texts, monkeypatch):
     long = [{"module": str(i), "text": " ".join(texts[i:] + texts[:i])} for i in range(len(texts))]
-    monkeypatch.setattr("hf_lm.data.demos.documentation", lambda: long)
+    monkeypatch.setattr("hf_lm.data.demos.documentation.documentation", lambda: long)
     options = ["--dataset", "someone/unreachable", "--use_cpu", "true", "--num_train_epochs", "1"]
     run = resolve(recipe, options, tokens=100_000)
     plan = make_plan(run, find_gpu("h100"), present=False)
@@ -396,7 +475,7 @@ def test_a_budget_ends_training_with_a_complete_checkpoint_that_resumes_to_the_s
     budget = StopAtBudget(20.0, started=0.0, checkpoint_bytes=int(3 * WRITING), clock=lambda: now[0])
     trainer.add_callback(budget)
     trainer.train()
-    assert budget.reached
+    assert budget.stopped
     stopped = trainer.state.global_step
     assert stopped == 8  # after it 4 s are left: a step and the saving would not be certain to fit
     assert now[0] <= 20
@@ -414,7 +493,7 @@ def test_a_budget_that_is_not_reached_changes_nothing(make_trainer, tmp_path):
     budget = StopAtBudget(math.inf, started=0.0, checkpoint_bytes=0)
     trainer.add_callback(budget)
     trainer.train()
-    assert not budget.reached
+    assert not budget.stopped
     assert trainer.state.global_step == 4
     assert not list((tmp_path / "run").glob("checkpoint-*"))
 

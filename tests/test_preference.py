@@ -8,13 +8,13 @@ import torch
 import transformers
 
 from hf_lm.arguments import TrainingArguments
-from hf_lm.chat_template import set_chat_template
 from hf_lm.data.conversations import read_preferences
 from hf_lm.data.tables import Table
 from hf_lm.models.adapters import add_lora
 from hf_lm.models.gpt2 import new_gpt2
 from hf_lm.tasks.preference import Preference, labelled
-from hf_lm.tokenizer import train_bpe
+from hf_lm.tokenization.chat_template import set_chat_template
+from hf_lm.tokenization.tokenizer import train_bpe
 
 COLOURS = ("red", "green", "blue", "black", "white", "蓝色")
 
@@ -50,7 +50,7 @@ def make(tokenizer):
 
 
 def trainer_of(model, task, tmp_path, **arguments):
-    from hf_lm.training.alignment import dpo_trainer
+    from hf_lm.training.trl_trainers import dpo_trainer
 
     settings = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "logging_steps": 1, "save_strategy": "no"}
     args = TrainingArguments(output_dir=str(tmp_path), **settings | arguments)
@@ -233,7 +233,7 @@ def test_the_recipe_reports_what_preferences_did(tmp_path, tokenizer):
         max_new_tokens=6,
         max_steps=10,
         learning_rate=1e-2,
-        scorer="hf_lm.data.dialogues:plainness",
+        scorer="hf_lm.data.demos.dialogues:plainness",
         skip_proofs="load_back",
     )
     metrics = report["metrics"]["test"]

@@ -5,12 +5,12 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from hf_lm import proofs
 from hf_lm.arguments import TrainingArguments
 from hf_lm.data.packing import Blocks, collate_blocks
-from hf_lm.losses import next_token_loss
-from hf_lm.proofs import Proof, prove
-from hf_lm.tokenizer import encode_documents, train_word_level
+from hf_lm.tasks import proofs
+from hf_lm.tasks.losses import next_token_loss
+from hf_lm.tasks.proofs import Proof, prove
+from hf_lm.tokenization.tokenizer import encode_documents, train_word_level
 from hf_lm.training.trainer import Trainer
 
 

@@ -11,12 +11,12 @@ import transformers
 from test_families import answerer, checkpoints, classifier, tokenizer, trainer_of, writer  # noqa: F401
 from transformers.pytorch_utils import Conv1D
 
-from hf_lm import proofs
 from hf_lm.arguments import FineTuningArguments
 from hf_lm.models.adapters import add_lora, merged
-from hf_lm.models.checkpoints import load_causal_lm, load_with_head
 from hf_lm.models.encoder_decoder import load_text_to_text
+from hf_lm.models.loading import load_causal_lm, load_with_head
 from hf_lm.models.quantization import quantization_options, quantized_bits
+from hf_lm.tasks import proofs
 
 pytest.importorskip("bitsandbytes")
 

@@ -233,9 +233,9 @@ print(tokenizer("The lazy dog")["input_ids"])
 
 def test_it_loads_in_every_order_of_imports_and_without_hf_lm(tokenizer, tmp_path):
     beginnings = {
-        "hf_lm first": "import hf_lm; from transformers import PreTrainedModel, GenerationMixin",
-        "transformers first": "from transformers import AutoModelForCausalLM, Trainer; import hf_lm",
-        "configuration first": "from hf_lm.models.recurrent_configuration import RecurrentConfig",
+        "hf_lm first": "import hf_lm.models; from transformers import PreTrainedModel, GenerationMixin",
+        "transformers first": "from transformers import AutoModelForCausalLM, Trainer; import hf_lm.models",
+        "the project's loader": "import hf_lm.models.configuration",
         "hf_lm not installed": "import sys; sys.modules['hf_lm'] = None",
     }
     model = new_recurrent(tokenizer, n_embd=8).eval()
@@ -245,6 +245,7 @@ def test_it_loads_in_every_order_of_imports_and_without_hf_lm(tokenizer, tmp_pat
         folder = tmp_path / f"model-{i}"
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        assert [path.name for path in folder.glob("*.py")] == ["recurrent.py"]
         torch.save((ids, model(ids).logits.detach()), folder / "expected.pt")
         processes[name] = subprocess.Popen(
             [sys.executable, "-c", beginning + LOAD, str(folder)],

@@ -8,15 +8,15 @@ import torch
 import transformers
 
 from hf_lm.arguments import TrainingArguments
-from hf_lm.chat_template import set_chat_template
 from hf_lm.data.conversations import read_prompts
-from hf_lm.data.dialogues import sums
+from hf_lm.data.demos.dialogues import sums
 from hf_lm.data.tables import Table
 from hf_lm.evaluation.rewards import checked, load_reward, load_scorer
 from hf_lm.models.adapters import add_lora
 from hf_lm.models.gpt2 import new_gpt2
 from hf_lm.tasks.reinforce import Reinforce
-from hf_lm.tokenizer import train_bpe
+from hf_lm.tokenization.chat_template import set_chat_template
+from hf_lm.tokenization.tokenizer import train_bpe
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def make(tokenizer):
 
 
 def trainer_of(model, task, tmp_path, **arguments):
-    from hf_lm.training.alignment import grpo_trainer
+    from hf_lm.training.trl_trainers import grpo_trainer
 
     settings = {"use_cpu": True, "report_to": "none", "disable_tqdm": True, "logging_steps": 1, "save_strategy": "no"}
     args = TrainingArguments(output_dir=str(tmp_path), **settings | arguments)
@@ -119,7 +119,7 @@ def test_a_function_is_looked_for_where_the_command_was_started(tmp_path, monkey
 
 def test_a_scorer_is_a_function_or_a_classifiers_label(tokenizer, tmp_path):
     tmp_path = tmp_path / "a:b"  # a folder all the same
-    assert load_scorer("hf_lm.data.dialogues:plainness")(["Of course! Yes.", "Yes."]) == [0, 1]
+    assert load_scorer("hf_lm.data.demos.dialogues:plainness")(["Of course! Yes.", "Yes."]) == [0, 1]
     config = transformers.GPT2Config(
         vocab_size=320, n_embd=16, n_layer=1, n_head=2, pad_token_id=1, id2label={0: "bad", 1: "good"},
         label2id={"bad": 0, "good": 1},

@@ -9,8 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from hf_lm.data.tables import Table
-from hf_lm.remote import answers_in, ask, draw, messages_of, read_answers, to_label
-from hf_lm.scoring import Data, score_api
+from hf_lm.scoring.api import answers_in, ask, draw, messages_of, read_answers, to_label
+from hf_lm.scoring.score import Data, score_api
 
 pytest.importorskip("openai")
 KEY = "sk-secret-of-the-test"
@@ -161,7 +161,7 @@ def test_without_key_and_address_nothing_is_asked(monkeypatch, asked, tmp_path):
 
 
 def test_a_scored_api_is_asked_once_and_its_invalid_answers_are_counted(server, tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_lm.scoring.default_cache", lambda: tmp_path)
+    monkeypatch.setattr("hf_lm.scoring.score.default_cache", lambda: tmp_path)
     table = Table("x", "f", {"train": TRAIN, "test": ROWS})
     data = Data("sentiment", "test", table, {}, labels=["neg", "pos"])
     options = {"base_url": server.url, "few_shot": 2, "instruction": "", "say": lambda said: None}

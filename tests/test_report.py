@@ -1,16 +1,24 @@
 """The report has one shape; the card is valid for the Hub, and text in it stays text."""
 
+import html
 import json
+import re
+import runpy
+import sys
+from types import SimpleNamespace
 
+import psutil
 import pytest
+import torch
 import yaml
 from huggingface_hub import ModelCard, metadata_load
 from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
 from loopback_hub import hub  # noqa: F401  (a fixture)
 
-from hf_lm.card import write_card
-from hf_lm.plots import draw_plots
-from hf_lm.report import save_report, show_report
+import hf_lm.reporting.report
+from hf_lm.reporting.card import write_card
+from hf_lm.reporting.plots import draw_plots
+from hf_lm.reporting.report import save_report, show_report
 
 REPORT = {
     "recipe": "pretrain",
@@ -200,3 +208,34 @@ def test_the_terminal_shows_numbers_baselines_and_no_control_characters(capsys):
     assert "left out: learnable" in printed
     assert "\x1b" not in printed
     assert max(map(len, printed.splitlines())) <= 120
+
+
+def test_a_system_without_resource_measures_memory_otherwise(monkeypatch):
+    """As on Windows, where psutil knows the peak."""
+    monkeypatch.setitem(sys.modules, "resource", None)  # its import now raises
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(psutil.Process, "memory_info", lambda self: SimpleNamespace(peak_wset=7), raising=True)
+    report = runpy.run_path(hf_lm.reporting.report.__file__)
+    assert report["peak_memory_bytes"]() == 7
+
+
+HOSTILE = (
+    "![t](https://evil.example/p.png) [click](https://evil.example) <https://evil.example> <img src=x> &lt;b&gt; "
+    "**a** __b__ _c_ ~~d~~ `e` snake_case a|b \\[f](g) \x1b[2J"
+)
+
+
+def test_text_of_data_is_shown_as_text():
+    from hf_lm.reporting.markdown import in_code, in_table
+
+    markdown_it = pytest.importorskip("markdown_it")
+    renderer = markdown_it.MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
+    shown = HOSTILE.replace("\x1b", "\N{REPLACEMENT CHARACTER}")
+    for text in ("{}", "- {}", "| a |\n|---|\n| {} |"):
+        rendered = renderer.render(text.format(in_table(HOSTILE)))
+        tags = set(re.findall(r"</?(\w+)", rendered))
+        assert tags <= {"p", "ul", "li", "table", "thead", "tbody", "tr", "th", "td"}, rendered
+        assert shown in html.unescape(re.sub(r"<[^>]+>", "", rendered))
+    code = renderer.render(in_code(HOSTILE))
+    assert set(re.findall(r"</?(\w+)", code)) == {"p", "code"}
+    assert html.unescape(re.sub(r"<[^>]+>", "", code)).strip() == shown.replace("`", "'")

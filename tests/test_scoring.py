@@ -1,22 +1,26 @@
 """A model is scored as its run measured it, whoever asks; runs are compared on the same examples or not at all."""
 
 import json
+import os
 import runpy
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import transformers
+from loopback_hub import hub  # noqa: F401  (a fixture)
+from safetensors.torch import load_file, save
 from transformers import BertConfig
 
 from hf_lm.cli import main
-from hf_lm.comparing import compare_runs
-from hf_lm.data.opinions import opinions
+from hf_lm.data.demos.opinions import opinions
 from hf_lm.models.gpt2 import new_gpt2
-from hf_lm.rebuilding import SETTINGS, Checkpoint, head_labels, open_checkpoint
-from hf_lm.scoring import score
-from hf_lm.tokenizer import add_frame, train_bpe, train_word_level
+from hf_lm.scoring.compare_runs import compare_runs
+from hf_lm.scoring.restore import SETTINGS, Checkpoint, head_labels, open_checkpoint
+from hf_lm.scoring.score import score
+from hf_lm.tokenization.tokenizer import add_frame, train_bpe, train_word_level
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 PROOFS = ["load_back", "adapter_load_back", "learnable", "loss_invariance", "leakage", "packing_isolation"]
@@ -120,7 +124,7 @@ def test_a_summarizer_its_adapter_and_a_plain_model_are_scored_together(
     assert result["models"][summarizer]["how"] == "text that it writes"
     assert result["models"][causal]["how"].startswith("prompted with 'TL;DR:'")
     assert len(result["comparisons"]) == 3 * 4
-    monkeypatch.setattr("hf_lm.scoring.build_task", lambda *args, **options: pytest.fail("it was scored before"))
+    monkeypatch.setattr("hf_lm.scoring.score.build_task", lambda *args, **options: pytest.fail("it was scored before"))
     again = quietly(summarizer, adapter, causal, dataset=documents, task="summarization", metrics=["rouge"])
     assert again == result
 
@@ -132,6 +136,56 @@ def test_a_changed_weight_file_is_scored_anew(causal, documents, tmp_path):
     model.save_pretrained(copy)
     result = quietly(causal, str(copy), dataset=documents, task="perplexity")
     assert measured(result, str(copy)) != measured(result, causal)
+
+
+SCORE_THREE_TIMES = """
+import json, sys
+from hf_lm.cli import main
+for _ in range(3):
+    main(["score", "user/name", "--dataset", sys.argv[1], "--text_column", "document", "--metrics", "perplexity"])
+    print(json.load(open("scores.json"))["models"]["user/name"]["metrics"]["bits_per_byte"]["value"])
+    print("next?", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_a_model_on_the_hub_is_scored_anew_when_its_repository_changed(causal, documents, tmp_path, hub):  # noqa: F811
+    files = {
+        path.name: path.read_bytes() for path in Path(causal).iterdir() if path.suffix in (".json", ".safetensors")
+    }
+    hub.repos["user/name"] = {name: files[name] for name in files if name not in ("report.json", "scores.json")}
+    child = subprocess.Popen(
+        [sys.executable, "-c", SCORE_THREE_TIMES, documents],
+        env=os.environ | hub.environment() | {"HF_HOME": str(tmp_path / "home")},
+        cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+    def next_score() -> tuple[bool, float]:
+        lines = []
+        while (line := child.stdout.readline()) not in ("next?\n", ""):
+            lines.append(line.strip())
+        assert line, child.stderr.read()[-2000:]
+        return any("scored before" in line for line in lines), float(lines[-1])
+
+    try:
+        known, first = next_score()
+        assert not known
+        child.stdin.write("\n")
+        child.stdin.flush()
+        assert next_score() == (True, first)
+        weights = load_file(Path(causal) / "model.safetensors")
+        hub.repos["user/name"]["model.safetensors"] = save(
+            weights | {"transformer.wpe.weight": -20 * weights["transformer.wpe.weight"]}, metadata={"format": "pt"}
+        )
+        hub.commits.append({"repo": "user/name"})
+        child.stdin.write("\n")
+        child.stdin.flush()
+        known, changed = next_score()
+        assert not known
+        assert changed != first
+    finally:
+        child.kill()
+        child.communicate()
 
 
 def test_likelihoods_are_compared_only_where_they_are_of_the_same_text(causal, documents, tmp_path):
@@ -294,6 +348,33 @@ def test_runs_that_cannot_be_compared_are_refused_in_one_line(classifier, summar
     with pytest.raises(ValueError, match="were not all measured on test"):
         compare_runs([classifier, only], split="test")
     assert compare_runs([classifier, only])["data"]["split"] == "validation"
+
+
+GOOD = {"split": "test", "input": "a", "reference": "x", "prediction": "y"}
+
+
+@pytest.mark.parametrize(
+    ("report", "row", "says"),
+    [
+        ("{", GOOD, "report.json is not the report of a run"),
+        ("[]", GOOD, "report.json is not the report of a run"),
+        ("{}", GOOD, "report.json is not the report of a run"),
+        ('{"recipe": "sentiment"}', [], "does not hold the predictions of a sentiment run"),
+        ('{"recipe": "sentiment"}', {"split": "test", "input": "a"}, "does not hold the predictions of a sentiment"),
+        ('{"recipe": "summarization"}', GOOD | {"split": None}, "does not hold the predictions of a summ"),
+        ('{"recipe": "pretrain"}', GOOD, "does not hold the predictions of a pretrain run"),
+    ],
+)
+def test_a_folder_that_is_no_run_is_refused_in_one_line(report, row, says, tmp_path, capsys):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "report.json").write_text(report)
+        (tmp_path / name / "predictions.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(SystemExit):
+        main(["compare", str(tmp_path / "one"), str(tmp_path / "two")])
+    [line] = capsys.readouterr().err.strip().split("\n")
+    assert line.startswith("error: ")
+    assert says in line
 
 
 def test_rows_with_the_same_text_are_all_kept(tmp_path):

@@ -1,16 +1,19 @@
 """Which checkpoint and which learning rate: chosen on validation, and by more than its noise."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from running import here
 from transformers import TrainerControl
 
-from hf_lm.data.opinions import opinions
+from hf_lm.arguments import TrainingArguments
+from hf_lm.data.demos.opinions import opinions
 from hf_lm.evaluation.intervals import mean
-from hf_lm.training.selection import EarlyStopping
+from hf_lm.training.selection import EarlyStopping, search_learning_rate
 
 FAST = {"per_device_train_batch_size": 8, "use_cpu": True, "bf16": False, "report_to": "none"}
 FAST |= {"skip_proofs": "load_back", "logging_steps": 4}
@@ -56,3 +59,40 @@ def test_a_sweep_takes_the_best_rate_and_run_yaml_repeats_it(data, tmp_path):
     run = yaml.safe_load((tmp_path / "run.yaml").read_text())
     assert run["learning_rate"] == pytest.approx(tried[0]["learning_rate"])
     assert run["sweep"] == 0
+
+
+def test_a_sweep_measures_each_rate_at_its_end_where_nothing_is_evaluated_before(tmp_path):
+    pytest.importorskip("optuna", reason="--sweep needs the extra sweep")
+    trained = []
+
+    class Fake:
+        stop = SimpleNamespace(signal=None)
+
+        def __init__(self, model, args):
+            self.model, self.args = model, args
+            assert not args.load_best_model_at_end
+
+        def train(self):
+            self.model.weight.data += self.args.learning_rate
+            trained.append(self.model)
+            if len(trained) == 2:
+                raise FloatingPointError("the loss is not a number")
+
+        def evaluate(self):
+            return {"eval_accuracy": 1 - self.args.learning_rate}
+
+    model, said = torch.nn.Linear(1, 1), []
+    before = model.weight.detach().clone()
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, sweep=4, learning_rate=0.01, eval_strategy="no")
+    tried = search_learning_rate(Fake, model, args, metric="accuracy", greater_is_better=True, say=said.append)
+    assert len({id(each) for each in [model, *trained]}) == 5  # each trial trains a copy of its own
+    assert torch.equal(model.weight, before)
+    assert [trial["accuracy"] for trial in tried] == sorted((1 - t["learning_rate"] for t in tried), reverse=True)
+    assert len(tried) == 3  # without the one that diverged
+    assert sum("diverges" in line for line in said) == 1
+    assert args.learning_rate == 0.01
+
+
+def test_a_negative_sweep_is_refused_in_one_line(tmp_path):
+    with pytest.raises(ValueError, match=r"^--sweep -3: give the number of learning rates to try, or 0.*$"):
+        TrainingArguments(output_dir=str(tmp_path), use_cpu=True, sweep=-3)

@@ -22,14 +22,15 @@ from transformers import (
 )
 
 from hf_lm.arguments import TrainingArguments
-from hf_lm.data.opinions import opinions
+from hf_lm.data.demos.opinions import opinions
+from hf_lm.dry_run import run_recipe
 from hf_lm.evaluation.calibration import fit_temperature, label_log_probs
 from hf_lm.evaluation.intervals import OverRuns, mean
-from hf_lm.rehearsal import rehearse
-from hf_lm.self_training.learning import LABELS, PSEUDO, enough_epochs, take_body
+from hf_lm.inspection.recipe import inspect_recipe
+from hf_lm.self_training.experiment import LABELS, PSEUDO, enough_epochs, take_body
+from hf_lm.self_training.pseudo_labels import select_confident
 from hf_lm.self_training.rows import draw_labelled, leave_out_known, read_unlabelled
-from hf_lm.self_training.starts import BEGIN
-from hf_lm.self_training.teaching import select_confident
+from hf_lm.self_training.setups import BEGIN
 from hf_lm.tasks.domain import DenoisedText
 
 FAST = {"use_cpu": True, "bf16": False, "report_to": "none", "min_steps": 4, "num_train_epochs": 1, "max_length": 64}
@@ -141,7 +142,7 @@ def test_texts_of_held_out_splits_and_labelled_ones_are_left_out_and_counted(lab
 @pytest.fixture(scope="module")
 def ran(labelled, tmp_path_factory):
     """A run whose test split stands in the unlabelled file; the rows that its Trainers were given."""
-    import hf_lm.self_training.learning as module
+    import hf_lm.self_training.experiment as module
 
     folder = tmp_path_factory.mktemp("ran")
     table = begin(labelled).table
@@ -329,9 +330,10 @@ def test_a_model_that_cannot_read_the_text_is_refused_before_the_first_training(
 def test_it_is_looked_at_and_planned_without_a_training(labelled, tmp_path):
     (tmp_path / "many.txt").write_text("one more text\nand another one\n")
     arguments = ["--labelled", labelled, "--unlabelled", tmp_path / "many.txt", "--output_dir", tmp_path / "out"]
-    found = rehearse("self_training", arguments)
+    found = run_recipe("self_training", arguments)
     assert found.task.labels == ["negative", "positive"]
     assert found.task.table.notes[-1].startswith("many.txt gives 2 texts without labels")
+    assert inspect_recipe("self_training", arguments)["labels"]["train"].keys() == {"negative", "positive"}
     assert not (tmp_path / "out").exists()
 
 

@@ -10,7 +10,7 @@ from hf_lm.data.tables import Table
 from hf_lm.evaluation.metrics import answer_score
 from hf_lm.tasks.question_answering import QuestionAnswering, read_question_answering
 from hf_lm.tasks.spans import best_spans, best_threshold, top_spans
-from hf_lm.tokenizer import new_tokenizer
+from hf_lm.tokenization.tokenizer import new_tokenizer
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(3, 24), st.integers(1, 9), st.data())
@@ -80,7 +80,7 @@ def test_the_threshold_lies_half_way_between_what_is_answered_and_what_is_not():
 WORDS = ["alpha", "beta", "Gamma", "δέλτα", "春眠", "不觉晓", "42", "don't", "x=1", "end."]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.sampled_from(WORDS), min_size=12, max_size=120), st.integers(20, 40), st.data())
 def test_windows_recover_every_answer_whatever_the_script(words, max_length, data):
     context = " ".join(words)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from hf_lm.data.tables import hold_out, load_table, pick_column
-from hf_lm.rehearsal import rehearse
+from hf_lm.dry_run import run_recipe
 from hf_lm.tasks.question_answering import read_question_answering
 from hf_lm.tasks.sentiment import read_sentiment
 from hf_lm.tasks.translation import read_translation
@@ -167,7 +167,7 @@ def test_a_recipe_refuses_data_that_it_cannot_learn_in_one_line(tmp_path, recipe
     write(tmp_path / "train.jsonl", rows)
     options = [token for key, value in arguments.items() for token in (f"--{key}", value)]
     with pytest.raises(ValueError, match=said) as caught:
-        rehearse(recipe, ["--dataset", str(tmp_path), *options])
+        run_recipe(recipe, ["--dataset", str(tmp_path), *options])
     assert "\n" not in str(caught.value)
 
 

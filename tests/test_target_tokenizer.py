@@ -18,25 +18,26 @@ from safetensors.torch import load_file
 from test_hub import push
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from hf_lm import pipeline, proofs
+from hf_lm import pipeline
 from hf_lm.arguments import TrainingArguments
-from hf_lm.checking import check_folder
 from hf_lm.data.tables import load_table
 from hf_lm.demo.space import _copy_model
-from hf_lm.hub import KEPT_HERE, PUBLISHED
+from hf_lm.hub.check import check_folder
+from hf_lm.hub.push import _published
+from hf_lm.inference.predict import predict
 from hf_lm.inspection.recipe import inspect_recipe
 from hf_lm.inspection.terminal import show_inspection
 from hf_lm.models.adapters import add_lora, merge_adapter
 from hf_lm.models.configuration import context_length
 from hf_lm.models.encoder_decoder import load_text_to_text
 from hf_lm.models.gpt2 import new_gpt2
-from hf_lm.planning.resolving import resolve
-from hf_lm.predicting import predict
-from hf_lm.rebuilding import fingerprint, open_checkpoint
-from hf_lm.target_tokenizer import TARGET, decode_targets, save_tokenizer, written_by
+from hf_lm.models.target_tokenizer import TARGET, decode_targets, save_tokenizer, written_by
+from hf_lm.planning.resolve import resolve
+from hf_lm.scoring.restore import fingerprint, open_checkpoint
+from hf_lm.tasks import proofs
 from hf_lm.tasks.text_to_text import changed_targets
 from hf_lm.tasks.translation import Translation, read_translation
-from hf_lm.tokenizer import encode_documents, load_tokenizer, set_pad, train_bpe
+from hf_lm.tokenization.tokenizer import encode_documents, load_tokenizer, set_pad, train_bpe
 from hf_lm.training.trainer import supervised_trainer
 
 FAST = {"num_train_epochs": 1, "per_device_train_batch_size": 8, "use_cpu": True, "bf16": False, "report_to": "none"}
@@ -261,7 +262,7 @@ def test_what_is_written_follows_what_is_read(made, tmp_path):
 
 
 def test_generate_reads_with_one_tokenizer_and_writes_and_ends_with_the_other(trained):
-    from hf_lm.generation import generate, load_writer
+    from hf_lm.inference.generate import generate, load_writer
 
     model, tokenizer = load_writer(str(trained.out), device="cpu")
     longest = model.generation_config.max_new_tokens
@@ -307,13 +308,10 @@ def test_lora_keeps_both_tokenizers_merged_as_an_adapter_and_in_checkpoints(made
 
 
 def test_the_folder_is_checked_published_copied_and_told_apart_with_its_second_tokenizer(trained, tmp_path):
-    from huggingface_hub.utils import filter_repo_objects
-
     checked = check_folder(trained.out)
     assert any("another tokenizer writes (target_tokenizer/)" in fact for fact in checked.facts)
     assert not checked.wrong, checked.wrong
-    names = [str(path.relative_to(trained.out)) for path in trained.out.rglob("*") if path.is_file()]
-    published = set(filter_repo_objects(names, allow_patterns=list(PUBLISHED), ignore_patterns=list(KEPT_HERE)))
+    published = {path.relative_to(trained.out).as_posix() for path in _published(trained.out)}
     assert {f"{TARGET}/tokenizer.json", f"{TARGET}/tokenizer_config.json", "tokenizer.json"} <= published
     _copy_model(trained.out, tmp_path / "copy")
     assert (tmp_path / "copy" / TARGET / "tokenizer.json").is_file()
@@ -367,7 +365,7 @@ def test_what_is_lost_is_named(made, text, kinds):
     assert [found[2] for found in changed_targets(tokenizer, [text])] == ([] if kinds is None else [kinds])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
 def test_any_text_comes_back_from_the_tokenizer_that_writes(made, text):
     tokenizer = load_tokenizer(made.bert, decoder=made.gpt)
@@ -379,8 +377,8 @@ def test_any_text_comes_back_from_the_tokenizer_that_writes(made, text):
 LOAD = """
 import json, sys
 from transformers import AutoTokenizer
-from hf_lm.target_tokenizer import written_by
-from hf_lm.tokenizer import load_tokenizer
+from hf_lm.models.target_tokenizer import written_by
+from hf_lm.tokenization.tokenizer import load_tokenizer
 second = AutoTokenizer.from_pretrained("user/name", subfolder="target_tokenizer")
 print(json.dumps([second.encode(sys.argv[1]), written_by(load_tokenizer("user/name")).encode(sys.argv[1])]))
 """

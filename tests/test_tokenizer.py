@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from hf_lm.data.sources import Corpus
-from hf_lm.tokenizer import (
+from hf_lm.tokenization.tokenizer import (
     encode_documents,
     load_tokenizer,
     measure_tokenizer,
@@ -37,7 +37,7 @@ def reloaded(tokenizer, tmp_path_factory):
     return AutoTokenizer.from_pretrained(folder)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=ANY_TEXT)
 def test_any_unicode_comes_back_and_a_reloaded_tokenizer_gives_the_same_ids(tokenizer, reloaded, text):
     (ids,) = encode_documents(tokenizer, [text])
@@ -135,7 +135,7 @@ def test_a_folder_without_tokenizer_files_is_refused_instead_of_giving_no_ids(mo
     model.save_pretrained(tmp_path)
     with pytest.raises(FileNotFoundError, match="no tokenizer files"):
         load_tokenizer(str(tmp_path))
-    with pytest.raises(OSError, match="offline"):
+    with pytest.raises(OSError, match=r"someone/nothing is neither a folder here .* HF_HUB_OFFLINE"):
         load_tokenizer("someone/nothing")
 
 

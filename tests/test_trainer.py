@@ -1,22 +1,31 @@
 """The loss is the mean over all label tokens of a step, speed is measured, and a NaN stops the run."""
 
+import copy
+import json
 import math
+import os
+import pickle
+import signal
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
+from transformers import TrainerCallback
 
 from hf_lm.arguments import TrainingArguments
 from hf_lm.data.packing import Blocks, collate_blocks
-from hf_lm.losses import label_loss, next_token_loss, span_loss
+from hf_lm.tasks.losses import label_loss, next_token_loss, span_loss
+from hf_lm.training.budget import StopAtBudget
 from hf_lm.training.monitor import flops_per_token
 from hf_lm.training.trainer import Trainer
 
 
 @pytest.fixture
 def make_trainer(model, stream, tmp_path):
-    def make(**arguments):
+    def make(own=model, **arguments):
         settings = {
             "output_dir": str(tmp_path / "out"),
             "use_cpu": True,
@@ -29,7 +38,7 @@ def make_trainer(model, stream, tmp_path):
         }
         blocks = Blocks(stream, block_size=32, isolate=True)
         return Trainer(
-            model,
+            own,
             TrainingArguments(**settings | arguments),
             loss=next_token_loss,
             shifts_labels=True,
@@ -140,3 +149,183 @@ def test_flops_count_every_matrix_and_attention(model):
     per_layer = 12 * width * width  # Q, K, V, projection and an MLP four times as wide
     expected = 6 * (layers * per_layer + vocab * width) + 12 * layers * width * 32
     assert flops_per_token(model, 32) == expected
+
+
+# Resuming
+
+
+def weights(trainer):
+    return [p.detach().clone() for p in trainer.model.parameters()]
+
+
+def same(first, second):
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.fixture
+def resumable(make_trainer, model, tmp_path):
+    """Makes trainers of copies of one model, in folders of their own."""
+
+    def make(folder="out", **arguments):
+        transformers.set_seed(0)
+        settings = {"save_strategy": "steps", "save_steps": 2, "per_device_train_batch_size": 4}
+        return make_trainer(copy.deepcopy(model), output_dir=str(tmp_path / folder), **settings | arguments)
+
+    return make
+
+
+def history(trainer):
+    timed = ("_runtime", "_per_second", "utilisation", "train_loss")
+    return [
+        {key: value for key, value in entry.items() if not key.endswith(timed)} for entry in trainer.state.log_history
+    ]
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_run_that_is_resumed_at_its_end_trains_no_further_step(resumable, tmp_path, times):
+    whole = resumable(lr_scheduler_type="constant")
+    whole.train()
+    trained, log = weights(whole), history(whole)
+    for _ in range(times):
+        resumed = resumable(lr_scheduler_type="constant")
+        resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-4"))
+        assert resumed.state.global_step == 4
+        assert same(weights(resumed), trained)
+        assert history(resumed) == log
+    assert sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
+
+
+def measured_by_step(trainer, values):
+    trainer.measure = lambda model: {"loss": values[trainer.state.global_step]}
+    return trainer
+
+
+def stop_after(trainer, step):
+    """Deliver a signal while that step is in progress."""
+    work = trainer.training_step
+
+    def signalled(*arguments, **keywords):
+        if trainer.state.global_step == step - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return work(*arguments, **keywords)
+
+    trainer.training_step = signalled
+    return trainer
+
+
+BEST = {
+    "eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True, "num_train_epochs": 3,
+    "metric_for_best_model": "loss", "greater_is_better": False, "max_steps": -1, "save_total_limit": 9,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("where", ["within an epoch", "at its end"])
+def test_a_stop_by_a_signal_changes_neither_the_evaluations_nor_the_choice(resumable, tmp_path, where):
+    whole = resumable("whole", **BEST)
+    per_epoch = len(whole.get_train_dataloader())
+    # Better in mid-epoch than at any epoch's end.
+    values = dict.fromkeys(range(3 * per_epoch), 1.0) | {k * per_epoch: 2.0 + (k - 2) ** 2 for k in (1, 2, 3)}
+    measured_by_step(whole, values).train()
+    assert whole.state.best_global_step == 2 * per_epoch
+    stop = 2 * per_epoch - (2 if where == "within an epoch" else 0)
+    stopped = stop_after(measured_by_step(resumable("stopped", **BEST), values), stop)
+    stopped.train()
+    assert stopped.stop.stopped
+    assert stopped.state.global_step == stop
+    resumed = measured_by_step(resumable("stopped", **BEST), values)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "stopped" / f"checkpoint-{stop}"))
+    evaluations = lambda trainer: [entry for entry in history(trainer) if "eval_loss" in entry]  # noqa: E731
+    assert evaluations(resumed) == evaluations(whole)
+    assert resumed.state.best_global_step == whole.state.best_global_step
+    assert same(weights(resumed), weights(whole))
+
+
+def test_a_stop_at_the_last_step_leaves_the_end_as_it_is(resumable, tmp_path):
+    stopped = stop_after(resumable(), 4)
+    stopped.train()
+    assert not stopped.stop.stopped
+    assert (tmp_path / "out" / "checkpoint-4").is_dir()
+
+
+def test_a_stop_by_the_budget_keeps_the_evaluation_that_is_due(resumable, tmp_path):
+    trainer, now = resumable(eval_strategy="steps", eval_steps=2, save_steps=100, max_steps=8), [0.0]
+    work = trainer.training_step
+
+    def slow_step(*arguments, **keywords):
+        now[0] += 1
+        return work(*arguments, **keywords)
+
+    trainer.training_step = slow_step
+    trainer.add_callback(StopAtBudget(5.0, started=0.0, checkpoint_bytes=0, clock=lambda: now[0]))
+    trainer.train()
+    saved = json.loads((tmp_path / "out" / "checkpoint-4" / "trainer_state.json").read_text())
+    assert [entry["step"] for entry in saved["log_history"] if "eval_loss" in entry] == [2, 4]
+
+
+@pytest.mark.parametrize("moved", ["the folder", "the working directory"])
+def test_the_best_checkpoint_is_found_where_the_folder_is_now(resumable, tmp_path, monkeypatch, moved):
+    settings = BEST | {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "max_steps": 8}
+    values = {2: 1.0, 4: 2.0, 6: 3.0, 8: 4.0}
+    whole = measured_by_step(resumable("whole", **settings), values)
+    whole.train()
+    monkeypatch.chdir(tmp_path)
+    first = resumable("out", **settings)
+    first.args.output_dir = "out"  # relative, as a user gives it
+    stop_after(measured_by_step(first, values), 5).train()
+    if moved == "the folder":
+        (tmp_path / "out").rename(tmp_path / "moved")
+        resumed, folder = resumable("moved", **settings | {"save_total_limit": 1}), tmp_path / "moved"
+    else:
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        resumed, folder = resumable("out", **settings | {"save_total_limit": 1}), Path("../out")
+        resumed.args.output_dir = str(folder)
+    measured_by_step(resumed, values).train(resume_from_checkpoint=str(folder / "checkpoint-5"))
+    assert resumed.state.best_model_checkpoint == str(folder / "checkpoint-2")
+    assert (folder / "checkpoint-2").is_dir()
+    assert same(weights(resumed), weights(whole))
+
+
+@pytest.mark.parametrize("muon", [0.0, 2e-2])
+def test_changed_rates_and_decay_hold_after_a_resume(resumable, tmp_path, muon):
+    settings = {"lr_scheduler_type": "cosine", "max_steps": 8, "muon_learning_rate": muon, "weight_decay": 0.1}
+    first = stop_after(resumable("first", **settings), 4)
+    first.train()
+    checkpoint = str(tmp_path / "first" / "checkpoint-4")
+    again = resumable("again", **settings)
+    again.train(resume_from_checkpoint=checkpoint)
+    same_arguments = resumable("same", **settings, resume_with_changes=True)
+    same_arguments.train(resume_from_checkpoint=checkpoint)
+    assert same(weights(same_arguments), weights(again))
+
+    used = []
+
+    def note(self, args, state, control, optimizer, **_):
+        used.append([(group["lr"], group["weight_decay"], group.get("betas")) for group in optimizer.param_groups])
+
+    changes = {"learning_rate": 1e-3, "weight_decay": 0.2, "adam_beta1": 0.8, "resume_with_changes": True}
+    changes |= {"muon_learning_rate": muon / 4, "muon_weight_decay": 0.3}
+    changed = resumable("changed", **settings | changes)
+    changed.add_callback(type("Note", (TrainerCallback,), {"on_pre_optimizer_step": note}))
+    changed.train(resume_from_checkpoint=checkpoint)
+    assert not same(weights(changed), weights(again))
+    assert len(used) == 4
+    for step, groups in enumerate(used, start=4):
+        factor = (1 + math.cos(math.pi * step / 8)) / 2
+        assert groups[0] == (pytest.approx(1e-3 * factor), 0.2, (0.8, 0.999))
+        if muon:
+            assert groups[-1] == (pytest.approx(muon / 4 * factor), 0.3, None)
+
+
+def test_no_token_and_nothing_pickled_is_left_by_a_checkpoint(resumable, tmp_path):
+    resumable(hub_token="hf_secret_of_the_user", push_to_hub=True, hub_model_id="me/x").train()
+    names = [path.name for path in (tmp_path / "out").rglob("*")]
+    assert "optimizer.pt" in names
+    assert "training_args.bin" not in names
+    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file() and b"hf_secret" in path.read_bytes()]
+
+
+def test_a_token_is_not_pickled(tmp_path):
+    args = TrainingArguments(output_dir=str(tmp_path), hub_token="hf_secret_of_the_user")
+    assert b"hf_secret" not in pickle.dumps(args)
+    assert args.hub_token == "hf_secret_of_the_user"

@@ -7,19 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_lm.commands.write import _joined, assist
-from hf_lm.generation import encode_prompt, log_probabilities
-from hf_lm.terminal import percent, printable, side_by_side, width_of, wrap
-from hf_lm.tokenizer import encode_documents
-from hf_lm.writing import Draft, alternatives, continue_text, cut_like, find_passage, rewrite
-
-TEXT = "The quick fox. It jumps over the dog. 花落知多少。夜来风雨声。 End"
+from hf_lm.inference.writing import Draft, alternatives, continue_text
+from hf_lm.reporting.terminal import percent, printable, side_by_side, width_of, wrap
 
 
 def test_a_draft_goes_back_and_forth():
     draft = Draft("one")
     draft.add(" two")
-    draft.replace(0, 3, "ONE")
-    draft.replace(0, 0, "")  # no change, nothing to undo
+    draft.change("ONE two")
+    draft.add("")  # no change, nothing to undo
     assert draft.text == "ONE two"
     assert draft.undo()
     assert draft.undo()
@@ -28,45 +24,6 @@ def test_a_draft_goes_back_and_forth():
     assert draft.text == "one two"
     draft.add("!")  # what could be redone is gone
     assert (draft.redo(), draft.text) == (False, "one two!")
-
-
-@pytest.mark.parametrize(
-    ("words", "passage"),
-    [
-        ("", "End"),
-        ("jumps", "jumps"),
-        ("It ... dog.", "It jumps over the dog."),
-        ("花落 ... 夜来", "花落知多少。夜来"),
-    ],
-)
-def test_a_passage_is_found_by_its_words(words, passage):
-    start, end = find_passage(TEXT, words)
-    assert TEXT[start:end] == passage
-
-
-def test_the_last_sentence_is_found_in_chinese_and_the_last_place_of_words():
-    start, end = find_passage("花落知多少。夜来风雨声。\n")
-    assert (start, end) == (6, 12)
-    assert find_passage("a b a", "a") == (4, 5)
-    for text, words in (("", ""), (" \n", ""), ("abc", "x"), ("abc", "a ... x"), ("abc", "x ... c")):
-        with pytest.raises(ValueError, match=r"no text|no passage"):
-            find_passage(text, words)
-
-
-@pytest.mark.parametrize(
-    ("passage", "text", "cut"),
-    [
-        ("It is so.", "He came. He went. He w", "He came."),
-        ("It is so.", "He came and we", "He came and"),
-        ("brown fox", "old dog barks lou", "old dog barks"),
-        ("花落知多少。", "春眠不觉晓。夜来风", "春眠不觉晓。"),
-        ("花落", "春眠不", "春眠不"),
-        ("one line", "two\nlines here", "two"),
-    ],
-)
-def test_what_takes_a_passages_place_is_cut_like_it(passage, text, cut):
-    assert cut_like(passage, text) == cut
-    assert cut_like("a", "old dog", whole=True) == "old dog"
 
 
 def test_a_text_goes_on_after_its_spaces(scripted, tokenizer):
@@ -80,33 +37,13 @@ def test_alternatives_differ_and_the_likeliest_comes_first(model, tokenizer, tem
     found = alternatives(model.eval(), tokenizer, "The quick", count=3, max_new_tokens=6, temperature=temperature)
     assert len({one.text for one in found}) == 3
     assert [one.per_token for one in found] == sorted((one.per_token for one in found), reverse=True)
-    assert all(one.after is None for one in found)
+    assert all(one.text.strip() for one in found)
 
 
-def test_a_rewriting_is_ranked_by_the_likelihood_of_what_stands_after_it(model, tokenizer):
-    model = model.eval().double()
-    text = "The quick fox jumps over"
-    start, end = find_passage(text, "quick")
-    found = rewrite(model, tokenizer, text, start, end, temperature=1.0)
-    assert len(found) == 3
-    assert "quick" not in [one.text for one in found]
-    after = encode_documents(tokenizer, [" fox jumps over"])[0][:8]  # a quarter of the context judges
-    prompt = encode_prompt(model, tokenizer, "The")[0]
-    for one in found:
-        passage = encode_documents(tokenizer, [f" {one.text}"])[0]
-        [nats] = log_probabilities(model, [prompt], [passage + after])
-        assert one.log_probability == pytest.approx(sum(nats[: len(passage)]), abs=1e-9)
-        assert one.after == pytest.approx(sum(nats[len(passage) :]) / len(after), abs=1e-9)
-    assert [one.after for one in found] == sorted((one.after for one in found), reverse=True)
-
-
-def test_a_rewriting_keeps_the_space_around_the_passage_and_refuses_an_empty_one(model, tokenizer):
-    text = "The quick fox"
-    for one in rewrite(model.eval(), tokenizer, text, 3, 10):  # " quick "
-        assert one.text.startswith(" ")
-        assert one.text.endswith(" ")
-    with pytest.raises(ValueError, match="the passage is empty"):
-        rewrite(model, tokenizer, text, 3, 4)
+def test_an_alternative_after_a_space_begins_with_none(model, tokenizer):
+    found = alternatives(model.eval(), tokenizer, "The quick ", count=3, max_new_tokens=6, temperature=1.0)
+    assert len({one.text for one in found}) == 3
+    assert not any(one.text.startswith(" ") for one in found)
 
 
 def typed(*lines):
@@ -127,14 +64,14 @@ def typed(*lines):
 def test_a_session_of_writing(model, tokenizer, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     draft, file = Draft(), tmp_path / "draft.txt"
-    lines = ["The quick", "", "/undo", "/redo", "/three", "2", "/rewrite The quick", "1", "/undo", "春眠", "不觉"]
-    lines += ["/rewrite nothing of this", "/three 0", "/foo", "/save", f"/save {file}", "more", "/quit", "/quit"]
+    lines = ["The quick", "", "/undo", "/redo", "/three", "2", "春眠", "不觉"]
+    lines += ["/rewrite", "/three 0", "/foo", "/save", f"/save {file}", "more", "/quit", "/quit"]
     assist(model.eval(), tokenizer, draft, read=typed(*lines), max_new_tokens=8, temperature=1.0)
     said = capsys.readouterr().out
     assert draft.text.startswith("The quick")
     assert draft.text.endswith("春眠不觉more")  # no space between Chinese and what follows
     assert file.read_text(encoding="utf-8") == draft.text.removesuffix("more")
-    for words in ("1: ", "3: ", "% a token", "no passage", "from 1 to 9", "no /foo", "needs the name", "(not saved"):
+    for words in ("1: ", "3: ", "% a token", "no /rewrite", "from 1 to 9", "no /foo", "needs the name", "(not saved"):
         assert words in said
     assert [path.name for path in tmp_path.iterdir()] == ["draft.txt"]  # left on purpose: nothing is rescued
 
@@ -160,12 +97,19 @@ def test_a_draft_that_was_not_saved_survives_the_end_of_the_input_and_ctrl_c(mod
     assert not file.exists()
 
 
+def test_a_draft_with_bytes_that_are_no_utf8_is_rescued_as_it_was_typed(tmp_path, capsys):
+    file = tmp_path / "draft.txt"
+    assist(None, None, Draft("a"), file=str(file), read=typed("caf\udce9", f"/save {file}"))
+    assert (tmp_path / "draft.txt.unsaved").read_bytes() == b"a caf\xe9"
+    assert "error: " in capsys.readouterr().out
+
+
 def test_ctrl_c_while_the_model_writes_keeps_what_was_written(model, tokenizer, monkeypatch, capsys):
     def pieces(*args, **kwargs):
         yield " one"
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hf_lm.writing.continue_text", pieces)
+    monkeypatch.setattr("hf_lm.inference.writing.continue_text", pieces)
     draft = Draft("zero")
     assist(model, tokenizer, draft, read=typed("", "/undo", "/redo", "/quit", "/quit"))
     assert draft.text == "zero one"

@@ -4,11 +4,11 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from hf_lm.decoding import add_decoding, decoding_of
-from hf_lm.terminal import Reader, printable, quiet, show
+from hf_lm.inference.decoding import add_decoding, decoding_of
+from hf_lm.reporting.terminal import Reader, printable, quiet, show
 
 if TYPE_CHECKING:
-    from hf_lm.conversation import Conversation
+    from hf_lm.inference.chat import Conversation
 
 EXAMPLE = 'hf-lm chat out/chat --system "Answer in one sentence."'
 HELP = """\
@@ -33,8 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     decoding = decoding_of(args)
-    from hf_lm.conversation import Conversation, load_conversation
-    from hf_lm.generation import load_writer
+    from hf_lm.inference.chat import Conversation, load_conversation
+    from hf_lm.inference.generate import load_writer
 
     messages = load_conversation(args.load) if args.load else []
     quiet()

@@ -13,13 +13,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from hf_lm.checking import check_folder
+    from hf_lm.hub.check import check_folder
+    from hf_lm.reporting.report import visible
 
     checked = check_folder(args.folder)
     for fact in checked.facts:
-        print(f"  ok     {fact}")
+        print(f"  ok     {visible(fact)}")
     for wrong in checked.wrong:
-        print(f"  wrong  {wrong}")
+        print(f"  wrong  {visible(wrong)}")
     n = len(checked.wrong)
     print(f"{args.folder}: " + (f"{n} thing{'s are' if n > 1 else ' is'} wrong" if n else "as it should be"))
     if n:

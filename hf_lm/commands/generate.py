@@ -4,8 +4,8 @@ import argparse
 import sys
 from typing import Any
 
-from hf_lm.decoding import add_decoding, decoding_of
-from hf_lm.terminal import percent, printable, quiet, show
+from hf_lm.inference.decoding import add_decoding, decoding_of
+from hf_lm.reporting.terminal import percent, printable, quiet, show
 
 EXAMPLE = 'hf-lm generate out/pretrain "The function returns"'
 
@@ -24,15 +24,15 @@ def run(args: argparse.Namespace) -> None:
     decoding = decoding_of(args)
     if args.prompt and args.prompts:
         raise ValueError("prompts come from the command line or from a file: give a prompt or --prompts, not both.")
-    from hf_lm.predicting import generate_lines, read_texts
+    from hf_lm.inference.predict import generate_lines, read_texts
 
     quiet()
     prompts = read_texts(args.prompts, args.column) if args.prompts else args.prompt or [""]
     if args.output:
-        lines = generate_lines(args.model, prompts, args.output, device=args.device, **decoding)
+        lines = generate_lines(args.model, prompts, args.output, source=args.prompts, device=args.device, **decoding)
         print(f"{lines:,} prompts with their continuations in {args.output}")
         return
-    from hf_lm.generation import generate, load_writer, stream
+    from hf_lm.inference.generate import generate, load_writer, stream
 
     model, tokenizer = load_writer(args.model, device=args.device)
     live = sys.stdout.isatty()

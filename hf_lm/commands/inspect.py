@@ -32,6 +32,6 @@ def run(args: argparse.Namespace) -> None:
     width = min(120, shutil.get_terminal_size((100, 24)).columns)
     print(show_inspection(found, colour=in_colour(), width=width))
     if args.plots:
-        from hf_lm.plots import draw_lengths
+        from hf_lm.reporting.plots import draw_lengths
 
         print(f"\nIn {draw_lengths(found['lengths'], args.plots)}")

@@ -3,6 +3,8 @@
 import argparse
 import json
 
+from hf_lm.files import json_with, refuse_foreign, write_whole
+
 EXAMPLE = "hf-lm plan pretrain --size small --max_steps 20000 --gpu h100 --price_per_hour 2.5"
 
 
@@ -35,9 +37,12 @@ def run(args: argparse.Namespace) -> None:
     except argparse.ArgumentError as error:
         raise ValueError(str(error)) from None
 
+    if options.json:
+        refuse_foreign(options.json, ours=json_with("recipe", "device", "flops_per_step"), option="--json")
+
     from hf_lm.planning.devices import WITHOUT_BF16, cpu, find_gpu, present_device
     from hf_lm.planning.plan import make_plan
-    from hf_lm.planning.resolving import resolve
+    from hf_lm.planning.resolve import resolve
     from hf_lm.planning.terminal import show_plan
 
     if options.gpu and options.device:
@@ -55,5 +60,4 @@ def run(args: argparse.Namespace) -> None:
     )
     print(show_plan(plan))
     if options.json:
-        with open(options.json, "w", encoding="utf-8") as file:
-            json.dump(plan.report(), file, indent=2, ensure_ascii=False)
+        write_whole(options.json, json.dumps(plan.report(), indent=2, ensure_ascii=False) + "\n")

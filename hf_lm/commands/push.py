@@ -1,4 +1,7 @@
-"""upload a finished run to the Hub, in one commit"""
+"""upload a finished run to the Hub, in one commit
+
+Verifies the folder first, and uploads what a run writes and nothing else: no secret, no absolute path of this machine.
+"""
 
 import argparse
 
@@ -12,6 +15,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from hf_lm.hub import push_to_hub
+    from hf_lm.hub.push import push_to_hub
 
     print(push_to_hub(args.folder, args.repo_id, private=args.private))

@@ -38,12 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from hf_lm.scoreboard import save_scores, show_scores
-    from hf_lm.scoring import score
+    from hf_lm.scoring.score import score
+    from hf_lm.scoring.scoreboard import check_output, save_scores, show_scores
 
+    check_output(args.output)
     tasks = [task for task in args.harness.split(",") if task]
     if tasks:
-        from hf_lm.harness import check_harness
+        from hf_lm.scoring.harness import check_harness
 
         check_harness(args.models, card=args.card)
     elif args.card:
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
         again=args.again,
     )
     if tasks:
-        from hf_lm.harness import add_to_card, run_harness
+        from hf_lm.scoring.harness import add_to_card, run_harness
 
         for model, found in result["models"].items():
             found["harness"] = run_harness(model, tasks)

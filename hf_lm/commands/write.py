@@ -1,27 +1,26 @@
-"""write with a model in the terminal: go on, rewrite, choose, undo"""
+"""write with a model in the terminal: continue, choose among alternatives, undo"""
 
 import argparse
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hf_lm.decoding import add_decoding, decoding_of
-from hf_lm.terminal import Reader, percent, printable, quiet, show, side_by_side, width_of
+from hf_lm.files import refuse_foreign, write_whole
+from hf_lm.inference.decoding import add_decoding, decoding_of
+from hf_lm.reporting.terminal import Reader, percent, printable, quiet, show, side_by_side, width_of
 
 EXAMPLE = "hf-lm write out/pretrain draft.txt"
 HELP = """\
 TEXT              is added to the draft
 Enter             the model goes on
 /three [N]        three ways to go on (or N), side by side; the number of one then takes it
-/rewrite          other words for the last sentence; the number of one takes it
-/rewrite WORDS    other words for these; /rewrite FROM ... TO for all between
 /line [TEXT]      begin a new line
 /undo  /redo      take the last change back; make it again
 /show             the whole draft
 /save [FILE]      write it
 /help  /quit      this list; leave. So do Ctrl-D, and Ctrl-C twice; one Ctrl-C stops the model
-A rewriting is drawn from what stands before the passage and ranked by how likely it makes what stands after it: the
-model is not told what to say. `a token` is the probability of each token, as a geometric mean."""
+`a token` is the probability of each token, as a geometric mean."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,8 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     decoding = decoding_of(args)
-    from hf_lm.generation import load_writer
-    from hf_lm.writing import Draft
+    from hf_lm.inference.generate import load_writer
+    from hf_lm.inference.writing import Draft
 
     path = Path(args.file).expanduser()
     if args.file and path.is_dir():
@@ -77,8 +76,8 @@ class _Desk:
     def __init__(self, model: Any, tokenizer: Any, draft: Any, file: str, decoding: dict[str, Any]) -> None:
         self.model, self.tokenizer, self.draft, self.file, self.decoding = model, tokenizer, draft, file, decoding
         self.saved = draft.text
+        self.known = {_place(file): draft.text} if file else {}  # what this session read or wrote, by file
         self.offered: list[Any] = []
-        self.place = (0, 0)  # what the offers would replace
         self.warned = False
         self.seed = decoding.get("seed", 0)
 
@@ -95,8 +94,6 @@ class _Desk:
             self.draft.add("\n" + rest)
         elif command == "/three":
             self.offer_ways(rest)
-        elif command == "/rewrite":
-            self.offer_passages(rest)
         elif command in ("/undo", "/redo"):
             done = self.draft.undo() if command == "/undo" else self.draft.redo()
             print(f"(…{self.tail()})" if done else f"(nothing to {command[1:]})")
@@ -119,7 +116,7 @@ class _Desk:
         return True
 
     def go_on(self, lines: Any) -> None:
-        from hf_lm.writing import continue_text
+        from hf_lm.inference.writing import continue_text
 
         written: list[str] = []
         pieces = continue_text(self.model, self.tokenizer, self.draft.text, **self.settings())
@@ -133,36 +130,23 @@ class _Desk:
             print("(the model ends the text here)")
 
     def offer_ways(self, count: str) -> None:
-        from hf_lm.writing import alternatives
+        from hf_lm.inference.writing import alternatives
 
         if count and not (count.isdigit() and 1 <= int(count) <= 9):
             raise ValueError("/three takes a number of ways from 1 to 9.")
-        end = len(self.draft.text)
-        found = alternatives(self.model, self.tokenizer, self.draft.text, count=int(count or 3), **self.settings())
-        self.offer(found, (end, end))
-
-    def offer_passages(self, words: str) -> None:
-        from hf_lm.writing import find_passage, rewrite
-
-        start, end = find_passage(self.draft.text, words)
-        print(f"(instead of: {printable(self.draft.text[start:end])})")
-        self.offer(rewrite(self.model, self.tokenizer, self.draft.text, start, end, **self.settings()), (start, end))
-
-    def offer(self, found: list[Any], place: tuple[int, int]) -> None:
-        self.offered, self.place = found, place
-        if not found:
+        self.offered = alternatives(
+            self.model, self.tokenizer, self.draft.text, count=int(count or 3), **self.settings()
+        )
+        if not self.offered:
             print("(the model has nothing else to offer: try once more, or a higher --temperature)")
             return
-        titles = []
-        for number, one in enumerate(found, 1):
-            then = "" if one.after is None else f", what follows {percent(one.after)}"
-            titles.append(f"{number}: {percent(one.per_token)} a token{then}")
-        print(side_by_side([one.text for one in found], titles))
+        titles = [f"{number}: {percent(one.per_token)} a token" for number, one in enumerate(self.offered, 1)]
+        print(side_by_side([one.text for one in self.offered], titles))
 
     def choose(self, number: int) -> None:
         if not 1 <= number <= len(self.offered):
             raise ValueError(f"there are 1 to {len(self.offered)} to choose from.")
-        self.draft.replace(*self.place, self.offered[number - 1].text)
+        self.draft.add(self.offered[number - 1].text)
         self.offered = []
         print(f"(…{self.tail()})")
 
@@ -170,21 +154,23 @@ class _Desk:
         print(printable(self.draft.text) or "(empty)")
 
     def save(self, file: str) -> None:
-        from hf_lm.writing import save_text
-
         file = file.strip() or self.file
         if not file:
             raise ValueError("/save needs the name of a file.")
-        save_text(file, self.draft.text)
-        self.file, self.saved = file, self.draft.text
+        path = _place(file)
+        # Also a file of this session that another program has changed is not replaced.
+        refuse_foreign(path, ours=lambda path: path.read_bytes().decode() == self.known[path], option="file to /save")
+        write_whole(path, self.draft.text)
+        self.file = file
+        self.saved = self.known[path] = self.draft.text
         print(f"(saved in {file})")
 
     def rescue(self) -> None:
-        from hf_lm.writing import save_text
-
         if self.draft.text != self.saved:
-            file = f"{self.file or 'draft.txt'}.unsaved"
-            save_text(file, self.draft.text)
+            first = f"{self.file or 'draft.txt'}.unsaved"
+            names = itertools.chain([first], (f"{first}-{number}" for number in itertools.count(2)))
+            file = next(name for name in names if not _place(name).exists())
+            write_whole(_place(file), self.draft.text.encode(errors="surrogateescape"))  # typed in whatever encoding
             print(f"(not saved before; written to {file})")
 
     def settings(self) -> dict[str, Any]:
@@ -194,6 +180,10 @@ class _Desk:
 
     def tail(self) -> str:
         return printable(self.draft.text[-60:].replace("\n", "⏎"))
+
+
+def _place(file: str) -> Path:
+    return Path(file).expanduser().resolve()
 
 
 def _kept(pieces: Any, written: list[str]) -> Any:

@@ -56,7 +56,7 @@ class GroupedByLength(Sampler[int]):
     """Rows in an order that puts like-sized ones into a batch, and the batches into a random order, anew each epoch.
 
     transformers' LengthGroupedSampler hands out the batches of 50 from the longest down to the shortest: one step then
-    follows another of the same kind of row, and a model that starts from nothing learns little (docs/architecture.md).
+    follows another of the same kind of row, and a model that starts from nothing learns little (docs/upstream.md).
     `batch_size` counts the rows of an optimizer step, all processes and accumulated batches together, which are of
     like length. The order depends on `seed` and the epoch alone.
     """

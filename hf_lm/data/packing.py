@@ -18,7 +18,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from hf_lm.cache import default_cache
-from hf_lm.tokenizer import encode_documents
+from hf_lm.tokenization.tokenizer import encode_documents
 
 BATCH = 2**21  # characters tokenized at a time: enough to keep every core busy, little to hold
 FORMAT = "2"  # of the cache

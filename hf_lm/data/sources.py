@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hf_lm.data.demos import demo_split, documentation
+from hf_lm.data.demos.documentation import demo_split, documentation
 from hf_lm.data.reading import SUFFIXES, column_values, read_documents, rows_to_documents, suffix
 
 SPLITS = ("train", "validation", "test")

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from hf_lm.data.cldr import country_questions, phrases
-from hf_lm.data.demos import demo_split, docstring_summaries
-from hf_lm.data.dialogues import dialogues, preferences, sums
-from hf_lm.data.opinions import opinions
+from hf_lm.data.demos.cldr import country_questions, phrases
+from hf_lm.data.demos.dialogues import dialogues, preferences, sums
+from hf_lm.data.demos.documentation import demo_split, docstring_summaries
+from hf_lm.data.demos.opinions import opinions
 from hf_lm.data.reading import SUFFIXES, read_lines, read_rows, suffix
 from hf_lm.data.sources import SPLITS, choose_sides, cut_note, file_names, find_files, hash_text, load_hub, split_of
 

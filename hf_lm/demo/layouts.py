@@ -7,10 +7,12 @@ from typing import Any
 
 import gradio as gr
 
-from hf_lm.demo.views import OFFERED, bars_html, report_html, said_html, selection, title_of
+from hf_lm.demo.views import OFFERED, bars_html, report_html, said_html
+from hf_lm.inference.writing import Draft
 from hf_lm.models.configuration import context_length
-from hf_lm.writing import Draft
+from hf_lm.reporting.terminal import percent
 
+KEPT = 86_400  # seconds that a draft or a conversation is kept after its last change
 PRIVATE = {"api_visibility": "private"}
 STREAM = {**PRIVATE, "concurrency_limit": 4, "show_progress": "hidden"}  # people who are written for at once
 ONCE = {**PRIVATE, "concurrency_limit": 1, "show_progress": "minimal"}
@@ -35,7 +37,8 @@ def lay_out(views: Sequence[Any]) -> Any:
 
 
 def _writing(view: Any) -> None:
-    draft, seed, offers, selected = gr.State(Draft), gr.State(0), gr.State(None), gr.State(None)
+    draft, seed = gr.State(Draft, time_to_live=KEPT), gr.State(0)
+    offers = gr.State(None, time_to_live=KEPT)
     text = gr.Textbox(label="Text", lines=9, max_lines=22, placeholder="Write, then let the model go on ...")
     with gr.Row():
         go_on = gr.Button("Continue", variant="primary", min_width=90)
@@ -43,14 +46,6 @@ def _writing(view: Any) -> None:
         stop = gr.Button("Stop", min_width=60)
         undo = gr.Button("Undo", min_width=60)
         redo = gr.Button("Redo", min_width=60)
-    with gr.Row(equal_height=True):
-        words = gr.Textbox(
-            label="Passage to rewrite",
-            placeholder="its words, or FROM ... TO; empty takes the selection, else the last sentence",
-            scale=4,
-            lines=1,
-        )
-        again = gr.Button("Rewrite", scale=1, min_width=90)
     note = _note_box()
     with gr.Row(visible=False) as shown:
         boxes, buttons = [], []
@@ -64,7 +59,7 @@ def _writing(view: Any) -> None:
         temperature = gr.Slider(0, 1.5, 0.8, step=0.1, label="Temperature (0 takes the likeliest)")
 
     def shown_offers(found: list[Any]) -> list[Any]:
-        cells = [gr.update(value=one.text, label=title_of(one), visible=True) for one in found[:OFFERED]]
+        cells = [gr.update(value=one.text, label=f"{percent(one.per_token)} a token", visible=True) for one in found]
         cells += [gr.update(visible=False)] * (OFFERED - len(cells))
         return [gr.update(visible=bool(found)), *cells, *(gr.update(visible=i < len(found)) for i in range(OFFERED))]
 
@@ -83,26 +78,19 @@ def _writing(view: Any) -> None:
         if refused.said:
             yield [gr.skip(), draft, seed, None, _said(refused.said), *shown_offers([])]
 
-    def offer(ask, draft, text, seed, tokens, temperature, *more):
+    def offer(draft, text, seed, tokens, temperature):
         settings = {"max_new_tokens": int(tokens), "temperature": temperature, "seed": seed}
         with _Refusals() as refused:
-            found, place, said = ask(draft, text, *more, **settings)
-            return [draft, seed + 1, (found, place), _said(said), *shown_offers(found)]
+            found, said = view.alternatives(draft, text, **settings)
+            return [draft, seed + 1, found, _said(said), *shown_offers(found)]
         return [draft, seed, None, _said(refused.said), *shown_offers([])]
-
-    def alternatives(draft, text, seed, tokens, temperature):
-        return offer(view.alternatives, draft, text, seed, tokens, temperature)
-
-    def rewrite(draft, text, seed, tokens, temperature, words, picked):
-        place = selection(text, *picked) if picked else None
-        return offer(view.rewrite, draft, text, seed, tokens, temperature, words, place)
 
     def take(number: int) -> Callable:
         def run(draft, text, offers):
             with _Refusals() as refused:
                 if not offers:
                     raise ValueError("nothing is offered any more: ask again.")
-                text = view.take(draft, text, offers[0][number], offers[1])
+                text = view.take(draft, text, offers[number])
             return [text, draft, None, _said(refused.said), *shown_offers([])]
 
         return run
@@ -116,15 +104,10 @@ def _writing(view: Any) -> None:
 
         return run
 
-    def select(event: gr.SelectData):
-        return (event.value, event.index) if event.value else None
-
-    text.select(select, None, selected, show_progress="hidden", queue=False, **PRIVATE)
     settings = [draft, text, seed, tokens, temperature]
     writing = go_on.click(write, settings, [text, draft, seed, offers, note, *offered], **STREAM)
     stop.click(None, None, None, cancels=[writing], **PRIVATE)
-    three.click(alternatives, settings, [draft, seed, offers, note, *offered], **ONCE)
-    again.click(rewrite, [*settings, words, selected], [draft, seed, offers, note, *offered], **ONCE)
+    three.click(offer, settings, [draft, seed, offers, note, *offered], **ONCE)
     for number, button in enumerate(buttons):
         button.click(take(number), [draft, text, offers], [text, draft, offers, note, *offered], **ONCE)
     for button, which in ((undo, view.undo), (redo, view.redo)):
@@ -132,7 +115,8 @@ def _writing(view: Any) -> None:
 
 
 def _chat(view: Any) -> None:
-    talk = gr.State(None)  # a Conversation, from the first message on: it holds the model, which is not to be copied
+    # a Conversation, from the first message on: it holds the model, which is not to be copied
+    talk = gr.State(None, time_to_live=KEPT)
     with gr.Accordion("System prompt", open=False):
         system = gr.Textbox(show_label=False, container=False, lines=2, placeholder="What the model is told first")
     # not gr.Chatbot: it shows HTML of a message as HTML, even with render_markdown=False

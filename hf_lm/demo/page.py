@@ -3,24 +3,26 @@
 open_page(["out/chat", "out/sentiment"])
 
 Nothing is loaded from another host, and a policy in every answer keeps the browser from trying. The page is for this
-machine: 127.0.0.1.
+machine: 127.0.0.1. Requests under another name, frames of other sites and uploads are refused.
 """
 
+import errno
 import importlib.util
+import ipaddress
 import os
+import socket
 import sys
 import threading
 from collections.abc import Sequence
 from typing import Any
 
-from hf_lm.serving import free_port
-
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Noto Sans", "Noto Sans CJK SC", "PingFang SC", "sans-serif"]
 MONO = ["ui-monospace", "Menlo", "Consolas", "monospace"]
-POLICY = (
-    b"default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; connect-src 'self'; frame-ancestors *; "
-    b"form-action 'self'; object-src 'none'"
+POLICY = (  # unsafe-eval: gr.HTML evaluates its template in the browser and shows an error without it
+    "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; connect-src 'self'; frame-ancestors {frames}; "
+    "form-action 'self'; object-src 'none'"
 )
+SESSIONS = 100  # whose drafts and conversations are kept; the one that was used last longest ago is dropped
 CSS = """
 .gradio-container { width: 100% !important; max-width: 1080px !important; margin: 0 auto !important; }
 .gradio-container main, .gradio-container .wrap, .gradio-container .contain { width: 100%; max-width: 100%; }
@@ -82,6 +84,7 @@ class running:
     def __enter__(self) -> str:
         import gradio
         from starlette.middleware import Middleware
+        from starlette.middleware.trustedhost import TrustedHostMiddleware
 
         theme = gradio.themes.Default(primary_hue="slate", neutral_hue="slate", radius_size="sm", **_fonts(gradio))
         _, url, _ = self.page.queue(max_size=64).launch(
@@ -97,9 +100,15 @@ class running:
             mcp_server=False,
             pwa=False,
             footer_links=[],
+            state_session_capacity=SESSIONS,
             theme=theme,
             css=CSS,
-            app_kwargs={"middleware": [Middleware(_SameHost)]},
+            app_kwargs={
+                "middleware": [
+                    Middleware(_Guard, policy=POLICY.format(frames="'none'" if is_loopback(self.host) else "*")),
+                    Middleware(TrustedHostMiddleware, allowed_hosts=_allowed_hosts(self.host), www_redirect=False),
+                ]
+            },
         )
         return url
 
@@ -134,16 +143,63 @@ def _fonts(gradio: Any) -> dict[str, Any]:
     return {"font": [font(name) for name in FONTS], "font_mono": [font(name) for name in MONO]}
 
 
-class _SameHost:
-    """ASGI: every answer tells the browser to load nothing from another host."""
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
-    def __init__(self, app: Any) -> None:
-        self.app = app
+
+def _allowed_hosts(host: str) -> list[str]:
+    """Names under which the page is reached; every one where it listens on all addresses, as in a Space.
+
+    A site whose name is pointed to this machine (DNS rebinding) could otherwise read the page.
+    """
+    return ["*"] if host in ("0.0.0.0", "::") else ["localhost", "127.0.0.1", "[::1]", host]
+
+
+def free_port(host: str, port: int) -> int:
+    """The port, or for 0 a free one. Raises OSError that names the next free one where it is in use."""
+
+    def bound(port: int) -> int:
+        kind, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            return probe.getsockname()[1]
+
+    if not 0 <= port < 65536:
+        raise ValueError(f"--port {port} is not a port; give one from 1024 to 65535.")
+    try:
+        return bound(port)
+    except socket.gaierror:
+        raise ValueError(f"{host} is not an address of this machine; 127.0.0.1 is.") from None
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            for other in range(port + 1, min(port + 100, 65536)):
+                try:
+                    message = f"port {port} of {host} is in use; {bound(other)} is free: give --port {other}"
+                except OSError:
+                    continue
+                raise OSError(message) from None
+        raise OSError(f"cannot listen on port {port} of {host}: {error.strerror}.") from None
+
+
+class _Guard:
+    """ASGI: every answer carries the content security policy, and no file is taken: no part of the page needs one."""
+
+    def __init__(self, app: Any, policy: str) -> None:
+        self.app, self.policy = app, policy.encode()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        async def told(message: Any) -> None:
+        from starlette.responses import PlainTextResponse
+
+        async def send_with_policy(message: Any) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", []), (b"content-security-policy", POLICY)]
+                message["headers"] = [*message.get("headers", []), (b"content-security-policy", self.policy)]
             await send(message)
 
-        await self.app(scope, receive, told if scope["type"] == "http" else send)
+        if scope["type"] == "http" and scope["path"].rstrip("/").endswith("/upload"):
+            await PlainTextResponse("this page takes no files", status_code=403)(scope, receive, send_with_policy)
+        else:
+            await self.app(scope, receive, send_with_policy if scope["type"] == "http" else send)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from hf_lm.hub import check_complete
+from hf_lm.hub.push import check_complete
 from hf_lm.models.configuration import is_path
 
 # What shows a model and its run; what the run says of the machine that trained it is not for a Space.
@@ -16,7 +16,7 @@ NOT_SHOWN = ("trainer_state.json",)
 # What hf_lm.demo.page imports, beside gradio, which the Space brings itself.
 NEEDED = (
     *("torch", "transformers", "tokenizers", "accelerate", "safetensors", "huggingface_hub", "peft", "jinja2"),
-    *("datasets", "numpy", "matplotlib", "fonttools", "pyyaml", "tqdm", "sacrebleu", "rouge-score", "evaluate"),
+    *("datasets", "numpy", "matplotlib", "fonttools", "pyyaml", "tqdm", "sacrebleu", "rouge-score"),
 )
 APP = '''"""The page of `hf-lm demo`: python app.py"""
 

@@ -15,15 +15,14 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_lm.conversation import Conversation
-from hf_lm.generation import encode_prompt, load_writer
+from hf_lm.inference.chat import Conversation
+from hf_lm.inference.generate import Continuation, encode_prompt, load_writer
+from hf_lm.inference.pipelines import pipeline
+from hf_lm.inference.writing import Draft, alternatives, continue_text
 from hf_lm.models.configuration import context_length, family, load_config
-from hf_lm.pipelines import pipeline
-from hf_lm.report import SHOWN as METRICS
-from hf_lm.report import beside, in_words, warnings
-from hf_lm.terminal import percent
-from hf_lm.tokenizer import encode_documents, load_tokenizer
-from hf_lm.writing import Alternative, Draft, alternatives, continue_text, find_passage, rewrite
+from hf_lm.reporting.report import SHOWN as METRICS
+from hf_lm.reporting.report import beside, in_words, warnings
+from hf_lm.tokenization.tokenizer import encode_documents, load_tokenizer
 
 LONGEST_INPUT = 100_000  # characters
 OFFERED = 3  # alternatives side by side
@@ -64,27 +63,19 @@ class WritingView(View):
             draft.add(written)
         yield draft.text, note or ("" if written else "The model ends the text here.")
 
-    def alternatives(self, draft: Draft, text: str, **decoding: Any) -> tuple[list[Alternative], tuple[int, int], str]:
-        """Ways to go on, the place they would take, and a note."""
+    def alternatives(self, draft: Draft, text: str, **decoding: Any) -> tuple[list[Continuation], str]:
+        """Continuations of the text, and a note."""
         _take(draft, text)
         found = alternatives(self.model, self.tokenizer, text, count=OFFERED, **decoding)
-        return found, (len(text), len(text)), self._left_out(text, decoding) or _few(found)
+        few = "" if found else "The model has nothing else to offer: try once more, or a higher temperature."
+        return found, self._left_out(text, decoding) or few
 
-    def rewrite(
-        self, draft: Draft, text: str, words: str = "", selected: tuple[int, int] | None = None, **decoding: Any
-    ) -> tuple[list[Alternative], tuple[int, int], str]:
-        """Other words for the passage named by its `words`, else for what is selected, else for the last sentence."""
-        _take(draft, text)
-        start, end = find_passage(text, words) if words.strip() or not selected else selected
-        found = rewrite(self.model, self.tokenizer, text, start, end, count=OFFERED, **decoding)
-        return found, (start, end), _few(found) or f"Instead of: {_short(text[start:end])}"
-
-    def take(self, draft: Draft, text: str, chosen: Alternative, place: tuple[int, int]) -> str:
-        """The text with an alternative in its place. Raises ValueError where the text was changed meanwhile."""
+    def take(self, draft: Draft, text: str, chosen: Continuation) -> str:
+        """The text with an alternative after it. Raises ValueError where the text was changed meanwhile."""
         if text != draft.text:
             _take(draft, text)
             raise ValueError("the text has changed since these were offered: ask again.")
-        draft.replace(*place, chosen.text)
+        draft.add(chosen.text)
         return draft.text
 
     def undo(self, draft: Draft, text: str) -> tuple[str, str]:
@@ -325,21 +316,9 @@ def answers_table(found: list[dict[str, Any]]) -> str:
     return _table(("answer", "probability"), rows)
 
 
-def title_of(one: Alternative) -> str:
-    then = "" if one.after is None else f", what follows {percent(one.after)}"
-    return f"{percent(one.per_token)} a token{then}"
-
-
-def selection(text: str, value: str, units: tuple[int, int]) -> tuple[int, int] | None:
-    """Where a browser's selection stands in a text; browsers count UTF-16 units. None where nothing is selected."""
-    encoded = text.encode("utf-16-le")
-    start, end = (len(encoded[: 2 * at].decode("utf-16-le", "ignore")) for at in units)
-    return (start, end) if value and text[start:end] == value else None
-
-
 def _take(draft: Draft, text: str) -> None:
     _check_length(text)
-    draft.replace(0, len(draft.text), text)
+    draft.change(text)
 
 
 def _check_length(text: str) -> None:
@@ -358,14 +337,6 @@ def _check_text(text: str) -> None:
 def _cut(made: Any, text: str, room: int) -> str:
     size = len(encode_documents(made.tokenizer, [text])[0])
     return f"The text has {size:,} tokens, and the model read the first {room:,}." if size > room else ""
-
-
-def _few(found: list[Alternative]) -> str:
-    return "" if found else "The model has nothing else to offer: try once more, or a higher temperature."
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 80 else f"{text[:40]} ... {text[-30:]}"
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

@@ -1,7 +1,7 @@
 """Whether one model is better than another on the same examples: tested in pairs, corrected for how often one asks.
 
 Pure functions over Estimates whose rows are the same examples. What the numbers mean for a reader is said in
-hf_lm.scoreboard.
+hf_lm.scoring.scoreboard.
 """
 
 from collections.abc import Mapping, Sequence

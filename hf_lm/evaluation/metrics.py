@@ -1,7 +1,7 @@
-"""Metrics of the fine-tuning tasks, as `evaluate.Metric`s that live here: offline, and no code is downloaded.
+"""Metrics of the fine-tuning tasks: `estimates(predictions, references)` gives each number with what an interval and a
+paired comparison need. All but mcc (-1 to 1) are in percent.
 
-`compute`, `add_batch` and `evaluate.combine` work as with any other; `estimates` gives the same numbers with what an
-interval and a paired comparison need. All but mcc (-1 to 1) are in percent.
+hf_lm.evaluation.evaluate_metrics has the same numbers as `evaluate.Metric`s.
 """
 
 import re
@@ -12,8 +12,6 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
-import datasets
-import evaluate
 import numpy as np
 
 from hf_lm.evaluation.intervals import Estimate, mean, ratio
@@ -22,33 +20,7 @@ HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")  # also kana: a character is a word
 
 
-class Metric(evaluate.Metric):
-    """What every metric here has: `estimates(predictions, references)`; `compute` gives their values."""
-
-    columns: dict[str, Any]
-    citation = ""
-
-    def __init__(self, **options: Any) -> None:
-        for name, value in options.items():  # before the parent asks for _info
-            setattr(self, name, value)
-        super().__init__(keep_in_memory=True)
-
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=self.__doc__ or "",
-            citation=self.citation,
-            features=datasets.Features(self.columns),
-        )
-
-    def _compute(self, *, predictions: Sequence, references: Sequence, **options: Any) -> dict[str, float]:
-        found = self.estimates(predictions, references, **options)
-        return {name: estimate.value for name, estimate in found.items()}
-
-    def estimates(self, predictions: Sequence, references: Sequence, **options: Any) -> dict[str, Estimate]:
-        raise NotImplementedError
-
-
-class Classification(Metric):
+class Classification:
     """Accuracy, macro F1 and the Matthews correlation (Gorodkin 2004, several classes) of class indices.
 
     Macro F1 is the mean over the classes that occur among references or predictions, as scikit-learn has it.
@@ -56,11 +28,8 @@ class Classification(Metric):
     classes) in `estimates`, the expected calibration error in 15 equal bins too (Guo et al., arXiv 1706.04599).
     """
 
-    columns = {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}  # noqa: RUF012
-    classes: int
-
     def __init__(self, classes: int) -> None:
-        super().__init__(classes=classes)
+        self.classes = classes
 
     def estimates(
         self, predictions: Sequence[int], references: Sequence[int], *, probabilities: np.ndarray | None = None
@@ -103,18 +72,15 @@ def _calibration_error(probabilities: np.ndarray, true: np.ndarray, bins: int = 
     return Estimate(statistics, lambda sums: 100 * np.abs(sums[..., :-1]).sum(-1) / sums[..., -1], False)
 
 
-class Translation(Metric):
+class Translation:
     """Corpus BLEU, chrF and TER by sacreBLEU (Post, arXiv 1804.08771); `signatures` says with which settings.
 
     A reference is a string or a list of them. `language`: the target's code; `zh`, `ja` and `ko` choose BLEU's
     tokenizer, "" looks at the references.
     """
 
-    columns = {"predictions": datasets.Value("string"), "references": datasets.Sequence(datasets.Value("string"))}  # noqa: RUF012
-    language: str
-
     def __init__(self, language: str = "") -> None:
-        super().__init__(language=language)
+        self.language = language
         self.signatures: dict[str, str] = {}
 
     def estimates(self, predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> dict[str, Estimate]:
@@ -163,14 +129,13 @@ def mostly(pattern: re.Pattern[str], texts: Any) -> bool:
     return matching > letters / 3
 
 
-class Summarization(Metric):
+class Summarization:
     """ROUGE-1, -2, -L and -Lsum F by rouge_score, mean over examples; of several references the best counts.
 
     With Porter's stemmer. Text in a script without spaces is compared by character, which rouge_score alone would
     drop. ROUGE-Lsum parts sentences at line ends and after . ! ? and their Chinese forms.
     """
 
-    columns = {"predictions": datasets.Value("string"), "references": datasets.Sequence(datasets.Value("string"))}  # noqa: RUF012
     kinds = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
     def estimates(self, predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> dict[str, Estimate]:
@@ -209,15 +174,13 @@ def sentences(text: str) -> str:
     return re.sub(r"(?<=[.!?])\s+|(?<=[。！？])\s*", "\n", text.strip()).strip()
 
 
-class QuestionAnswering(Metric):
+class QuestionAnswering:
     """Exact match and F1 of answers as the SQuAD script computes them; for Chinese, as the CMRC 2018 script does.
 
     A reference is a list of right answers, empty where the question has none; the prediction is then right if it is
     empty too. `has_answer_...` and `no_answer_...` stand beside the whole where both kinds occur (SQuAD v2).
     Rajpurkar et al., arXiv 1806.03822; Cui et al., arXiv 1810.07366.
     """
-
-    columns = {"predictions": datasets.Value("string"), "references": datasets.Sequence(datasets.Value("string"))}  # noqa: RUF012
 
     def estimates(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Estimate]:
         scores = 100 * np.array([answer_score(*pair) for pair in zip(predictions, references, strict=True)])

@@ -106,15 +106,15 @@ def load_scorer(name: str, *, label: str = "") -> Scorer:
         return lambda texts: _numbers(name, lambda: function(texts), texts)
     from transformers import AutoModelForSequenceClassification, pipeline
 
-    from hf_lm.models.checkpoints import load_with_head
     from hf_lm.models.configuration import load_config
-    from hf_lm.tokenizer import load_tokenizer
+    from hf_lm.models.loading import load_with_head
+    from hf_lm.tokenization.tokenizer import load_tokenizer
 
     labels = list(load_config(name).label2id)
     if label not in labels:
         raise ValueError(f"--scorer {name} knows the labels {labels}; choose one of them with --scorer_label.")
     tokenizer = load_tokenizer(name)
-    model = load_with_head(name, AutoModelForSequenceClassification, tokenizer=tokenizer)
+    model = load_with_head(name, AutoModelForSequenceClassification, tokenizer=tokenizer, trained=True)
     classify = pipeline("text-classification", model=model, tokenizer=tokenizer, top_k=None)
 
     def score(texts: list[str]) -> list[float]:

@@ -15,8 +15,8 @@ from hf_lm.data.scripts import script_shares
 from hf_lm.data.sources import hash_text
 from hf_lm.evaluation.leakage import leaked_share
 from hf_lm.inspection.examples import count_tokens
-from hf_lm.target_tokenizer import writes_apart, written_by
-from hf_lm.tokenizer import encode_with_offsets, measure_tokenizer
+from hf_lm.models.target_tokenizer import writes_apart, written_by
+from hf_lm.tokenization.tokenizer import encode_with_offsets, measure_tokenizer
 
 DOCUMENTS = 100_000  # of a corpus that are compared and counted
 UNSPACED = ("Han", "Hiragana", "Katakana", "Thai", "Lao", "Khmer", "Myanmar")  # no spaces between words

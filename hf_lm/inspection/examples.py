@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from hf_lm.target_tokenizer import written_by
+from hf_lm.models.target_tokenizer import written_by
 
 
 @dataclass

@@ -6,9 +6,9 @@ import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from hf_lm.dry_run import run_recipe
 from hf_lm.inspection.data import inspect_documents, inspect_rows
 from hf_lm.inspection.examples import count_tokens, see, spread
-from hf_lm.rehearsal import rehearse
 from hf_lm.training.trainer import supervised_trainer
 
 BATCHES = 1000  # of one epoch: the padding of more would tell nothing new
@@ -17,10 +17,10 @@ BATCHES = 1000  # of one epoch: the padding of more would tell nothing new
 def inspect_recipe(recipe: str, arguments: Sequence[str] = (), *, examples: int = 5) -> dict[str, Any]:
     """What a recipe, called with these arguments, would train on: plain values, and under "examples" Parts.
 
-    The recipe itself makes model, tokenizer and task (`rehearse`), and the Trainer its batches. Raises ValueError or
+    The recipe itself makes model, tokenizer and task (`run_recipe`), and the Trainer its batches. Raises ValueError or
     OSError in one line, as the recipe does.
     """
-    model, task, training_args, options = rehearse(recipe, arguments)
+    model, task, training_args, options = run_recipe(recipe, [*arguments, "--use_cpu", "true"])
     return inspect_task(
         model, task, training_args, examples=examples, build_trainer=options.get("build_trainer", supervised_trainer)
     )

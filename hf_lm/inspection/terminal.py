@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from hf_lm.inspection.examples import Part
-from hf_lm.report import visible
-from hf_lm.terminal import width_of
+from hf_lm.reporting.report import visible
+from hf_lm.reporting.terminal import width_of
 
 HEAD, TAIL = 48, 16  # pieces shown of a long run
 BETWEEN = "│"  # two tokens

@@ -11,10 +11,10 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from hf_lm.models.checkpoints import fresh_modules, load_with_head
 from hf_lm.models.configuration import ADAPTED, find_adapter, load_config
-from hf_lm.models.quantization import dequantized, quantized_bits, quiet_bitsandbytes
-from hf_lm.target_tokenizer import find_target, save_tokenizer
+from hf_lm.models.loading import fresh_modules, load_with_head
+from hf_lm.models.quantization import dequantized, quantized_bits
+from hf_lm.models.target_tokenizer import find_target, save_tokenizer
 
 # What peft calls a task, and the class that loads a model for it.
 AUTO_CLASSES = {
@@ -43,7 +43,6 @@ def add_lora(
         raise ValueError(f"--lora_rank is {rank}; it must be 0 (train every weight) or more.")
     if rank == 0:
         return model
-    quiet_bitsandbytes()
     from peft import LoraConfig, get_peft_model
 
     fresh = fresh_modules(model)
@@ -63,7 +62,11 @@ def add_lora(
         target_modules=targets,
         modules_to_save=fresh or None,
     )
-    return get_peft_model(model, config)
+    adapted = get_peft_model(model, config)
+    if has_base(adapted) and Path(model.name_or_path).is_dir():
+        # A relative path such as out/pretrain is also a name on the Hub, and from another folder peft would ask there.
+        adapted.peft_config["default"].base_model_name_or_path = str(Path(model.name_or_path).resolve())
+    return adapted
 
 
 def is_adapted(model: nn.Module) -> bool:
@@ -110,7 +113,8 @@ def load_merged(adapter: str, *, tokenizer: PreTrainedTokenizerBase) -> PreTrain
     found = find_adapter(adapter)
     if found is None:
         raise ValueError(f"{adapter} holds no adapter (adapter_config.json).")
-    return load_with_head(adapter, _auto_class(found, load_config(adapter), adapter), tokenizer=tokenizer).eval()
+    auto_class = _auto_class(found, load_config(adapter), adapter)
+    return load_with_head(adapter, auto_class, tokenizer=tokenizer, trained=True).eval()
 
 
 def _auto_class(adapter: dict[str, Any], config: transformers.PreTrainedConfig, name: str) -> type:

@@ -15,10 +15,13 @@ from transformers.utils.peft_utils import find_adapter_config_file
 CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 ADAPTER = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTED = "adapted_config.json"  # beside an adapter: what config.json of its merged model says; see save_adapted
 # RoBERTa and its kin count positions from the padding token's id on: of 514 they can use 512.
 COUNT_FROM_PAD = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "data2vec-text")
-MISSING = ("missing_entries", "connection_errors", "gated_repo")
+ABSENT_IS_NONE = {  # options of cached_file
+    f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors", "gated_repo")
+}
 
 
 def load_config(name_or_path: str) -> PreTrainedConfig:
@@ -29,6 +32,8 @@ def load_config(name_or_path: str) -> PreTrainedConfig:
     name_or_path = str(name_or_path)
     if (adapter := find_adapter(name_or_path)) is not None:
         base = adapter["base_model_name_or_path"]
+        if Path(base).resolve() == Path(name_or_path).resolve():
+            raise ValueError(f"{name_or_path} is an adapter that names itself as its base: correct its {ADAPTER}.")
         try:
             config = load_config(base)
         except OSError as error:
@@ -36,7 +41,7 @@ def load_config(name_or_path: str) -> PreTrainedConfig:
                 f"{name_or_path} is an adapter for {base}, which is not there ({error}) Put it there, or set "
                 f"base_model_name_or_path in {ADAPTER} to where it is."
             ) from error
-        adapted = cached_file(name_or_path, ADAPTED, **{f"_raise_exceptions_for_{what}": False for what in MISSING})
+        adapted = cached_file(name_or_path, ADAPTED, **ABSENT_IS_NONE)
         if adapted:
             return AutoConfig.from_pretrained(adapted, trust_remote_code=False)
         if classes := _classes(name_or_path):
@@ -46,26 +51,29 @@ def load_config(name_or_path: str) -> PreTrainedConfig:
     try:
         # False rather than None: None would ask on the terminal whether to run the checkpoint's code.
         return AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        causes = _causes(error)
-        what = f"{name_or_path} is neither a folder here nor "
-        if any(isinstance(cause, GatedRepoError) for cause in causes):
-            said = f"{name_or_path} asks for its terms to be accepted: do so on its page, then `hf auth login`."
-        elif any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
-            said = what + "a public model on the Hub; check the name, or `hf auth login` if it is private."
-        elif any(isinstance(cause, LocalEntryNotFoundError) for cause in causes):
-            if is_offline_mode():
-                said = what + "in the local cache, and HF_HUB_OFFLINE keeps the Hub from being asked; unset it."
-            else:
-                said = what + f"in the local cache, and {constants.ENDPOINT} cannot be reached; check the network."
-        elif "custom code" in str(error):
+    except Exception as error:  # a value of another type raises what its reader happens to raise
+        if said := unreachable(name_or_path, error):
+            raise OSError(said) from error
+        if "custom code" in str(error):
             raise ValueError(f"{name_or_path} needs code of its own, and hf_lm runs no code from a model.") from error
-        elif isinstance(error, ValueError):
-            said = f"{name_or_path}: transformers knows no such model: {why(error)}"
-            raise ValueError(said) from error
-        else:
-            said = f"cannot read the {CONFIG} of {name_or_path}: {why(error)}"
-        raise OSError(said) from error
+        if isinstance(error, ValueError):
+            raise ValueError(f"{name_or_path}: transformers knows no such model: {why(error)}") from error
+        raise OSError(f"cannot read the {CONFIG} of {name_or_path}: {why(error)}") from error
+
+
+def unreachable(name_or_path: str, error: Exception) -> str:
+    """What to do about a name on the Hub that led to an error; "" where something else is wrong."""
+    causes = _causes(error)
+    what = f"{name_or_path} is neither a folder here nor "
+    if any(isinstance(cause, GatedRepoError) for cause in causes):
+        return f"{name_or_path} asks for its terms to be accepted: do so on its page, then `hf auth login`."
+    if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
+        return what + "a public model on the Hub; check the name, or `hf auth login` if it is private."
+    if not any(isinstance(cause, LocalEntryNotFoundError) for cause in causes):
+        return ""
+    if is_offline_mode():
+        return what + "in the local cache, and HF_HUB_OFFLINE keeps the Hub from being asked; unset it."
+    return what + f"in the local cache, and {constants.ENDPOINT} cannot be reached; check the network."
 
 
 def family(config: PreTrainedConfig) -> Literal["encoder", "decoder", "encoder-decoder"]:
@@ -136,17 +144,31 @@ def find_adapter(name_or_path: str) -> dict[str, Any] | None:
     try:
         adapter = json.loads(Path(found).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{name_or_path}: {ADAPTER} is no JSON: {error}") from None
-    if not adapter.get("base_model_name_or_path"):
+        raise ValueError(f"{name_or_path}: {ADAPTER} is not JSON: {error}") from None
+    if not isinstance(adapter, dict) or not adapter.get("base_model_name_or_path"):
         raise ValueError(
             f"{name_or_path} is an adapter that names no base model: set base_model_name_or_path in its {ADAPTER}."
         )
     return adapter
 
 
+def adapter_weights(name_or_path: str) -> str:
+    """The file that holds an adapter's weights. Raises FileNotFoundError where it is not there, or is pickled."""
+    weights = cached_file(name_or_path, ADAPTER_WEIGHTS, **ABSENT_IS_NONE)
+    if weights is None:
+        pickled = (Path(name_or_path) / "adapter_model.bin").is_file()
+        said = (
+            "has its weights pickled (adapter_model.bin), which can run code: save them as safetensors first"
+            if pickled
+            else f"is an adapter without weights ({ADAPTER_WEIGHTS})"
+        )
+        raise FileNotFoundError(f"{name_or_path} {said}.")
+    return weights
+
+
 def _classes(name_or_path: str) -> int:
     """How many classes the head has that an adapter brings; 0 where it brings none. For adapters made elsewhere."""
-    weights = Path(name_or_path) / "adapter_model.safetensors"
+    weights = Path(name_or_path) / ADAPTER_WEIGHTS
     if not weights.is_file():
         return 0
     with safe_open(weights, "pt") as file:

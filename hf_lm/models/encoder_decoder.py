@@ -14,9 +14,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from hf_lm.models.checkpoints import BETWEEN, check_ids, load_causal_lm, load_weights, load_with_head
 from hf_lm.models.configuration import architecture, family, load_config
-from hf_lm.target_tokenizer import written_by
+from hf_lm.models.loading import BETWEEN, HEAD, check_ids, load_causal_lm, load_weights, load_with_head
+from hf_lm.models.target_tokenizer import written_by
 
 
 def new_bart(
@@ -75,7 +75,7 @@ def load_text_to_text(
         return load_with_head(name_or_path, AutoModelForSeq2SeqLM, tokenizer=tokenizer, quantize=quantize)
     writes = decoder or name_or_path
     check_decoder(writes, option="--decoder " if decoder else "")
-    reader, _ = load_weights(AutoModel, name_or_path, config, quantize=quantize)
+    reader = load_weights(AutoModel, name_or_path, config, new=("pooler",), quantize=quantize)
     writer = _load_decoder(writes, quantize=quantize)
     target = written_by(tokenizer)
     for side, one, name in ((tokenizer, reader, name_or_path), (target, writer, writes)):
@@ -111,11 +111,6 @@ def _load_decoder(name_or_path: str, *, quantize: int) -> PreTrainedModel:
     config = load_config(name_or_path)
     kind = family(config)
     config.is_decoder = config.add_cross_attention = config.use_cache = True
-    decoder, loading = load_weights(AutoModelForCausalLM, name_or_path, config, quantize=quantize)
-    lost = [key for key in sorted(loading["missing_keys"]) if not any(f".{part}." in key for part in BETWEEN)]
-    if lost and kind == "decoder":  # an encoder's head is often left out, and its body is no worse for it
-        raise ValueError(
-            f"{name_or_path} was saved as {architecture(config)} and lacks {len(lost)} weights of "
-            f"{type(decoder).__name__} ({lost[0]}, ...), which would start at random; give a causal language model."
-        )
-    return decoder
+    # An encoder's own head is often left out, and its body is no worse for it.
+    new = (*BETWEEN, HEAD) if kind == "encoder" else BETWEEN
+    return load_weights(AutoModelForCausalLM, name_or_path, config, new=new, quantize=quantize)

@@ -50,6 +50,7 @@ def new_gpt2(
     config = GPT2Config(
         vocab_size=vocab_size,
         n_positions=shape["block_size"],
+        n_ctx=shape["block_size"],  # transformers reads n_positions alone; mlx-lm and llama.cpp need this one
         n_embd=shape["n_embd"],
         n_layer=shape["n_layer"],
         n_head=shape["n_head"],

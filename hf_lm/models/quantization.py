@@ -1,6 +1,5 @@
 """A frozen base in 4 or 8 bits, under adapters that are trained (QLoRA: Dettmers et al., arXiv 2305.14314)."""
 
-import logging
 from typing import Any
 
 import torch
@@ -21,7 +20,6 @@ def quantization_options(bits: int, *, keep: list[str]) -> dict[str, Any]:
         return {}
     if bits not in (4, 8):
         raise ValueError(f"--quantize is {bits}; it must be 4 or 8, or 0 for a base that is kept whole.")
-    quiet_bitsandbytes()
     try:
         import bitsandbytes  # noqa: F401
     except ImportError:
@@ -38,11 +36,6 @@ def quantization_options(bits: int, *, keep: list[str]) -> dict[str, Any]:
         llm_int8_skip_modules=keep,
     )
     return {"quantization_config": config, "device_map": {"": PartialState().device}}
-
-
-def quiet_bitsandbytes() -> None:
-    """It would say, when peft imports it, which kernels it lacks, and at every forward that it rounds activations."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def keep_weights(model: nn.Module) -> None:

@@ -1,7 +1,7 @@
 """The recurrent language model: embedding, RNN, GRU or LSTM, and a linear decoder, as a transformers model.
 
-Trains, generates, saves and loads like any causal model. This file and recurrent_configuration.py are copied into
-every saved model, so they import torch and transformers and nothing else.
+Trains, generates, saves and loads like any causal model. This file is copied into every saved model, so it imports
+torch and transformers and nothing else.
 """
 
 from dataclasses import fields
@@ -11,20 +11,71 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence, unpack_sequence
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     GenerationConfig,
     GenerationMixin,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
-from .recurrent_configuration import RecurrentConfig
-
+CELLS = ("rnn", "gru", "lstm")
 State = tuple[torch.Tensor, ...]  # (h,) or, for an LSTM, (h, c); each (layer, batch, hidden)
 # Where outputs carry it: transformers 5.24 renamed the field, and hands what it holds to `forward` by the same name.
 STATE = "cache" if "cache" in {field.name for field in fields(CausalLMOutputWithPast)} else "past_key_values"
+
+
+class RecurrentConfig(PreTrainedConfig):
+    """Shape of a RecurrentLMHeadModel. Raises ValueError for a cell that does not exist or a tie that cannot be."""
+
+    model_type = "hf_lm_recurrent"
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "cache"]
+    attribute_map: ClassVar[dict[str, str]] = {"num_hidden_layers": "n_layer"}
+
+    def __init__(
+        self,
+        vocab_size: int = 10000,
+        n_embd: int = 200,  # width of an embedding
+        hidden_size: int = 200,  # width of the recurrent state
+        n_layer: int = 2,
+        cell: str = "lstm",
+        dropout: float = 0.2,  # of embeddings, between the layers, and before the decoder
+        tie_word_embeddings: bool = True,  # the decoder's weights are the embedding's
+        use_cache: bool = True,
+        bos_token_id: int | None = None,
+        eos_token_id: int | None = None,
+        pad_token_id: int | None = None,
+        **kwargs,
+    ):
+        if cell not in CELLS:
+            raise ValueError(f"cell={cell!r} is not a recurrent cell; choose one of {', '.join(CELLS)}.")
+        if tie_word_embeddings and n_embd != hidden_size:
+            raise ValueError(
+                f"n_embd={n_embd} and hidden_size={hidden_size} differ, so embedding and decoder cannot share their "
+                "weights; make the two equal or do not tie the weights."
+            )
+        if min(vocab_size, n_embd, hidden_size, n_layer) < 1:
+            raise ValueError(
+                "sizes must be at least 1, got "
+                f"vocab_size={vocab_size}, n_embd={n_embd}, hidden_size={hidden_size}, n_layer={n_layer}."
+            )
+        self.vocab_size = vocab_size
+        self.n_embd = n_embd
+        self.hidden_size = hidden_size
+        self.n_layer = n_layer
+        self.cell = cell
+        self.dropout = dropout
+        self.use_cache = use_cache
+        super().__init__(
+            tie_word_embeddings=tie_word_embeddings,
+            bos_token_id=bos_token_id,
+            eos_token_id=eos_token_id,
+            pad_token_id=pad_token_id,
+            **kwargs,
+        )
 
 
 class RecurrentLMHeadModel(PreTrainedModel, GenerationMixin):
@@ -187,7 +238,9 @@ def new_recurrent(
     return model
 
 
-AutoModelForCausalLM.register(RecurrentConfig, RecurrentLMHeadModel, exist_ok=True)
-# Copies of both files go with every saved model, which then loads with trust_remote_code where hf_lm is not installed.
+if __name__ == "hf_lm.models.recurrent":  # transformers registers the copy in a model's folder where that is trusted
+    AutoConfig.register(RecurrentConfig.model_type, RecurrentConfig, exist_ok=True)
+    AutoModelForCausalLM.register(RecurrentConfig, RecurrentLMHeadModel, exist_ok=True)
+# A copy of this file goes with every saved model, which loads with trust_remote_code where hf_lm is not installed.
 RecurrentConfig.register_for_auto_class()
 RecurrentLMHeadModel.register_for_auto_class("AutoModelForCausalLM")

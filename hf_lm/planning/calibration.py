@@ -11,10 +11,10 @@ from torch import nn
 from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from hf_lm.planning.resolving import Resolved
-from hf_lm.report import peak_memory_bytes
+from hf_lm.planning.resolve import Resolved
+from hf_lm.reporting.report import peak_memory_bytes
+from hf_lm.training.estimate import Work, tokens_measured
 from hf_lm.training.fake_step import filled
-from hf_lm.training.forecast import Work, tokens_measured
 from hf_lm.training.trainer import supervised_trainer
 
 TRIED = 100  # steps at most where rows differ in length: each new shape adds to the memory of the process
@@ -36,7 +36,7 @@ def run_a_little(run: Resolved, args: Any, work: Work) -> Measured:
     if run.bits:
         raise ValueError("--calibrate cannot run a quantized model: leave --quantize out of the plan, or --calibrate.")
     device = args.device
-    model = filled(run.model, lambda tensor: _random(tensor, device))
+    model = filled(run.model, lambda tensor: random_values(tensor, device))
     args = copy.copy(args)
     args.max_steps, args.save_strategy, args.eval_strategy = TRIED, SaveStrategy.NO, IntervalStrategy.NO
     args.load_best_model_at_end, args.disable_tqdm, args.logging_strategy = False, True, IntervalStrategy.NO
@@ -69,9 +69,12 @@ class _Clock(TrainerCallback):
         control.should_training_stop = self.enough()
 
 
-def _random(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+def random_values(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of that shape, small where it is a matrix; what is not on the meta device is copied."""
     if not tensor.is_meta:
         return tensor.detach().clone().to(device)
+    if not tensor.is_floating_point():  # a buffer of positions or kinds
+        return torch.zeros(tensor.shape, dtype=tensor.dtype, device=device)
     if tensor.ndim < 2:
         return torch.ones(tensor.shape, dtype=tensor.dtype, device=device)
     return torch.randn(tensor.shape, dtype=tensor.dtype, device=device).mul_(0.02)

@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 
 from hf_lm.models.adapters import add_lora, is_adapted
-from hf_lm.planning.resolving import Resolved
-from hf_lm.training.forecast import checkpoints_activations
+from hf_lm.planning.resolve import Resolved
+from hf_lm.training.estimate import checkpoints_activations
 
 LORA_RANK = 16  # of the LoRA that a plan proposes
 DEVICES = (2, 4, 8, 16, 32, 64)  # over which it proposes to shard

@@ -7,8 +7,8 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_lm.models.adapters import is_adapted
 from hf_lm.planning.devices import CONTEXT, USABLE, Device
+from hf_lm.training.estimate import resident
 from hf_lm.training.fake_step import Step
-from hf_lm.training.forecast import resident
 
 
 def needed(step: Step, device: Device, *, model: nn.Module, n: int = 1) -> int:

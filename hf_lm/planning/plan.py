@@ -18,9 +18,9 @@ from hf_lm.planning.calibration import run_a_little
 from hf_lm.planning.changes import Change, Variation, propose, variations_of
 from hf_lm.planning.devices import Device
 from hf_lm.planning.memory import by_kind, needed, quantized
-from hf_lm.planning.resolving import Resolved
+from hf_lm.planning.resolve import Resolved
+from hf_lm.training.estimate import UTILISATION, precision, step_of, work_of
 from hf_lm.training.fake_step import Step, parameters_by_part
-from hf_lm.training.forecast import UTILISATION, precision, step_of, work_of
 from hf_lm.training.monitor import peak_flops
 from hf_lm.training.trainer import Trainer, supervised_trainer
 

@@ -2,7 +2,7 @@
 
 from hf_lm.planning.devices import GIB
 from hf_lm.planning.plan import Plan
-from hf_lm.report import in_hours
+from hf_lm.reporting.report import in_hours
 
 
 def show_plan(plan: Plan) -> str:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_lm.generation import generate
+from hf_lm.inference.generate import generate
 from hf_lm.safety.scorers import Scorer
-from hf_lm.tokenizer import encode_documents
+from hf_lm.tokenization.tokenizer import encode_documents
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,14 @@ from typing import Any
 
 from accelerate import PartialState
 
-from hf_lm import markdown
-from hf_lm.card import write_card
 from hf_lm.evaluation.intervals import Interval
-from hf_lm.plots import BLUE, GREY, INK, ORANGE
-from hf_lm.report import save_report, versions
+from hf_lm.reporting import markdown
+from hf_lm.reporting.card import write_card
+from hf_lm.reporting.plots import BLUE, GREY, INK, ORANGE
+from hf_lm.reporting.report import save_report, versions
+from hf_lm.reporting.terminal import width_of
 from hf_lm.safety.measures import ALL, Measure, in_words
 from hf_lm.safety.suite import Found, Suite
-from hf_lm.terminal import width_of
 
 SHOWN = 6  # groups of a measure in the terminal, those furthest from all together
 COLOURS = (BLUE, ORANGE, "#3d8b5f", "#8a5fb0", "#b0413e", GREY)

@@ -12,10 +12,10 @@ from hf_lm.data.overlap import UNSPACED
 from hf_lm.data.sources import Corpus, hash_text
 from hf_lm.evaluation.intervals import mean
 from hf_lm.evaluation.leakage import hash_runs
-from hf_lm.generation import generate
+from hf_lm.inference.generate import generate
 from hf_lm.models.configuration import context_length
 from hf_lm.safety.measures import Measure
-from hf_lm.tokenizer import encode_documents
+from hf_lm.tokenization.tokenizer import encode_documents
 
 WORD = re.compile(rf"{UNSPACED}|[^\W_{UNSPACED[1:-1]}]+|[^\w\s]|_")
 CHUNK = 2**20  # words of training text held at a time

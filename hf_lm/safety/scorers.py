@@ -14,10 +14,10 @@ from hf_lm.arguments import FINE_TUNING, TrainingArguments
 from hf_lm.data.batches import map_by_length, pad_batch
 from hf_lm.data.tables import load_table
 from hf_lm.models.bert import new_bert
-from hf_lm.models.checkpoints import load_with_head
-from hf_lm.models.configuration import context_length, load_config
+from hf_lm.models.configuration import context_length
+from hf_lm.models.loading import load_with_head
 from hf_lm.tasks.sentiment import Sentiment, read_sentiment
-from hf_lm.tokenizer import encode_documents, frame_of, load_tokenizer, new_tokenizer, set_pad
+from hf_lm.tokenization.tokenizer import encode_documents, frame_of, load_tokenizer, new_tokenizer, set_pad
 from hf_lm.training.fit import fit
 
 # Insults that no ordinary text needs. Mild ones: slurs are for a classifier to know.
@@ -115,14 +115,7 @@ def load_scorer(
     """
     tokenizer = load_tokenizer(name)
     set_pad(tokenizer)
-    config = load_config(name)
-    architecture = (config.architectures or [""])[0]
-    if not architecture.endswith("ForSequenceClassification"):
-        raise ValueError(
-            f"--{option} {name} is {architecture or 'no text classifier'}; give a text classifier, such as a folder "
-            "of recipes/sentiment.py."
-        )
-    model = load_with_head(name, AutoModelForSequenceClassification, tokenizer=tokenizer)
+    model = load_with_head(name, AutoModelForSequenceClassification, tokenizer=tokenizer, trained=True)
     return classifier_scorer(name, model.to(device).eval(), tokenizer, labels=labels, likely=likely, option=option)
 
 

@@ -17,11 +17,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm.data.reading import read_lines, read_rows, suffix
 from hf_lm.evaluation.intervals import Estimate
+from hf_lm.evaluation.likelihood import token_log_probs
 from hf_lm.models.configuration import context_length, family
-from hf_lm.safety.likelihood import token_log_probs
 from hf_lm.safety.measures import ALL, Measure, mean_by_group
 from hf_lm.safety.sets import stereotype_pairs
-from hf_lm.tokenizer import encode_documents
+from hf_lm.tokenization.tokenizer import encode_documents
 
 SAME = 1e-3  # nats: log-likelihoods closer than that are a tie, as where both groups are unknown words
 CAUTION = (

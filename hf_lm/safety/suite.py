@@ -14,8 +14,8 @@ from transformers import (
 )
 
 from hf_lm.data.sources import Corpus
-from hf_lm.models.checkpoints import load_causal_lm, load_masked_lm, load_with_head
 from hf_lm.models.configuration import family, load_config
+from hf_lm.models.loading import load_causal_lm, load_masked_lm, load_with_head
 from hf_lm.safety.continuations import Guard, continue_prompts
 from hf_lm.safety.counterfactuals import (
     Prompt,
@@ -32,7 +32,7 @@ from hf_lm.safety.memorisation import look_up, measure_memorisation
 from hf_lm.safety.scorers import Scorer, class_probabilities, insult_scorer, word_sentiment
 from hf_lm.safety.stereotypes import Contrasts, built_in_pairs, measure_stereotypes, read_stereotypes
 from hf_lm.safety.toxicity import functional_measures, toxicity_measures
-from hf_lm.tokenizer import load_tokenizer, set_pad
+from hf_lm.tokenization.tokenizer import load_tokenizer, set_pad
 
 
 @dataclass
@@ -57,7 +57,7 @@ def load_any(name: str, *, device: Any = "cpu") -> tuple[PreTrainedModel, PreTra
             "classifier."
         )
     if is_classifier(config):
-        model = load_with_head(name, AutoModelForSequenceClassification, tokenizer=tokenizer)
+        model = load_with_head(name, AutoModelForSequenceClassification, tokenizer=tokenizer, trained=True)
     elif type(config) in MODEL_FOR_MASKED_LM_MAPPING and family(config) == "encoder":
         model = load_masked_lm(name)
     else:

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 
 from hf_lm.evaluation.intervals import OverRuns
-from hf_lm.report import SHOWN, gain_in_words, in_words
-from hf_lm.self_training.learning import LABELS, SelfTraining, Trained
+from hf_lm.reporting.report import SHOWN, gain_in_words, in_words
+from hf_lm.self_training.experiment import LABELS, SelfTraining, Trained
 
 
 def learning_curve(learned: SelfTraining) -> dict[str, Any]:

@@ -9,18 +9,18 @@ import torch
 from accelerate import Accelerator, PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_lm import proofs
-from hf_lm.chat_template import encode_chats, ends_of
 from hf_lm.data.batches import Feature, pad_batch
 from hf_lm.data.conversations import as_text
 from hf_lm.data.packing import fill_blocks
 from hf_lm.data.tables import Row, Table
 from hf_lm.evaluation.completions import log_probs, write
 from hf_lm.evaluation.intervals import ratio
-from hf_lm.losses import next_token_loss
 from hf_lm.models.configuration import context_length
-from hf_lm.proofs import Proof
+from hf_lm.tasks import proofs
+from hf_lm.tasks.losses import next_token_loss
+from hf_lm.tasks.proofs import Proof
 from hf_lm.tasks.supervised import Encoded, Scores, Supervised
+from hf_lm.tokenization.chat_template import encode_chats, ends_of
 
 
 class Chat(Supervised):

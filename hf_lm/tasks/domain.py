@@ -7,8 +7,8 @@ import torch
 from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBase
 
 from hf_lm.data.batches import Feature, pad_batch
-from hf_lm.losses import label_loss, next_token_loss
-from hf_lm.tokenizer import encode_documents, frame_of
+from hf_lm.tasks.losses import label_loss, next_token_loss
+from hf_lm.tokenization.tokenizer import encode_documents, frame_of
 
 
 class DomainText:

@@ -11,15 +11,16 @@ import torch
 from accelerate import Accelerator, PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_lm import proofs
+from hf_lm import dry_run
 from hf_lm.data.packing import Blocks, cache_folder, collate_blocks, tokenize_documents
 from hf_lm.data.scripts import languages_of, script_shares
 from hf_lm.data.sources import Corpus
 from hf_lm.evaluation.leakage import leaked_share
 from hf_lm.evaluation.perplexity import Likelihood, score_documents, unigram_likelihood, windows
-from hf_lm.losses import next_token_loss
-from hf_lm.proofs import Proof
-from hf_lm.tokenizer import encode_documents, measure_tokenizer
+from hf_lm.tasks import proofs
+from hf_lm.tasks.losses import next_token_loss
+from hf_lm.tasks.proofs import Proof
+from hf_lm.tokenization.tokenizer import encode_documents, measure_tokenizer
 
 SEEN_BY_LZMA = 2**24  # bytes of training text that the compressor reads: more would take longer than it tells
 
@@ -57,10 +58,16 @@ class LanguageModelling:
         self.streams = {}
         with PartialState().main_process_first():
             for split in self.splits:
-                self.streams[split] = tokenize_documents(
+                documents, folder = dry_run.sampled(
                     corpus.documents(split),
+                    cache_folder(corpus.fingerprint, tokenizer, split),
+                    split=split,
+                    size=corpus.size,
+                )
+                self.streams[split] = tokenize_documents(
+                    documents,
                     tokenizer=tokenizer,
-                    folder=cache_folder(corpus.fingerprint, tokenizer, split),
+                    folder=folder,
                     count_words=split != "train",
                     cleaned=corpus.cleaned,
                     name=split,
@@ -114,17 +121,22 @@ class LanguageModelling:
             "learnable": lambda: proofs.learnable(trainer, first[:1]),
         }
 
+    def probe(self) -> dict[str, torch.Tensor]:
+        """Inputs of the model on which its logits are compared: the start of a document, (1, tokens)."""
+        ids = self.streams["validation"].document(0)[: min(64, self.block_size)]
+        return {"input_ids": torch.from_numpy(ids.astype("int64"))[None]}
+
     def proofs_after(
         self, model: PreTrainedModel, folder: Path, adapter: Path | None
     ) -> dict[str, Callable[[], Proof]]:
-        ids = self.streams["validation"].document(0)[: min(64, self.block_size)]
-        inputs = {"input_ids": torch.from_numpy(ids.astype("int64"))[None]}
         texts = self.texts("validation", 2_000)
-        return {
-            "load_back": lambda: proofs.load_back(
-                folder, model, inputs, texts, encode_documents(self.tokenizer, texts), auto_class=self.auto_class
-            )
-        }
+        encoded = encode_documents(self.tokenizer, texts)
+
+        def load_back(saved: Path) -> Proof:
+            return proofs.load_back(saved, model, self.probe(), texts, encoded, auto_class=self.auto_class)
+
+        found = {"load_back": lambda: load_back(folder)}
+        return found | ({"adapter_load_back": lambda: load_back(adapter)} if adapter not in (None, folder) else {})
 
     def _block_of_two(self) -> dict[str, Any]:
         """A block of at most 512 tokens in which the second half of the room belongs to a second document."""

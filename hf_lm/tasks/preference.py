@@ -9,8 +9,6 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_lm import proofs
-from hf_lm.chat_template import encode_chats, ends_of
 from hf_lm.data.batches import Feature, pad_batch
 from hf_lm.data.conversations import as_text
 from hf_lm.data.tables import Row, Table
@@ -19,9 +17,11 @@ from hf_lm.evaluation.intervals import Estimate, mean
 from hf_lm.evaluation.rewards import Scorer
 from hf_lm.models.adapters import is_adapted, merged
 from hf_lm.models.configuration import context_length
-from hf_lm.proofs import Proof
+from hf_lm.tasks import proofs
 from hf_lm.tasks.chat import answer_samples, set_generation
+from hf_lm.tasks.proofs import Proof
 from hf_lm.tasks.supervised import Encoded, Scores, Supervised
+from hf_lm.tokenization.chat_template import encode_chats, ends_of
 
 SIDES = ("chosen", "rejected")
 LossType = Literal[

@@ -17,12 +17,12 @@ from hf_lm.data.batches import map_by_length
 from hf_lm.data.tables import Row, Table, hold_out, keep_filled_splits, pick_column
 from hf_lm.evaluation.metrics import QuestionAnswering as Metric
 from hf_lm.evaluation.metrics import answer_score, sentences
-from hf_lm.losses import span_logits, span_loss
-from hf_lm.proofs import Proof
+from hf_lm.tasks.losses import span_logits, span_loss
+from hf_lm.tasks.proofs import Proof
 from hf_lm.tasks.spans import best_spans, best_threshold
 from hf_lm.tasks.supervised import Encoded, Scores, Supervised
 from hf_lm.tasks.text_to_text import TextToText, mean_loss
-from hf_lm.tokenizer import Frame, encode_documents, encode_with_offsets, frame_of
+from hf_lm.tokenization.tokenizer import Frame, encode_documents, encode_with_offsets, frame_of
 
 QUESTION, CONTEXT = ("question", "query", "0"), ("context", "passage", "document")  # columns, as they are often called
 

@@ -8,8 +8,6 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_lm import proofs
-from hf_lm.chat_template import encode_chats, ends_of
 from hf_lm.data.batches import pad_batch
 from hf_lm.data.conversations import as_text
 from hf_lm.data.tables import Row, Table
@@ -17,10 +15,12 @@ from hf_lm.evaluation.completions import log_probs, write
 from hf_lm.evaluation.intervals import mean
 from hf_lm.evaluation.rewards import Reward
 from hf_lm.models.configuration import context_length
-from hf_lm.proofs import Proof
+from hf_lm.tasks import proofs
 from hf_lm.tasks.chat import answer_samples, set_generation
 from hf_lm.tasks.preference import frozen_copy, labelled
+from hf_lm.tasks.proofs import Proof
 from hf_lm.tasks.supervised import Encoded, Scores, Supervised
+from hf_lm.tokenization.chat_template import encode_chats, ends_of
 
 
 class Reinforce(Supervised):

@@ -13,11 +13,11 @@ from hf_lm.data.batches import map_by_length
 from hf_lm.data.reading import clean
 from hf_lm.data.tables import Row, Table, hold_out, keep_filled_splits, pick_column
 from hf_lm.evaluation.metrics import Classification
-from hf_lm.losses import label_loss
-from hf_lm.proofs import Proof
+from hf_lm.tasks.losses import label_loss
+from hf_lm.tasks.proofs import Proof
 from hf_lm.tasks.supervised import Encoded, Scores, Supervised
 from hf_lm.tasks.text_to_text import TextToText
-from hf_lm.tokenizer import encode_documents, frame_of
+from hf_lm.tokenization.tokenizer import encode_documents, frame_of
 
 TEXT = ("text", "sentence", "review", "content", "comment", "tweet", "0")
 LABEL = ("label", "labels", "sentiment", "class", "category", "polarity", "1")

@@ -11,15 +11,15 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_lm import proofs
 from hf_lm.data.batches import Feature, pad_batch
 from hf_lm.data.overlap import Overlap, find_overlap
 from hf_lm.data.scripts import languages_of, script_shares
 from hf_lm.data.tables import Row, Table
 from hf_lm.evaluation.intervals import Estimate
-from hf_lm.proofs import Proof
-from hf_lm.target_tokenizer import writes_apart
-from hf_lm.tokenizer import encode_documents
+from hf_lm.models.target_tokenizer import writes_apart
+from hf_lm.tasks import proofs
+from hf_lm.tasks.proofs import Proof
+from hf_lm.tokenization.tokenizer import encode_documents
 
 WORST = 20  # examples that the report shows
 FIRST = 5  # and these, as they come

@@ -5,14 +5,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
+
+from hf_lm.training.checkpoints import StopWithCheckpoint
 
 SPENT = 75  # exit code of a run that its budget stopped: EX_TEMPFAIL, what schedulers read as "again, later"
 WRITING = 100e6  # bytes a second that a checkpoint is written with, until one was timed
 
 
-class StopAtBudget(TrainerCallback):
+class StopAtBudget(StopWithCheckpoint):
     """Stops training, with a checkpoint, while `seconds` since `started` still leave room for a step and the saving.
 
     The room is the longest step so far, an evaluation in it included, and what saving took; before anything was
@@ -20,11 +21,10 @@ class StopAtBudget(TrainerCallback):
     """
 
     def __init__(
-        self, seconds: float, *, started: float, checkpoint_bytes: int, clock: Callable[[], float] = time.time
+        self, seconds: float, *, started: float, checkpoint_bytes: int, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.seconds, self.started, self.clock = seconds, started, clock
         self.saving = 1 + checkpoint_bytes / WRITING
-        self.reached = False
         self._longest, self._last, self._asked = 0.0, clock(), 0.0
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -38,14 +38,9 @@ class StopAtBudget(TrainerCallback):
             said = torch.tensor(int(over), device=args.device)
             torch.distributed.all_reduce(said, op=torch.distributed.ReduceOp.MAX)
             over = bool(said)
-        if over and state.global_step < state.max_steps:
-            self.reached = control.should_save = control.should_training_stop = True
-            control.should_evaluate = False
+        if over:
+            self.stop(state, control)
         self._asked = self.clock()
-
-    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.reached:  # the Trainer takes a stop for the end of an epoch, and would measure and save once more
-            control.should_evaluate = control.should_save = False
 
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.saving = max(1.0, self.clock() - self._asked)

@@ -1,7 +1,6 @@
 """Checkpoints that are complete or absent, and runs that can be stopped at any moment."""
 
 import os
-import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -13,7 +12,8 @@ import yaml
 from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 
-ASIDE = ".saving"  # where a checkpoint grows inside the output folder until it is complete
+from hf_lm.output_folder import ASIDE, list_checkpoints, sync
+
 # What may differ between a run and the checkpoint it resumes: nothing that changes a number.
 MAY_DIFFER = (
     *("output_dir", "logging_steps", "report_to", "run_name", "disable_tqdm", "save_steps", "save_total_limit"),
@@ -22,53 +22,15 @@ MAY_DIFFER = (
 )
 
 
-def list_checkpoints(folder: str | Path) -> list[Path]:
-    """The complete checkpoints of an output folder, oldest first."""
-    found = [path for path in Path(folder).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    complete = [path for path in found if (path / "trainer_state.json").is_file()]
-    return sorted(complete, key=lambda path: int(path.name.split("-")[1]))
-
-
-def save_run(run: dict[str, Any], folder: str | Path) -> None:
-    """Write run.yaml, aside and then renamed."""
-    path = Path(folder) / "run.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".yaml.tmp")
-    aside.write_text(yaml.safe_dump(run, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    os.replace(aside, path)
-
-
-def prepare_output(output_dir: str | Path, *, resume: bool, overwrite: bool) -> None:
-    """Make the output folder ready. Raises FileExistsError if it holds a run and neither was asked for."""
-    folder = Path(output_dir)
-    held = [path.name for path in list_checkpoints(folder)]
-    held += [name for name in ("report.json", "run.yaml", "config.json") if (folder / name).is_file()]
-    if held and not resume:
-        if not overwrite:
-            raise FileExistsError(
-                f"{folder} already holds a run ({', '.join(held[:3])}). Continue it with --resume_from_checkpoint "
-                "latest, choose another --output_dir, or replace it with --overwrite_output_dir."
-            )
-        for path in list_checkpoints(folder):
-            shutil.rmtree(path)
-        for name in ("report.json", "run.yaml", "config.json"):
-            (folder / name).unlink(missing_ok=True)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise type(error)(f"cannot write to --output_dir {folder}: {error.strerror}. Choose another.") from None
-    shutil.rmtree(folder / ASIDE, ignore_errors=True)  # what a killed run left half-written
-
-
 def find_checkpoint(resume_from_checkpoint: str, output_dir: str | Path) -> Path:
     """The checkpoint that `--resume_from_checkpoint` names: `latest` or a path. Raises FileNotFoundError."""
     complete = list_checkpoints(output_dir)
     if resume_from_checkpoint.lower() in ("latest", "true"):
         if not complete:
-            raise FileNotFoundError(f"--resume_from_checkpoint latest: {output_dir} holds no complete checkpoint.")
+            raise FileNotFoundError(
+                f"--resume_from_checkpoint latest: {output_dir} holds no complete checkpoint. "
+                "Start the run without --resume_from_checkpoint."
+            )
         return complete[-1]
     path = Path(resume_from_checkpoint)
     if not (path / "trainer_state.json").is_file():
@@ -96,12 +58,14 @@ def check_same_run(checkpoint: Path, run: dict[str, Any]) -> None:
 
 def save_aside(
     output_dir: str | Path, name: str, write: Callable[[Path], None], *, main: bool, wait: Callable
-) -> None:
-    """Let every process write a checkpoint into a folder aside; the main one renames it once all are done.
+) -> list[str]:
+    """Let every process write into a folder aside; the main one moves what is there into place once all are done.
 
-    On failure (a full disk) what was written is removed, and the checkpoints before it stay as they are.
+    config.json, without which nothing loads a folder, comes last. `name` is what errors call it. On failure (a full
+    disk) what was written is removed, and what the output folder held before stays as it is. Returns, on the main
+    process, the files by their paths in the output folder. Raises OSError.
     """
-    folder, aside = Path(output_dir), Path(output_dir) / ASIDE
+    folder, aside, files = Path(output_dir), Path(output_dir) / ASIDE, []
     if main:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
@@ -118,26 +82,57 @@ def save_aside(
         ) from error
     wait()
     if main:
-        for path in (aside / name).iterdir():
-            _sync(path)
-        if (folder / name).exists():  # the same step saved twice, by a signal right after a regular save
-            shutil.rmtree(folder / name)
-        os.replace(aside / name, folder / name)
-        _sync(folder)
-        aside.rmdir()
+        for path in aside.rglob("*"):
+            sync(path)
+            if path.is_file():
+                files.append(path.relative_to(aside).as_posix())
+        for path in sorted(aside.iterdir(), key=lambda path: path.name == "config.json"):
+            if path.name == name:  # a checkpoint, perhaps of a step that is saved twice
+                shutil.rmtree(folder / name, ignore_errors=True)
+            _move(path, folder / path.name)
+        sync(folder)
+        shutil.rmtree(aside)
     wait()
+    return files
 
 
-def _sync(path: Path) -> None:
-    """Bring a file or a folder's entries to the disk, so that a renamed checkpoint survives a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _move(path: Path, target: Path) -> None:
+    """Rename a file or a folder; where a folder is there already, what it holds beside stays."""
+    if path.is_dir() and target.is_dir():
+        for inside in path.iterdir():
+            _move(inside, target / inside.name)
+    else:
+        os.replace(path, target)
 
 
-class StopOnSignal(TrainerCallback):
+class StopWithCheckpoint(TrainerCallback):
+    """Ends training after a step, with a checkpoint from which the rest is the same run.
+
+    What is due after that step is done before the checkpoint is saved, an evaluation too: a resumed run does not come
+    back to it. The Trainer takes a stop for the end of an epoch: what only an epoch's end brings happens where one is.
+    """
+
+    stopped = False
+
+    def stop(self, state: TrainerState, control: TrainerControl) -> None:
+        """End training after this step; at the last step of all nothing is left to stop."""
+        if state.global_step >= state.max_steps:
+            return
+        self.stopped = control.should_training_stop = True
+        control.should_save |= _within_epoch(state)  # else on_epoch_end saves, after its evaluation
+
+    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.stopped and _within_epoch(state):
+            control.should_log = control.should_evaluate = control.should_save = False
+        elif self.stopped:
+            control.should_save = True
+
+
+def _within_epoch(state: TrainerState) -> bool:
+    return state.epoch % 1 != 0
+
+
+class StopOnSignal(StopWithCheckpoint):
     """SIGTERM and Ctrl-C end training after the step in progress, with a checkpoint. A second one ends it at once."""
 
     def __init__(self) -> None:
@@ -163,8 +158,7 @@ class StopOnSignal(TrainerCallback):
             torch.distributed.all_reduce(received, op=torch.distributed.ReduceOp.MAX)
             self.signal = int(received) or None
         if self.signal is not None:
-            control.should_save = state.global_step < state.max_steps
-            control.should_training_stop = True
+            self.stop(state, control)
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._restore()

@@ -10,18 +10,28 @@ import torch
 from accelerate import PartialState
 from transformers.utils.logging import disable_progress_bar
 
-from hf_lm import proofs
+from hf_lm import dry_run
 from hf_lm.arguments import TrainingArguments
-from hf_lm.card import write_card
-from hf_lm.hub import push_to_hub
+from hf_lm.hub.push import check_repository, push_to_hub
 from hf_lm.models.adapters import has_base, is_adapted, merged
 from hf_lm.models.quantization import quantized_bits
-from hf_lm.plots import draw_plots
-from hf_lm.proofs import prove
-from hf_lm.report import in_hours, peak_memory_bytes, save_predictions, save_report, show_report, versions
+from hf_lm.output_folder import fingerprints, prepare_output, remove_results, save_run
+from hf_lm.reporting.card import write_card
+from hf_lm.reporting.plots import draw_plots
+from hf_lm.reporting.report import (
+    in_hours,
+    peak_memory_bytes,
+    plain,
+    save_predictions,
+    save_report,
+    show_report,
+    versions,
+)
+from hf_lm.tasks import proofs
+from hf_lm.tasks.proofs import prove
 from hf_lm.training.budget import SPENT, StopAtBudget
-from hf_lm.training.checkpoints import check_same_run, find_checkpoint, prepare_output, save_run
-from hf_lm.training.forecast import forecast
+from hf_lm.training.checkpoints import check_same_run, find_checkpoint, save_aside
+from hf_lm.training.estimate import forecast
 from hf_lm.training.selection import EarlyStopping, search_learning_rate
 from hf_lm.training.trainer import Sound, supervised_trainer
 
@@ -40,33 +50,40 @@ def fit(
     """Train a model on a task and leave the whole output folder; returns the report.
 
     `merge` adds an adapter's updates to its base; without it the folder holds the adapter alone. `build_trainer(model,
-    args, task, measure)` is what trains: hf_lm.training.alignment has TRL's. `found_before`: what a method measured
+    args, task, measure)` is what trains: hf_lm.training.trl_trainers has TRL's. `found_before`: what a method measured
     before this training, as parts of the report.
     Before training, the proofs and, if asked, the checkpoint to resume; after it, the numbers on validation and, once,
-    on test, the load-back in a fresh process, the card and the push. Raises ValueError when a proof fails and
-    FileExistsError when the output folder holds a run; a signal, or a budget that is spent, ends the process after a
-    checkpoint.
+    on test, the load-back in a fresh process, the card, the report and the push. report.json is written last: a
+    folder that holds one is complete. Raises ValueError when a proof fails, when there is no token to push with or the
+    repository's name is none, and FileExistsError when the output folder holds a run, or files of the user's that
+    would be replaced; a signal, or a budget that is spent, ends the process after a checkpoint.
     """
-    started = time.time()
+    dry_run.reached(model, task, training_args, merge=merge, build_trainer=build_trainer, found_before=found_before)
+    started = time.monotonic()
     disable_progress_bar()  # transformers' bars for writing shards, which cut through the one of training
     state = PartialState()
     say = state.print
     folder = Path(training_args.output_dir)
     resume = training_args.resume_from_checkpoint
-    if training_args.push_to_hub and "/" not in (training_args.hub_model_id or ""):
-        raise ValueError("--push_to_hub needs --hub_model_id user/name.")
+    if training_args.push_to_hub:
+        if not training_args.hub_model_id:
+            raise ValueError("--push_to_hub needs --hub_model_id user/name.")
+        check_repository(training_args.hub_model_id, training_args.hub_token)
     if is_adapted(model) and not merge and not has_base(model):
         raise ValueError(
             "--merge false leaves an adapter alone, and here it would have no base that loads by its name."
         )
     with state.main_process_first():
         if state.is_main_process:
-            prepare_output(folder, resume=bool(resume), overwrite=training_args.overwrite_output_dir)
+            prepare_output(
+                folder,
+                resume=bool(resume),
+                overwrite=training_args.overwrite_output_dir,
+                inputs=[getattr(model, "name_or_path", "")],
+            )
     checkpoint = find_checkpoint(resume, folder) if resume else None
     if checkpoint is not None and not training_args.resume_with_changes:
         check_same_run(checkpoint, training_args.run)
-    if state.is_main_process:
-        save_run(training_args.run, folder)
 
     if training_args.load_best_model_at_end and not training_args.run.get("metric_for_best_model"):
         training_args.metric_for_best_model = task.main_metric
@@ -119,8 +136,10 @@ def fit(
         newest.clear()
         training_args.learning_rate = swept[0]["learning_rate"]
         training_args.run |= {"learning_rate": training_args.learning_rate, "sweep": 0}  # what run.yaml repeats
-        if state.is_main_process:
-            save_run(training_args.run, folder)
+    if state.is_main_process:  # not earlier: a run that ended before this leaves the folder as it was
+        if checkpoint is None or training_args.resume_with_changes:
+            remove_results(folder, checkpoints=checkpoint is None)
+        save_run(training_args.run, folder)
     if checkpoint is not None:
         say(f"resuming from {checkpoint}")
 
@@ -135,12 +154,12 @@ def fit(
         f"checkpoint-{step} is complete. Go on with the same command and --resume_from_checkpoint latest, or "
         f"--config {folder / 'run.yaml'} --resume_from_checkpoint latest."
     )
-    if trainer.stop.signal is not None and step < trainer.state.max_steps:
+    if trainer.stop.stopped:
         say(f"stopped by a signal after step {step}; {go_on}")
         raise SystemExit(128 + trainer.stop.signal)
-    if budget is not None and budget.reached:
+    if budget is not None and budget.stopped:
         say(
-            f"stopped after step {step} of {trainer.state.max_steps}, {in_hours(time.time() - started)} of "
+            f"stopped after step {step} of {trainer.state.max_steps}, {in_hours(time.monotonic() - started)} of "
             f"{in_hours(training_args.budget)}; {go_on}"
         )
         raise SystemExit(SPENT)
@@ -153,22 +172,28 @@ def fit(
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     model.config.use_cache = True  # the Trainer turned it off for training, and would save that
     model.eval()
-    adapter, bits = None, quantized_bits(model)
+    tags = list(model.model_tags or [])  # of a callback, such as trackio's, or of TRL
+    if state.is_main_process:
+        remove_results(folder, checkpoints=False)  # of the same run, where a finished one was resumed
+    state.wait_for_everyone()
+
+    def save(name: str, write: Callable[[Path], None]) -> list[str]:
+        return save_aside(folder, name, write, main=state.is_main_process, wait=state.wait_for_everyone)
+
+    adapter, bits, saved = None, quantized_bits(model), []
     if is_adapted(model) and not merge:
         adapter = folder
     elif is_adapted(model):
         if has_base(model):
             adapter = folder / "adapter"
-            trainer.save_model(str(adapter))
+            saved += save("the adapter", lambda aside: trainer.save_model(str(aside / "adapter")))
         before = proofs.logits_of(model, task.probe())
         trainer.model = model = merged(model)
         merging = lambda: proofs.merging(before, proofs.logits_of(model, task.probe()), bits=bits)  # noqa: E731
         found |= prove({"merging": merging}, skip=training_args.skip_proofs, say=say)
-    trainer.save_model(str(folder))
+    saved += save("the model", lambda aside: trainer.save_model(str(aside)))
     report: dict[str, Any] = {}
     if state.is_main_process:
-        for saved in (folder, adapter or folder):
-            (saved / "training_args.bin").unlink(missing_ok=True)  # pickled; run.yaml holds the same
         found |= prove(task.proofs_after(model, folder, adapter), skip=training_args.skip_proofs, say=say)
         report = {
             "recipe": task.recipe,
@@ -187,6 +212,7 @@ def fit(
                 "parameters": model.num_parameters(),
                 "trainable": trainable,
                 "model_type": model.config.model_type,
+                "tags": tags,
             },
             "proofs": found,
             "metrics": {split: with_baseline(task, split, scores) for split, scores in measured.items()},
@@ -194,6 +220,7 @@ def fit(
             "samples": task.samples(model),
             "speed": trainer.speedometer.speed | {"peak_memory_bytes": peak_memory_bytes()},
             "history": trainer.state.log_history,
+            "files": fingerprints(folder, [name for name in saved if not name.endswith(".md")]),
         }
         if plan is not None:
             report["plan"] = plan
@@ -202,11 +229,12 @@ def fit(
             report["model"]["base"] = training_args.run["model"]
         if training_args.run.get("decoder"):
             report["model"]["decoder"] = training_args.run["decoder"]
-        report["seconds"] = time.time() - started
-        report = save_report(report, folder)
+        report["seconds"] = time.monotonic() - started
+        report = plain(report)
         save_predictions(task.predictions(measured), folder)
         draw_plots(report, folder)
         write_card(report, folder)
+        save_report(report, folder)
         show_report(report, folder)
         if training_args.push_to_hub:
             url = push_to_hub(

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.trainer_callback import ProgressCallback, TrainerCallback, TrainerControl, TrainerState
 
-from hf_lm.report import SHOWN
+from hf_lm.reporting.report import SHOWN
 
 
 def flops_per_token(model: PreTrainedModel, context: int) -> int:

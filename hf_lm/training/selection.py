@@ -4,8 +4,9 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+from accelerate.utils import broadcast_object_list
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState, set_seed
 
 from hf_lm.arguments import TrainingArguments
 from hf_lm.evaluation.intervals import Estimate
@@ -43,43 +44,42 @@ def search_learning_rate(
 ) -> list[dict[str, float]]:
     """Train copies of a model at `training_args.sweep` rates; returns {"learning_rate", metric} of each, best first.
 
-    Rates are drawn between a tenth and ten times the given one, by the Trainer's own search through Optuna (Akiba et
-    al., arXiv 1907.10902). A rate that diverges is left out; nothing is saved. Raises ImportError without Optuna and
-    ValueError where no trial came to its end.
+    Rates between a tenth and ten times the given one are proposed by Optuna (Akiba et al., arXiv 1907.10902), and each
+    is measured on validation after its training. A rate that diverges is left out; nothing is saved. Raises
+    ImportError without Optuna and ValueError where each rate diverged.
     """
     try:
         import optuna
     except ImportError:
         raise ImportError("--sweep searches through Optuna: pip install 'hf-lm[sweep]'.") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    args = copy.copy(training_args)
+    args, middle, tried = copy.copy(training_args), training_args.learning_rate, []
     args.save_strategy, args.load_best_model_at_end, args.report_to = "no", False, []
-    trainer = build(copy.deepcopy(model), args)
-    trainer.model_init = lambda: copy.deepcopy(model)
-    train, rate, tried = trainer.train, training_args.learning_rate, []
+    if not args.early_stopping_patience:
+        args.eval_strategy = "no"  # a trial is measured once, at its end
 
-    def one_trial(**options: Any) -> None:
+    def objective(trial: Any) -> float:
+        rate = trial.suggest_float("learning_rate", middle / 10, middle * 10, log=True)
+        [args.learning_rate] = broadcast_object_list([rate])  # all processes train at the main one's
+        set_seed(args.seed)
+        trainer = build(copy.deepcopy(model), args)
         try:
-            train(**options)
+            trainer.train()
         except FloatingPointError:
             say(f"  sweep: learning rate {args.learning_rate:.2e} diverges")
             raise
         if trainer.stop.signal is not None:
             raise SystemExit(128 + trainer.stop.signal)
-        tried.append({"learning_rate": args.learning_rate, metric: trainer.objective})
-        say(f"  sweep: learning rate {args.learning_rate:.2e}, {metric.replace('_', ' ')} {trainer.objective:.4g}")
+        value = trainer.evaluate()[f"eval_{metric}"]
+        tried.append({"learning_rate": args.learning_rate, metric: value})
+        say(f"  sweep: learning rate {args.learning_rate:.2e}, {metric.replace('_', ' ')} {value:.4g}")
+        return value
 
-    trainer.train = one_trial
-    trainer.hyperparameter_search(
-        hp_space=lambda trial: {"learning_rate": trial.suggest_float("learning_rate", rate / 10, rate * 10, log=True)},
-        compute_objective=lambda metrics: metrics[f"eval_{metric}"],
-        n_trials=training_args.sweep,
+    study = optuna.create_study(
         direction="maximize" if greater_is_better else "minimize",
-        backend="optuna",
         sampler=optuna.samplers.TPESampler(seed=training_args.seed),
-        pruner=optuna.pruners.NopPruner(),
-        catch=(FloatingPointError,),
     )
+    study.optimize(objective, n_trials=training_args.sweep, catch=(FloatingPointError,))
     if not tried:
         raise ValueError(f"--sweep: each of {training_args.sweep} rates diverged; lower --learning_rate.")
     return sorted(tried, key=lambda trial: -trial[metric] if greater_is_better else trial[metric])

@@ -1,6 +1,6 @@
-"""The project's Trainer: transformers' own, right by construction where it was found wrong (docs/architecture.md).
+"""The project's Trainer: transformers' own, right by construction where it was found wrong (docs/upstream.md).
 
-`Sound` is all of it but the loss, which TRL's trainers bring (hf_lm.training.alignment).
+`Sound` is all of it but the loss, which TRL's trainers bring (hf_lm.training.trl_trainers).
 """
 
 from collections.abc import Callable
@@ -10,14 +10,17 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers.trainer_callback import ProgressCallback
+from torch.optim.lr_scheduler import LambdaLR
+from transformers.trainer_callback import ProgressCallback, TrainerState
 from transformers.trainer_utils import SchedulerType, rotate_checkpoints
 
+from hf_lm import dry_run
 from hf_lm.arguments import TrainingArguments
 from hf_lm.data.batches import GroupedByLength
 from hf_lm.models.adapters import is_adapted, save_adapted
-from hf_lm.target_tokenizer import save_tokenizer, writes_apart
-from hf_lm.training.checkpoints import StopOnSignal, save_aside, save_run
+from hf_lm.models.target_tokenizer import save_tokenizer, writes_apart
+from hf_lm.output_folder import save_run
+from hf_lm.training.checkpoints import StopOnSignal, save_aside
 from hf_lm.training.monitor import Progress, Speedometer, flops_per_token
 from hf_lm.training.optimizers import Muon, OptimizerPair, muon_groups
 
@@ -27,7 +30,7 @@ class Sound:
 
     A NaN stops the run, checkpoints are complete or absent, signals lose nothing, speed is measured, Muon can train
     the matrices, evaluation is `measure(model)`: its numbers without the `eval_` prefix, on every process. `context`
-    is the length of a row in tokens, for the FLOPs of attention. Nothing but hf_lm.hub touches the network.
+    is the length of a row in tokens, for the FLOPs of attention. Nothing but hf_lm.hub.push touches the network.
     """
 
     args: TrainingArguments
@@ -41,6 +44,7 @@ class Sound:
         context: int,
         **kwargs: Any,
     ) -> None:
+        dry_run.refuse()
         args.remove_unused_columns = False  # it would take the labels of heads that call theirs otherwise
         args.logging_nan_inf_filter = False  # it would hide a NaN; training_step stops at one
         args.dataloader_pin_memory &= torch.accelerator.is_available()  # or torch warns at every run on a CPU
@@ -131,6 +135,44 @@ class Sound:
             self.args.lr_scheduler_kwargs = decay | (self.args.lr_scheduler_kwargs or {})
         return super().create_scheduler(num_training_steps, optimizer)
 
+    # Resuming
+
+    def _run_epoch(self, **kwargs: Any) -> None:
+        if self.state.global_step >= self.state.max_steps:  # the Trainer would look only after another step
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(**kwargs)
+
+    def _init_training_state(
+        self, max_steps: int, num_update_steps_per_epoch: int, num_train_epochs: int, checkpoint: Any, trial: Any
+    ) -> tuple[int, int]:
+        begun = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, checkpoint, trial
+        )
+        if checkpoint is None:
+            return begun
+        # The best checkpoint was recorded by its path at that time: the folder may have been moved since, and a
+        # relative path holds for one working directory.
+        recorded = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json")).best_model_checkpoint
+        for folder in (Path(self.args.output_dir), Path(checkpoint).parent) if recorded else ():
+            if (folder / Path(recorded).name).is_dir():
+                self.state.best_model_checkpoint = str(folder / Path(recorded).name)
+                break
+        return begun
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        groups = self.optimizer.param_groups
+        given = [{key: value for key, value in group.items() if key not in ("params", "lr")} for group in groups]
+        super()._load_optimizer_and_scheduler(checkpoint)
+        schedule = self.lr_scheduler
+        if checkpoint is None or not self.args.resume_with_changes or not isinstance(schedule, LambdaLR):
+            return
+        # The checkpoint brought its own rates, decay and betas along: take those of the arguments again.
+        schedule.base_lrs = [group["initial_lr"] for group in given]
+        for group, values, factor in zip(self.optimizer.param_groups, given, schedule.lr_lambdas, strict=True):
+            group |= values | {"lr": values["initial_lr"] * factor(schedule.last_epoch)}
+        schedule._last_lr = [group["lr"] for group in self.optimizer.param_groups]  # which the log shows
+
     # Evaluation and logs
 
     def evaluate(
@@ -153,6 +195,8 @@ class Sound:
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
+        if self.args.should_save:  # pickled, and never read: run.yaml holds the same
+            (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
         if self.args.should_save and self._pair is not None:
             save_tokenizer(self._pair, output_dir or self.args.output_dir)
         model = self.accelerator.unwrap_model(self.model)  # its forward in mixed precision is still to be trained
@@ -187,10 +231,13 @@ class Sound:
             )
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing touches the network before the result is on disk: hf_lm.hub pushes it, in one commit."""
+        """Nothing touches the network before the result is on disk: hf_lm.hub.push pushes it, in one commit."""
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """See init_hf_repo."""
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> None:
+        """See init_hf_repo: `save_model` calls it."""
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """The card is drawn from the report, once; TRL would write one with every checkpoint."""
@@ -204,7 +251,7 @@ class Trainer(Sound, transformers.Trainer):
 
     Whatever the batch size, the accumulation and the number of processes: n rows in one batch, n accumulated batches
     of 1 and n processes give the same loss and gradients. `loss(outputs, batch)` is the sum over a batch's labels
-    (hf_lm.losses), `shifts_labels` says that the first label of a row is not predicted.
+    (hf_lm.tasks.losses), `shifts_labels` says that the first label of a row is not predicted.
     """
 
     loss_is_scaled_for_ga = True  # compute_loss divides by the tokens of the whole step

@@ -7,9 +7,10 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_lm.chat_template import Message, encode_chats
+from hf_lm import dry_run
 from hf_lm.data.batches import pad_batch
-from hf_lm.losses import next_token_loss
+from hf_lm.tasks.losses import next_token_loss
+from hf_lm.tokenization.chat_template import Message, encode_chats
 
 
 def warm_up(
@@ -24,8 +25,10 @@ def warm_up(
 ) -> None:
     """Train a model in place on the answers of chats drawn at random, with AdamW and a linear decay.
 
-    Equal seeds give equal models, so that a resumed run starts from the same one.
+    Equal seeds give equal models, so that a resumed run starts from the same one. A dry run leaves the model as it is.
     """
+    if dry_run.active():
+        return
     features = [
         {"input_ids": ids, "labels": [i if said else -100 for i, said in zip(ids, learned, strict=True)]}
         for ids, learned in encode_chats(tokenizer, chats)

@@ -18,9 +18,9 @@ from hf_lm.arguments import TrainingArguments
 from hf_lm.data.packing import Blocks, collate_blocks, tokenize_documents
 from hf_lm.data.sources import load_corpus
 from hf_lm.evaluation.perplexity import score_documents
-from hf_lm.losses import next_token_loss
 from hf_lm.models.gpt2 import new_gpt2
-from hf_lm.tokenizer import prepare_tokenizer
+from hf_lm.tasks.losses import next_token_loss
+from hf_lm.tokenization.tokenizer import prepare_tokenizer
 from hf_lm.training.trainer import Trainer
 
 

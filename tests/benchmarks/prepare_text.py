@@ -63,8 +63,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
 
-    from hf_lm.data.demos import documentation
-    from hf_lm.tokenizer import train_bpe
+    from hf_lm.data.demos.documentation import documentation
+    from hf_lm.tokenization.tokenizer import train_bpe
 
     texts = [row["text"] for row in documentation()]
     with tempfile.TemporaryDirectory() as folder:

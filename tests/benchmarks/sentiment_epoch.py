@@ -17,9 +17,9 @@ from transformers import AutoModelForSequenceClassification, set_seed
 from hf_lm.arguments import TrainingArguments, bf16_is_fast
 from hf_lm.data.batches import pad_batch
 from hf_lm.data.tables import load_table
-from hf_lm.models.checkpoints import load_with_head
+from hf_lm.models.loading import load_with_head
 from hf_lm.tasks.sentiment import Sentiment, read_sentiment
-from hf_lm.tokenizer import load_tokenizer, set_pad
+from hf_lm.tokenization.tokenizer import load_tokenizer, set_pad
 from hf_lm.training.trainer import Trainer
 
 

@@ -15,8 +15,8 @@ import torch
 from torch.nn.functional import cross_entropy, pad
 
 from hf_lm.arguments import TrainingArguments
-from hf_lm.losses import next_token_loss
 from hf_lm.models.gpt2 import SIZES
+from hf_lm.tasks.losses import next_token_loss
 from hf_lm.training.trainer import Trainer
 
 

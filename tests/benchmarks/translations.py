@@ -18,7 +18,7 @@ from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTraining
 from hf_lm.data.tables import load_table
 from hf_lm.models.encoder_decoder import load_text_to_text
 from hf_lm.tasks.translation import Translation, read_translation
-from hf_lm.tokenizer import load_tokenizer, set_pad
+from hf_lm.tokenization.tokenizer import load_tokenizer, set_pad
 
 
 def main() -> None:

@@ -1,0 +1,120 @@
+"""Demos from CLDR, the Unicode consortium's data on languages and countries, through the package babel."""
+
+import random
+from datetime import date, timedelta
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def phrases(source: str = "en", target: str = "de", *, rows: int = 6000, seed: int = 0) -> list[Row]:
+    """Rows of {source: text, target: text}: dates, times, spans of time, amounts, countries, languages, currencies."""
+    import babel
+    from babel import dates, numbers, units
+
+    one, other = babel.Locale.parse(source, sep="-"), babel.Locale.parse(target, sep="-")
+    random_ = random.Random(seed)
+    names = [(one.territories[key], other.territories[key]) for key in one.territories if key in other.territories]
+    names += [(one.languages[key], other.languages[key]) for key in one.languages if key in other.languages]
+    names += [(one.currencies[key], other.currencies[key]) for key in one.currencies if key in other.currencies]
+    currencies = ["EUR", "USD", "CNY", "JPY", "GBP", "CHF"]
+    lengths = ["hour", "minute", "day", "week", "month", "year"]
+    measures = ["length-kilometer", "mass-kilogram", "volume-liter", "temperature-celsius", "speed-kilometer-per-hour"]
+
+    def pair() -> tuple[str, str]:
+        kind = random_.randrange(4)
+        if kind == 0:
+            day = date(1900, 1, 1) + timedelta(days=random_.randrange(73_000))
+            width = random_.choice(["full", "long", "medium"])
+            return dates.format_date(day, width, locale=one), dates.format_date(day, width, locale=other)
+        if kind == 1:
+            amount, currency = random_.randrange(1, 10**6) / 100, random_.choice(currencies)
+            options = {"format_type": "name"}
+            return (
+                numbers.format_currency(amount, currency, locale=one, **options),
+                numbers.format_currency(amount, currency, locale=other, **options),
+            )
+        if kind == 2:
+            span, unit = random_.randrange(2, 60), random_.choice(lengths)
+            many = timedelta(**{f"{unit}s": span}) if unit not in ("month", "year") else None
+            days = many or timedelta(days=span * (30 if unit == "month" else 365))
+            options = {"granularity": unit, "threshold": 10**6, "add_direction": True}
+            days = days if random_.random() < 0.5 else -days
+            return dates.format_timedelta(days, locale=one, **options), dates.format_timedelta(
+                days, locale=other, **options
+            )
+        amount, unit = random_.randrange(1, 5000) / random_.choice([1, 10]), random_.choice(measures)
+        return (
+            units.format_unit(amount, unit, "long", locale=one),
+            units.format_unit(amount, unit, "long", locale=other),
+        )
+
+    found = dict.fromkeys(names)
+    while len(found) < rows:
+        found[pair()] = None
+    pairs = list(found)
+    random_.shuffle(pairs)
+    return [{source: a, target: b} for a, b in pairs]
+
+
+def country_questions(*, seed: int = 0) -> list[Row]:
+    """SQuAD-like rows {"question", "context", "answers", ...} over what CLDR knows of countries.
+
+    A context speaks of one country: its languages, its currency, the first day of its week, its code. A tenth of the
+    questions asks what the context does not say.
+    """
+    import babel
+    from babel import languages, numbers
+
+    english, random_ = babel.Locale("en"), random.Random(seed)
+    days = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
+    rows: list[Row] = []
+    countries = sorted(
+        key for key in english.territories if len(key) == 2 and key.isalpha() and key not in ("EU", "EZ", "UN", "ZZ")
+    )
+    for code in countries:
+        name = english.territories[code]
+        tongues = [english.languages.get(key.split("_")[0]) for key in languages.get_official_languages(code)]
+        money = [english.currencies.get(key) for key in numbers.get_territory_currencies(code)]
+        facts = []
+        if tongues and tongues[0]:
+            facts.append(
+                (
+                    f"People in {name} speak ",
+                    tongues[0],
+                    " in offices and schools.",
+                    f"Which language is official in {name}?",
+                )
+            )
+        if money and money[0]:
+            facts.append(("Things are paid for in ", money[0], ".", f"What is the currency of {name}?"))
+        try:
+            day = days[babel.Locale("und", code).first_week_day]
+        except Exception:  # CLDR has no such locale
+            day = days[babel.Locale.parse(f"en_{code}").first_week_day] if f"en_{code}" in _locales() else None
+        if day:
+            facts.append(("A week begins on ", day, ".", f"On which day does the week begin in {name}?"))
+        facts.append(("Its code on parcels and websites is ", code, ".", f"What is the code of {name}?"))
+        facts.append(
+            ("Its name has ", str(sum(map(str.isalpha, name))), " letters.", f"How many letters has the name {name}?")
+        )
+        for _ in range(3):
+            chosen = random_.sample(facts, k=min(len(facts), random_.randint(2, 4)))
+            context, places = f"This is about {name}.", []
+            for before, answer, after, asked in chosen:
+                places.append((asked, answer, len(context) + 1 + len(before)))
+                context += f" {before}{answer}{after}"
+            for asked, answer, start in places:
+                rows.append(
+                    {"question": asked, "context": context, "answers": {"text": [answer], "answer_start": [start]}}
+                )
+            if random_.random() < 0.4 and len(chosen) < len(facts):
+                missing = random_.choice([fact for fact in facts if fact not in chosen])
+                rows.append({"question": missing[3], "context": context, "answers": {"text": [], "answer_start": []}})
+    return [row | {"id": f"{i}"} for i, row in enumerate(rows)]
+
+
+def _locales() -> set[str]:
+    from babel import localedata
+
+    return set(localedata.locale_identifiers())

@@ -1,0 +1,125 @@
+"""A dry run: a recipe up to the point where training would begin, its model, its task and its arguments.
+
+What must behave differently in one asks this module. A dry run trains nothing, writes nothing into the output folder
+and deletes nothing.
+"""
+
+import runpy
+from collections.abc import Callable, Iterable, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hf_lm.launching import recipe_path
+
+Sample = Callable[..., tuple[Iterable[str], Path]]  # see `sampled`
+
+
+class FitCall(NamedTuple):
+    """What a recipe hands to `fit`; `options` are its keywords."""
+
+    model: Any
+    task: Any
+    training_args: Any
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Mode:
+    recipe: str
+    arguments: Sequence[str]
+    bf16: bool | None = None
+    sample: Sample | None = None
+    arguments_only: bool = False
+
+
+class _Reached(BaseException):  # no `except Exception` of a recipe may go on to train
+    pass
+
+
+_mode: ContextVar[_Mode | None] = ContextVar("dry_run", default=None)
+
+
+def run_recipe(
+    recipe: str, arguments: Sequence[str] = (), *, bf16: bool | None = None, sample: Sample | None = None
+) -> FitCall:
+    """Run a recipe, by its name or its file, until it calls `fit`; returns what it calls it with.
+
+    `arguments` are the recipe's own, as on its command line. The recipe runs with its defaults and its
+    `parse_arguments`, so that nothing here can disagree with training; the price is that the model is built.
+    Self-training, which trains before it calls `fit`, ends where its first training would begin. `bf16` says whether
+    the device multiplies in bfloat16; None asks this machine. `sample`: see `sampled`. Raises what the recipe raises,
+    and ValueError where it does not call `fit`.
+    """
+    return _run(_Mode(recipe, [str(token) for token in arguments], bf16, sample))
+
+
+def parse_recipe(recipe: str, arguments: Sequence[str] = ()) -> Any:
+    """A recipe's own Arguments, resolved, without running its `main`. Raises what `parse_arguments` raises."""
+    return _run(_Mode(recipe, [str(token) for token in arguments], arguments_only=True))
+
+
+def _run(mode: _Mode) -> Any:
+    path = recipe_path(mode.recipe)
+    before = _mode.set(mode)
+    try:
+        runpy.run_path(str(path), run_name="__main__")
+    except _Reached as end:
+        return end.args[0]
+    finally:
+        _mode.reset(before)
+    raise ValueError(f"{path} ended without calling fit, so there is nothing to look at.")
+
+
+# What the library asks
+
+
+def active() -> bool:
+    """Whether this is a dry run."""
+    return _mode.get() is not None
+
+
+def arguments() -> list[str] | None:
+    """The tokens of the recipe's command line in a dry run; None outside of one."""
+    mode = _mode.get()
+    return None if mode is None else list(mode.arguments)
+
+
+def parsed(args: Any) -> None:
+    """`parse_arguments` has the recipe's Arguments: the end of a dry run that asked for no more."""
+    mode = _mode.get()
+    if mode is not None and mode.arguments_only:
+        raise _Reached(args)
+
+
+def reached(model: Any, task: Any, training_args: Any, **options: Any) -> None:
+    """Training would begin here: the end of a dry run. Does nothing outside of one."""
+    if active():
+        raise _Reached(FitCall(model, task, training_args, options))
+
+
+def refuse() -> None:
+    """Raise ValueError in a dry run: its recipe is about to train, or to write, before it calls `fit`."""
+    mode = _mode.get()
+    if mode is not None:
+        raise ValueError(
+            f"{Path(mode.recipe).stem} trains or writes before it calls fit, and a plan or an inspection shows what a "
+            "recipe hands to fit: there is nothing to look at. Nothing was trained or written. To run it: "
+            f"hf-lm run {mode.recipe}"
+        )
+
+
+def bf16() -> bool | None:
+    """Whether the device that a dry run is for multiplies in bfloat16; None where this machine is to be asked."""
+    mode = _mode.get()
+    return None if mode is None else mode.bf16
+
+
+def sampled(documents: Iterable[str], folder: Path, *, split: str, size: int) -> tuple[Iterable[str], Path]:
+    """The documents of a split to tokenize and the folder for their tokens: both as given, or a dry run's sample.
+
+    `size`: bytes of the corpus' training text, estimated.
+    """
+    mode = _mode.get()
+    return (documents, folder) if mode is None or mode.sample is None else mode.sample(documents, folder, split, size)

@@ -1,0 +1,333 @@
+"""Is a folder what it should be? Looked at from outside, loaded in a fresh process, said in plain words."""
+
+import hashlib
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hf_lm.hub.credentials import find_secrets
+
+PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".msgpack")
+# The code that a model of this package carries, as config.json names it: hf_lm.models.recurrent.
+OUR_CODE = {
+    "AutoConfig": "recurrent.RecurrentConfig",
+    "AutoModelForCausalLM": "recurrent.RecurrentLMHeadModel",
+}
+OUR_FILES = {"recurrent.py"}
+
+
+@dataclass
+class Checked:
+    """What was found out about a folder: facts, and what is wrong. It is as it should be where nothing is."""
+
+    facts: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+
+    def expect(self, holds: bool, fact: str, wrong: str) -> None:
+        self.facts.append(fact) if holds else self.wrong.append(wrong)
+
+
+def check_folder(folder: str | Path) -> Checked:
+    """Look a model's or an adapter's folder over, and load it in a fresh process as a stranger would.
+
+    No code from the folder runs, unless it is, byte for byte, the recurrent model's of this package, and none of an
+    adapter, its base or a tokenizer. Nothing is asked of a network. Raises FileNotFoundError where there is no folder,
+    and ValueError where it holds neither a model nor an adapter.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}.")
+    adapter = (folder / "adapter_config.json").is_file()
+    if not adapter and not (folder / "config.json").is_file():
+        runs = ", ".join(path.parent.name for path in sorted(folder.glob("*/config.json"))[:3])
+        said = f"{folder} holds no model (config.json) and no adapter (adapter_config.json)."
+        raise ValueError(said + (f" There is one in: {runs}." if runs else " Did the run end?"))
+    checked = Checked()
+    broken = _check_files(folder, checked)
+    report = _check_report(folder, checked)
+    if not broken:  # else loading would fail with less to say
+        _check_loading(folder, adapter, report, checked)
+    _check_card(folder, checked, expected=bool(report))
+    secrets = find_secrets(folder, _published(folder))
+    checked.expect(not secrets, "nothing looks like a secret", f"looks like a secret: {', '.join(secrets[:5])}")
+    return checked
+
+
+def _published(folder: Path) -> Iterator[Path]:
+    """Every file but those of checkpoints, which no push takes along."""
+    for path in sorted(folder.rglob("*")):
+        parts = path.relative_to(folder).parts
+        if path.is_file() and not parts[0].startswith("checkpoint-") and parts[0] != ".saving":
+            yield path
+
+
+def _check_files(folder: Path, checked: Checked) -> bool:
+    """Formats, and files half written; returns whether loading must fail."""
+    files = list(_published(folder))
+    names = [path.relative_to(folder).as_posix() for path in files]
+    pickled = [name for name in names if name.endswith(PICKLED)]
+    weights = [path for path in files if path.suffix == ".safetensors" and path.parent == folder]
+    half = [name for name in names if name.endswith((".tmp", ".incomplete", ".part"))]
+    half += [f"{name} (empty)" for path, name in zip(files, names, strict=True) if not path.stat().st_size]
+    half += [path.name for path in folder.glob("checkpoint-*") if not (path / "trainer_state.json").is_file()]
+    half += [".saving"] * (folder / ".saving").exists()
+    damaged = [] if weights else ["there are no weights in safetensors (model.safetensors)"]
+    damaged += damage(folder, files)
+    checked.wrong += damaged
+    checked.expect(not half, "no file is half written", f"half written: {', '.join(half)}")
+    checked.expect(
+        not pickled,
+        f"safetensors only, {sum(path.stat().st_size for path in weights) / 2**20:,.1f} MiB",
+        f"pickled, which can run code when loaded: {', '.join(pickled)}",
+    )
+    return bool(damaged)
+
+
+def damage(folder: Path, files: Iterable[Path]) -> list[str]:
+    """What cannot be read of a folder's files, in words: weights and JSON half written, shards that are missing."""
+    from safetensors import SafetensorError, safe_open
+
+    found = []
+    for path in files:
+        name = path.relative_to(folder).as_posix()
+        if path.suffix == ".safetensors":
+            try:
+                with safe_open(path, "numpy"):
+                    continue
+            except (SafetensorError, OSError) as error:
+                found.append(f"{name} is damaged or half written: {str(error).splitlines()[0]}")
+        if path.suffix != ".json":
+            continue
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            found.append(f"{name} is no JSON: {str(error).splitlines()[0]}")
+            continue
+        shards = content.get("weight_map") if isinstance(content, dict) else None
+        if name.endswith("config.json") and not isinstance(content, dict):
+            found.append(f"{name} holds no settings")
+        elif name.endswith(".safetensors.index.json") and not isinstance(shards, dict):
+            found.append(f"{name} names no weights")
+        elif name.endswith(".safetensors.index.json"):
+            lost = sorted({str(name) for name in shards.values() if not (path.parent / str(name)).is_file()})
+            found += [f"{name} names {shard}, which is missing" for shard in lost]
+    return found
+
+
+def differences(folder: Path, run: dict[str, Any] | None, report: dict[str, Any]) -> list[str]:
+    """Where a folder is not what its report records, in words: other files, or arguments other than run.yaml's."""
+    found, listed = [], report.get("files", {})
+    for name, recorded in listed.items():
+        path = folder / name
+        if not path.is_file():
+            found.append(f"{name} is missing")
+        elif recorded != {"bytes": path.stat().st_size, "sha256": _sha256(path)}:
+            found.append(f"{name} is not the file of this run")
+    if listed:
+        found += [f"{path.name} is of another run" for path in folder.glob("*.safetensors") if path.name not in listed]
+    # A sweep writes the rate that it chose into run.yaml.
+    chosen = ("learning_rate", "sweep") if report.get("sweep") else ()
+    for name, value in report.get("arguments", {}).items():
+        if run is not None and name not in chosen and not _same(run.get(name), value):
+            found.append(f"{name} is {run.get(name)} in run.yaml and {value} in report.json")
+    return found
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether an argument of run.yaml is that of report.json, which keeps eight digits of a number."""
+    if isinstance(one, float) and isinstance(other, int | float):
+        return math.isclose(one, other, rel_tol=1e-7)
+    return one == other
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_report(folder: Path, checked: Checked) -> dict[str, Any]:
+    """What report.json, here or beside an adapter's folder, records of the proofs."""
+    path = next((f / "report.json" for f in (folder, folder.parent) if (f / "report.json").is_file()), None)
+    if path is None:
+        run = (folder / "run.yaml").is_file()
+        checked.expect(not run, "no report.json: no recipe of hf_lm wrote it", "run.yaml without report.json: no end")
+        return {}
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        proofs = {name: proof["passed"] for name, proof in report.get("proofs", {}).items()}
+        missing = [key for key in ("recipe", "data", "model", "proofs", "metrics") if key not in report]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        checked.wrong.append("report.json is not what a recipe writes")
+        return {}
+    checked.expect(not missing, "report.json is complete", f"report.json lacks {', '.join(missing)}")
+    if "files" in report and path.parent == folder:
+        others = differences(folder, None, report)
+        checked.expect(not others, "every file is the one that the report records", "; ".join(others[:3]))
+    words = {True: "passed", False: "failed", None: "switched off"}
+    said = "; ".join(
+        f"{words[value]}: {', '.join(name for name, passed in proofs.items() if passed is value)}"
+        for value in words
+        if value in proofs.values()
+    )
+    checked.expect(False not in proofs.values(), f"proofs {said or 'none'}", f"proofs {said}")
+    return report
+
+
+def _check_card(folder: Path, checked: Checked, *, expected: bool) -> None:
+    from huggingface_hub import ModelCard
+
+    path = folder / "README.md"
+    if not path.is_file():
+        checked.expect(not expected, "no model card (README.md)", "there is no model card (README.md)")
+        return
+    try:
+        data = ModelCard.load(path).data  # raises where metadata or model-index are not what the Hub reads
+    except Exception as error:  # of several libraries
+        checked.wrong.append(f"the model card is not valid: {' '.join(str(error).split())[:200]}")
+        return
+    said = ", ".join(f"{key} {value}" for key in ("pipeline_tag", "license") if (value := getattr(data, key, None)))
+    checked.expect(
+        bool(data.to_dict()),
+        f"the model card's metadata is valid ({said or 'no pipeline_tag'}; {len(data.eval_results or [])} results)",
+        "the model card (README.md) has no metadata",
+    )
+
+
+def _check_loading(folder: Path, adapter: bool, report: dict[str, Any], checked: Checked) -> None:
+    ours = not adapter and _is_our_code(folder)
+    code = _foreign_code(folder, ours)
+    if code:
+        checked.wrong.append(f"it needs code of its own ({code}), which was not run: others will not trust it either")
+        return
+    if ours:
+        checked.facts.append("it carries its own code, byte for byte the recurrent model of hf_lm")
+    if adapter and not _check_base(folder, checked):
+        return
+    given = {"folder": str(folder.resolve()), "adapter": adapter, "trust": ours}
+    given["auto_class"] = report.get("model", {}).get("auto_class", "")
+    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
+    environment |= {"CUDA_VISIBLE_DEVICES": "", "PYTHONIOENCODING": "utf-8", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-I", str(Path(__file__).with_name("fresh_load.py")), json.dumps(given)],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        stdin=subprocess.DEVNULL,  # nothing may wait for an answer
+        env=environment,
+    )
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        checked.wrong.append(f"a fresh process could not load it: {said[-1][:300]}")
+        return
+    found = json.loads(done.stdout.splitlines()[-1])
+    checked.facts.insert(
+        0,
+        f"{found['architecture']}, {found['family']}: {found['parameters']:,} parameters in {found['dtype']}; "
+        f"a fresh process loads it with {found['auto_class']}",
+    )
+    _check_found(found, adapter, report, checked)
+
+
+def _is_our_code(folder: Path) -> bool:
+    """Whether a folder holds the recurrent model of this package and no code beside it, so that it can be trusted."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    own = Path(__file__).parent.parent / "models"
+    code = [path for path in _published(folder) if path.suffix == ".py"]
+    return (
+        config.get("model_type") == "hf_lm_recurrent"
+        and config.get("auto_map") == OUR_CODE
+        and {path.relative_to(folder).as_posix() for path in code} == OUR_FILES
+        and all((own / path.name).read_bytes() == path.read_bytes() for path in code)
+        # Code is looked for there wherever a model is trusted, also behind a link.
+        and not (folder / "custom_generate").exists()
+    )
+
+
+def _foreign_code(folder: Path, ours: bool) -> str:
+    """Where a folder's files name code that is not ours; "" where they name none."""
+    for path in _published(folder):
+        if path.suffix != ".json" or (ours and path == folder / "config.json"):
+            continue
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            continue
+        if "auto_map" in content:
+            return f"auto_map in {path.relative_to(folder)}"
+        if path.name == "adapter_config.json" and content.get("megatron_config"):
+            return "megatron_core"  # a module that peft imports
+    return ""
+
+
+def _check_base(folder: Path, checked: Checked) -> bool:
+    """Whether an adapter's base is on this machine, as a folder or in the cache, and needs no code of its own."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    adapter = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    base = adapter.get("base_model_name_or_path") or ""
+    config: Any = Path(base) / "config.json"
+    if base and not Path(base).is_dir():
+        try:
+            config = try_to_load_from_cache(base, "config.json", revision=adapter.get("revision"))
+        except HFValidationError:
+            config = None
+    if not base or not isinstance(config, (str, Path)) or not Path(config).is_file():
+        checked.wrong.append(
+            f"its base model {base!r} is not on this machine, as a folder or in the cache, so that nothing was loaded"
+        )
+        return False
+    if "auto_map" in json.loads(Path(config).read_text(encoding="utf-8")):
+        checked.wrong.append("its base needs code of its own (auto_map), which was not run")
+        return False
+    here = " (a folder of this machine: others need it too)" if Path(base).is_dir() else ""
+    checked.facts.append(f"an adapter ({adapter.get('peft_type')}, rank {adapter.get('r')}) of {base}{here}")
+    return True
+
+
+def _check_found(found: dict[str, Any], adapter: bool, report: dict[str, Any], checked: Checked) -> None:
+    checked.expect(not found["missing"], "every weight is there", f"weights that start at random: {found['missing']}")
+    checked.expect(found["finite"], "its logits are finite", "its logits are not finite numbers")
+    expected = report.get("model", {}).get("parameters")
+    if expected and not adapter:
+        checked.expect(
+            expected == found["parameters"],
+            "as many parameters as the report says",
+            f"{found['parameters']:,} parameters, {expected:,} in the report",
+        )
+    tokens, rows = found["tokens"], found["rows"]
+    checked.expect(
+        0 < tokens <= rows and found["encodes"],
+        f"the tokenizer fits: ids below {tokens:,}, {rows:,} embedding rows",
+        f"the tokenizer has ids up to {tokens - 1:,}, the embedding {rows:,} rows"
+        if tokens > rows
+        else "the tokenizer turns text into nothing: its files are missing",
+    )
+    if found["written"]:
+        tokens, rows = found["written"]
+        checked.expect(
+            tokens <= rows,
+            f"another tokenizer writes (target_tokenizer/): ids below {tokens:,}, {rows:,} embedding rows",
+            f"target_tokenizer/ has ids up to {tokens - 1:,}, the half that writes {rows:,} embedding rows",
+        )
+    (pad, pad_token), (eos, eos_token) = found["pad"], found["eos"]
+    if eos is not None:
+        checked.expect(
+            pad != eos,
+            f"padding ({pad_token}) is not the end of text ({eos_token})",
+            f"padding is the end of text ({eos_token}): trained with it, a model does not learn to stop",
+        )
+    if found["generates"]:
+        ends = found["ends"]
+        checked.expect(
+            bool(ends) and (eos is None or eos in ends) and all(0 <= end < rows for end in ends),
+            f"generation ends at {', '.join(map(str, ends))}",
+            f"generation ends at {', '.join(map(str, ends)) or 'nothing'}, the tokenizer's end of text is {eos}",
+        )
+        if found["template"]:
+            checked.facts.append("it has a chat template")

@@ -1,0 +1,67 @@
+"""Tokens, keys and passwords: where files hold some, and text without them."""
+
+import os
+import re
+import sys
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+SECRETS = {
+    "a Hugging Face token": r"\bhf_[A-Za-z0-9]{30,}",
+    "an OpenAI key": r"\bsk-[A-Za-z0-9_-]{32,}",
+    "a GitHub token": r"\b(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_\w{40,})",
+    "an AWS key": r"\bAKIA[0-9A-Z]{16}\b",
+    "a Google key": r"\bAIza[0-9A-Za-z_-]{35}",
+    "a Slack token": r"\bxox[abprs]-[0-9A-Za-z-]{20,}",
+    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
+}
+TEXT = (".json", ".jsonl", ".md", ".yaml", ".yml", ".txt", ".jinja", ".py", ".log", ".csv", ".tsv")
+
+
+def find_secrets(folder: Path, files: Iterable[Path], *, known: str = "") -> list[str]:
+    """Where something looks like a secret, or is the one known, never what it is: `name:line (what)`."""
+    found = []
+    patterns = SECRETS | ({"the Hub token of this machine": re.escape(known)} if known else {})
+    for path in files:
+        if path.suffix not in TEXT:
+            continue
+        with path.open(encoding="utf-8", errors="replace") as file:
+            for number, line in enumerate(file, 1):
+                for kind, pattern in patterns.items():
+                    if re.search(pattern, line):
+                        found.append(f"{path.relative_to(folder)}:{number} ({kind})")
+    return found
+
+
+def names_secret(option: str) -> bool:
+    """Whether an option's value is not for others to see: hub_token, --api-key."""
+    return bool(re.search(r"(?:^|[_-])(?:token|key|password|secret)$", option, re.IGNORECASE))
+
+
+def masked_arguments(arguments: Sequence[str]) -> list[str]:
+    """A command's arguments with *** for the values of options such as --hub_token."""
+    values = set(_values(arguments))
+    return [
+        f"{token.partition('=')[0]}=***" if token.partition("=")[2] in values else "***" if token in values else token
+        for token in arguments
+    ]
+
+
+def masked(text: str) -> str:
+    """Text without what looks like a secret, the values of such options of this command and the Hub token set."""
+    known = {*_values(sys.argv[1:]), os.environ.get("HF_TOKEN", "")} - {""}
+    return re.sub("|".join([*map(re.escape, sorted(known, key=len, reverse=True)), *SECRETS.values()]), "***", text)
+
+
+def masked_traceback(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """Python's own traceback, as an excepthook, without secrets."""
+    print(masked("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
+
+
+def _values(arguments: Sequence[str]) -> Iterator[str]:
+    for token, following in zip(arguments, [*arguments[1:], ""], strict=False):
+        option, mark, value = token.partition("=")
+        if option.startswith("--") and names_secret(option) and (value or not following.startswith("--")):
+            yield value if mark else following

@@ -1,0 +1,277 @@
+"""A finished run to the Hub: verified, and in one commit, after everything is safely on disk."""
+
+import hashlib
+import json
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hf_lm.hub.check import OUR_CODE, OUR_FILES, damage, differences
+from hf_lm.hub.credentials import find_secrets
+
+# What a run writes of a model, of an adapter and of a tokenizer, and is published: in the folder itself, in adapter/
+# and in target_tokenizer/. Checkpoints, logs and whatever else lies there stay here.
+MODEL = (
+    *("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json"),
+    *("adapter_config.json", "adapted_config.json", "adapter_model*.safetensors"),
+    *(
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "chat_template.jinja",
+    ),
+    *("vocab.json", "vocab.txt", "merges.txt", "*.model", "*.spm"),
+)
+VOCABULARY = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.spm")  # one of them holds the tokens
+RUN = (
+    *("README.md", "report.json", "run.yaml", "predictions.jsonl", "plots/*.png", "additional_chat_templates/*.jinja"),
+    *OUR_FILES,
+)
+
+
+def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
+    """Upload a run's output folder as a model repository, in one commit; returns its address.
+
+    The repository is made if it is not there. Nothing in the folder changes, whatever happens; the published run.yaml,
+    report.json and README.md name folders of this machine by their last part. An adapter/ whose base is a folder of
+    this machine stays here, and a line on stderr says so. Raises ValueError if the folder holds no complete model or a
+    run that did not end, if a file holds a secret or is a symbolic link, if the name cannot be one or there is no
+    token, and ConnectionError, with the command that tries again, if the Hub did not take it.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    folder = Path(folder)
+    check_complete(folder)
+    check_finished(folder)
+    token = check_repository(repo_id, token)
+    files = _published(folder)
+    if secrets := find_secrets(folder, files, known=token):
+        raise ValueError(f"{folder} holds what looks like a secret: {', '.join(secrets[:5])}. Nothing was uploaded.")
+    if base := _local_base(folder / "adapter"):
+        print(f"not uploaded: adapter/, whose base {base} is a folder of this machine", file=sys.stderr)
+    names = [path.relative_to(folder).as_posix() for path in files]
+    rewritten = _as_published(folder, names)
+    operations = [
+        CommitOperationAdd(path_in_repo=name, path_or_fileobj=rewritten.get(name, str(folder / name)))
+        for name in names
+    ]
+    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=token)
+    command = shlex.join(["hf-lm", "push", str(folder), repo_id, *["--private"] * private])
+    again = f"The run is complete in {folder}; try again with: {command}"
+    try:
+        url = api.create_repo(repo_id, private=private, exist_ok=True)
+        api.create_commit(repo_id, operations, commit_message="Upload with hf_lm")
+    except OfflineModeIsEnabled:
+        raise ConnectionError(f"the Hub was not reached: HF_HUB_OFFLINE is set. {again}") from None
+    except HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else "no answer"
+        said = {401: "the token was not accepted", 403: "the token may not write there"}.get(status, "")
+        said = said or getattr(error, "server_message", None) or str(error).strip().splitlines()[0]
+        raise ConnectionError(f"the Hub answered {status}: {_one_line(said, token)}. {again}") from None
+    except KeyError:  # a conflict that does not name the repository it is with
+        raise ConnectionError(f"the Hub answered 409: {repo_id} cannot be made there now. {again}") from None
+    except Exception as error:  # connections end in many ways, each with an exception of its own
+        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if isinstance(error.__cause__, HfHubHTTPError) and error.__cause__.response is not None:
+            said += f" The answer was {error.__cause__.response.status_code}."
+        raise ConnectionError(f"the upload broke off ({_one_line(said, token)}). {again}") from None
+    return str(url)
+
+
+def check_repository(repo_id: str, token: str | None = None) -> str:
+    """The token to push to a repository with: the one given, or the one that this machine has.
+
+    Nothing is asked of the Hub. Raises ValueError for a name that cannot be a repository, or where there is no token.
+    """
+    from huggingface_hub import get_token
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"{repo_id!r} cannot be a repository: {error}") from None
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
+        raise ValueError(f"{repo_id!r} names no repository; give user/name.")
+    token = token or get_token()
+    if not token:
+        raise ValueError("there is no Hub token: run `hf auth login` or set HF_TOKEN.")
+    return token
+
+
+def _one_line(text: str, token: str) -> str:
+    return " ".join(text.replace(token, "***").split())
+
+
+def check_complete(folder: Path) -> None:
+    """Raise ValueError or FileNotFoundError if a folder does not hold a model that others could load."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}.")
+    adapter = (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
+    weights = "adapter_model.safetensors" if adapter else "model.safetensors"
+    needed = ["adapter_config.json" if adapter else "config.json", "tokenizer_config.json"]
+    missing = [name for name in needed if not (folder / name).is_file()]
+    if not list(folder.glob(weights.replace(".", "*.", 1))):
+        missing.append(weights)
+    for place in filter(Path.is_dir, (folder, folder / "target_tokenizer")):
+        if not any(any(place.glob(name)) for name in VOCABULARY):
+            missing.append((place / "tokenizer.json").relative_to(folder).as_posix())
+    if missing:
+        raise ValueError(f"{folder} holds no complete model: {', '.join(missing)} missing. Did the run end?")
+    if damaged := damage(folder, _published(folder)):
+        raise ValueError(f"{folder} holds no complete model: {'; '.join(damaged[:3])}.")
+    if adapter and (base := _local_base(folder)):
+        raise ValueError(
+            f"{folder} is an adapter of {base}, a folder of this machine that others do not have: push the merged "
+            f"model (hf-lm merge {shlex.quote(str(folder))}), or set base_model_name_or_path to its name on the Hub."
+        )
+    if not adapter:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if config.get("auto_map") not in (None, {}, OUR_CODE):
+            raise ValueError(
+                f"{folder} needs code of its own (auto_map in config.json), which hf-lm does not publish."
+            )
+
+
+def check_finished(folder: Path) -> None:
+    """Raise ValueError where a run's folder is not what one run left at its end. A folder of no run passes.
+
+    report.json is written last: it names the files of the run with their SHA-256, and the arguments of run.yaml.
+    """
+    run, report = _read_run(folder), _read_report(folder)
+    if run is None and report is None:
+        return
+    if report is None:
+        raise ValueError(f"{folder} has a run.yaml and no report.json: its run did not end.")
+    wrong = differences(folder, run, report)
+    proofs = report.get("proofs", {})
+    wrong += [f"the proof {name} failed" for name, proof in proofs.items() if proof.get("passed") is False]
+    if "load_back" not in proofs:
+        wrong.append("no proof says that it loads (load_back)")
+    if wrong:
+        raise ValueError(f"{folder} is not what one run left at its end: {'; '.join(wrong[:3])}. Run it again.")
+
+
+def _read_report(folder: Path) -> dict[str, Any] | None:
+    return _read(folder / "report.json", json.loads)
+
+
+def _read_run(folder: Path) -> dict[str, Any] | None:
+    return _read(folder / "run.yaml", lambda text: yaml.safe_load(text) or {})
+
+
+def _read(path: Path, parse: Callable[[str], Any]) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        content = parse(path.read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError):
+        content = None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is not what a run writes: it is damaged or half written.")
+    return content
+
+
+def _published(folder: Path) -> list[Path]:
+    """What a push uploads of a folder: what a run writes. Raises ValueError for a symbolic link among it."""
+    parts = ["", "target_tokenizer/"]
+    if not _local_base(folder / "adapter"):
+        parts += ["adapter/", "adapter/target_tokenizer/"]
+    patterns = [f"{part}{name}" for part in parts for name in MODEL] + list(RUN)
+
+    def is_written(name: str) -> bool:
+        return any(name.count("/") == pattern.count("/") and fnmatch(name, pattern) for pattern in patterns)
+
+    found = [path for path in sorted(folder.rglob("*")) if is_written(path.relative_to(folder).as_posix())]
+    places = [folder / name for name in ("plots", *filter(None, parts))]
+    links = [path.relative_to(folder).as_posix() for path in [*places, *found] if path.is_symlink()]
+    if links:
+        raise ValueError(
+            f"{folder} has symbolic links, which are not followed: {', '.join(links[:5])}. Copy the files."
+        )
+    return [path for path in found if path.is_file()]
+
+
+def _local_base(adapter: Path) -> str:
+    """The base of an adapter where it is a folder of this machine, which its name tells nobody else; else ""."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        base = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+        validate_repo_id(base)
+    except HFValidationError:
+        return base
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""  # there is no adapter
+    return base if Path(base).exists() else ""
+
+
+def _as_published(folder: Path, uploaded: list[str]) -> dict[str, bytes]:
+    """run.yaml, report.json and README.md where they are published otherwise: without absolute paths of this machine.
+
+    The report then records the files that are uploaded and no others.
+    A path that is an argument is named by its last part; any other is given from the folder of the run, from the
+    working directory or from the home directory on.
+    """
+    run, report = _read_run(folder) or {}, _read_report(folder) or {}
+    names = {f"{Path.home()}": "~"}
+    for root in (folder.resolve().parent, Path.cwd()):
+        names |= {f"{root}/": "", str(root): root.name}
+    for text in _strings([run, report.get("arguments", {})]):
+        names |= {path: Path(path).name for path in _paths(text)}
+    names = {path: name for path, name in names.items() if len(Path(path).parts) > 1}
+    # The longest first, and none that is the beginning of another name.
+    ends = [re.escape(path) + r"(?![\w-]|\.\w)" * (path[-1] != "/") for path in sorted(names, key=len, reverse=True)]
+    pattern = rf"(?<![\w./~-])(?:{'|'.join(ends)})"
+
+    def rewrite(value: Any) -> Any:
+        if isinstance(value, str):
+            return re.sub(pattern, lambda match: names[match[0]], value)
+        if isinstance(value, dict):
+            return {rewrite(key): rewrite(item) for key, item in value.items()}
+        return [rewrite(item) for item in value] if isinstance(value, list) else value
+
+    changed = {}
+    if (published := rewrite(run)) != run:
+        comment = re.match(r"(?:#.*\n)*", (folder / "run.yaml").read_text(encoding="utf-8"))[0]
+        changed["run.yaml"] = (comment + yaml.safe_dump(published, sort_keys=False, allow_unicode=True)).encode()
+    published = rewrite(report)
+    if "files" in published:
+        published["files"] = {name: entry for name, entry in published["files"].items() if name in uploaded}
+    if "run.yaml" in changed and "run.yaml" in published.get("files", {}):
+        content = changed["run.yaml"]
+        published["files"]["run.yaml"] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    if published != report:
+        changed["report.json"] = (json.dumps(published, indent=2, ensure_ascii=False) + "\n").encode()
+    card = folder / "README.md"
+    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    if rewrite(text) != text:
+        changed["README.md"] = rewrite(text).encode()
+    return changed
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _strings(item)
+
+
+def _paths(text: str) -> list[str]:
+    """The absolute paths in an argument, of two parts at least: "/think" may be text."""
+    if Path(text).is_absolute() and "\n" not in text:
+        found = [text]
+    else:
+        found = re.findall(r"(?<![^\s:=,;@])/(?!/)[^\s:=,;@]+", text)
+    return [path.rstrip("/") for path in found if len(Path(path).parts) > 2]

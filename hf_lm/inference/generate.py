@@ -1,0 +1,355 @@
+"""Text after a prompt, by any model that writes: `generate` for many prompts at once, `stream` for one as it comes.
+
+    model, tokenizer = load_writer("out/pretrain")
+    generate(model, tokenizer, ["The function returns"], temperature=0)[0][0].text
+
+The settings are those of hf_lm.inference.decoding.Decoding. A prompt is read as training framed documents: after the
+marker that begins one. Given as ids instead of as text it is taken as it is.
+"""
+
+import logging
+import threading
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TextIteratorStreamer,
+)
+
+from hf_lm.data.batches import MAX_LOGITS, map_by_length, pad_batch
+from hf_lm.inference.decoding import Decoding
+from hf_lm.inference.sampling import BEFORE, INCOMPLETE, Interrupt, Stop, before_stop, logits_processors
+from hf_lm.models.configuration import context_length, family, find_adapter, load_config
+from hf_lm.models.encoder_decoder import load_text_to_text
+from hf_lm.models.loading import load_causal_lm
+from hf_lm.models.target_tokenizer import written_by
+from hf_lm.tokenization.tokenizer import encode_documents, frame_of, load_tokenizer, set_pad
+
+logger = logging.getLogger(__name__)
+
+Prompt = str | Sequence[int]
+LONGEST = 128  # tokens that are written where nothing else is said
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What a model wrote after a prompt.
+
+    `log_probs`: nats per token under the model itself, whatever the settings made of them. They are over everything
+    that was written: the end marker is among them, and so are the tokens of a stop string, which `text` leaves out.
+    `ended`: by the "end" marker, by a "stop" string, or at the "length" that was allowed.
+    """
+
+    text: str
+    log_probs: list[float]
+    ended: Literal["end", "stop", "length"]
+
+    @property
+    def log_probability(self) -> float:
+        return sum(self.log_probs)
+
+    @property
+    def per_token(self) -> float:
+        """Mean nats per token; 0 where nothing was written."""
+        return self.log_probability / max(1, len(self.log_probs))
+
+
+def load_writer(
+    name_or_path: str, *, device: str | torch.device | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model that writes and its tokenizer, from a folder, an adapter's folder or the Hub.
+
+    `device` None takes an accelerator where there is one, and there keeps the precision it was saved in; a CPU
+    computes in float32. Raises OSError or ValueError in one line.
+    """
+    name_or_path = str(name_or_path)
+    config = load_config(name_or_path)
+    kind = family(config)
+    if kind == "encoder":
+        raise ValueError(
+            f"{name_or_path} is a {config.model_type}, which reads text and writes none; give a decoder (GPT-2, "
+            "Llama, ...) or an encoder-decoder (T5, BART, ...)."
+        )
+    tokenizer = load_tokenizer(name_or_path)
+    set_pad(tokenizer)
+    load = load_causal_lm if kind == "decoder" else load_text_to_text
+    model = load(name_or_path, tokenizer=tokenizer)
+    if adapter := find_adapter(name_or_path):  # an adapter is trained in float32 whatever its base was saved in
+        config = load_config(adapter["base_model_name_or_path"])
+    if device is None:
+        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    half = config.dtype in (torch.bfloat16, torch.float16) and torch.device(device).type != "cpu"
+    return model.to(device, config.dtype if half else None).eval(), tokenizer
+
+
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    *,
+    end_ids: Sequence[int] = (),  # ids that end a text, beside the model's own
+    **decoding: Any,
+) -> list[list[Continuation]]:
+    """`num_return_sequences` continuations of each prompt, in the order of the prompts; of beams the likeliest first.
+
+    A text depends on the model, the prompt, the settings and its number among the prompt's texts, and not on what
+    else stands in the batch: each row draws from a seed of its own. (In float32; half precision rounds differently in
+    batches of another shape.) Equal prompts get equal texts. See Decoding for the settings, `encode_prompt` for what
+    is done with a prompt that is too long.
+    """
+    settings = Decoding(**decoding)
+    writer = _Writer(model, tokenizer, settings, end_ids)
+    encoded = [writer.encode(prompt) for prompt in prompts]
+    copies = settings.num_return_sequences if settings.num_beams == 1 else 1  # beams come from one search
+    rows = [(ids, copy) for ids in encoded for copy in range(copies)]
+
+    def write(batch: list[int]) -> list[list[Continuation]]:
+        return writer.write([rows[i] for i in batch])
+
+    lengths = [len(ids) for ids, _ in rows]
+    found = map_by_length(write, lengths, description="writing", max_rows=settings.batch_size)
+    return [[one for row in found[i : i + copies] for one in row] for i in range(0, len(found), copies)]
+
+
+def stream(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    *,
+    end_ids: Sequence[int] = (),
+    **decoding: Any,
+) -> Generator[str]:
+    """The text that `generate` gives for one prompt, in pieces of whole characters, as they are written.
+
+    Writing goes on in a thread. It ends after the token at hand when the iterator is closed, thrown away, or left by
+    an exception such as KeyboardInterrupt. Raises ValueError for beams, which cannot be streamed.
+    """
+    settings = Decoding(**decoding)
+    if settings.num_beams > 1 or settings.num_return_sequences > 1:
+        raise ValueError("one text can be streamed: give num_beams 1 and num_return_sequences 1.")
+    writer = _Writer(model, tokenizer, settings, end_ids)
+    return writer.stream(writer.encode(prompt))
+
+
+def encode_prompt(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: Prompt, *, max_new_tokens: int = 0
+) -> tuple[list[int], int]:
+    """The ids that a model reads, and how many tokens at the prompt's beginning were left out to make room.
+
+    Text follows the marker that begins a document, so that an empty prompt is the marker alone; a special token in it
+    is text. Raises ValueError where `max_new_tokens` leaves no room for a prompt.
+    """
+    causal = family(model.config) == "decoder"
+    frame = frame_of(tokenizer, causal=causal)
+    before, after = (frame.before, frame.after) if isinstance(prompt, str) else ([], [])
+    ids = encode_documents(tokenizer, [prompt])[0] if isinstance(prompt, str) else list(prompt)
+    positions = context_length(model.config)
+    if positions:
+        room = positions - len(before) - len(after) - (tokens_to_write(model, max_new_tokens) if causal else 0)
+        if room < 1:
+            raise ValueError(
+                f"max_new_tokens is {max_new_tokens}, but the model's context is {positions} tokens, the prompt among "
+                f"them: give {positions - len(before) - len(after) - 1} or less."
+            )
+        ids, left_out = ids[-room:], max(0, len(ids) - room)
+    else:
+        left_out = 0
+    ids = [*before, *ids, *after]
+    if not ids:
+        raise ValueError("the prompt is empty, and the tokenizer has no token that begins a text: give some text.")
+    return ids, left_out
+
+
+def tokens_to_write(model: PreTrainedModel, max_new_tokens: int = 0) -> int:
+    """Tokens written at most: those asked for, or half the context and no more than 128."""
+    return max_new_tokens or min(LONGEST, context_length(model.config, written=True) // 2 or LONGEST)
+
+
+def log_probabilities(
+    model: PreTrainedModel,
+    prompts: Sequence[list[int]],
+    continuations: Sequence[list[int]],
+    *,
+    max_logits: int = MAX_LOGITS,
+) -> list[list[float]]:
+    """Nats of each token of a continuation after its prompt, both given as ids; an encoder-decoder reads the prompt.
+
+    Like-sized rows are read together, no more than makes `max_logits` logits.
+    """
+    causal = family(model.config) == "decoder"
+    start = [] if causal else [_decoder_start(model)]
+    vocab_size = model.get_output_embeddings().weight.shape[0]
+
+    @torch.no_grad()
+    def read(batch: list[int]) -> list[list[float]]:
+        pairs = [(list(prompts[i]), list(continuations[i])) for i in batch]
+        if causal:
+            features = [{"input_ids": [*prompt, *ids[:-1]]} for prompt, ids in pairs]
+        else:
+            features = [{"input_ids": prompt, "decoder_input_ids": [*start, *ids[:-1]]} for prompt, ids in pairs]
+        inputs = {key: value.to(model.device) for key, value in pad_batch(features, pad_id=0).items()}
+        first = [len(prompt) - 1 if causal else 0 for prompt, _ in pairs]  # whose logits are of the first token
+        if causal:  # the logits of what all prompts share are not needed
+            skipped = min(first)
+            inputs["logits_to_keep"] = inputs["input_ids"].shape[1] - skipped
+            first = [place - skipped for place in first]
+        logits = model(**inputs, use_cache=False).logits
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        found = []
+        for row, place, (_, ids) in zip(logits, first, pairs, strict=True):
+            log_probs = row[place : place + len(ids)].log_softmax(-1)
+            found.append(log_probs.gather(1, torch.tensor(ids, device=row.device)[:, None])[:, 0].tolist())
+        return found
+
+    known = [i for i, ids in enumerate(continuations) if ids]
+    lengths = [len(prompts[i]) + len(continuations[i]) for i in known]
+    found = map_by_length(
+        lambda batch: read([known[i] for i in batch]),
+        lengths,
+        description="reading",
+        max_tokens=max(1, max_logits // vocab_size),
+    )
+    results: list[list[float]] = [[] for _ in continuations]
+    for i, log_probs in zip(known, found, strict=True):
+        results[i] = log_probs
+    return results
+
+
+def _decoder_start(model: PreTrainedModel) -> int:
+    start = model.generation_config.decoder_start_token_id
+    return model.config.decoder_start_token_id if start is None else start
+
+
+class _Writer:
+    """A model, its tokenizer and the settings, as transformers' generate takes them."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        settings: Decoding,
+        end_ids: Sequence[int] = (),
+    ) -> None:
+        self.model, self.tokenizer, self.settings = model, tokenizer, settings
+        self.causal = family(model.config) == "decoder"
+        own = model.generation_config.eos_token_id
+        own = own if isinstance(own, list) else [own]
+        self.target = written_by(tokenizer)
+        self.end_ids = sorted({i for i in (*own, self.target.eos_token_id, *end_ids) if i is not None})
+        self.max_new_tokens = tokens_to_write(model, settings.max_new_tokens)
+        pads = (self.target.pad_token_id, *self.end_ids, 0)
+        self.pad_id = next(i for i in pads if i is not None)
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        ids, left_out = encode_prompt(self.model, self.tokenizer, prompt, max_new_tokens=self.settings.max_new_tokens)
+        if left_out:
+            logger.warning(
+                "the first %s tokens of the prompt were left out: the model's context is %s tokens, of which %s are "
+                "to be written.",
+                f"{left_out:,}",
+                f"{context_length(self.model.config):,}",
+                f"{self.max_new_tokens:,}",
+            )
+        return ids
+
+    def write(self, rows: Sequence[tuple[list[int], int]]) -> list[list[Continuation]]:
+        """The continuations of rows of (prompt's ids, number among the prompt's texts)."""
+        prompts = [ids for ids, _ in rows]
+        inputs = self._batch(prompts)
+        output = self.model.generate(**inputs, **self._options(rows, inputs)).tolist()
+        start = inputs["input_ids"].shape[1] if self.causal else 1
+        each = len(output) // len(rows)
+        read = [self._read(prompts[i // each], ids[start:]) for i, ids in enumerate(output)]
+        log_probs = log_probabilities(
+            self.model, [prompts[i // each] for i in range(len(output))], [ids for _, ids, _ in read]
+        )
+        found = [Continuation(text, nats, end) for (text, _, end), nats in zip(read, log_probs, strict=True)]
+        return [found[i : i + each] for i in range(0, len(found), each)]
+
+    def stream(self, prompt: list[int]) -> Generator[str]:
+        inputs = self._batch([prompt])
+        streamer = TextIteratorStreamer(
+            self.target, skip_prompt=True, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        if self.causal:  # the streamer goes on from the end of the prompt, as _text does
+            streamer.token_cache = prompt[-BEFORE:]
+            streamer.print_len = len(self._decode(streamer.token_cache))
+        interrupt, errors = Interrupt(), []
+
+        def run() -> None:
+            try:
+                options = self._options([(prompt, 0)], inputs, interrupt)
+                self.model.generate(**inputs, **options, streamer=streamer)
+            except BaseException as error:  # raised again where the text is read
+                errors.append(error)
+                streamer.end()
+
+        thread = threading.Thread(target=run, name="writing", daemon=True)
+        thread.start()
+        try:
+            yield from before_stop(streamer, self.settings.stop)
+        finally:
+            interrupt.event.set()
+            thread.join()
+        if errors:
+            raise errors[0]
+
+    def _batch(self, prompts: Sequence[list[int]]) -> dict[str, torch.Tensor]:
+        pad_id = self.pad_id if self.causal else self.tokenizer.pad_token_id or 0
+        batch = pad_batch([{"input_ids": ids} for ids in prompts], pad_id=pad_id, left=self.causal)
+        return {key: value.to(self.model.device) for key, value in batch.items()}
+
+    def _options(
+        self,
+        rows: Sequence[tuple[list[int], int]],
+        inputs: dict[str, torch.Tensor],
+        interrupt: StoppingCriteria | None = None,
+    ) -> dict[str, Any]:
+        given = self.settings
+        padding = [inputs["input_ids"].shape[1] - len(ids) if self.causal else 0 for ids, _ in rows]
+        stopping = StoppingCriteriaList()
+        if given.stop:
+            start = inputs["input_ids"].shape[1] if self.causal else 1
+            stopping.append(Stop(self.target, given.stop, start))
+        if interrupt is not None:
+            stopping.append(interrupt)
+        return {
+            "max_new_tokens": self.max_new_tokens,
+            "do_sample": False,  # Draw has chosen
+            "num_beams": given.num_beams,
+            "num_return_sequences": given.num_return_sequences if given.num_beams > 1 else 1,
+            "repetition_penalty": 1.0,  # WithoutPadding has seen to both
+            "no_repeat_ngram_size": 0,
+            "eos_token_id": self.end_ids or None,
+            "pad_token_id": self.pad_id,
+            "use_cache": True,
+            "logits_processor": logits_processors(given, rows, padding),
+            "stopping_criteria": stopping,
+        }
+
+    def _read(self, prompt: list[int], ids: list[int]) -> tuple[str, list[int], Literal["end", "stop", "length"]]:
+        """(text, the ids it took, how it ended) of a row of what generate returned, padding and all."""
+        end = next((place for place, i in enumerate(ids) if i in self.end_ids), None)
+        ids = ids if end is None else ids[: end + 1]
+        text = self._text(prompt, ids)
+        found = [place for stop in self.settings.stop if (place := text.find(stop)) >= 0]
+        if not found:
+            return text, ids, "length" if end is None else "end"
+        taken = next(
+            n for n in range(len(ids) + 1) if any(stop in self._text(prompt, ids[:n]) for stop in self.settings.stop)
+        )
+        return text[: min(found)], ids[:taken], "stop"
+
+    def _text(self, prompt: list[int], ids: list[int]) -> str:
+        """What `ids` add to the text of the prompt, without a last character that is not whole."""
+        before = prompt[-BEFORE:] if self.causal else []
+        return self._decode([*before, *ids])[len(self._decode(before)) :].rstrip(INCOMPLETE)
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return self.target.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)

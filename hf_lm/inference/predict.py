@@ -1,0 +1,239 @@
+"""A file of inputs through a model into a file of lines, in pieces that survive being stopped.
+
+`hf-lm predict` answers with a pipeline, `hf-lm generate --output` continues prompts.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from hf_lm.data.reading import SUFFIXES, read_lines, read_rows, suffix
+from hf_lm.data.tables import pick_column
+from hf_lm.files import refuse_foreign
+from hf_lm.inference.decoding import Decoding
+
+PIPELINES = {
+    "sentiment": "text-classification",
+    "question_answering": "question-answering",
+    "summarization": "summarization",
+    "translation": "translation",
+}
+COLUMNS = ("text", "prompt", "source", "sentence", "document", "article", "input", "content", "0")
+PIECE = 256  # inputs between two writes
+
+Answer = Callable[[list[Any]], Iterable[dict[str, Any]]]
+
+
+def predict(task: str, model: str, source: str, output: str, *, column: str = "") -> int:
+    """Write a line of JSON per input, in order: {"input", "prediction", ..., "model", "task"}; returns their number.
+
+    `source` is a .txt file with an input a line, or a table, whose `column` is read ("" guesses; question answering
+    reads `question` and `context`). See `write_lines` for what is kept of an output that is there.
+    """
+    if task not in PIPELINES:
+        raise ValueError(f"there is no task {task!r}; there are {', '.join(PIPELINES)}.")
+    inputs = read_questions(source) if task == "question_answering" else read_texts(source, column)
+
+    def start() -> Answer:
+        from hf_lm.inference.pipelines import pipeline
+
+        made = pipeline(PIPELINES[task], model=model)
+        return lambda piece: map(_prediction, made(piece, truncation=True, batch_size=32))
+
+    shared = {"model": model, "task": task}
+    return write_lines(inputs, output, start, source=source, description=task, shared=shared)
+
+
+def generate_lines(
+    model: str, prompts: list[str], output: str, *, source: str = "", device: str | None = None, **decoding: Any
+) -> int:
+    """Write a line of JSON per prompt, in order; returns how many lines there are.
+
+    {"input", "continuations": [{"text", "log_probability", "log_probability_per_token", "tokens", "ended"}, ...],
+    "model", "settings"}. `source`: the file that the prompts were read from. See `write_lines` for what is kept of an
+    output that is there.
+    """
+    settings = vars(Decoding(**decoding)) | {"stop": list(Decoding(**decoding).stop)}
+    piece = 4 * settings.pop("batch_size")  # the batch has no effect on the text
+
+    def start() -> Answer:
+        from hf_lm.inference.generate import generate, load_writer
+
+        loaded = load_writer(model, device=device)
+        return lambda piece: (
+            {
+                "continuations": [
+                    {
+                        "text": one.text,
+                        "log_probability": one.log_probability,
+                        "log_probability_per_token": one.per_token,
+                        "tokens": len(one.log_probs),
+                        "ended": one.ended,
+                    }
+                    for one in found
+                ]
+            }
+            for found in generate(*loaded, piece, **decoding)
+        )
+
+    shared = {"model": model, "settings": settings}
+    return write_lines(prompts, output, start, source=source, description="writing", shared=shared, piece=piece)
+
+
+def write_lines(
+    inputs: list[Any],
+    output: str,
+    start: Callable[[], Answer],
+    *,
+    shared: dict[str, Any],
+    source: str = "",
+    description: str,
+    piece: int = PIECE,
+) -> int:
+    """Write a line of JSON per input, in order: {"input", what is answered, what is `shared`}; returns their number.
+
+    Lines that `output` already holds are kept and their inputs skipped, so that the same command continues where it
+    was stopped; an unfinished last line is answered again. `start`, called where inputs are left, loads the model and
+    returns what answers a list of inputs. Raises ValueError or FileExistsError, and changes nothing, if `output` is
+    the `source` of the inputs, is not a file of such lines, has lines of other inputs, or something else is shared.
+    """
+    path = Path(output)
+    if source and path.exists() and path.samefile(source):
+        raise ValueError(f"--output {output} is the file that is read: give another --output.")
+    refuse_foreign(path, ours=lambda path: not path.stat().st_size or _is_row(_first_line(path)), option="--output")
+    data = path.read_bytes() if path.is_file() else b""
+    size = data.rfind(b"\n") + 1  # of the complete lines
+    done = data[:size].split(b"\n")[:-1]
+    if len(done) > len(inputs):
+        raise ValueError(f"{path} holds {len(done):,} lines for {len(inputs):,} inputs: choose another --output.")
+    for number, (line, given) in enumerate(zip(done, inputs, strict=False), 1):
+        try:
+            kept = json.loads(line)
+        except ValueError:
+            kept = None
+        if not isinstance(kept, dict) or kept.get("input") != given:
+            raise ValueError(f"{path}, line {number}: not the answer to this run's input; choose another --output.")
+        for key, value in shared.items():
+            if kept.get(key) != value:
+                said = _difference(kept.get(key), value)
+                raise ValueError(f"{path}, line {number}: other {key} than now ({said}); choose another --output.")
+    if tail := data[size:]:
+        begun = _beginning(inputs[len(done)]) if len(done) < len(inputs) else b""
+        if not begun or tail[: len(begun)] != begun[: len(tail)]:
+            raise ValueError(
+                f"{path}, line {len(done) + 1}: neither a complete line nor the beginning of the next answer; choose "
+                "another --output."
+            )
+        os.truncate(path, size)
+    rest = iter(inputs[len(done) :])
+    written = len(done)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    answer = start() if written < len(inputs) else None
+    with (
+        path.open("a", encoding="utf-8") as file,
+        tqdm(total=len(inputs), initial=written, desc=description, disable=None) as bar,
+    ):
+        try:
+            while some := list(islice(rest, piece)):
+                for given, found in zip(some, answer(some), strict=True):
+                    file.write(json.dumps({"input": given, **found, **shared}, ensure_ascii=False) + "\n")
+                file.flush()
+                written += len(some)
+                bar.update(len(some))
+        except KeyboardInterrupt:
+            bar.close()
+            print(f"stopped: {path} holds {written:,} of {len(inputs):,}; the same command goes on.", file=sys.stderr)
+            raise
+    return len(inputs)
+
+
+def _first_line(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.readline()
+
+
+def _is_row(line: bytes) -> bool:
+    """Whether a line is one that `write_lines` writes for `predict` or `generate_lines`."""
+    row = json.loads(line)
+    return (
+        line.endswith(b"\n")
+        and {"input", "model"} <= row.keys()
+        and bool({"prediction", "continuations"} & row.keys())
+    )
+
+
+def _beginning(given: Any) -> bytes:
+    """How the line of an input begins."""
+    return json.dumps({"input": given}, ensure_ascii=False).encode()[:-1]
+
+
+def _difference(one: Any, other: Any) -> str:
+    if isinstance(one, dict) and isinstance(other, dict):
+        keys = [key for key in other if one.get(key) != other[key]]
+        return ", ".join(f"{key} {one.get(key)}, not {other[key]}" for key in keys)
+    return f"{one}, not {other}"
+
+
+def read_texts(source: str, column: str = "") -> list[str]:
+    """The texts of a file: a .txt's lines, or a table's column. Raises FileNotFoundError or ValueError in one line."""
+    path = _found(source)
+    if suffix(path) == ".txt" or suffix(path) not in SUFFIXES:
+        texts = [line for line in read_lines(path) if line.strip()]
+        if not texts:
+            raise ValueError(f"{source} is empty.")
+        return texts
+    rows = _rows(path)
+    name = pick_column(rows, column, COLUMNS, option="--column", where=source)
+    return [_text(row, name, source, number) for number, row in enumerate(rows, 1)]
+
+
+def read_questions(source: str) -> list[dict[str, str]]:
+    """{"question", "context"} of each row of a table. Raises FileNotFoundError or ValueError in one line."""
+    path = _found(source)
+    if suffix(path) == ".txt" or suffix(path) not in SUFFIXES:
+        raise ValueError(f"{source}: question answering needs a table with the columns question and context.")
+    rows = _rows(path)
+    for name in ("question", "context"):
+        pick_column(rows, name, (), option="that name", where=source)
+    return [
+        {name: _text(row, name, source, number) for name in ("question", "context")}
+        for number, row in enumerate(rows, 1)
+    ]
+
+
+def _text(row: dict[str, Any], name: str, source: str, number: int) -> str:
+    """A cell as text. Raises ValueError where it is missing, null or no single value."""
+    value = row.get(name)
+    if value is None or value != value or isinstance(value, list | dict):
+        kind = "null" if value is None or value != value else f"a {type(value).__name__}"
+        what = f"has no {name}" if name not in row else f"{name} is {kind}"
+        raise ValueError(f"{source}, row {number}: {what}, where a text is needed; add it or remove the row.")
+    return str(value)
+
+
+def _found(source: str) -> Path:
+    if not Path(source).is_file():
+        raise FileNotFoundError(f"there is no file {source}.")
+    return Path(source)
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    rows = read_rows(path)
+    if not rows:
+        raise ValueError(f"{path} is empty.")
+    return rows
+
+
+def _prediction(found: Any) -> dict[str, Any]:
+    found = found[0] if isinstance(found, list) else found
+    if "label" in found:
+        return {"prediction": found["label"], "score": found["score"]}
+    if "answer" in found:
+        return {"prediction": found["answer"], **{key: found[key] for key in ("score", "start", "end")}}
+    return {"prediction": next(iter(found.values()))}

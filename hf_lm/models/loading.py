@@ -1,0 +1,411 @@
+"""Checkpoints that training goes on from: loaded, or refused in one line."""
+
+import logging
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.pytorch_utils import Conv1D
+
+from hf_lm.models.configuration import (
+    ADAPTER,
+    CONFIG,
+    adapter_weights,
+    architecture,
+    context_length,
+    family,
+    find_adapter,
+    load_config,
+    why,
+)
+from hf_lm.models.quantization import dequantized, keep_weights, quantization_options
+from hf_lm.models.target_tokenizer import written_by
+
+# float32, else the saved one: a bfloat16 checkpoint would be trained in bfloat16
+SAFE = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
+Shapes = Sequence[Sequence[int]]  # of a weight: as it was saved, as it is needed
+HEAD = "head"
+# Buffers that old versions saved, and the pooler, which some heads do without.
+UNUSED = re.compile(r"(^|\.)(position_ids|inv_freq|masked_bias|attn\.bias|attention\.bias|version|pooler\..*)$")
+UNNAMED = re.compile(r"LABEL_\d+")
+BODIES = ("shared", "encoder", "decoder")  # children of a model that are no heads, beside its base_model_prefix
+# What a decoder reads an encoder with: BERT's and GPT-2's names, XGLM's, and what fits one width to another.
+BETWEEN = ("crossattention", "ln_cross_attn", "encoder_attn", "encoder_attn_layer_norm", "enc_to_dec_proj")
+
+
+def load_causal_lm(
+    name_or_path: str,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    block_size: int = 0,  # tokens it will be trained on at once; 0 checks nothing
+    quantize: int = 0,  # bits of its matrices: 4 or 8; 0 keeps them whole
+) -> PreTrainedModel:
+    """A causal language model from a folder or the Hub, in float32 and ready to train.
+
+    Weights come from safetensors only, and no code from the checkpoint runs. With a `tokenizer` its special ids are
+    set in the configuration and the generation configuration.
+
+    Raises OSError where there is no such checkpoint or it cannot be reached or read, and ValueError where it is no
+    causal language model, does not fit the tokenizer, or has fewer positions than `block_size`.
+    """
+    name_or_path = str(name_or_path)
+    config = load_config(name_or_path)
+    _check_family(config, name_or_path)
+    positions = context_length(config)
+    if 0 < positions < block_size:
+        raise ValueError(
+            f"block_size={block_size}, but {name_or_path} has {positions} positions; "
+            f"give --block_size {positions} or less."
+        )
+    if tokenizer is not None:
+        _check_vocabulary(tokenizer, name_or_path)
+
+    model = load_weights(AutoModelForCausalLM, name_or_path, config, quantize=quantize)
+    if model.device.type != "meta" and not _is_causal(model):
+        raise ValueError(
+            f"{name_or_path} ({architecture(config)}) reads the words after the one it predicts, so training it as "
+            "a language model would teach it to copy; give a causal language model, such as GPT-2 or Llama."
+        )
+    if tokenizer is not None:
+        check_ids(tokenizer, model, name_or_path)
+        _set_special_ids(model, tokenizer)
+    model.config.use_cache = True  # a run that ended early may have left it off, and generation is slow without
+    if model.generation_config.max_new_tokens is None and model.generation_config.max_length in (None, 20):
+        model.generation_config.max_new_tokens = min(128, positions // 2) if positions else 128
+    return model
+
+
+def load_with_head(
+    name_or_path: str,
+    auto_class: type,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    labels: Sequence[str] = (),
+    trained: bool = False,  # whether the checkpoint must bring the head
+    quantize: int = 0,  # bits of the body's matrices: 4 or 8; 0 keeps them whole
+    **options: Any,  # of from_pretrained
+) -> PreTrainedModel:
+    """A checkpoint with the head that `auto_class` gives it, in float32.
+
+    A head that the checkpoint lacks, or has for another number of classes, starts at random; with `trained` it is
+    refused. `labels` name the classes. Raises OSError where there is no such checkpoint, and ValueError where its
+    family has no such head, its weights do not fit, or the tokenizer has more ids than the embedding.
+    """
+    name_or_path = str(name_or_path)
+    config = load_config(name_or_path)
+    if auto_class is AutoModelForQuestionAnswering:
+        config.num_labels = 2  # a start and an end, however many classes the checkpoint told apart
+    if labels:
+        config.num_labels = len(labels)
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: i for i, label in enumerate(labels)}
+    if (pad := written_by(tokenizer).pad_token_id) is not None:
+        config.pad_token_id = pad  # a classification head looks for the last token before it
+    served = auto_class._model_mapping.get(type(config), None)
+    body, saved = (
+        getattr(each, "base_model_prefix", "")
+        for each in (served, _saved_as(config)._model_mapping.get(type(config), None))
+    )
+    model = load_weights(
+        auto_class,
+        name_or_path,
+        config,
+        new=() if trained else (HEAD, "pooler"),
+        quantize=quantize,
+        # Llama's span head calls the body `transformer`, every other class of Llama `model`: it would start at random.
+        key_mapping={rf"^{saved}\.": f"{body}."} if saved != body else None,
+        **options,
+    )
+    if saved != body:
+        model._weight_conversions = []  # else saving would undo the mapping, and loading again lose the body
+        _forget_name(model)  # nobody else would load an adapter onto a body that is called otherwise
+    check_ids(tokenizer, model, name_or_path)
+    return model
+
+
+def check_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, name_or_path: str) -> None:
+    """Raise ValueError where a tokenizer gives ids that a model has no embedding for."""
+    ids, rows = max(tokenizer.get_vocab().values()) + 1, model.get_input_embeddings().num_embeddings
+    if ids > rows:
+        raise ValueError(
+            f"the tokenizer has {ids} ids and {name_or_path} has embeddings for {rows}; "
+            "use the tokenizer that was saved with it."
+        )
+
+
+def load_masked_lm(name_or_path: str) -> PreTrainedModel:
+    """A masked language model in float32; one saved without the weights that predict tokens is refused.
+
+    Raises OSError or ValueError in one line.
+    """
+    return load_weights(AutoModelForMaskedLM, str(name_or_path), load_config(name_or_path))
+
+
+def _saved_as(config: PreTrainedConfig) -> type:
+    """The auto class whose weights a checkpoint of this family usually holds."""
+    kind = family(config)
+    return {"encoder": AutoModelForMaskedLM, "decoder": AutoModelForCausalLM}.get(kind, AutoModelForSeq2SeqLM)
+
+
+def load_weights(
+    auto_class: type,
+    name_or_path: str,
+    config: PreTrainedConfig,
+    *,
+    new: Sequence[str] = (),  # modules that the checkpoint may lack; HEAD for all that is outside its body
+    quantize: int = 0,
+    **options: Any,
+) -> PreTrainedModel:
+    """A model in float32; of an adapter's folder, its base with the adapter's updates in its weights.
+
+    Every weight is the checkpoint's own, but for modules in `new`: those start at random where the checkpoint lacks
+    them, a HEAD also where it has another size, and `model.at_random` names them. Raises OSError where the weights
+    cannot be read, and ValueError where others are missing, have another shape, have no place or are not finite.
+    Where torch's default device is the meta device the model is built from its configuration, and no weight is read.
+    """
+    if quantize and find_adapter(name_or_path):
+        raise ValueError(
+            f"--quantize cannot hold {name_or_path}, an adapter that is merged when it is loaded, in {quantize} "
+            "bits; merge it into a folder of its own first (hf_lm.models.adapters.merge_adapter)."
+        )
+    if type(config) not in auto_class._model_mapping:
+        task = auto_class.__name__.removeprefix("AutoModelFor")
+        raise ValueError(f"{name_or_path} is a {config.model_type}, for which transformers has no {task} head.")
+    if torch.get_default_device().type == "meta":
+        model = auto_class.from_config(config)
+        model.name_or_path, model.at_random = name_or_path, []
+        return model
+    model, missing, resized = _read(auto_class, name_or_path, config, quantize=quantize, **options)
+    _check_shapes(name_or_path, {k: v for k, v in resized.items() if HEAD not in new or _in_body(model, k)})
+    lost = [
+        key
+        for key in sorted(missing)
+        if not (HEAD in new and not _in_body(model, key)) and not any(part in key.split(".") for part in new)
+    ]
+    if lost:
+        raise ValueError(
+            f"{name_or_path} was saved as {architecture(config)} and lacks {len(lost)} weights of "
+            f"{type(model).__name__} ({lost[0]}, ...), which would start at random; give one that was trained as "
+            f"{type(model).__name__}."
+        )
+    if HEAD not in new and _has_untrained_head(model):
+        raise ValueError(
+            f"{name_or_path} is a {type(model).__name__} whose head was never trained: its biases are 0 and its "
+            "classes have no names; fine-tune it first."
+        )
+    for key, weight in model.named_parameters():
+        if weight.is_floating_point() and not weight.isfinite().all():
+            raise ValueError(f"{name_or_path}: {key} holds values that are not finite numbers; give other weights.")
+    model.at_random = [key.removesuffix(".weight") for key in sorted(missing | resized.keys())]
+    return model
+
+
+def _read(
+    auto_class: type, name_or_path: str, config: PreTrainedConfig, *, quantize: int = 0, **options: Any
+) -> tuple[PreTrainedModel, set[str], dict[str, Shapes]]:
+    """A model, the weights that it lacks, and those of another shape. ValueError for weights that have no place."""
+    if adapter := find_adapter(name_or_path):
+        return _read_adapted(auto_class, name_or_path, adapter, config, **options)
+    if quantize:
+        with torch.device("meta"):
+            options |= quantization_options(quantize, keep=_kept_whole(auto_class.from_config(config)))
+    settings = SAFE | options | {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    reporter = logging.getLogger("transformers.modeling_utils")  # a table of what is checked here
+    level = reporter.level
+    reporter.setLevel(logging.ERROR)
+    try:
+        model, loading = auto_class.from_pretrained(name_or_path, config=config, **settings)
+    except Exception as error:  # broken files raise errors of several libraries
+        raise OSError(f"cannot load the weights of {name_or_path}: {why(error)}") from error
+    finally:
+        reporter.setLevel(level)
+    keep_weights(model)
+    extra = [key for key in sorted(loading["unexpected_keys"]) if _in_body(model, key) and not UNUSED.search(key)]
+    if extra:
+        raise ValueError(
+            f"{name_or_path} holds {len(extra)} weights that {type(model).__name__} has no place for ({extra[0]}, "
+            f"...): its {CONFIG} describes another model; restore the one that was saved with the weights."
+        )
+    return model, loading["missing_keys"], {key: shapes for key, *shapes in loading["mismatched_keys"]}
+
+
+def _in_body(model: PreTrainedModel, key: str) -> bool:
+    """Whether a weight belongs to the body rather than to a head. A model that is a body has no head."""
+    body = model.base_model_prefix
+    parts = [body] if hasattr(model, body) else [name for name, _ in model.named_children()]
+    return key.split(".")[0] in parts
+
+
+def _has_untrained_head(model: PreTrainedModel) -> bool:
+    """Whether a head is as it was made: every bias 0 and no class named. Of heads without a bias nothing is known."""
+    if model.get_output_embeddings() is not None or not all(map(UNNAMED.fullmatch, model.config.id2label.values())):
+        return False
+    biases = [p for key, p in model.named_parameters() if not _in_body(model, key) and key.endswith("bias")]
+    return bool(biases) and not any(bias.any() for bias in biases)
+
+
+def _check_shapes(name: str, shapes: dict[str, Shapes], *, remedy: str = "") -> None:
+    for key, (saved, needed) in sorted(shapes.items()):
+        raise ValueError(
+            f"{name}: {key} was saved with the shape {tuple(saved)}, and {tuple(needed)} is needed "
+            f"({len(shapes)} such weights); {remedy or f'restore the {CONFIG} that was saved with the weights.'}"
+        )
+
+
+def _kept_whole(model: PreTrainedModel) -> list[str]:
+    """Modules that are not quantized: heads, what words come out of, and what a checkpoint may lack."""
+    names = [name for name, _ in model.named_children() if name not in (model.base_model_prefix, *BODIES)]
+    return names + [name for name, _ in model.named_modules() if name.endswith(("pooler", *BETWEEN))]
+
+
+def fresh_modules(model: PreTrainedModel) -> list[str]:
+    """Modules that a pretrained body does not bring: a task's head, a warm-started decoder's cross attention, and
+    matrices that a checkpoint lacked, such as the pooler of a masked language model.
+
+    They are trained whole: frozen at random they would be others whenever an adapter is loaded.
+    """
+    output = model.get_output_embeddings()
+    if model.config.model_type == "encoder-decoder":
+        names = [name for name, _ in model.named_modules() if name.endswith(BETWEEN)]
+    else:
+        names = [
+            name
+            for name, child in model.named_children()
+            if name not in (model.base_model_prefix, *BODIES)
+            and child is not output
+            and any(True for _ in child.parameters())
+        ]
+    lacked = set(getattr(model, "at_random", ()))
+    return names + [
+        name
+        for name, module in model.named_modules()
+        if name in lacked
+        and isinstance(module, torch.nn.Linear | Conv1D)
+        and module is not output
+        and not any(name == part or name.startswith(f"{part}.") for part in names)
+    ]
+
+
+def _read_adapted(
+    auto_class: type, name_or_path: str, adapter: dict[str, Any], config: PreTrainedConfig, **options: Any
+) -> tuple[PreTrainedModel, set[str], dict[str, Shapes]]:
+    """An adapter's base, as it was when the adapter was trained on it: quantized, if it was, and whole again."""
+    from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
+    from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+
+    def plain(key: str) -> str:
+        return key.removeprefix("base_model.model.")
+
+    base, kind = adapter["base_model_name_or_path"], adapter.get("peft_type")
+    if not hasattr(PEFT_TYPE_TO_TUNER_MAPPING.get(kind), "merge_and_unload"):
+        raise ValueError(
+            f"{name_or_path}: {ADAPTER} has the peft_type {kind!r}, which cannot be merged into its base; give one "
+            "that can, such as LORA."
+        )
+    said = config.__dict__.pop("quantization_config", None) or {}
+    bits = 4 if said.get("load_in_4bit") else 8 if said.get("load_in_8bit") else 0
+    weights = load_file(adapter_weights(name_or_path))
+    model, missing, resized = _read(auto_class, base, config, quantize=bits, **options)
+    remedy = (
+        f"{name_or_path} was trained on another base than {base}, or its {ADAPTER} was changed: set "
+        "base_model_name_or_path to the base that it was trained on, and the rest as it was saved."
+    )
+    own = {plain(key) for key in weights}  # heads among them
+    missing, resized = missing - own, {key: shapes for key, shapes in resized.items() if key not in own}
+    _check_shapes(base, {key: shapes for key, shapes in resized.items() if _in_body(model, key)}, remedy=remedy)
+    if bits:
+        model = dequantized(model)
+    try:
+        adapted = get_peft_model(model, PeftConfig.from_pretrained(name_or_path))
+        needed = adapted.state_dict() | get_peft_model_state_dict(adapted, save_embedding_layers=False)
+        shapes = {key: (weights[key].shape, needed[key].shape) for key in weights.keys() & needed.keys()}
+        wrong = {key: both for key, both in shapes.items() if both[0] != both[1]}
+        heads = {plain(key): both for key, both in wrong.items() if not _in_body(model, plain(key))}
+        _check_shapes(name_or_path, {k: v for k, v in wrong.items() if plain(k) not in heads}, remedy=remedy)
+        found = adapted.load_adapter(name_or_path, "default", ignore_mismatched_sizes=bool(heads))
+    except ValueError:
+        raise
+    except KeyError as error:
+        raise ValueError(f"{name_or_path} lacks the weights {error}: {remedy}") from error
+    except Exception as error:
+        raise OSError(f"cannot load the adapter {name_or_path} onto {base}: {why(error)}") from error
+    for keys, what in ((found.missing_keys, "lacks"), (found.unexpected_keys, "has no place for")):
+        if keys:
+            raise ValueError(f"{base} with {name_or_path} {what} {min(keys)} ({len(keys)} such weights): {remedy}")
+    model = adapted.merge_and_unload().requires_grad_(True)
+    if model.can_generate():
+        with suppress(OSError):
+            model.generation_config = GenerationConfig.from_pretrained(name_or_path)
+    _forget_name(model)
+    return model, missing, resized | heads
+
+
+def _forget_name(model: PreTrainedModel) -> None:
+    """An adapter that is trained on this model then names no base: none loads as this model by a name alone."""
+    model.name_or_path = model.config._name_or_path = ""
+
+
+def _check_family(config: PreTrainedConfig, name_or_path: str) -> None:
+    if config.is_encoder_decoder or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        kind = "an encoder-decoder" if config.is_encoder_decoder else f"of the {config.model_type} family"
+        raise ValueError(
+            f"{name_or_path} is {kind} ({architecture(config)}), not a causal language model; "
+            "give one such as GPT-2 or Llama."
+        )
+
+
+def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, name_or_path: str) -> None:
+    """Ids that fit the embedding but mean other tokens raise no error later: they only cost what the model knew."""
+    if tokenizer.name_or_path == name_or_path:
+        return
+    try:
+        own = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+    except Exception:  # no tokenizer beside the weights, or one that this machine cannot load: nothing to compare
+        return
+    tokens = {token_id: token for token, token_id in tokenizer.get_vocab().items()}
+    own_tokens = {token_id: token for token, token_id in own.get_vocab().items()}
+    if len(own_tokens) <= len(own.all_special_tokens):
+        return  # a model without tokenizer files: transformers makes one that knows no text
+    other = [i for i in sorted(tokens.keys() & own_tokens.keys()) if tokens[i] != own_tokens[i]]
+    if other:
+        raise ValueError(
+            f"the tokenizer and {name_or_path} disagree on {len(other)} of {len(own_tokens)} ids (id {other[0]} is "
+            f"{tokens[other[0]]!r}, and {own_tokens[other[0]]!r} to the model); "
+            f"use the checkpoint's own tokenizer: --tokenizer {name_or_path}"
+        )
+
+
+@torch.no_grad()
+def _is_causal(model: PreTrainedModel) -> bool:
+    """Whether changing the last of a few tokens leaves the logits before it alone. The model is in eval mode."""
+    ids = torch.arange(6)[None]
+    changed = ids.clone()
+    changed[0, -1] = 6
+    logits = [model(input_ids=each, use_cache=False).logits[:, :-1] for each in (ids, changed)]
+    difference = (logits[0] - logits[1]).abs().max()
+    return bool(difference <= 1e-5 * logits[0].abs().max())
+
+
+def _set_special_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        token_id = getattr(tokenizer, name)
+        for config in (model.config, model.generation_config):
+            known = getattr(config, name, None)
+            several = known if isinstance(known, list) else [known]  # a chat model ends on more than one
+            if token_id is not None and token_id not in several:
+                setattr(config, name, token_id)

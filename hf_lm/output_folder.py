@@ -1,0 +1,146 @@
+"""The folder of a run: what a run writes there, whether one did, and what may be replaced."""
+
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hf_lm import dry_run
+from hf_lm.files import write_whole
+
+ASIDE = ".saving"  # inside the output folder: where a checkpoint, or the final model, is written until it is complete
+HEADER = "# hf_lm run\n"  # first line of each run.yaml that save_run writes
+
+# What a finished run has written beside run.yaml and its checkpoints.
+MODEL = (
+    *("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json"),
+    *("adapter_config.json", "adapter_model.safetensors", "adapted_config.json"),
+    *("recurrent.py", "recurrent_configuration.py"),  # the code that a recurrent model carries
+    *("tokenizer*.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
+    *("vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "*.spm", "bpe.codes"),
+)
+PLOTS = (
+    *("loss", "learning_rate", "throughput", "metric", "learning_curve", "safety"),
+    *("reward", "reward_margin", "kl", "entropy", "completion_length"),
+)
+RESULT = ("report.json", "README.md", "predictions.jsonl", *(f"plots/{name}.png" for name in PLOTS), *MODEL)
+NESTED = ("adapter/target_tokenizer", "adapter", "target_tokenizer")  # each holds some of MODEL
+
+
+def list_checkpoints(folder: str | Path) -> list[Path]:
+    """The complete checkpoints of an output folder, oldest first."""
+    complete = [path for path in _checkpoint_folders(Path(folder)) if (path / "trainer_state.json").is_file()]
+    return sorted(complete, key=lambda path: int(path.name.split("-")[1]))
+
+
+def save_run(run: dict[str, Any], folder: str | Path) -> None:
+    """Write run.yaml."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    text = HEADER + yaml.safe_dump(run, sort_keys=False, allow_unicode=True)
+    write_whole(Path(folder) / "run.yaml", text)
+
+
+def is_run(folder: str | Path) -> bool:
+    """Whether `save_run` wrote into a folder: a run's, or a checkpoint of one."""
+    try:
+        return (Path(folder) / "run.yaml").read_bytes().startswith(HEADER.encode())
+    except OSError:
+        return False
+
+
+def check_output(output_dir: str | Path, *, resume: bool, overwrite: bool, inputs: Iterable[str | Path] = ()) -> None:
+    """Raise FileExistsError where a run would replace what it must not. Nothing changes on disk.
+
+    That is, whatever was asked for: a file that has the name of one that a run writes and that no run wrote, and what
+    the run itself reads: those of `inputs` that are paths. An earlier run is replaced where `overwrite` is set and
+    continued where `resume` is. A folder that is absent, empty, or holds only files that no run writes is free.
+    """
+    folder = Path(output_dir)
+    checkpoints, results = _checkpoint_folders(folder), _results(folder)
+    run = [folder / "run.yaml"] if (folder / "run.yaml").exists() else []
+    foreign = [] if is_run(folder) else [*run, *results, *(path for path in checkpoints if not is_run(path))]
+    if foreign:
+        raise FileExistsError(
+            f"{folder} holds files that no run of hf_lm wrote and that this run would replace ({_names(foreign)}): "
+            "choose another --output_dir."
+        )
+    held = [*list_checkpoints(folder), *results]
+    replaced = {path.resolve() for path in (folder, *held, *(folder / name for name in NESTED)) if held}
+    if read := [path for path in inputs if path and Path(path).resolve() in replaced]:
+        raise FileExistsError(f"this run reads {read[0]} and would replace it: choose another --output_dir.")
+    if held and not (resume or overwrite):
+        raise FileExistsError(
+            f"{folder} already holds a run ({_names(held)}). Continue it with --resume_from_checkpoint latest, choose "
+            "another --output_dir, or replace it with --overwrite_output_dir."
+        )
+
+
+def prepare_output(
+    output_dir: str | Path, *, resume: bool, overwrite: bool, inputs: Iterable[str | Path] = ()
+) -> None:
+    """`check_output`, and make the folder. Raises OSError where it cannot be written. An earlier run stays in it.
+
+    Raises ValueError in a dry run: `fit` and self-training end one before they come here.
+    """
+    dry_run.refuse()
+    check_output(output_dir, resume=resume, overwrite=overwrite, inputs=inputs)
+    folder = Path(output_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise type(error)(f"cannot write to --output_dir {folder}: {error.strerror}. Choose another.") from None
+    shutil.rmtree(folder / ASIDE, ignore_errors=True)  # incomplete, of a run that was killed
+
+
+def remove_results(folder: str | Path, *, checkpoints: bool) -> None:
+    """Remove what would pass for the result of a run: its report first, and no file that a run does not write."""
+    folder = Path(folder)
+    for path in _results(folder):
+        path.unlink()
+    for name in (*NESTED, "plots"):
+        if (folder / name).is_dir() and not any((folder / name).iterdir()):
+            (folder / name).rmdir()
+    for path in list_checkpoints(folder) if checkpoints else []:
+        shutil.rmtree(path)
+
+
+def fingerprints(folder: str | Path, names: list[str]) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of files, by their paths in a folder, as report.json has them."""
+    prints = {}
+    for name in sorted(names):
+        with (Path(folder) / name).open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            prints[name] = {"bytes": file.tell(), "sha256": digest}
+    return prints
+
+
+def sync(path: Path) -> None:
+    """Bring a file or a folder's entries to the disk, so that what is renamed next survives a power cut."""
+    if os.name == "nt":  # which syncs neither through a descriptor that only reads
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _results(folder: Path) -> list[Path]:
+    nested = [f"{name}/{pattern}" for name in NESTED for pattern in (*MODEL, "README.md")]
+    return [path for pattern in (*RESULT, *nested) for path in sorted(folder.glob(pattern))]
+
+
+def _checkpoint_folders(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+
+
+def _names(paths: list[Path]) -> str:
+    return ", ".join(path.name for path in paths[:3]) + (", ..." if len(paths) > 3 else "")

@@ -1,0 +1,62 @@
+"""The head of a model card: what the Hub reads of it, in YAML."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+
+def metadata(report: dict[str, Any], folder: Path) -> str:
+    """The YAML between two lines of `---`: task, languages, bases, data, and each number with its interval."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    source, model = report.get("data", {}).get("source", ""), report.get("model", {})
+    known = [name for name in [re.split("[:@]", source)[0]] if is_hub_id(name)]
+    example = example_of(report)
+    results = [
+        EvalResult(
+            task_type=report.get("pipeline_tag", "text-generation"),
+            dataset_type=known[0] if known else "text",
+            dataset_name=report["data"]["source"],
+            dataset_split=split,
+            metric_type=name,
+            metric_name=_interval_name(name, metric),
+            metric_value=metric["value"],
+        )
+        for split, metrics in report.get("metrics", {}).items()
+        for name, metric in metrics.items()
+        if "value" in metric
+    ]
+    bases = [name for name in (model.get("base"), model.get("decoder")) if name and is_hub_id(name)]
+    card = ModelCardData(
+        language=report.get("data", {}).get("languages") or None,
+        library_name="transformers",
+        pipeline_tag=report.get("pipeline_tag"),
+        tags=["hf_lm", *model.get("tags", [])],
+        base_model=(bases if bases[1:] else bases[0]) if bases else None,
+        datasets=known or None,
+        model_name=folder.resolve().name,
+        eval_results=results,
+        **({"widget": [{key: shortened(text, 1000) for key, text in example.items()}]} if example else {}),
+    )
+    # A licence is its owner's to give: the metadata is valid without one, and this line says where it goes.
+    return f"---\n# license: apache-2.0   <- the licence that you give the model\n{card.to_yaml()}\n---"
+
+
+def _interval_name(name: str, metric: dict[str, Any]) -> str:
+    interval = f" (95 % interval {metric['low']:.4g} to {metric['high']:.4g})" if "low" in metric else ""
+    return name.replace("_", " ") + interval
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name can be one on the Hub, and is no folder here."""
+    return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)) and not Path(name).exists()
+
+
+def example_of(report: dict[str, Any]) -> dict[str, str]:
+    """An input of the model's task, {"text"} or {"question", "context"}, from held-out data; empty where none is."""
+    prompts = [{"text": sample["prompt"]} for sample in report.get("samples", []) if sample.get("prompt", "").strip()]
+    return report.get("example") or next(iter(prompts), {})
+
+
+def shortened(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 4] + " ..."

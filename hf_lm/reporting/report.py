@@ -1,0 +1,218 @@
+"""report.json: everything measured. The card, the plots and the summary in the terminal are drawn from it."""
+
+import json
+import math
+import os
+import platform
+import sys
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from hf_lm.files import write_whole
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
+PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "accelerate", "peft")
+
+# Metrics as a reader meets them: name, unit, and how many digits tell something.
+SHOWN = {
+    "bits_per_byte": ("bits per byte", "{:.3f}"),
+    "perplexity": ("token perplexity", "{:.2f}"),
+    "word_perplexity": ("word perplexity", "{:.1f}"),
+    "answer_perplexity": ("answer perplexity", "{:.2f}"),
+    "reward_accuracy": ("reward accuracy", "{:.1f} %"),
+    "reward_margin": ("reward margin", "{:.3f}"),
+    "reward": ("reward", "{:.3f}"),
+    "win_rate": ("win rate", "{:.1f} %"),
+    "kl": ("KL from reference", "{:.2f} nats"),
+    "length_change": ("longer answers by", "{:.1f} tokens"),
+    "accuracy": ("accuracy", "{:.1f} %"),
+    "macro_f1": ("macro F1", "{:.1f} %"),
+    "mcc": ("MCC", "{:.3f}"),
+    "calibration_error": ("calibration error", "{:.1f} %"),
+    "bleu": ("BLEU", "{:.1f}"),
+    "chrf": ("chrF", "{:.1f}"),
+    "ter": ("TER", "{:.1f}"),
+    "rouge1": ("ROUGE-1", "{:.1f}"),
+    "rouge2": ("ROUGE-2", "{:.1f}"),
+    "rougeL": ("ROUGE-L", "{:.1f}"),
+    "rougeLsum": ("ROUGE-Lsum", "{:.1f}"),
+    "exact_match": ("exact match", "{:.1f} %"),
+    "f1": ("F1", "{:.1f} %"),
+    "has_answer_exact_match": ("  with answer, EM", "{:.1f} %"),
+    "has_answer_f1": ("  with answer, F1", "{:.1f} %"),
+    "no_answer_exact_match": ("  without, EM", "{:.1f} %"),
+    "no_answer_f1": ("  without, F1", "{:.1f} %"),
+}
+
+
+def save_report(report: dict[str, Any], folder: str | Path) -> dict[str, Any]:
+    """Write report.json; returns what it holds: plain values, without those that are not finite."""
+    report = plain(report)
+    text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)
+    write_whole(Path(folder) / "report.json", text + "\n")
+    return report
+
+
+def save_predictions(rows: Iterable[dict[str, Any]], folder: str | Path) -> None:
+    """Write predictions.jsonl, aside and then renamed; nothing where there are no rows."""
+    path, aside = Path(folder) / "predictions.jsonl", Path(folder) / "predictions.jsonl.tmp"
+    with aside.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(plain(row), ensure_ascii=False) + "\n")
+    if aside.stat().st_size:
+        os.replace(aside, path)
+    else:
+        aside.unlink()
+
+
+def plain(value: Any) -> Any:
+    """Values that JSON has: numpy's as Python's, eight digits, and what is not finite left out."""
+    if isinstance(value, dict):
+        items = {str(key): plain(item) for key, item in value.items()}
+        return {key: item for key, item in items.items() if item is not None or value.get("passed", 0) is None}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float):
+        return float(f"{value:.8g}") if math.isfinite(value) else None
+    return value
+
+
+def versions() -> dict[str, str]:
+    from hf_lm.version import __version__
+
+    found = {"hf_lm": __version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def peak_memory_bytes() -> int:
+    """Peak resident memory of this process; of the GPU's, where one was used, what tensors took."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    if resource is None:
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def in_hours(seconds: float) -> str:
+    """A time as a person says it."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
+
+
+def plan_in_words(report: dict[str, Any]) -> str:
+    """What a run was planned to take beside what it took; "" where there was no plan."""
+    plan, memory = report.get("plan"), report.get("speed", {}).get("peak_memory_bytes")
+    if not plan or not memory:
+        return ""
+    return (
+        f"Planned {in_hours(plan['seconds'])} and {plan['peak_memory_bytes'] / 2**20:,.0f} MiB, "
+        f"measured {in_hours(report['seconds'])} and {memory / 2**20:,.0f} MiB"
+    )
+
+
+def in_words(name: str, metric: dict[str, Any]) -> str:
+    """A metric with its interval, as the terminal and the card show it; one without a value overflowed."""
+    number = SHOWN.get(name, (name, "{:.3f}"))[1]
+    if not math.isfinite(metric.get("value", math.inf)):
+        return "beyond all bounds"
+    if metric["value"] >= 1e6:
+        number = "{:.2e}"
+    text = number.format(metric["value"])
+    if "low" in metric and "high" in metric:
+        text += f" ({number.format(metric['low'])} to {number.format(metric['high'])})"
+    return text
+
+
+def gain_in_words(name: str, gain: dict[str, Any]) -> str:
+    """A difference of two numbers of a metric, with its interval."""
+    number = SHOWN.get(name, (name, "{:.3f}"))[1].split("}")[0].replace("{:", "{:+") + "}"
+    text = number.format(gain["value"])
+    return text + (f" ({number.format(gain['low'])} to {number.format(gain['high'])})" if "low" in gain else "")
+
+
+def beside(name: str, metric: dict[str, Any]) -> str:
+    """The baseline of a metric in words, and whether the model beats it; "" where there is none."""
+    baseline = metric.get("baseline")
+    if baseline is None:
+        return ""
+    return f"{baseline['name']} {in_words(name, baseline)}" + ("" if baseline["beaten"] else ", NOT BEATEN")
+
+
+def warnings(report: dict[str, Any]) -> list[str]:
+    """What a reader of the numbers must know, in sentences: rows that stand in train, and inputs that were cut."""
+    said, data = [], report.get("data", {})
+    for split, found in data.get("overlap", {}).items():
+        if found["rows"]:
+            text = f"{found['rows']:,} rows of {split} ({found['share']:.1%}) also stand in train"
+            if name := next((name for name in found.get("metrics_without", {}) if name == report["main_metric"]), ""):
+                number = in_words(name, {"value": found["metrics_without"][name]})
+                text += f"; without them {SHOWN[name][0]} is {number} (--drop_overlap takes them out of train)"
+            said.append(text + ".")
+    for split in ("train", "validation", "test"):
+        if data.get(split, {}).get("truncated"):
+            share, lost = data[split]["truncated"], data[split]["tokens_lost"]
+            said.append(f"{share:.1%} of the rows of {split} were cut to fit, {lost:.1%} of their tokens lost.")
+    if left_out := {key: count for key, count in data.get("left_out", {}).items() if count}:
+        said.append(
+            "Left out or mended: " + ", ".join(f"{n:,} {k.replace('_', ' ')}" for k, n in left_out.items()) + "."
+        )
+    return said
+
+
+def show_report(report: dict[str, Any], folder: str | Path) -> None:
+    """Print what a person wants to know at the end of a run."""
+    lines = [""]
+    for split, metrics in report.get("metrics", {}).items():
+        lines.append(f"{split}, 95 % interval over {report.get('unit', 'examples')}".capitalize())
+        for name, metric in metrics.items():
+            lines.append(f"  {SHOWN.get(name, (name,))[0]:<18}{in_words(name, metric):<34}{beside(name, metric)}")
+    yardsticks = report.get("yardsticks", {})
+    if yardsticks:
+        lines.append(
+            f"  Bits per byte of lzma: {yardsticks['lzma']:.3f} alone, {yardsticks['lzma_with_train']:.3f} when it "
+            "has read the training text"
+        )
+    lines += [f"  {said}" for said in warnings(report)]
+    for sample in report.get("samples", []):
+        lines += ["", f"Sample: [{visible(sample['prompt'])}]{visible(sample['continuation'])}"]
+    passed = [name for name, proof in report.get("proofs", {}).items() if proof["passed"]]
+    skipped = [name for name, proof in report.get("proofs", {}).items() if proof["passed"] is None]
+    speed = report.get("speed", {})
+    lines.append("")
+    if "tokens_per_second" in speed:
+        lines.append(
+            f"{speed['tokens_per_second']:,.0f} tokens/s, {speed['utilisation']:.0%} of this device's matrix speed, "
+            f"peak memory {speed['peak_memory_bytes'] / 2**20:,.0f} MiB, {report['seconds']:.0f} s in all"
+        )
+    if said := plan_in_words(report):
+        lines.append(said)
+    lines.append(
+        f"Proofs passed: {', '.join(passed) or 'none'}" + (f"; left out: {', '.join(skipped)}" if skipped else "")
+    )
+    predictions = ", predictions.jsonl" if (Path(folder) / "predictions.jsonl").is_file() else ""
+    loads = report.get("model", {}).get("auto_class", "AutoModel")
+    lines.append(f"In {folder}: the model ({loads}), README.md, report.json, plots/" + predictions)
+    print("\n".join(lines))
+
+
+def visible(text: str) -> str:
+    """Text of a model or of data, without what could move the cursor of a terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else "�" for c in text)

@@ -1,0 +1,100 @@
+"""lm-evaluation-harness on a checkpoint: its own tasks and numbers, beside ours and in the run's card."""
+
+import contextlib
+import io
+import json
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_lm.reporting.card import write_card
+from hf_lm.reporting.report import save_report
+
+
+def check_harness(models: Sequence[str], *, card: bool = False) -> None:
+    """Raise ImportError without the harness, and ValueError for models that it cannot be run on, before any is."""
+    try:
+        import lm_eval  # noqa: F401
+    except ImportError:
+        raise ImportError("--harness needs lm-evaluation-harness: pip install 'hf-lm[harness]'.") from None
+    for model in models:
+        if model.startswith("api:"):
+            raise ValueError(f"--harness runs on checkpoints, and {model} is behind an API.")
+        if card and not (Path(model) / "report.json").is_file():
+            raise ValueError(f"--card: {model} has no report.json: it is no output folder of a run.")
+
+
+def run_harness(model: str, tasks: Sequence[str], *, limit: int = 0) -> dict[str, Any]:
+    """The harness' numbers of a causal checkpoint or adapter: {"version", "tasks": {task: {metric: value, stderr}}}.
+
+    `tasks` are its names, or YAML files of tasks, which may read local files and then need no network. `limit`: the
+    first examples of each task, 0 for all. Raises ValueError in one line where there is no such task or it fails.
+    """
+    import torch
+    from lm_eval import __version__, simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    files = [Path(task) for task in tasks if task.endswith((".yaml", ".yml"))]
+    for file in files:
+        if not file.is_file():
+            raise FileNotFoundError(f"--harness: there is no file {file}.")
+    names = [_task_of(Path(task)) if Path(task) in files else task for task in tasks]
+    for name in ("lm_eval", "lm-eval"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    folders = [str(folder) for folder in dict.fromkeys(file.parent for file in files)]
+    own = len(files) < len(tasks)  # indexing the harness' thousands of tasks takes longer than most evaluations
+    manager = TaskManager(include_path=folders or None, include_defaults=own)
+    if unknown := [name for name in names if not manager.match_tasks([name])]:
+        raise ValueError(f"the harness has no task {unknown[0]!r}; `lm-eval ls tasks` lists them.")
+    adapter = Path(model) / "adapter_config.json"
+    given = {"pretrained": model, "dtype": "float32", "trust_remote_code": False}
+    if adapter.is_file() and not (Path(model) / "config.json").is_file():
+        base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
+        given |= {"pretrained": base, "peft": model, "tokenizer": model}
+    device = torch.accelerator.current_accelerator()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            found = simple_evaluate(
+                model="hf",
+                model_args=given,
+                tasks=names,
+                task_manager=manager,
+                device=str(device or "cpu"),
+                batch_size=8,
+                limit=limit or None,
+            )
+    except Exception as error:  # the harness raises errors of several libraries
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"the harness on {model}: {said}") from error
+    return {"version": __version__, "tasks": {task: _numbers(values) for task, values in found["results"].items()}}
+
+
+def _task_of(file: Path) -> str:
+    named = re.search(r"^(?:task|group):\s*[\"']?([\w.-]+)", file.read_text(encoding="utf-8"), re.MULTILINE)
+    if named is None:
+        raise ValueError(f"--harness: {file} names no task (a line `task: NAME`).")
+    return named[1]
+
+
+def _numbers(values: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """`acc,none` and `acc_stderr,none` as {"acc": {"value", "stderr"}}; a filter other than `none` is kept in it."""
+    found: dict[str, dict[str, float]] = {}
+    for key, value in values.items():
+        metric, _, kind = key.partition(",")
+        if not isinstance(value, int | float) or not kind:
+            continue
+        of = metric.removesuffix("_stderr")
+        name = of if kind == "none" else f"{of} ({kind})"
+        found.setdefault(name, {})["stderr" if metric.endswith("_stderr") else "value"] = float(value)
+    return found
+
+
+def add_to_card(folder: str, harness: dict[str, Any]) -> None:
+    """Put the harness' numbers into a run's report.json, and draw its card anew; those of other tasks stay."""
+    path = Path(folder) / "report.json"
+    report = json.loads(path.read_text(encoding="utf-8"))
+    before = report.get("harness", {}).get("tasks", {})
+    report["harness"] = harness | {"tasks": before | harness["tasks"]}
+    write_card(save_report(report, folder), folder)

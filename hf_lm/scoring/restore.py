@@ -1,0 +1,208 @@
+"""A checkpoint and its task, made again as the run that trained it had them, so that it is measured the same."""
+
+import hashlib
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import (
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.utils import cached_file
+from transformers.utils.hub import extract_commit_hash
+
+from hf_lm.data.tables import Table
+from hf_lm.models.configuration import (
+    ABSENT_IS_NONE,
+    ADAPTER,
+    CONFIG,
+    context_length,
+    family,
+    find_adapter,
+    load_config,
+)
+from hf_lm.models.encoder_decoder import load_text_to_text
+from hf_lm.models.loading import load_with_head
+from hf_lm.models.target_tokenizer import TARGET
+from hf_lm.tasks.question_answering import QuestionAnswering, QuestionAnsweringAsText
+from hf_lm.tasks.sentiment import Sentiment, SentimentAsText
+from hf_lm.tasks.summarization import Summarization
+from hf_lm.tasks.text_to_text import TextToText
+from hf_lm.tasks.translation import Translation
+from hf_lm.tokenization.tokenizer import load_tokenizer, set_languages, set_pad
+
+SETTINGS: dict[str, dict[str, int]] = {  # by task: what a model that no recipe trained is measured with
+    "pretrain": {"block_size": 0, "eval_stride": 0},
+    "sentiment": {"max_length": 256},
+    "question_answering": {"max_length": 384, "stride": 128, "max_target_length": 32},
+    "translation": {"max_source_length": 128, "max_target_length": 128, "num_beams": 1},
+    "summarization": {"max_source_length": 256, "max_target_length": 64, "num_beams": 1},
+}
+HEADS = {"sentiment": AutoModelForSequenceClassification, "question_answering": AutoModelForQuestionAnswering}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder or a name on the Hub; `adapter` is what it says of itself where it is one, else None."""
+
+    name: str
+    adapter: dict[str, Any] | None
+    config: PreTrainedConfig
+    run: dict[str, Any]  # of run.yaml; empty where no recipe trained it
+    report: dict[str, Any]  # of report.json, likewise
+
+    @property
+    def recipe(self) -> str:
+        return self.report.get("recipe", "")
+
+    @property
+    def tokenizer(self) -> str:
+        """Where its tokenizer is: with an adapter, or else with its base."""
+        own = self.adapter is None or (Path(self.name) / "tokenizer_config.json").is_file()
+        return self.name if own else self.adapter["base_model_name_or_path"]
+
+
+@dataclass(frozen=True)
+class Rebuilt:
+    """A model and the task that measures it. `how`: in words, how it is asked."""
+
+    model: PreTrainedModel
+    task: Any
+    how: str
+    first_line: bool = False  # of what it writes counts: it never learned to stop
+
+
+def open_checkpoint(name: str) -> Checkpoint:
+    """What is known of a model before its weights are read. Raises OSError or ValueError in one line."""
+    folder, adapter = Path(name), find_adapter(name)
+    config = load_config(name)
+    # An adapter kept beside its merged model, and a checkpoint, belong to the run of the folder above.
+    inside = folder.name == "adapter" or folder.name.startswith("checkpoint-")
+    run = next((p for p in (folder, folder.parent)[: 1 + inside] if (p / "report.json").is_file()), folder)
+    return Checkpoint(name, adapter, config, _read(run / "run.yaml"), _read(run / "report.json"))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
+
+
+def fingerprint(checkpoint: Checkpoint) -> str:
+    """What a checkpoint is: the hash of its weights, configuration and tokenizer, or its commit on the Hub."""
+    digest = hashlib.blake2b(digest_size=16)
+    base = (checkpoint.adapter or {}).get("base_model_name_or_path")
+    for place in filter(None, (base, checkpoint.name)):
+        if not Path(place).is_dir():
+            file = cached_file(place, CONFIG, **ABSENT_IS_NONE) or cached_file(place, ADAPTER)
+            digest.update(f"{place} {extract_commit_hash(file, None)}".encode())
+            continue
+        for path in sorted([*Path(place).iterdir(), *Path(place, TARGET).glob("*")]):
+            about_run = path.name in ("report.json", "scores.json", "trainer_state.json")
+            if path.suffix in (".safetensors", ".json", ".txt", ".model", ".spm", ".jinja") and not about_run:
+                digest.update(path.name.encode())
+                with path.open("rb") as file:
+                    while part := file.read(2**22):
+                        digest.update(part)
+    return digest.hexdigest()
+
+
+def precision(model: PreTrainedModel, settings: dict[str, Any]) -> Any:
+    """As the run had it when it measured."""
+    if settings["precision"] == "float32":
+        return nullcontext()
+    dtype = torch.bfloat16 if settings["precision"] == "bf16" else torch.float16
+    return torch.autocast(model.device.type, dtype=dtype)
+
+
+def build_task(
+    checkpoint: Checkpoint,
+    name: str,
+    table: Table,
+    *,
+    labels: Sequence[str],
+    columns: dict[str, str],
+    settings: dict[str, Any],
+) -> Rebuilt:
+    """Model and task as the recipe makes them. A decoder that was never taught the task is prompted with its cue.
+
+    Raises ValueError for an encoder that lacks the head, or that would have to write.
+    """
+    config, path = checkpoint.config, checkpoint.name
+    tokenizer = load_tokenizer(checkpoint.tokenizer)
+    set_pad(tokenizer)
+    kind, lengths = family(config), {k: v for k, v in settings.items() if k in SETTINGS[name]}
+    dropped = {"drop_overlap": settings.get("drop_overlap", False)}
+    if name in HEADS and _has_head(checkpoint, HEADS[name], kind):
+        labels = head_labels(checkpoint, labels) if labels else []
+        model = load_with_head(path, HEADS[name], tokenizer=tokenizer, labels=labels, trained=True)
+        length = min(lengths["max_length"], context_length(config) or lengths["max_length"])
+        if name == "sentiment":
+            classes = Sentiment(table, tokenizer, labels=labels, max_length=length, **dropped)
+            return Rebuilt(model, classes, f"a classification head for {', '.join(labels[:10])}")
+        spans = {"causal": kind == "decoder", "max_length": length, "stride": min(lengths["stride"], length // 3)}
+        answers = QuestionAnswering(table, tokenizer, **spans, **dropped)
+        return Rebuilt(model, answers, "a head that points to the answer")
+    if kind == "encoder":
+        what = "has no head for this" if name in HEADS else "writes no text"
+        raise ValueError(
+            f"{checkpoint.name} was saved as {(config.architectures or [config.model_type])[0]} and {what}: fine-tune "
+            f"it first with recipes/{name}.py --model {checkpoint.name}."
+        )
+    if name == "translation":
+        set_languages(tokenizer, columns["source"], columns["target"])
+    model = load_text_to_text(path, tokenizer=tokenizer)
+    if name == "sentiment":
+        length = lengths["max_length"]
+        classes = SentimentAsText(table, tokenizer, model, labels=labels, max_length=length, **dropped)
+        return Rebuilt(model, classes, "the likelihood of each class's name")
+    taught = getattr(config, "task_specific_params", None) or {}
+    if name == "question_answering":
+        room = {"max_source_length": lengths["max_length"], "max_target_length": lengths["max_target_length"]}
+        task: TextToText = QuestionAnsweringAsText(table, tokenizer, model, **room, **dropped)
+    elif name == "translation":
+        task = Translation(table, tokenizer, model, **columns, **lengths, **dropped)
+    else:
+        task = Summarization(table, tokenizer, model, **lengths, **dropped)
+    if checkpoint.recipe == name or checkpoint.adapter or kind != "decoder" or task.pipeline_tag in taught:
+        return Rebuilt(model, task, "text that it writes")
+    how = f"prompted with {task.cue.strip()!r}, never trained for it; the first line it writes counts"
+    return Rebuilt(model, task, how, first_line=True)
+
+
+def _has_head(checkpoint: Checkpoint, auto_class: Any, kind: str) -> bool:
+    """Whether the checkpoint, or its adapter, brings a trained head."""
+    config = checkpoint.config
+    if checkpoint.adapter is not None:
+        return bool(checkpoint.adapter.get("modules_to_save")) and kind != "encoder-decoder"
+    known = type(config) in auto_class._model_mapping
+    return known and auto_class._model_mapping[type(config)].__name__ in (config.architectures or [])
+
+
+def head_labels(checkpoint: Checkpoint, labels: Sequence[str]) -> list[str]:
+    """The classes of a head, in its order, by the names that the data gives them; others keep their own.
+
+    Equal but for case, the beginning of one another (`pos`, `POSITIVE`), or numbered (`LABEL_1` is `1`). Raises
+    ValueError where a class of the data is not among them.
+    """
+    own = [str(name) for _, name in sorted(checkpoint.config.id2label.items())]
+
+    def same(one: str, other: str) -> bool:
+        one, other = one.casefold(), other.casefold()
+        short = min(len(one), len(other))
+        return one == other or f"label_{other}" == one or (short > 2 and one[:short] == other[:short])
+
+    found = {label: [name for name in own if same(name, label)] for label in labels}
+    exact = {label: [label] if label in own else names for label, names in found.items()}
+    chosen = {names[0]: label for label, names in exact.items() if len(names) == 1}
+    if len(chosen) < len(labels):
+        raise ValueError(
+            f"{checkpoint.name} tells apart {', '.join(own[:10])}; the data has {', '.join(labels[:10])}: name its "
+            "classes so in id2label of its config.json."
+        )
+    return [chosen.get(name, name) for name in own]

@@ -1,0 +1,361 @@
+"""`hf-lm score`: any number of models on the same examples, each measured as its own run measured it.
+
+What a model said is kept by its content, the data and this code, so that adding a model costs that model only.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.logging import disable_progress_bar
+
+from hf_lm.cache import default_cache
+from hf_lm.data.packing import cache_folder, tokenize_documents
+from hf_lm.data.sources import Corpus, load_corpus
+from hf_lm.data.tables import Table, load_table
+from hf_lm.evaluation.perplexity import score_documents
+from hf_lm.evaluation.predictions import GROUPS, METRICS, UNITS, Example, estimates_of, read_predictions
+from hf_lm.files import write_whole
+from hf_lm.models.configuration import context_length, family
+from hf_lm.models.loading import load_causal_lm
+from hf_lm.reporting.report import versions
+from hf_lm.scoring.api import answers_in, ask, messages_of, read_answers
+from hf_lm.scoring.restore import SETTINGS, Checkpoint, build_task, fingerprint, open_checkpoint, precision
+from hf_lm.scoring.scoreboard import check_metrics, compare_models
+from hf_lm.tasks.question_answering import read_question_answering
+from hf_lm.tasks.sentiment import read_sentiment
+from hf_lm.tasks.summarization import read_summarization
+from hf_lm.tasks.translation import read_translation
+from hf_lm.tokenization.tokenizer import encode_documents, load_tokenizer
+
+COLUMNS = {  # that may be named, by task
+    "pretrain": ("text_column", "document_start"),
+    "sentiment": ("text_column", "label_column"),
+    "question_answering": ("question", "context", "answers"),
+    "translation": ("source", "target"),
+    "summarization": ("source", "target"),
+}
+CODE = (
+    "data/*.py",
+    "evaluation/*.py",
+    "models/*.py",
+    "tasks/*.py",
+    "tokenization/tokenizer.py",
+    "scoring/restore.py",
+    "scoring/score.py",
+)
+
+
+@dataclass
+class Data:
+    """The examples that all models are scored on: rows of a table or, for perplexity, documents of a corpus."""
+
+    task: str
+    split: str
+    content: Table | Corpus
+    columns: dict[str, str]
+    labels: list[str] = field(default_factory=list)  # of sentiment
+    limit: int = 0
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        return self.content.rows[self.split]
+
+    @property
+    def identity(self) -> str:
+        columns = " ".join(f"{name}={value}" for name, value in sorted(self.columns.items()))
+        return f"{self.task} {self.content.fingerprint} {self.split} {self.limit} {columns}"
+
+
+@dataclass
+class Scored:
+    """What one model said. `how`: in words, how it was asked; `kept`: whether it was asked on an earlier day."""
+
+    examples: list[Example]
+    how: str
+    fingerprint: str
+    settings: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+    lossy: str = ""  # the tokenizer, where it loses text: the likelihood is of what it leaves
+    kept: bool = False
+
+
+def score(
+    models: Sequence[str],
+    *,
+    dataset: str,
+    task: str = "",
+    metrics: Sequence[str] = (),
+    split: str = "test",
+    columns: dict[str, str] | None = None,
+    settings: dict[str, int] | None = None,
+    limit: int = 0,
+    base_url: str = "",
+    few_shot: int = 0,
+    instruction: str = "",
+    again: bool = False,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Measure models on one split and compare them in pairs; returns what scores.json holds.
+
+    `models`: folders, names on the Hub, adapters, and `api:NAME` for a model behind an OpenAI-compatible `base_url`.
+    `task` "" follows from `metrics`, else from the first folder's report. `columns` and `settings` (see COLUMNS,
+    SETTINGS) that are not given are those of each model's own run. `limit`: the first examples only, 0 for all.
+    `few_shot` examples of train stand in an API's prompt, under `instruction` ("" has one for each task). `again` asks
+    anew what the cache holds. Raises ValueError or OSError in one line; what was scored until then is kept.
+    """
+    disable_progress_bar()  # transformers' bars for reading shards
+    models = list(dict.fromkeys(models))
+    opened = {name: open_checkpoint(name) for name in models if not name.startswith("api:")}
+    task = check_task(task, metrics, list(opened.values()))
+    metrics = check_metrics(task, metrics)
+    given = {name: value for name, value in (settings or {}).items() if value}
+    for name in given.keys() - SETTINGS[task].keys():
+        raise ValueError(f"--{name} means nothing for {task}; there are --{' --'.join(SETTINGS[task])}.")
+    for checkpoint in opened.values():
+        check_recipe(checkpoint, task)
+    if task == "pretrain" and len(opened) < len(models):
+        raise ValueError("an API does not tell the likelihood of a text: perplexity needs the checkpoint itself.")
+    data = read_data(task, dataset, split, columns or {}, list(opened.values()), limit)
+    scored = {}
+    for name in models:
+        if name in opened:
+            scored[name] = score_checkpoint(opened[name], data, given, again=again, say=say)
+        else:
+            scored[name] = score_api(
+                name, data, base_url=base_url, few_shot=few_shot, instruction=instruction, again=again, say=say
+            )
+    unit, count = UNITS.get(task, "examples"), len(next(iter(scored.values())).examples)
+    result = {
+        "task": task,
+        "data": {
+            "source": data.content.source,
+            "fingerprint": data.content.fingerprint,
+            "split": split,
+            "unit": unit,
+            unit: count,
+            "notes": data.content.notes + ([f"the first {count} {unit} only"] if limit else []),
+        },
+        "versions": versions(),
+    }
+    estimates = {name: estimates_of(task, one.examples, labels=data.labels) for name, one in scored.items()}
+    about = {
+        name: {key: value for key, value in vars(one).items() if key not in ("examples", "lossy", "kept")}
+        for name, one in scored.items()
+    }
+    lossy = {name: one.lossy for name, one in scored.items() if one.lossy}
+    return result | compare_models(estimates, metrics=metrics, unit=unit, about=about, lossy=lossy)
+
+
+# What is asked, and of what
+
+
+def check_task(task: str, metrics: Sequence[str], opened: Sequence[Checkpoint]) -> str:
+    """The task that is named, or follows from the metrics or the models. Raises ValueError where none does."""
+    task = "pretrain" if task == "perplexity" else task
+    if task and task not in METRICS:
+        raise ValueError(f"there is no task {task!r}; there are perplexity, {', '.join(list(METRICS)[1:])}.")
+    named = {one for metric in metrics for one in GROUPS.get(metric, (metric,))}
+    having = [name for name, known in METRICS.items() if named and named <= set(known)]
+    if task or having:
+        return task or having[0]  # no two tasks share a metric
+    recipes = {checkpoint.recipe for checkpoint in opened} & METRICS.keys()
+    if len(recipes) != 1:
+        raise ValueError(f"say what to measure with --task: perplexity, {', '.join(list(METRICS)[1:])}.")
+    return recipes.pop()
+
+
+def check_recipe(checkpoint: Checkpoint, task: str) -> None:
+    """Raise ValueError for a model that was trained for another task; any causal model has a perplexity."""
+    if checkpoint.recipe in METRICS and checkpoint.recipe not in ("pretrain", task) and task != "pretrain":
+        raise ValueError(f"{checkpoint.name} was trained for {checkpoint.recipe}, not for {task}.")
+
+
+def read_data(
+    task: str, dataset: str, split: str, columns: dict[str, str], opened: Sequence[Checkpoint], limit: int
+) -> Data:
+    """The split to score on. Columns that are not given are those of a model's run on the same data."""
+    given = {name: value for name, value in columns.items() if value}
+    for name in given.keys() - set(COLUMNS[task]):
+        raise ValueError(f"--{name} means nothing for {task}; there are --{' --'.join(COLUMNS[task])}.")
+    same = (c.run for c in opened if c.recipe == task and _same_place(c.run.get("dataset"), dataset))
+    run = next(same, {})
+    named = {name: str(given.get(name) or run.get(name, "")) for name in COLUMNS[task]}
+    data = Data(task, split, _load(task, dataset, named), named, limit=limit)
+    if task == "sentiment":
+        data.labels = read_sentiment(data.content, **named)
+    elif task == "question_answering":
+        read_question_answering(data.content, **named)
+    elif task == "translation":
+        read_translation(data.content, **named)
+    elif task == "summarization":
+        read_summarization(data.content, **named)
+    if split not in data.content.splits:
+        raise ValueError(f"--dataset {dataset} has no split {split!r}; it has {', '.join(data.content.splits)}.")
+    if limit and task != "pretrain":
+        data.content.rows[split] = data.rows[:limit]
+    return data
+
+
+def _same_place(one: Any, other: str) -> bool:
+    return bool(one) and (one == other or Path(one).resolve() == Path(other).resolve())
+
+
+def _load(task: str, dataset: str, named: dict[str, str]) -> Corpus | Table:
+    if task == "pretrain":
+        return load_corpus(dataset, **named)
+    header = not any(value.isdigit() for value in named.values())
+    return load_table(dataset, endings="labels" if task == "sentiment" else "columns", header=header)
+
+
+# Checkpoints
+
+
+def score_checkpoint(
+    checkpoint: Checkpoint, data: Data, given: dict[str, int], *, again: bool = False, say: Callable[[str], None]
+) -> Scored:
+    """One checkpoint on the data, from the cache where it has been there with the same content and settings."""
+    run = checkpoint.run if checkpoint.recipe in ("", data.task) else {}
+    settings = {name: given.get(name) or run.get(name, default) for name, default in SETTINGS[data.task].items()}
+    settings |= {"precision": next((name for name in ("bf16", "fp16") if run.get(name)), "float32")}
+    if run.get("drop_overlap"):
+        settings["drop_overlap"] = True
+    content = fingerprint(checkpoint)
+    path = _cache(data, f"{content} {sorted(settings.items())} {run.get('as_text')}")
+    about = path.with_suffix(".json")
+    if about.is_file() and not again:
+        say(f"{checkpoint.name}: scored before")
+        return Scored(read_predictions(path), **json.loads(about.read_text(encoding="utf-8")), kept=True)
+    say(f"{checkpoint.name}: scoring")
+    measure = _measure_likelihood if data.task == "pretrain" else _measure_task
+    scored = Scored([], "", content, settings)
+    with torch.no_grad():
+        measure(checkpoint, data, scored)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in scored.examples))
+    kept = {key: value for key, value in vars(scored).items() if key not in ("examples", "kept")}
+    write_whole(about, json.dumps(kept, ensure_ascii=False))  # last: it says that the examples are whole
+    return scored
+
+
+def _cache(data: Data, identity: str) -> Path:
+    """Where the examples of a model on some data are kept; this code, and the libraries under it, are in the name."""
+    digest = hashlib.blake2b(f"{data.identity} {identity} {_code()}".encode(), digest_size=16)
+    return default_cache() / "scores" / f"{digest.hexdigest()}.jsonl"
+
+
+def _code() -> str:
+    found, root = hashlib.blake2b(digest_size=16), Path(__file__).parent.parent
+    for path in sorted(path for pattern in CODE for path in root.glob(pattern)):
+        found.update(path.read_bytes())
+    used = {name: version for name, version in versions().items() if name in ("torch", "transformers", "tokenizers")}
+    return f"{found.hexdigest()} {sorted(used.items())}"
+
+
+def _measure_likelihood(checkpoint: Checkpoint, data: Data, scored: Scored) -> None:
+    if (kind := family(checkpoint.config)) != "decoder":
+        raise ValueError(f"{checkpoint.name} is an {kind}, which gives a text no likelihood: score a causal model.")
+    tokenizer = load_tokenizer(checkpoint.tokenizer)
+    model = _on_device(load_causal_lm(checkpoint.name, tokenizer=tokenizer))
+    settings = scored.settings
+    positions = context_length(model.config)
+    settings["block_size"] = settings["block_size"] or min(1024, positions or 128)
+    settings["eval_stride"] = settings["eval_stride"] or max(1, settings["block_size"] // 2)
+    if 0 < positions < settings["block_size"]:
+        raise ValueError(f"{checkpoint.name} has {positions} positions, fewer than --block_size.")
+    documents, limit = data.content.documents(data.split), data.limit or None
+    stream = tokenize_documents(
+        islice(documents, limit),
+        tokenizer=tokenizer,
+        folder=cache_folder(f"{data.content.fingerprint}{limit or ''}", tokenizer, data.split),
+        count_words=True,
+        name=data.split,
+    )
+    with precision(model, settings):
+        likelihood = score_documents(model, stream, block_size=settings["block_size"], stride=settings["eval_stride"])
+    scored.examples = likelihood.examples()
+    scored.how = f"likelihood in windows of {settings['block_size']} tokens"
+    first = list(islice(data.content.documents(data.split), min(limit or 200, 200)))
+    lost = sum(not _comes_back(tokenizer, text[:10_000]) for text in first)
+    if lost:
+        scored.lossy = hashlib.blake2b(tokenizer.backend_tokenizer.to_str().encode(), digest_size=16).hexdigest()
+        scored.notes.append(f"its tokenizer gives {lost} of {len(first)} documents back as other text")
+
+
+def _comes_back(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
+    """Whether a text comes back from its ids, but for white space: with unknown words or small letters it does not."""
+    ids = encode_documents(tokenizer, [text])[0]
+    return "".join(tokenizer.decode(ids).split()) == "".join(text.split())
+
+
+def _on_device(model: PreTrainedModel) -> PreTrainedModel:
+    return model.eval().to(torch.accelerator.current_accelerator() or "cpu")
+
+
+def _measure_task(checkpoint: Checkpoint, data: Data, scored: Scored) -> None:
+    table, split = data.content, data.split
+    table = Table(table.source, table.fingerprint, dict(table.rows))  # a task may drop rows of train
+    rebuilt = build_task(
+        checkpoint, data.task, table, labels=data.labels, columns=data.columns, settings=scored.settings
+    )
+    model, task, scored.how = _on_device(rebuilt.model), rebuilt.task, rebuilt.how
+    with precision(model, scored.settings):
+        if getattr(task, "unanswerable", False) and split == "test":
+            task.measure(model, "validation")  # which chooses from where on there is no answer
+        if rebuilt.first_line:
+            answers = [(text.split("\n")[0], *rest) for text, *rest in task.answer(model, split, None)]
+            scored.examples = task.score(split, answers).examples
+        else:
+            scored.examples = task.measure(model, split).examples
+
+
+# APIs
+
+
+def score_api(
+    name: str,
+    data: Data,
+    *,
+    base_url: str,
+    few_shot: int,
+    instruction: str,
+    again: bool = False,
+    say: Callable[[str], None],
+    **options: Any,
+) -> Scored:
+    """A model behind an OpenAI-compatible address: each answer is kept as it comes, so that nothing is paid twice.
+
+    `options` are those of hf_lm.scoring.api.ask. Answers that are none of the classes are wrong, and counted.
+    """
+    model, rows = name.removeprefix("api:"), data.rows
+    asked = messages_of(
+        data.task, rows, data.content.rows["train"], labels=data.labels, columns=data.columns, few_shot=few_shot,
+        instruction=instruction,
+    )  # fmt: skip
+    where = urlsplit(base_url).hostname or "api.openai.com"
+    digest = hashlib.blake2b(f"{model} {base_url}".encode(), digest_size=16).hexdigest()
+    path = default_cache() / "answers" / f"{digest}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    done = answers_in(path) if not again else {}
+    rest = [i for i in range(len(rows)) if asked.key(i) not in done]
+    kept = len(rows) - len(rest)
+    say(f"{name}: answered before" if not rest else f"{name}: asking {where}" + (f", {kept} kept" if kept else ""))
+    if rest:
+        ask(model, asked, rest, base_url=base_url, path=path, **options)
+        done = answers_in(path)
+    scored = Scored([], f"asked through {where} with {few_shot} examples of train", digest, {"few_shot": few_shot})
+    scored.settings["instruction"] = asked.instruction
+    scored.examples, invalid = read_answers(
+        data.task, rows, [done[asked.key(i)] for i in range(len(rows))], data.labels
+    )
+    scored.kept = not rest
+    if invalid:
+        scored.notes.append(f"{invalid} of {len(rows)} answers are none of the classes, and wrong")
+    return scored

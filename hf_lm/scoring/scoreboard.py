@@ -1,0 +1,174 @@
+"""What `hf-lm score` and `hf-lm compare` say: a table, a sentence for each pair of models, scores.json, a picture."""
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hf_lm.evaluation.compare import Comparison, compare
+from hf_lm.evaluation.intervals import Estimate
+from hf_lm.evaluation.predictions import GROUPS, METRICS
+from hf_lm.files import json_with, refuse_foreign, write_whole
+from hf_lm.reporting.report import SHOWN, in_words, plain, visible
+
+LIKELIHOODS = METRICS["pretrain"]
+
+
+def check_metrics(task: str, metrics: Sequence[str]) -> list[str]:
+    """The metrics asked for, in that order; all of the task's, the main one first, where none is asked for.
+
+    `perplexity` and `rouge` name all of their kind. Raises ValueError with the closest name for one there is not.
+    """
+    known = METRICS[task]
+    asked = [one for metric in metrics for one in GROUPS.get(metric, (metric,))]
+    for name in asked:
+        if name not in known:
+            near = difflib.get_close_matches(name, [*known, *GROUPS], n=1, cutoff=0.4)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{task} has no metric {name!r}; it has {', '.join(known)}.{hint}")
+    return list(dict.fromkeys(asked or known))
+
+
+def compare_models(
+    estimates: Mapping[str, Mapping[str, Estimate]],
+    *,
+    metrics: Sequence[str],
+    unit: str,
+    about: Mapping[str, dict[str, Any]],
+    lossy: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """The part of scores.json about models: each with its numbers and intervals, and every pair under every metric.
+
+    `estimates`: by model and metric, of the same examples. `lossy` names the tokenizer of each model whose tokenizer
+    loses text: its likelihood is of another text, and is compared only where all models have that tokenizer. Token
+    perplexity is compared only where all count the same tokens. Holm's correction is over the pairs under one metric.
+    """
+    apart = list(lossy or {})
+    if len(apart) == len(estimates) and len(set((lossy or {}).values())) == 1:
+        apart = []
+    shown = [name for name in metrics if all(name in found for found in estimates.values())]
+    if not shown:
+        raise ValueError(f"there is no {' or '.join(metrics)} for these models on these examples.")
+    models = {
+        model: {**about.get(model, {}), "metrics": {name: found[name].interval().report() for name in shown}}
+        for model, found in estimates.items()
+    }
+    comparisons, not_compared = [], {}
+    for name in shown:
+        together = {
+            model: found[name] for model, found in estimates.items() if name not in LIKELIHOODS or model not in apart
+        }
+        if name in LIKELIHOODS and len(together) < len(estimates):
+            not_compared[name] = f"not comparable for {' and '.join(apart)}, whose tokenizer loses text"
+        if name == "perplexity" and _differ([found.statistics[:, 1] for found in together.values()]):
+            not_compared[name] = "not comparable: the models do not count the same tokens"
+            continue
+        comparisons += compare(together, name)
+    return {
+        "main_metric": shown[0],
+        "models": models,
+        "not_compared": not_compared,
+        "comparisons": [_report(one, unit) for one in comparisons],
+    }
+
+
+def _differ(tokens: Sequence[np.ndarray]) -> bool:
+    return any(not np.array_equal(tokens[0], other) for other in tokens[1:])
+
+
+def _report(one: Comparison, unit: str) -> dict[str, Any]:
+    return {
+        "metric": one.metric,
+        "one": one.one,
+        "other": one.other,
+        "difference": one.difference.report(),
+        "p": one.p,
+        "p_corrected": one.corrected,
+        "comparisons": one.comparisons,
+        "examples": one.examples,
+        "better": one.better,
+        "said": sentence(one, unit),
+    }
+
+
+def sentence(one: Comparison, unit: str = "examples") -> str:
+    """What a comparison found, in plain words."""
+    better = one.better or (one.one if (one.difference.value > 0) == one.higher_is_better else one.other)
+    worse = one.other if better == one.one else one.one
+    sign = 1 if (better == one.one) == one.higher_is_better else -1  # so that a gain of the better one is above 0
+    gain = sign * one.difference.value
+    label, number = SHOWN.get(one.metric, (one.metric, "{:.3f}"))
+    if one.metric.endswith(("_match", "f1", "accuracy", "error")) or "perplexity" in one.metric:
+        label = f"points of {label.strip()}"
+    number = number.removesuffix(" %")
+    if one.better and float(number.format(gain)) == 0:  # a real difference that is small
+        number = "{:.2g}"
+    if one.difference.low is None or one.difference.high is None:
+        found = "too few " + unit
+    else:
+        low, high = sorted((sign * one.difference.low, sign * one.difference.high))
+        found = f"95 % interval {number.format(low)} to {number.format(high)}"
+    p = "p < 0.001" if one.corrected < 0.001 else f"p = {one.corrected:.{3 if one.corrected < 0.1 else 2}f}"
+    corrected = f" after correction for {one.comparisons} comparisons" if one.comparisons > 1 else ""
+    if one.better:
+        return f"{better} is better than {worse} by {number.format(gain)} {label}, {found}, {p}{corrected}."
+    return (
+        f"No difference beyond noise between {one.one} and {one.other}: {number.format(gain)} {label} for {better}, "
+        f"{found}, {p}{corrected}."
+    )
+
+
+def check_output(path: str | Path) -> Path:
+    """Raise FileExistsError or ValueError where scores, or the picture beside them, would replace another file."""
+    path, ours = Path(path), json_with("task", "data", "main_metric", "models", "comparisons")
+    refuse_foreign(path, ours=ours, option="--output")
+    if path.suffix == ".png":
+        raise ValueError(
+            f"--output {path} is the name of the picture: give a file such as {path.with_suffix('.json')}."
+        )
+    refuse_foreign(path.with_suffix(".png"), ours=lambda picture: ours(path), option="--output")
+    return path
+
+
+def save_scores(result: dict[str, Any], path: str | Path) -> list[Path]:
+    """Write scores.json, and beside it the picture of the same name; returns both paths. Raises as `check_output`."""
+    from hf_lm.reporting.plots import draw_scores
+
+    path = check_output(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(plain(result), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    return [path, draw_scores(result, path.with_suffix(".png"))]
+
+
+def show_scores(result: dict[str, Any]) -> None:
+    """Print the table, what must be known of the numbers, and a sentence for each pair under the main metric."""
+    data, models = result["data"], result["models"]
+    unit = data["unit"]
+    names = list(next(iter(models.values()))["metrics"])
+    marks = {name: "*" * (i + 1) for i, name in enumerate(result["not_compared"])}
+    rows = [["", *(SHOWN.get(name, (name,))[0].strip() + marks.get(name, "") for name in names)]]
+    rows += [[model, *(in_words(name, found["metrics"][name]) for name in names)] for model, found in models.items()]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(names) + 1)]
+    lines = ["", f"{data['split']} of {data['source']}, {data[unit]:,} {unit}, 95 % intervals over {unit}", ""]
+    lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    notes = [f"{marks[name]} {said}." for name, said in result["not_compared"].items()]
+    for model, found in models.items():
+        if "how" in found:
+            notes.append(f"{model}: {'; '.join([found['how'], *found.get('notes', [])])}.")
+        for task, numbers in found.get("harness", {}).get("tasks", {}).items():
+            notes.append(f"{model}, {task} by the harness: {harness_in_words(numbers)}.")
+    said = [one["said"] for one in result["comparisons"] if one["metric"] == result["main_metric"]]
+    for part in (notes, said):
+        lines += ["", *part] if part else []
+    print(visible("\n".join(lines)))
+
+
+def harness_in_words(numbers: Mapping[str, dict[str, float]]) -> str:
+    """Numbers of lm-evaluation-harness with their standard errors."""
+    return ", ".join(
+        f"{name} {found['value']:.4g}" + (f" ± {found['stderr']:.2g}" if "stderr" in found else "")
+        for name, found in numbers.items()
+    )

@@ -1,0 +1,329 @@
+"""The trainings by share and seed: labels alone, after pretraining on the text, students of teachers."""
+
+import copy
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import numpy as np
+from accelerate import PartialState
+from transformers import EncoderDecoderModel, PreTrainedModel, set_seed
+from transformers.trainer_callback import PrinterCallback
+
+from hf_lm import dry_run
+from hf_lm.arguments import TrainingArguments
+from hf_lm.data.tables import Row
+from hf_lm.evaluation.intervals import Estimate
+from hf_lm.models.configuration import family
+from hf_lm.output_folder import prepare_output
+from hf_lm.self_training.pseudo_labels import Lesson, select_confident, shares_of, teach
+from hf_lm.self_training.rows import Unlabelled, draw_labelled, leave_out_known
+from hf_lm.tasks.domain import DenoisedText, DomainText
+from hf_lm.tasks.proofs import prove
+from hf_lm.training.trainer import supervised_trainer
+
+LABELS, PSEUDO, PRETRAINED = "labels alone", "pseudo-labels", "pretraining on the text"
+METHODS = {"pseudo_labels": (PSEUDO,), "pretraining": (PRETRAINED,), "both": (PRETRAINED, PSEUDO)}
+
+
+@dataclass
+class Trained:
+    """One training: what it read, and what it reached on the held-out splits. The weights are gone."""
+
+    method: str
+    share: float
+    seed: int
+    rows: list[Row]  # with pseudo-labels among them
+    labelled: int
+    estimates: dict[str, Estimate]
+    epochs: float
+    found: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def reached(self) -> float:
+        """Its score on validation, the higher the better."""
+        estimate = self.estimates["validation"]
+        return estimate.value if estimate.higher_is_better else -estimate.value
+
+
+def enough_epochs(training_args: TrainingArguments, rows: int, min_steps: int) -> float:
+    """Epochs for at least `min_steps` optimizer steps: a handful of rows would else be over after a few."""
+    args = training_args
+    at_once = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return max(args.num_train_epochs, math.ceil(min_steps / max(1, math.ceil(rows / at_once))))
+
+
+def train_model(model: PreTrainedModel, task: Any, training_args: TrainingArguments, *, seed: int) -> Any:
+    """Train on a task's rows, as `fit` would with this seed, and write nothing. Returns the Trainer."""
+    args = copy.copy(training_args)
+    args.seed, args.report_to, args.disable_tqdm = seed, [], True
+    args.eval_strategy = args.save_strategy = args.logging_strategy = "no"
+    args.load_best_model_at_end, args.early_stopping_patience = False, 0
+    trainer = supervised_trainer(model, args, task, lambda model: {})
+    trainer.remove_callback(trainer.stop)  # it would save a checkpoint; here a signal ends the process, as always
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    return trainer
+
+
+def take_body(model: PreTrainedModel, pretrained: PreTrainedModel) -> None:
+    """Load what a model with another head has learned: all of it into one of its class, its body into any other.
+
+    An encoder becomes both sides of an encoder-decoder, as where they were warm-started from one.
+    """
+    if type(model) is type(pretrained):
+        model.load_state_dict(pretrained.state_dict())
+        return
+    body = getattr(pretrained, pretrained.base_model_prefix).state_dict()
+    if isinstance(model, EncoderDecoderModel):
+        parts = [model.encoder, getattr(model.decoder, model.decoder.base_model_prefix)]
+    else:
+        parts = [getattr(model, model.base_model_prefix)]
+    for part in parts:
+        kept = part.state_dict().keys() & body.keys()
+        if not kept:
+            raise ValueError(f"nothing that {type(pretrained).__name__} has learned fits into {type(part).__name__}.")
+        part.load_state_dict({name: body[name] for name in kept}, strict=False)
+
+
+@dataclass
+class SelfTraining:
+    """A model with few labels and much text, by several methods.
+
+    `new_model()` gives a model to train on the task, `new_lm()` one to pretrain on text; `task` holds the labelled
+    rows by split, `unlabelled` the texts without. Beside what `fit` asks, a task has `row_of(text)`: a row whose label
+    means nothing; `answered(row, prediction)`: the row with what was said as its label, or None; `kinds(rows)`: what a
+    choice keeps in proportion; and `sure_enough`: the confidence from which an answer is taken, None where text is its
+    own label.
+
+    `shares` of the labels are tried with `seeds` trainings each, of at least `min_steps` steps. At most
+    `max_unlabelled` texts are read (0: all). A teacher's answer is taken from calibrated confidence `threshold` on
+    (0: `sure_enough`), in at most `rounds` rounds.
+    """
+
+    new_model: Callable[[], PreTrainedModel]
+    task: Any
+    unlabelled: Unlabelled
+    training_args: TrainingArguments
+    new_lm: Callable[[], PreTrainedModel]
+    shares: Sequence[float] = (0.01, 0.1, 1.0)
+    seeds: int = 3
+    method: Literal["pseudo_labels", "pretraining", "both"] = "both"
+    threshold: float = 0.0
+    rounds: int = 3
+    min_steps: int = 100
+    pretraining_epochs: float = 3.0
+    max_unlabelled: int = 0
+    max_length: int = 256
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"--method {self.method}: there are {', '.join(METHODS)}.")
+        self.methods = METHODS[self.method]
+        if self.task.sure_enough is None:  # text is its own label
+            if self.method == "pseudo_labels":
+                raise ValueError("--method pseudo_labels: text is its own label here; give --method pretraining.")
+            self.methods = METHODS["pretraining"]
+        self.threshold = self.threshold or self.task.sure_enough
+        if self.seeds < 1 or self.rounds < 1 or not (self.threshold is None or 0 < self.threshold < 1):
+            raise ValueError("--seeds and --rounds must be 1 or more, and --threshold between 0 and 1.")
+        self.shares = sorted(set(self.shares))
+        self.train = self.task.table.rows["train"]
+        self.kinds = self.task.kinds(self.train)
+        for share in self.shares:  # what cannot be drawn is said now
+            draw_labelled(self.kinds, share, seed=0)
+        self.readable = leave_out_known(self.unlabelled, self.task)
+        count, source = len(self.unlabelled.questions or self.unlabelled.texts), self.unlabelled.source
+        if count:
+            kind = "questions without answers" if self.unlabelled.questions else "texts without labels"
+            self.task.table.notes.append(f"{source} gives {count:,} {kind}, none of which is held out")
+        self.trained: list[Trained] = []
+        self.pretrained: PreTrainedModel | None = None  # has read the text
+        self.pretraining: dict[str, Any] = {}
+
+    def say(self, sentence: str) -> None:
+        PartialState().print(sentence)
+
+    def run(self) -> list[Trained]:
+        """Every training. Nothing is left in the output folder, which is made, or refused, before the first."""
+        if dry_run.active():  # a model is built for it alone
+            dry_run.reached(self.initial_model(LABELS, self.training_args.seed), self.task, self.training_args)
+        if PartialState().is_main_process:
+            prepare_output(
+                Path(self.training_args.output_dir),
+                resume=bool(self.training_args.resume_from_checkpoint),
+                overwrite=self.training_args.overwrite_output_dir,
+            )
+        PartialState().wait_for_everyone()
+        self.prove_data()
+        if PRETRAINED in self.methods:
+            self.pretrain_on_text()
+            self.say(
+                f"pretrained on {self.pretraining['texts']:,} texts without labels, "
+                f"loss {self.pretraining['loss']:.2f} nats per token that is predicted"
+            )
+        for share in self.shares:
+            for seed in self.seed_values:
+                lesson = self.learn_labels(share, seed, LABELS)
+                if PRETRAINED in self.methods:
+                    self.learn_labels(share, seed, PRETRAINED)
+                if lesson is not None:
+                    self.learn_pseudo_labels(share, seed, lesson)
+                reached = {one.method: one for one in self.trained if (one.share, one.seed) == (share, seed)}
+                numbers = ", ".join(f"{name} {one.estimates[self.split].value:.2f}" for name, one in reached.items())
+                n = next(iter(reached.values())).labelled
+                counted = "labels" if self.task.sure_enough else "documents"
+                self.say(f"{n:,} {counted} ({share:.0%}), seed {seed}: {self.split} {self.task.main_metric} {numbers}")
+        return self.trained
+
+    def prove_data(self) -> None:
+        """What `fit` will prove of data and tokenizer, before the first training rather than after the last.
+
+        Raises ValueError where a proof fails.
+        """
+        begun = SimpleNamespace(model=self.new_model())  # all that these proofs ask of a Trainer
+        found = self.task.proofs_before(begun)
+        kept = {
+            name: found[name] for name in ("vocabulary", "tokenizer_round_trip", "label_coverage") if name in found
+        }
+        prove(kept, skip=self.training_args.skip_proofs, say=self.say)
+
+    @property
+    def seed_values(self) -> list[int]:
+        return [self.training_args.seed + i for i in range(self.seeds)]
+
+    @property
+    def split(self) -> str:
+        """The split that the curve is about."""
+        return self.task.splits[-1]
+
+    @property
+    def best(self) -> Trained:
+        return max(self.trained, key=lambda one: one.reached)
+
+    # What is trained
+
+    def pretrain_on_text(self) -> None:
+        """Language modelling on every text that may be read, once, for all shares and seeds."""
+        texts = [self.task.text_of(row) for row in self.readable] + self.unlabelled.texts
+        texts = self.some(texts, self.training_args.seed)
+        set_seed(self.training_args.seed)
+        model = self.new_lm()
+        kind = {"encoder": "masked", "decoder": "causal", "encoder-decoder": "denoising"}[family(model.config)]
+        if kind == "denoising":
+            task = DenoisedText(texts, self.task, max_length=self.max_length)
+        else:
+            task = DomainText(texts, self.task.tokenizer, masked=kind == "masked", max_length=self.max_length)
+        args = copy.copy(self.training_args)
+        args.num_train_epochs = self.pretraining_epochs
+        trainer = train_model(model, task, args, seed=self.training_args.seed)
+        self.pretrained = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False).cpu()
+        loss = next(entry["train_loss"] for entry in reversed(trainer.state.log_history) if "train_loss" in entry)
+        self.pretraining = {"kind": kind, "texts": len(texts), "epochs": args.num_train_epochs, "loss": float(loss)}
+        if getattr(model, "at_random", ()):
+            self.unlabelled.notes.append(
+                f"the checkpoint brings no head for {kind} language modelling: pretraining began with one at random, "
+                "and what it moves the body by at first is noise"
+            )
+
+    def initial_model(self, method: str, seed: int) -> PreTrainedModel:
+        """What a training begins with: a head by the seed, and for PRETRAINED the body that has read the text."""
+        set_seed(seed)
+        model = self.new_model()
+        if method == PRETRAINED:
+            take_body(model, self.pretrained)
+        return model
+
+    def learn(self, method: str, share: float, seed: int, rows: list[Row], labelled: int) -> tuple[Trained, Any, Any]:
+        """Train on rows and measure; returns the training, its task and its Trainer, which still has the model."""
+        task = self.task.with_rows("train", rows)
+        args = copy.copy(self.training_args)
+        args.num_train_epochs = enough_epochs(args, len(task.train_dataset), self.min_steps)
+        trainer = train_model(self.initial_model(method, seed), task, args, seed=seed)
+        measured = {split: task.measure(trainer.model, split, trainer.accelerator) for split in task.splits[1:]}
+        estimates = {split: scores.metrics()[task.main_metric] for split, scores in measured.items()}
+        return Trained(method, share, seed, rows, labelled, estimates, args.num_train_epochs), task, trainer
+
+    def learn_labels(self, share: float, seed: int, method: str) -> Lesson | None:
+        """Learn the labels alone; returns what this teacher says to the rest, where a student is to learn from it."""
+        drawn = draw_labelled(self.kinds, share, seed=seed)
+        trained, task, trainer = self.learn(method, share, seed, [self.train[i] for i in drawn], len(drawn))
+        self.trained.append(trained)
+        if method != LABELS or PSEUDO not in self.methods:
+            return None
+        kept = {id(self.train[i]) for i in drawn}
+        rest = [(row, True) for row in self.readable if id(row) not in kept]
+        asked = self.unlabelled.questions or [self.task.row_of(text) for text in self.unlabelled.texts]
+        self.pool = self.some(rest + [(row, False) for row in asked], seed)
+        return self.teach(task, trainer) if self.pool else None
+
+    def some(self, items: list[Any], seed: int) -> list[Any]:
+        if not self.max_unlabelled or len(items) <= self.max_unlabelled:
+            return items
+        chosen = np.random.default_rng([seed, 2]).choice(len(items), self.max_unlabelled, replace=False)
+        return [items[i] for i in sorted(chosen.tolist())]
+
+    def teach(self, task: Any, trainer: Any) -> Lesson:
+        rows, known = [row for row, _ in self.pool], np.array([known for _, known in self.pool], bool)
+        return teach(task, trainer.model, rows, known, split=self.split, accelerator=trainer.accelerator)
+
+    def learn_pseudo_labels(self, share: float, seed: int, lesson: Lesson) -> None:
+        """Rounds of teacher and student until validation no longer gains by more than chance; the best student stays.
+
+        Where a teacher is sure of nothing there is no student, and the method's result is the teacher.
+        """
+        teacher = next(
+            one for one in reversed(self.trained) if (one.method, one.share, one.seed) == (LABELS, share, seed)
+        )
+        labelled, students, rounds = teacher.rows, [], []
+        shares = shares_of(self.task.kinds(labelled))
+        for number in range(1, self.rounds + 1):
+            taken = select_confident(self.task.kinds(lesson.rows), lesson.sure, shares, threshold=self.threshold)
+            rounds.append(
+                {
+                    "round": number,
+                    "temperature": lesson.temperature,
+                    "nats_per_label": lesson.nats,
+                    "nats_per_label_calibrated": lesson.nats_calibrated,
+                    "surest": float(lesson.sure.max(initial=0.0)),
+                    "pseudo_labels": len(taken),
+                    "of": len(self.pool),
+                    **lesson.quality_of(taken),
+                }
+            )
+            if not len(taken):
+                break
+            given = [lesson.rows[i] for i in taken]
+            student, task, trainer = self.learn(PSEUDO, share, seed, labelled + given, len(labelled))
+            rounds[-1]["validation"] = student.estimates["validation"].value
+            students.append(student)
+            if number == self.rounds or not student.estimates["validation"].beats(teacher.estimates["validation"]):
+                break
+            teacher, lesson = student, self.teach(task, trainer)
+        result = max(students, key=lambda one: one.reached) if students else teacher
+        number = students.index(result) + 1 if students else 0
+        self.trained.append(replace(result, method=PSEUDO, found={"rounds": rounds, "student": number}))
+
+    # What is left of it
+
+    def begin_best(self, found: dict[str, Any]) -> tuple[PreTrainedModel, Any, TrainingArguments]:
+        """The best training of all, to be made once more by `fit`: its first model, its task and its arguments.
+
+        The curve is written before that, should it fail.
+        """
+        folder, best, args = Path(self.training_args.output_dir), self.best, self.training_args
+        if PartialState().is_main_process:
+            aside = folder / "learning_curve.json.tmp"
+            aside.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            os.replace(aside, folder / "learning_curve.json")
+        args.seed, args.num_train_epochs = best.seed, best.epochs
+        notes = [f"trained on {best.labelled:,} labelled rows and {len(best.rows) - best.labelled:,} pseudo-labels"]
+        task = self.task.with_rows("train", best.rows)
+        task.table.notes = [*task.table.notes, *notes, *found["said"]]
+        # a result that is the teacher itself began as labels alone do
+        return self.initial_model(best.method, best.seed), task, args

@@ -1,0 +1,392 @@
+"""Tokenizers: train one on a corpus, load one by name, and say how well it fits."""
+
+import hashlib
+import itertools
+import os
+import re
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from accelerate import PartialState
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from hf_lm.cache import default_cache
+from hf_lm.models.configuration import find_adapter, is_path, load_config, unreachable, why
+from hf_lm.models.target_tokenizer import find_target, set_target, writes_apart, written_by
+
+if TYPE_CHECKING:
+    from hf_lm.data.sources import Corpus
+
+END_OF_TEXT, PAD, UNKNOWN, END_OF_LINE = "<|endoftext|>", "<|pad|>", "<unk>", "<eol>"
+
+# Where byte-level BPE may not merge across. As GPT-2's, with three differences: numbers go in groups of at most three
+# digits (GPT-4's), line ends stand apart from the words after them, and every run has a longest length, so that a line
+# of a million letters is not one word. Chinese has no spaces: four characters are a word at most there.
+WORDS = (
+    r"'(?:[sdmt]|ll|ve|re)| ?\p{Han}{1,4}| ?[[\p{L}\p{M}]&&\P{Han}]{1,32}| ?\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{M}\p{N}]{1,16}|[^\S\r\n]{0,32}[\r\n]{1,8}|\s{1,32}(?!\S)|\s{1,32}"
+)
+
+
+def train_bpe(
+    texts: Iterable[str],
+    *,
+    vocab_size: int,
+    min_frequency: int = 2,
+    max_bytes: int = 32_000_000,
+    max_document_bytes: int = 2**20,
+) -> PreTrainedTokenizerFast:
+    """Train byte-level BPE; any Unicode text comes back from its ids unchanged.
+
+    `vocab_size` counts `<|endoftext|>` (begin and end) and `<|pad|>`; text with few repetitions gives a smaller one.
+    Of each text the first `max_document_bytes`, of all texts the first `max_bytes` are read: memory is bounded.
+    `encode` adds no special token. Raises ValueError if there is no text or no room for the 256 bytes.
+    """
+    if vocab_size < 258:
+        raise ValueError(f"--vocab_size is {vocab_size}; byte-level BPE needs 258: 256 bytes and two special tokens.")
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORDS), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=min_frequency,
+        special_tokens=[END_OF_TEXT, PAD],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        max_token_length=32,
+        show_progress=False,
+    )
+    backend.train_from_iterator(_some(texts, max_bytes, max_document_bytes), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=END_OF_TEXT,
+        eos_token=END_OF_TEXT,
+        pad_token=PAD,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def train_word_level(
+    texts: Iterable[str],
+    *,
+    min_frequency: int = 1,
+    lowercase: bool = False,
+    max_bytes: int = 2**40,
+    max_document_bytes: int = 2**20,
+) -> PreTrainedTokenizerFast:
+    """Train a word-level tokenizer: each word seen `min_frequency` times is an entry, any other is `<unk>`.
+
+    With `lowercase` text is normalised as torchtext's basic_english does it (lower case, punctuation parted from
+    words, quotes and colons dropped); without, words are what white space parts, for text that is already tokenised,
+    such as WikiText. A line end is the token `<eol>`. Text does not come back unchanged.
+    """
+    steps = [normalizers.Replace(special, UNKNOWN) for special in (END_OF_TEXT, PAD)]  # text cannot forge them
+    if lowercase:
+        steps += [normalizers.Lowercase(), normalizers.Replace("<br />", " ")]
+        steps += [normalizers.Replace(Regex('["]'), ""), normalizers.Replace(Regex("[;:]"), " ")]
+        steps += [normalizers.Replace(mark, f" {mark} ") for mark in ("'", ".", ",", "(", ")", "!", "?")]
+    steps.append(normalizers.Replace("\n", f" {END_OF_LINE} "))
+    backend = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
+    backend.normalizer = normalizers.Sequence(steps)
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    # A space before every word but the first; NUL is a prefix that no word has.
+    backend.decoder = decoders.Sequence(
+        [decoders.WordPiece(prefix="\0", cleanup=False), decoders.Replace(Regex(f" ?{END_OF_LINE}"), "\n")]
+    )
+    trainer = trainers.WordLevelTrainer(vocab_size=2**31, min_frequency=min_frequency, show_progress=False)
+    backend.train_from_iterator(_some(texts, max_bytes, max_document_bytes), trainer)
+    # The trainer would list a special token that the text holds as a word (WikiText is full of <unk>) twice.
+    first = [UNKNOWN, END_OF_TEXT, PAD, END_OF_LINE]
+    found = sorted(backend.get_vocab().items(), key=lambda entry: entry[1])
+    words = first + [word for word, _ in found if word not in first]
+    backend.model = models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=UNKNOWN)
+    backend.add_special_tokens([UNKNOWN, END_OF_TEXT, PAD])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=END_OF_TEXT,
+        eos_token=END_OF_TEXT,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _some(texts: Iterable[str], max_bytes: int, max_document_bytes: int) -> Iterator[str]:
+    total = 0
+    for text in texts:
+        part = text[:max_document_bytes]
+        total += len(part.encode())
+        yield part
+        if total >= max_bytes:
+            return
+    if not total:
+        raise ValueError("there is no text to train a tokenizer on.")
+
+
+def prepare_tokenizer(
+    name: str, corpus: "Corpus", *, vocab_size: int, min_frequency: int, max_bytes: int
+) -> PreTrainedTokenizerBase:
+    """The tokenizer that `--tokenizer` names: `bpe`, `word`, `basic_english` (trained) or a checkpoint's.
+
+    A trained one is cached by the corpus' content, so that it is made once per run, not once per process, and a second
+    run starts at once. Where the corpus is larger than `max_bytes`, documents spread evenly over it are read.
+    """
+    if name not in ("bpe", "word", "basic_english"):
+        return load_tokenizer(name)
+    settings = (
+        f"{name} {vocab_size} {min_frequency} {max_bytes} {WORDS}" if name == "bpe" else f"{name} {min_frequency}"
+    )
+    key = hashlib.blake2b(f"{corpus.fingerprint} {settings}".encode(), digest_size=12).hexdigest()
+    folder = default_cache() / "tokenizers" / key
+    with PartialState().main_process_first():
+        if not (folder / "tokenizer.json").is_file():
+            PartialState().print(f"training a tokenizer on {corpus.source}")
+            texts = corpus.documents("train")
+            if name == "bpe":
+                texts = _spread(texts, max_bytes / max(1, corpus.size))
+                tokenizer = train_bpe(texts, vocab_size=vocab_size, min_frequency=min_frequency, max_bytes=max_bytes)
+            else:
+                tokenizer = train_word_level(texts, min_frequency=min_frequency, lowercase=name == "basic_english")
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            aside = tempfile.mkdtemp(dir=folder.parent)
+            tokenizer.save_pretrained(aside)
+            try:
+                os.replace(aside, folder)
+            except OSError:  # another run was faster
+                shutil.rmtree(aside, ignore_errors=True)
+    return load_tokenizer(str(folder))
+
+
+def _spread(texts: Iterable[str], share: float) -> Iterator[str]:
+    due = 0.0
+    for text in texts:
+        due += share
+        if due >= 1 or share >= 1:
+            due -= 1
+            yield text
+
+
+def load_tokenizer(name_or_path: str, *, decoder: str = "") -> PreTrainedTokenizerBase:
+    """A tokenizer from a folder or the Hub; of an adapter without one, its base's.
+
+    What is written is by the tokenizer of `decoder`, or the one that the folder has for it
+    (hf_lm.models.target_tokenizer).
+    Raises ValueError or OSError in one line if it cannot serve.
+    """
+    if decoder:
+        tokenizer = load_tokenizer(name_or_path)
+        set_target(tokenizer, load_tokenizer(decoder))
+        return tokenizer
+    if is_path(name_or_path) and not os.path.isdir(name_or_path):
+        raise FileNotFoundError(f"there is no folder {name_or_path}.")
+    if os.path.isdir(name_or_path) and not any(
+        (Path(name_or_path) / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
+    ):
+        if (adapter := find_adapter(name_or_path)) is not None:
+            load_config(name_or_path)  # says in one line if the base is not there
+            return load_tokenizer(adapter["base_model_name_or_path"])
+        raise FileNotFoundError(f"{name_or_path} has no tokenizer files; give a folder that has them, or a Hub id.")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+        find_target(tokenizer, name_or_path)
+    except ImportError as error:
+        missing = "sentencepiece" if "sentencepiece" in str(error).lower() else str(error).strip().splitlines()[0]
+        raise ImportError(
+            f"the tokenizer of {name_or_path} needs {missing}: pip install 'hf-lm[sentencepiece]'."
+        ) from None
+    except Exception as error:  # broken files raise errors of several libraries
+        said = unreachable(name_or_path, error) or f"cannot read the tokenizer of {name_or_path}: {why(error)}"
+        raise OSError(said) from error
+    if not tokenizer.encode("a b", add_special_tokens=False):
+        raise ValueError(f"the tokenizer in {name_or_path} is empty: it gives no ids for text. Its files are missing.")
+    if tokenizer.eos_token_id is None and tokenizer.bos_token_id is None and tokenizer.sep_token_id is None:
+        raise ValueError(f"the tokenizer {name_or_path} has no token that could part documents (eos, bos or sep).")
+    return tokenizer
+
+
+def encode_documents(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], *, as_targets: bool = False
+) -> list[list[int]]:
+    """Token ids of texts, without any special token: a literal `<|endoftext|>` in a text is encoded as text.
+
+    `as_targets`: as texts that are written, which Marian cuts into other pieces than texts that are read, and a model
+    of two halves encodes with another tokenizer.
+    """
+    tokenizer = written_by(tokenizer) if as_targets else tokenizer
+    if not tokenizer.is_fast:  # Marian and M2M100, through sentencepiece
+        key = "text_target" if as_targets else "text"
+        options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+        return [tokenizer(**{key: text}, **options).input_ids for text in texts]
+    with _special_tokens_as_text(tokenizer) as backend:
+        return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+def encode_with_offsets(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[tuple[list[int], np.ndarray]]:
+    """Token ids of texts, without any special token, and where in its text each token stands, (tokens, 2).
+
+    Raises ValueError for a tokenizer without a fast form, which does not know.
+    """
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"{type(tokenizer).__name__} does not say where in a text its tokens stand, which answers need: take a "
+            "checkpoint whose tokenizer has a tokenizer.json."
+        )
+    with _special_tokens_as_text(tokenizer) as backend:
+        encodings = backend.encode_batch(texts, add_special_tokens=False)
+    return [(encoding.ids, np.array(encoding.offsets, np.int32).reshape(-1, 2)) for encoding in encodings]
+
+
+_ENCODING = threading.Lock()  # the setting is the tokenizer's: two threads would encode each other's text by it
+
+
+@contextmanager
+def _special_tokens_as_text(tokenizer: PreTrainedTokenizerBase) -> Iterator[Tokenizer]:
+    with _ENCODING:
+        backend = tokenizer.backend_tokenizer
+        before = backend.encode_special_tokens
+        backend.encode_special_tokens = True
+        backend.no_truncation()
+        backend.no_padding()
+        try:
+            yield backend
+        finally:
+            backend.encode_special_tokens = before
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The special tokens around a text, `before` and `after`, and `between` two."""
+
+    before: list[int]
+    between: list[int]
+    after: list[int]
+
+
+def frame_of(tokenizer: PreTrainedTokenizerBase, *, causal: bool) -> Frame:
+    """What a tokenizer puts around texts. A causal model's text begins with its begin token where it has one."""
+    mark = encode_documents(tokenizer, ["a"])[0]
+    one, two = tokenizer("a").input_ids, tokenizer("a", "a").input_ids
+    begin = _find(one, mark, 0)
+    before, after = one[:begin], one[begin + len(mark) :]
+    second = _find(two, mark, begin + len(mark))
+    between = two[begin + len(mark) : second]
+    if causal:
+        if not before and tokenizer.bos_token_id is not None:
+            before = [tokenizer.bos_token_id]
+        between = between or encode_documents(tokenizer, ["\n"])[0]
+        after = []
+    return Frame(before, between, after)
+
+
+def set_languages(tokenizer: PreTrainedTokenizerBase, source: str, target: str) -> None:
+    """Tell a tokenizer of many languages (mBART, NLLB, M2M100) which it reads and which it writes; others stay.
+
+    A language is said as the tokenizer says it (`de_DE`, `deu_Latn`, `de`) or by its first part, where that is clear
+    (`de` for `de_DE`). Raises ValueError for one it does not know, unless it was told before.
+    """
+    if not hasattr(tokenizer, "tgt_lang"):
+        return
+    codes = [token.strip("_") for token in tokenizer.all_special_tokens]
+    codes = [code for code in codes if re.fullmatch(r"[a-z]{2,3}(_[A-Z]\w+)?", code)]
+    for side, option, language in (("src_lang", "--source", source), ("tgt_lang", "--target", target)):
+        found = [code for code in codes if language == code] or [c for c in codes if c.startswith(f"{language}_")]
+        if len(found) == 1:
+            setattr(tokenizer, side, found[0])
+        elif getattr(tokenizer, "tgt_lang", None) is None:
+            known = ", ".join((found or codes)[:5])
+            raise ValueError(
+                f"{option} {language!r} is no language of {tokenizer.name_or_path or 'the tokenizer'}, which has "
+                f"{len(codes)} ({known}, ...): name the column as one of them."
+            )
+
+
+def language_written(tokenizer: PreTrainedTokenizerBase) -> tuple[int, bool] | None:
+    """The id of the language that is written, and whether it opens the labels (mBART-50, NLLB, M2M100) or what the
+    decoder starts from (mBART); None for a tokenizer without languages.
+    """
+    tokenizer = written_by(tokenizer)
+    if getattr(tokenizer, "tgt_lang", None) is None:
+        return None
+    own, mark = set(tokenizer.all_special_ids), encode_documents(tokenizer, ["a"], as_targets=True)[0]
+    ids = tokenizer(text_target="a").input_ids
+    begin = _find(ids, mark, 0)
+    languages = own - {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id}
+    if opening := [i for i in ids[:begin] if i in languages]:
+        return opening[0], True
+    after = [i for i in ids[begin + len(mark) :] if i in languages]
+    return (after[0], False) if after else None
+
+
+def _find(ids: list[int], part: list[int], start: int) -> int:
+    return next(i for i in range(start, len(ids)) if ids[i : i + len(part)] == part)
+
+
+def new_tokenizer(texts: Iterable[str], *, vocab_size: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE for the fresh model of a demo, with special tokens around texts as encoders have them."""
+    return add_frame(train_bpe(texts, vocab_size=vocab_size))
+
+
+def set_pad(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give a tokenizer without a padding token one to pad with: labels are left out by place, so any will do."""
+    if tokenizer.pad_token_id is None:
+        token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.bos_token
+        if token is None:
+            raise ValueError(f"the tokenizer {tokenizer.name_or_path} has no special token to pad with.")
+        tokenizer.pad_token = token
+    if writes_apart(tokenizer):
+        set_pad(written_by(tokenizer))
+
+
+def add_frame(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """Make a trained tokenizer one for encoders: `<|endoftext|>` before, between and after texts."""
+    end = tokenizer.eos_token
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{end} $A {end}",
+        pair=f"{end} $A {end} $B:1 {end}:1",
+        special_tokens=[(end, tokenizer.eos_token_id)],
+    )
+    tokenizer.cls_token = tokenizer.sep_token = end
+    return tokenizer
+
+
+def measure_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, groups: dict[str, Iterable[str]], *, max_bytes: int = 2_000_000
+) -> dict[str, Any]:
+    """How well a tokenizer fits named groups of texts (splits, languages, files), read up to `max_bytes` each.
+
+    Per group bytes and characters per token, tokens per word as white space parts them, and for word-level tokenizers
+    the share of unknown words; over all, the entries that never occurred.
+    """
+    counts = np.zeros(max(tokenizer.get_vocab().values()) + 1, np.int64)
+    measured = {}
+    for name, texts in groups.items():
+        tokens = characters = words = size = unknown = 0
+        texts = iter(texts)
+        while size < max_bytes and (batch := list(itertools.islice(texts, 64))):
+            for text, ids in zip(batch, encode_documents(tokenizer, batch), strict=True):
+                counts += np.bincount(ids, minlength=len(counts))
+                tokens, characters, words = tokens + len(ids), characters + len(text), words + len(text.split())
+                size += len(text.encode())
+                if tokenizer.unk_token_id is not None:
+                    unknown += ids.count(tokenizer.unk_token_id)
+        if tokens:
+            found = {"bytes_per_token": size / tokens, "characters_per_token": characters / tokens}
+            found["tokens_per_word"] = tokens / max(1, words)
+            if tokenizer.unk_token_id is not None:
+                found["unknown"] = unknown / tokens
+            measured[name] = found
+    special = set(tokenizer.all_special_ids)
+    unused = [i for i in tokenizer.get_vocab().values() if counts[i] == 0 and i not in special]
+    return {"vocab_size": len(tokenizer), "unused": len(unused), "text": measured}

@@ -1,0 +1,166 @@
+"""What a run will take, before it starts: what it reads, and how long and in how much memory."""
+
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from hf_lm.reporting.report import peak_memory_bytes
+from hf_lm.training.fake_step import Step, measure_step
+from hf_lm.training.monitor import peak_flops
+
+UTILISATION = 0.4  # share of a device's matrix speed that training reaches, where nothing was measured
+# The C allocator of a CPU keeps freed memory in pieces: what is resident is more than what lives (docs/plan.md).
+FRAGMENTATION = 1.3
+FIRST_USE = 40 * 2**20  # bytes of library code and buffers that come into memory with the first step on a CPU
+AROUND = 8.0  # seconds that proofs, saving and the load-back in a fresh process take beside the training
+READING = 8.0  # seconds more of a language model: its samples, and a general compressor over the text
+
+
+@dataclass
+class Work:
+    """What a run reads. Tokens are of what stands in a batch; padding, which grouped rows have little of, is not."""
+
+    steps: int
+    steps_per_epoch: int
+    tokens: int  # trained on, in all
+    tokens_per_epoch: int
+    measured: int  # read while measuring, in all
+    longest: int  # of the largest batch of one process
+    world_size: int
+    around: float  # seconds
+
+    def seconds(self, step: Step, speed: float) -> dict[str, float]:
+        """Training, evaluation and what is around them, at `speed` FLOP/s of each process."""
+        per_token = sum(step.flops.values()) / self.longest / self.world_size / speed
+        read = step.flops["forward"] / self.longest / self.world_size / speed
+        return {"training": self.tokens * per_token, "evaluation": self.measured * read, "around": self.around}
+
+
+def lengths_of(task: Any) -> list[int]:
+    """Tokens that each training row is: what is read and, of an encoder-decoder, what is written."""
+    rows = task.train_dataset
+    if hasattr(rows, "block_size"):
+        return [rows.block_size] * len(rows)
+    written = not getattr(task, "causal", True)
+    return [len(row["input_ids"]) + (len(row["labels"]) if written else 0) for row in rows]
+
+
+def longest_batch(task: Any, rows: int) -> dict[str, torch.Tensor]:
+    """The batch that takes most memory: of the longest rows. A data set of fewer rows gives a smaller batch."""
+    lengths = lengths_of(task)
+    longest = sorted(range(len(lengths)), key=lambda i: -lengths[i])[:rows]
+    return task.collate([task.train_dataset[i] for i in longest])
+
+
+def work_of(task: Any, args: Any, *, scales: Mapping[str, float] | None = None) -> Work:
+    """What a run over a task reads, in training as the Trainer counts its steps.
+
+    `scales` says of a split how many times larger it is than what the task holds of it.
+    """
+    lengths, rows, scales = lengths_of(task), args.per_device_train_batch_size, scales or {}
+    scale = scales.get("train", 1.0)
+    batches = math.ceil(scale * len(lengths) / (rows * args.world_size))
+    epoch = max(1, math.ceil(batches / args.gradient_accumulation_steps))
+    steps = args.max_steps if args.max_steps > 0 else max(1, math.ceil(epoch * args.num_train_epochs))
+    per_epoch = int(scale * sum(lengths))
+    strategy = getattr(args.eval_strategy, "value", args.eval_strategy)
+    times = 1
+    if strategy == "epoch":
+        times = math.ceil(steps / epoch)
+    elif strategy == "steps" and args.eval_steps:
+        every = args.eval_steps if args.eval_steps >= 1 else max(1, round(args.eval_steps * steps))
+        times = max(1, int(steps // every) + (steps % every > 0 and not args.load_best_model_at_end))
+    measured = times * tokens_measured(task, "validation") * scales.get("validation", 1.0)
+    measured += tokens_measured(task, "test") * scales.get("test", 1.0) if "test" in task.splits else 0
+    return Work(
+        steps=steps,
+        steps_per_epoch=epoch,
+        tokens=int(per_epoch * steps / epoch),
+        tokens_per_epoch=per_epoch,
+        measured=int(measured),
+        longest=max(1, sum(sorted(lengths, reverse=True)[:rows])),
+        world_size=args.world_size,
+        around=AROUND + READING * hasattr(task, "streams"),
+    )
+
+
+def tokens_measured(task: Any, split: str) -> int:
+    """Tokens that a measurement of a split reads; those that it writes count as read once."""
+    if hasattr(task, "streams"):
+        windows = task.block_size / task.eval_stride  # a token stands in that many windows of a long document
+        stream = task.streams[split]
+        long = float((stream.lengths > task.block_size).mean()) if len(stream) else 0.0
+        return int(stream.total * (1 + (windows - 1) * long))
+    return task.encoded[split].tokens
+
+
+# The forecast of a run
+
+
+def forecast(trainer: Any, task: Any) -> dict[str, float]:
+    """The seconds and the peak memory that `fit` will take with a trainer and a task, as report.json has them."""
+    args = trainer.args
+    step = step_of(trainer, task, rows=args.per_device_train_batch_size, checkpointing=checkpoints_activations(args))
+    times = work_of(task, args).seconds(step, UTILISATION * peak_flops(args.device, precision(args)))
+    live = max(step.peak, step.proofs)
+    peak = live if args.device.type != "cpu" else resident(live - step.memory["weights"])
+    return {"seconds": sum(times.values()), "peak_memory_bytes": peak}
+
+
+def step_of(trainer: Any, task: Any, *, rows: int, checkpointing: bool) -> Step:
+    """The step of a trainer, run on fake tensors in batches of `rows`: fewer are accumulated to the same."""
+    args = trainer.args
+    return measure_step(
+        trainer.model,
+        longest_batch(task, rows),
+        loss=task.loss,
+        optimizer=lambda model: fresh_optimizer(trainer, model),
+        dtype=precision(args),
+        checkpointing=checkpointing,
+        accumulation=args.gradient_accumulation_steps * -(-args.per_device_train_batch_size // rows),
+    )
+
+
+def checkpoints_activations(args: Any) -> bool:
+    """Whether a run recomputes activations; transformers is renaming the argument."""
+    return bool(getattr(args, "activation_checkpointing", None) or args.gradient_checkpointing)
+
+
+def precision(args: Any) -> torch.dtype:
+    return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
+
+
+def fresh_optimizer(trainer: Any, model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer that a trainer would make for a model; the trainer itself is left without one."""
+    try:
+        return trainer.create_optimizer(model)
+    finally:
+        trainer.optimizer = None
+
+
+def resident(live: int, weights: int = 0) -> int:
+    """Peak resident memory of this process on a CPU once `live` bytes of tensors and `weights` are in it as well.
+
+    The plots that end a run bring their library, which is loaded here so that it counts.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot  # noqa: F401
+
+    return max(peak_memory_bytes(), int(resident_now() + FIRST_USE + weights + FRAGMENTATION * live))
+
+
+def resident_now() -> int:
+    """Resident memory of this process in bytes; where it cannot be read, its peak."""
+    if sys.platform != "linux":
+        return peak_memory_bytes()
+    import resource
+
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()

@@ -1,0 +1,210 @@
+"""TRL's trainers, sound: SFT, DPO and GRPO behind `fit`'s `build_trainer`. Importing this module imports trl."""
+
+import dataclasses
+import inspect
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import trl
+from datasets import Dataset
+from torch import nn
+from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
+
+from hf_lm.arguments import TrainingArguments
+from hf_lm.models.adapters import is_adapted
+from hf_lm.training.trainer import Sound
+
+
+@dataclasses.dataclass
+class SFTArguments(trl.SFTConfig, TrainingArguments):
+    """TRL's configuration with our arguments in it."""
+
+
+@dataclasses.dataclass
+class DPOArguments(trl.DPOConfig, TrainingArguments):
+    """TRL's configuration with our arguments in it."""
+
+
+@dataclasses.dataclass
+class GRPOArguments(trl.GRPOConfig, TrainingArguments):
+    """TRL's configuration with our arguments in it."""
+
+
+def _config(config_class: type, args: TrainingArguments, **options: Any) -> Any:
+    """Our arguments as one of TRL's configurations: each field of ours with its value, and `options` for TRL's own."""
+    if args.sweep:
+        raise ValueError("--sweep is for tasks with labels: here try rates one by one, with --learning_rate.")
+    ours = {field.name: getattr(args, field.name) for field in dataclasses.fields(args) if field.init}
+    config = config_class(**ours | options)
+    config.run = args.run
+    return config
+
+
+class Aligned(Sound):
+    """What TRL's trainers need to be sound: they keep numbers of their own and log them with the next of ours."""
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if any(key.startswith("eval_") for key in logs):  # ours, whole: TRL's are of the proofs
+            mode = self.model.training
+            self.model.eval()
+            self._metrics["eval"].clear()
+            super().log(logs, start_time)
+            self.model.train(mode)
+        else:
+            super().log(logs, start_time)
+
+
+class SFT(Aligned, trl.SFTTrainer):
+    """TRL's supervised fine-tuning over features that are encoded already, {"input_ids", "labels", ...}.
+
+    Its loss is the mean over all labels of an optimizer step and its language-model head is fused with it: the logits
+    are never held as a whole.
+    """
+
+
+def _encoded(task: Any, measure: Callable) -> dict[str, Any]:
+    """What a trainer over features that are encoded already takes of a task."""
+    return {
+        "measure": measure,
+        "context": task.context,
+        "train_dataset": Dataset.from_list(task.train_dataset),
+        "data_collator": task.collate,
+        "processing_class": task.tokenizer,
+    }
+
+
+def sft_trainer(model: nn.Module, args: TrainingArguments, task: Any, measure: Callable) -> SFT:
+    task.remember(model.to(args.device))
+    return SFT(
+        model,
+        _config(SFTArguments, args, max_length=None, dataset_kwargs={"skip_prepare_dataset": True}),
+        **_encoded(task, measure),
+    )
+
+
+class DPO(Aligned, trl.DPOTrainer):
+    """TRL's direct preference optimization over features that are encoded already; its loss is a mean over pairs."""
+
+    def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
+        return dataset
+
+
+def dpo_trainer(model: nn.Module, args: TrainingArguments, task: Any, measure: Callable) -> DPO:
+    task.remember(model.to(args.device))
+    options = {"beta": task.beta, "loss_type": [task.loss_type], "label_smoothing": task.label_smoothing}
+    return DPO(
+        model,
+        _config(DPOArguments, args, max_length=None, **options),
+        ref_model=task.reference,
+        **_encoded(task, measure),
+    )
+
+
+class GRPO(Aligned, trl.GRPOTrainer):
+    """TRL's group relative policy optimization, with a reference that is given and guards against collapse.
+
+    Prompts are encoded already, and padded on the left: models with absolute positions are told where a row begins,
+    or what they learn would not be what they sampled.
+    """
+
+    def __init__(self, model: nn.Module, args: GRPOArguments, *, task: Any, **kwargs: Any) -> None:
+        self.task = task
+        self.without_signal: Counter = Counter()  # steps in a row, by what was wrong
+        self.first_reward: float | None = None
+
+        def reward(prompts: list[str], completions: list[str], reference: list[str], **_: Any) -> list[float]:
+            return task.reward(prompts, completions, reference)
+
+        super().__init__(model, args, reward_funcs=reward, **kwargs)
+        if task.beta:  # args.beta is 0, for which TRL makes no reference: it would load the one that a folder holds
+            self.beta = task.beta
+            disable_dropout_in_model(task.reference)
+            add_fused_lm_head(task.reference, temperature=self.temperature)
+            self.ref_model = self.accelerator.prepare_model(task.reference, evaluation_mode=True)
+        for one in (model.get_base_model() if is_adapted(model) else model, task.reference):
+            if "position_ids" in inspect.signature(one.base_model.forward).parameters:
+                one.base_model.register_forward_pre_hook(_count_from_the_mask, with_kwargs=True)
+
+    def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict]:
+        return [self.task.prompt_ids[prompt] for prompt in prompts], None, {}
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> torch.Tensor:
+        self.tokens_seen += (inputs["prompt_mask"].sum() + inputs["completion_mask"].sum()) * self.args.world_size
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        found = super()._generate_and_score_completions(inputs)
+        if self.model.training:
+            self._watch({key: values[-1] for key, values in self._metrics["train"].items() if values})
+        return found
+
+    def _watch(self, numbers: dict[str, float]) -> None:
+        """Stop where nothing can be learned: equal rewards in every group, only empty answers, only endless ones."""
+        if self.first_reward is None:
+            self.first_reward = numbers["reward"]
+        endless = numbers["completions/clipped_ratio"]  # the share without an end token
+        signs = {
+            "empty": numbers["completions/max_length"] <= 1 and endless == 0,  # the end token alone
+            "endless": endless == 1,
+            "equal": numbers["frac_reward_zero_std"] == 1,
+        }
+        steps = self.task.collapse_steps
+        for name, seen in signs.items():
+            self.without_signal[name] = self.without_signal[name] + 1 if seen else 0
+        gone = next((name for name in signs if self.without_signal[name] >= steps > 0), "")
+        if gone == "equal" and numbers["reward"] > self.first_reward:
+            self.accelerator.print(
+                f"for {steps} steps every answer to a prompt earned the same, {numbers['reward']:.3g} on average and "
+                f"{self.first_reward:.3g} at first: there is nothing left to learn, and training ends."
+            )
+            self.control.should_training_stop = True
+        elif gone:
+            said = COLLAPSES[gone].format(reward=numbers["reward"])
+            raise ValueError(f"the run collapsed: for {steps} steps in a row {said}")
+
+
+COLLAPSES = {
+    "empty": "every answer was empty. Give empty answers a lower reward, raise --beta or lower --learning_rate.",
+    "endless": "no answer came to its end. Raise --max_new_tokens, or start from a model that learned to stop.",
+    "equal": "the answers to each prompt all earned the same ({reward:.3g} on average). Take an easier task, a finer "
+    "reward or more --num_generations.",
+}
+
+
+def _count_from_the_mask(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """Positions that begin where a row does, for rows padded on the left; generation has its own."""
+    mask = kwargs.get("attention_mask")
+    if (
+        mask is not None
+        and mask.ndim == 2
+        and kwargs.get("position_ids") is None
+        and not (kwargs.get("cache") or kwargs.get("past_key_values"))  # its name since transformers 5.24, and before
+    ):
+        kwargs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
+    return args, kwargs
+
+
+def grpo_trainer(model: nn.Module, args: TrainingArguments, task: Any, measure: Callable) -> GRPO:
+    task.remember(model.to(args.device))
+    config = _config(
+        GRPOArguments,
+        args,
+        beta=0.0,
+        num_generations=task.num_generations,
+        num_generations_eval=1,  # `measure` asks for its own
+        max_completion_length=task.max_new_tokens,
+        temperature=task.temperature,
+        generation_kwargs={"suppress_tokens": task.suppressed} if task.suppressed else None,
+        disable_dropout=True,
+    )
+    return GRPO(
+        model,
+        config,
+        task=task,
+        measure=measure,
+        context=task.context,
+        train_dataset=Dataset.from_list(task.train_dataset),
+        processing_class=task.tokenizer,
+    )
