@@ -42,6 +42,7 @@ SHOWN = {"desc", "description", "unit", "unit_scale", "delay", "leave", "disable
 def left_alone(tree: ast.AST) -> set[int]:
     """The ids of nodes that no test has to notice."""
     parts: list[ast.AST | None] = []
+    alone: set[int] = set()
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list):
@@ -55,9 +56,11 @@ def left_alone(tree: ast.AST) -> set[int]:
             getattr(node, "returns", None),
             *getattr(node, "decorator_list", []),
         ]
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            alone.add(id(node))
         if isinstance(node, ast.Call) and ast.unparse(node.func) in ("bar.update", "bar.close"):
             parts.append(node)
-    return {id(inner) for part in parts if part is not None for inner in ast.walk(part)}
+    return alone | {id(inner) for part in parts if part is not None for inner in ast.walk(part)}
 
 
 def changes(tree: ast.AST) -> Iterator[tuple[ast.AST, str, Any, Any, Any]]:
