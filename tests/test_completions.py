@@ -55,10 +55,12 @@ def test_without_a_temperature_it_writes_the_likeliest_tokens_up_to_an_end_which
 def test_samples_are_drawn_from_the_whole_distribution_at_the_temperature_given(scripted, tokenizer):
     model, prompts = scripted("a"), [[tokenizer.eos_token_id]] * 800
     with torch.no_grad():
+        model.lm_head.weight *= 0.002
         logits = model(torch.tensor(prompts[:1])).logits[0, -1]
     target, others = int(logits.argmax()), len(logits) - 1
     temperature = logits.max().item() / math.log(others)  # one token is then as likely as all others together
-    assert (logits / temperature).softmax(-1).max() == pytest.approx(0.5, abs=0.01)
+    assert (logits / temperature).softmax(-1).max() == pytest.approx(0.5, abs=0.02)
+    assert temperature < 0.5  # at 1 it would hardly be drawn
     options = {"pad_id": 1, "ends": set(), "max_new_tokens": 1, "temperature": temperature}
     found = [ids[0] for ids in write(model, prompts, **options)]
     assert found.count(target) / 800 == pytest.approx(0.5, abs=0.08)
@@ -66,11 +68,6 @@ def test_samples_are_drawn_from_the_whole_distribution_at_the_temperature_given(
     assert found == [ids[0] for ids in write(model, prompts, **options, seed=0)]
     assert found != [ids[0] for ids in write(model, prompts, **options, seed=1)]
     assert found[:64] != found[64:128]  # batches are drawn apart
-
-
-def test_a_temperature_below_one_samples_too(model):
-    found = write(model, [[5]] * 30, pad_id=1, ends=set(), max_new_tokens=4, temperature=0.5)
-    assert len({tuple(ids) for ids in found}) > 20
 
 
 def test_processes_share_the_work(model, monkeypatch):

@@ -278,6 +278,7 @@ def test_questions_without_an_answer_stand_apart():
             "no_answer_f1": 100 / 3,
         }
     )
+    assert len(QuestionAnswering().estimates(["Rome", ""], [["Rome"], []])) == 6
     for references in (["Rome"], ["Oslo"]), ([], []):  # of one kind only
         assert set(values(QuestionAnswering(), predictions=["Rome", ""], references=references)) == {
             "exact_match",

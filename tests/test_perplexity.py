@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hf_lm.data.packing import tokenize_documents
 from hf_lm.evaluation.intervals import mean, ratio
 from hf_lm.evaluation.perplexity import Likelihood, score_documents, unigram_likelihood, windows
 
@@ -56,17 +57,27 @@ def test_likelihood_does_not_depend_on_how_windows_are_batched(model, stream):
     np.testing.assert_allclose(one.nll, many.nll, rtol=1e-5)
 
 
-def test_no_more_logits_than_allowed_exist_at_once_and_the_longest_windows_come_first(model, stream):
-    shapes = []
+def test_no_more_logits_than_allowed_exist_at_once_and_the_longest_windows_come_first(
+    model, tokenizer, texts, tmp_path
+):
+    short = [text[: 2 + 5 * (i % 7)] for i, text in enumerate(texts)]
+    stream, shapes = tokenize_documents(short, tokenizer=tokenizer, folder=tmp_path / "short"), []
     model.register_forward_hook(lambda _, __, output: shapes.append(tuple(output.logits.shape)))
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5  # not while it is measured
     model.train()
-    score_documents(model, stream, block_size=32, stride=16, max_logits=100 * 320)
+    measured = score_documents(model, stream, block_size=32, stride=16, max_logits=100 * 320)
     assert model.training
     assert max(rows * width for rows, width, _ in shapes) <= 100
-    assert [width for _, width, _ in shapes] == sorted((width for _, width, _ in shapes), reverse=True)
-    assert min(rows for rows, width, _ in shapes[:-1] if width > 25) == 3  # and as many as fit
+    widths = [width for _, width, _ in shapes]
+    assert widths == sorted(widths, reverse=True)
+    assert widths[0] > widths[-1]
+    assert all((rows + 1) * width > 100 for rows, width, _ in shapes[:-1])  # as many as fit
     model.eval()
-    score_documents(model, stream, block_size=32, stride=16)
+    np.testing.assert_array_equal(
+        score_documents(model, stream, block_size=32, stride=16, max_logits=100 * 320).nll, measured.nll
+    )
     assert not model.training
 
 
@@ -120,8 +131,9 @@ def test_an_untrained_model_is_as_good_as_guessing(model, stream):
 
 
 def test_unigram_baseline_is_the_entropy_of_the_tokens_plus_smoothing(stream, tokenizer):
-    likelihood = unigram_likelihood(stream, stream, vocab_size=len(tokenizer))
-    counts = np.bincount(stream.tokens, minlength=len(tokenizer)) + 1.0
+    size = len(tokenizer) + 5  # with ids that occur nowhere
+    likelihood = unigram_likelihood(stream, stream, vocab_size=size)
+    counts = np.bincount(stream.tokens, minlength=size) + 1.0
     log_probs = np.log(counts / counts.sum())
     assert likelihood.nll.sum() == pytest.approx(-log_probs[np.asarray(stream.tokens[1:])].sum())
     assert likelihood.nll[3] == pytest.approx(-log_probs[stream.document(3)[1:]].sum())
