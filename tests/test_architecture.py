@@ -32,7 +32,6 @@ LEVELS = [
 ]
 UPWARDS = {  # to be removed
     ("hf_lm.tokenization.tokenizer", "hf_lm.data.sources"),
-    ("hf_lm.tasks.text_to_text", "hf_lm.inference.sampling"),
 }
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from hf_lm.data.sources import Corpus
 
 END_OF_TEXT, PAD, UNKNOWN, END_OF_LINE = "<|endoftext|>", "<|pad|>", "<unk>", "<eol>"
+INCOMPLETE = "\ufffd"  # what a character decodes to while some of its bytes are missing
 
 # Where byte-level BPE may not merge across. As GPT-2's, with three differences: numbers go in groups of at most three
 # digits (GPT-4's), line ends stand apart from the words after them, and every run has a longest length, so that a line
