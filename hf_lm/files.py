@@ -1,10 +1,17 @@
-"""Files as this program writes them: complete or absent, and never over what it did not write."""
+"""Files as this program writes them: complete or absent, and never over what it did not write. The cache's folder."""
 
 import json
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+
+
+def default_cache() -> Path:
+    """Where tokenizers, token streams and the demo's text are kept between runs, under Hugging Face's own home."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HOME) / "hf_lm"
 
 
 def write_whole(path: str | Path, content: str | bytes) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from hf_lm.cache import default_cache
+from hf_lm.files import default_cache
 from hf_lm.tokenization.tokenizer import encode_documents
 
 BATCH = 2**21  # characters tokenized at a time: enough to keep every core busy, little to hold

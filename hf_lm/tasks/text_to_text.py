@@ -17,13 +17,12 @@ from hf_lm.data.batches import Feature, map_by_length, pad_batch
 from hf_lm.data.reading import clean
 from hf_lm.data.tables import Row, Table, drop_empty_splits
 from hf_lm.evaluation.calibration import label_log_probs
-from hf_lm.inference.sampling import INCOMPLETE
 from hf_lm.models.configuration import context_length, family
 from hf_lm.models.target_tokenizer import decode_targets, has_target_tokenizer, target_tokenizer
 from hf_lm.tasks.losses import label_loss, next_token_loss
 from hf_lm.tasks.proofs import Proof
 from hf_lm.tasks.supervised import Encoded, Scores, Supervised
-from hf_lm.tokenization.tokenizer import encode_documents, language_written, special_tokens_around
+from hf_lm.tokenization.tokenizer import INCOMPLETE, encode_documents, language_written, special_tokens_around
 
 SAMPLED = 2000  # training rows whose targets are encoded and decoded again
 NEGLIGIBLE = 0.01  # share of them that may come back changed before it is said

@@ -11,21 +11,19 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 from accelerate import PartialState
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from hf_lm.cache import default_cache
+from hf_lm.files import default_cache
 from hf_lm.models.configuration import find_adapter, is_path, load_config, unreachable, why
 from hf_lm.models.target_tokenizer import find_target, has_target_tokenizer, set_target, target_tokenizer
 
-if TYPE_CHECKING:
-    from hf_lm.data.sources import Corpus
-
 END_OF_TEXT, PAD, UNKNOWN, END_OF_LINE = "<|endoftext|>", "<|pad|>", "<unk>", "<eol>"
+INCOMPLETE = "\ufffd"  # what a character decodes to while some of its bytes are missing
 
 # Where byte-level BPE may not merge across. As GPT-2's, with three differences: numbers go in groups of at most three
 # digits (GPT-4's), line ends stand apart from the words after them, and every run has a longest length, so that a line
@@ -135,8 +133,18 @@ def _some(texts: Iterable[str], max_bytes: int, max_document_bytes: int) -> Iter
         raise ValueError("there is no text to train a tokenizer on.")
 
 
+class TrainingText(Protocol):
+    """What a tokenizer is trained on: hf_lm.data.sources.Corpus, or anything with these."""
+
+    source: str  # its name, printed
+    fingerprint: str  # of its content: the key of the cache
+    size: int  # bytes, about
+
+    def documents(self, split: str) -> Iterator[str]: ...
+
+
 def prepare_tokenizer(
-    name: str, corpus: "Corpus", *, vocab_size: int, min_frequency: int, max_bytes: int
+    name: str, corpus: TrainingText, *, vocab_size: int, min_frequency: int, max_bytes: int
 ) -> PreTrainedTokenizerBase:
     """The tokenizer that `--tokenizer` names: `bpe`, `word`, `basic_english` (trained) or a checkpoint's.
 

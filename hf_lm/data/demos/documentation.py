@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-from hf_lm.cache import default_cache
+from hf_lm.files import default_cache
 
 PACKAGES = ("numpy", "datasets", "huggingface_hub")
 LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "lib2to3", "_vendor", "_generated"}
