@@ -4,8 +4,6 @@ import hashlib
 import itertools
 import os
 import re
-import shutil
-import tempfile
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,7 +16,7 @@ from accelerate import PartialState
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from hf_lm.files import default_cache
+from hf_lm.files import default_cache, fill_cache
 from hf_lm.models.configuration import find_adapter, is_path, load_config, unreachable, why
 from hf_lm.models.target_tokenizer import find_target, has_target_tokenizer, set_target, target_tokenizer
 
@@ -158,22 +156,19 @@ def prepare_tokenizer(
     )
     key = hashlib.blake2b(f"{corpus.fingerprint} {settings}".encode(), digest_size=12).hexdigest()
     folder = default_cache() / "tokenizers" / key
+
+    def write(aside: Path) -> None:
+        PartialState().print(f"training a tokenizer on {corpus.source}")
+        texts = corpus.documents("train")
+        if name == "bpe":
+            texts = _spread(texts, max_bytes / max(1, corpus.size))
+            tokenizer = train_bpe(texts, vocab_size=vocab_size, min_frequency=min_frequency, max_bytes=max_bytes)
+        else:
+            tokenizer = train_word_level(texts, min_frequency=min_frequency, lowercase=name == "basic_english")
+        tokenizer.save_pretrained(aside)
+
     with PartialState().main_process_first():
-        if not (folder / "tokenizer.json").is_file():
-            PartialState().print(f"training a tokenizer on {corpus.source}")
-            texts = corpus.documents("train")
-            if name == "bpe":
-                texts = _spread(texts, max_bytes / max(1, corpus.size))
-                tokenizer = train_bpe(texts, vocab_size=vocab_size, min_frequency=min_frequency, max_bytes=max_bytes)
-            else:
-                tokenizer = train_word_level(texts, min_frequency=min_frequency, lowercase=name == "basic_english")
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            aside = tempfile.mkdtemp(dir=folder.parent)
-            tokenizer.save_pretrained(aside)
-            try:
-                os.replace(aside, folder)
-            except OSError:  # another run was faster
-                shutil.rmtree(aside, ignore_errors=True)
+        fill_cache(folder, write)
     return load_tokenizer(str(folder))
 
 
