@@ -30,6 +30,7 @@ from hf_lm.reporting.report import (
 )
 from hf_lm.tasks import proofs
 from hf_lm.tasks.proofs import prove
+from hf_lm.tasks.task import Measured, Task
 from hf_lm.training.budget import EXIT_OUT_OF_BUDGET, StopAtBudget
 from hf_lm.training.checkpoints import check_same_run, find_checkpoint, save_aside
 from hf_lm.training.estimate import forecast
@@ -41,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 def fit(
     model: Any,
-    task: Any,
+    task: Task,
     training_args: TrainingArguments,
     *,
     merge: bool = True,
@@ -115,8 +116,8 @@ def fit(
         f"{type(model).__name__}: {model.num_parameters():,} parameters, {trainable:,} "
         f"({trainable / model.num_parameters():.1%}) trained, on {describe(trainer)}"
     )
-    if tokenizer_warning := getattr(task, "tokenizer_warning", ""):
-        say(f"  warning: {tokenizer_warning}")
+    if task.tokenizer_warning:
+        say(f"  warning: {task.tokenizer_warning}")
     plan = planned(trainer, task) if state.is_main_process and checkpoint is None else None
     if plan is not None and plan["seconds"] > training_args.budget:
         say(
@@ -249,7 +250,7 @@ def fit(
     return report
 
 
-def planned(trainer: SafeTrainerMixin, task: Any) -> dict[str, float] | None:
+def planned(trainer: SafeTrainerMixin, task: Task) -> dict[str, float] | None:
     """What this run should take, as report.json has it; None where it cannot be told, for it must not end a run."""
     try:
         return forecast(trainer, task)
@@ -258,7 +259,7 @@ def planned(trainer: SafeTrainerMixin, task: Any) -> dict[str, float] | None:
         return None
 
 
-def with_baseline(task: Any, split: str, measured: Any) -> dict[str, Any]:
+def with_baseline(task: Task, split: str, measured: Measured) -> dict[str, Any]:
     """The metrics of a split as report.json holds them, each beside the trivial model's on the same examples.
 
     What the trivial model has no number for stands alone.
