@@ -4,7 +4,6 @@ Precedence: dataclass < recipe default < YAML (`--config`) < command line. A YAM
 tokens, so file and terminal share one validator, and a misspelt key or value ends in one line that names where it is.
 """
 
-import difflib
 import json
 import math
 import os
@@ -25,6 +24,7 @@ from transformers import HfArgumentParser
 from hf_lm import dry_run
 from hf_lm.hub.credentials import masked, masked_traceback, names_secret
 from hf_lm.output_folder import check_output
+from hf_lm.suggestions import closest, did_you_mean
 
 Arguments = TypeVar("Arguments")
 
@@ -285,9 +285,7 @@ def _read_yaml(path: str) -> dict[str, Any]:
         values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=Loader)
     except FileNotFoundError:
         near = sorted(str(p) for p in Path(path).parent.glob("*.y*ml")) if Path(path).parent.is_dir() else []
-        raise FileNotFoundError(
-            f"--config: there is no file {path}{_closest(path, near, ' Did you mean {}?')}"
-        ) from None
+        raise FileNotFoundError(f"--config: there is no file {path}.{did_you_mean(path, near)}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}, line {mark.line + 1}" if mark else path
@@ -302,7 +300,7 @@ def _read_yaml(path: str) -> dict[str, Any]:
 def _check_keys(keys: Iterable[str], own: set[str], where: str) -> None:
     for key in keys:
         if key not in own:
-            raise ValueError(f"{where}: unknown key {key!r}.{_closest(key, own, ' Did you mean {!r}?')}")
+            raise ValueError(f"{where}: unknown key {key!r}.{did_you_mean(key, own)}")
 
 
 def _parse_value(parser: _Parser, key: str, value: Any, where: str) -> Any:
@@ -331,8 +329,9 @@ def _parse_command_line(parser: _Parser, argv: list[str], own: set[str]) -> Simp
     for token in unknown:
         if token.startswith("--"):
             key = token[2:].split("=")[0].replace("-", "_")
-            options = own | {"config", "print_config", "debug", "help"}
-            raise ValueError(f"command line: unknown option --{key}.{_closest(key, options, ' Did you mean --{}?')}")
+            near = closest(key, own | {"config", "print_config", "debug", "help"})
+            hint = f" Did you mean --{near}?" if near else ""
+            raise ValueError(f"command line: unknown option --{key}.{hint}")
     if unknown:
         raise ValueError(
             f"command line: do not know what to do with {unknown[0]!r}; options are given as --key value."
@@ -345,13 +344,8 @@ def _plain(message: str) -> str:
     message = re.sub(r"argument (--\w+)(?:/--[\w-]+)*: ", lambda m: f"{m[1]}: ", message)
     if match := re.search(r"invalid choice: '?(.*?)'? \(choose from (.*)\)", message):
         choices = [choice.strip().strip("'") for choice in match[2].split(",")]
-        message += f".{_closest(match[1], choices, ' Did you mean {}?')}"
+        message += f".{did_you_mean(match[1], choices)}"
     return message
-
-
-def _closest(word: str, words: Iterable[str], sentence: str) -> str:
-    near = difflib.get_close_matches(str(word), [str(w) for w in words], n=1, cutoff=0.5)
-    return sentence.format(near[0]) if near else ""
 
 
 def _name_the_key(message: str, resolved: dict[str, Any], origin: dict[str, str]) -> str:
@@ -360,8 +354,8 @@ def _name_the_key(message: str, resolved: dict[str, Any], origin: dict[str, str]
         value = resolved.get(key)
         if value not in (None, True, False) and repr(value) in message:
             choices = re.findall(r"'([\w-]+)'", message)
-            near = _closest(str(value), [c for c in choices if c != str(value)], " Did you mean {}?")
-            return f"{where}{key}: {message.splitlines()[0].rstrip('.')}.{near}"
+            hint = did_you_mean(str(value), [choice for choice in choices if choice != str(value)])
+            return f"{where}{key}: {message.splitlines()[0].rstrip('.')}.{hint}"
     return message.splitlines()[0]
 
 
