@@ -11,7 +11,7 @@ import re
 import sys
 import traceback
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn, TypeVar
@@ -62,10 +62,15 @@ class TrainingArguments(transformers.TrainingArguments):
     resume_with_changes: bool = field(
         default=False, metadata={"help": "resume although the checkpoint was written by another configuration"}
     )
-    run: dict[str, Any] = field(default_factory=dict, init=False)  # the resolved run, as run.yaml holds it
-    changed: dict[str, Any] = field(default_factory=dict, init=False)  # what of it is not the recipe's default
+    run: dict[str, Any] = field(default_factory=dict, init=False)  # what run.yaml holds
+    changed: dict[str, Any] = field(default_factory=dict, init=False)  # those that are not the recipe's default
+    names_metric: bool = field(default=False, init=False)  # whether --metric_for_best_model was given
 
     def __post_init__(self) -> None:
+        self.names_metric = self.metric_for_best_model is not None
+        recorded = [f for f in fields(self) if f.init and f.name not in ONE_INVOCATION and not names_secret(f.name)]
+        given = {f.name: getattr(self, f.name) for f in recorded if getattr(self, f.name) != _default(f)}
+        self.run = self.changed = {name: _plain_value(value) for name, value in given.items()}
         if self.bf16 and not torch.accelerator.is_available():
             self.use_cpu = True  # or the parent says that bf16 needs a GPU
         super().__post_init__()
@@ -371,6 +376,10 @@ def _saved_run(resolved, arguments_class, training_arguments_class, recipe_defau
         if f.name in recipe_defaults or f.name in origin:
             run[f.name] = resolved[f.name]
     return {key: _plain_value(value) for key, value in run.items()}
+
+
+def _default(f: Field) -> Any:
+    return f.default if f.default_factory is MISSING else f.default_factory()
 
 
 def _plain_value(value: Any) -> Any:
