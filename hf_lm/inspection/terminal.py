@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from hf_lm.inspection.examples import Part
 from hf_lm.reporting.report import visible
 from hf_lm.reporting.terminal import width_of
+from hf_lm.tasks.rendering import Part
 
 HEAD, TAIL = 48, 16  # pieces shown of a long run
 BETWEEN = "│"  # two tokens
@@ -70,8 +70,8 @@ def _say_data(found: dict[str, Any]) -> Iterator[str]:
 
 
 def _say_part(part: Part, colour: bool, width: int) -> Iterator[str]:
-    if part.said:
-        yield f"{part.name}: {visible(part.said)}"
+    if part.text:
+        yield f"{part.name}: {visible(part.text)}"
         return
     count = sum(tokens for _, tokens, _ in part.pieces)
     learned = sum(tokens for _, tokens, learned in part.pieces if learned)

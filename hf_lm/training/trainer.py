@@ -20,6 +20,7 @@ from hf_lm.data.batches import GroupedByLength
 from hf_lm.models.adapters import is_adapted, save_adapted
 from hf_lm.models.target_tokenizer import has_target_tokenizer, save_tokenizer
 from hf_lm.output_folder import save_run
+from hf_lm.tasks.task import TrainingData
 from hf_lm.training.checkpoints import StopOnSignal, save_aside
 from hf_lm.training.monitor import Progress, Speedometer, flops_per_token
 from hf_lm.training.optimizers import Muon, OptimizerPair, muon_groups
@@ -289,7 +290,12 @@ class Trainer(SafeTrainerMixin, transformers.Trainer):
 
 
 def supervised_trainer(
-    model: nn.Module, args: TrainingArguments, task: Any, measure: Callable, *, trainer_class: type[Trainer] = Trainer
+    model: nn.Module,
+    args: TrainingArguments,
+    task: TrainingData,
+    measure: Callable,
+    *,
+    trainer_class: type[Trainer] = Trainer,
 ) -> Trainer:
     """The Trainer of a task whose loss is a sum over labels."""
     return trainer_class(
