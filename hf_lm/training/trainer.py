@@ -139,9 +139,9 @@ class SafeTrainerMixin:
     # Resuming
 
     def _run_epoch(self, **kwargs: Any) -> None:
-        if self.state.global_step >= self.state.max_steps:  # the Trainer would look only after another step
-            self.control.should_training_stop = True
-        else:
+        # The Trainer would look only after another step, and forget what a callback said when training began.
+        self.control.should_training_stop |= self.state.global_step >= self.state.max_steps
+        if not self.control.should_training_stop:
             super()._run_epoch(**kwargs)
 
     def _init_training_state(
