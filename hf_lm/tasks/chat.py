@@ -126,7 +126,7 @@ class Chat(Supervised):
 
     def predict(self, model: PreTrainedModel, split: str, accelerator: Accelerator | None) -> Sequence[Any]:
         features = self.encoded[split].features
-        return log_probs(model, features, pad_id=self.tokenizer.pad_token_id, processes=accelerator)
+        return log_probs(model, features, processes=accelerator)
 
     def score(self, split: str, answers: Sequence[Any]) -> Scores:
         rows = self.table.rows[split]

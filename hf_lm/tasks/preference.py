@@ -14,6 +14,7 @@ from hf_lm.data.conversations import as_text
 from hf_lm.data.tables import Row, Table
 from hf_lm.evaluation.completions import log_probs, write
 from hf_lm.evaluation.intervals import Estimate, mean
+from hf_lm.evaluation.likelihood import labelled
 from hf_lm.evaluation.rewards import Scorer
 from hf_lm.models.adapters import is_adapted, merged
 from hf_lm.models.configuration import context_length
@@ -146,7 +147,7 @@ class Preference(Supervised):
             for side in SIDES
             for feature in self.encoded[split].features
         ]
-        found = log_probs(model, features, pad_id=self.tokenizer.pad_token_id, processes=processes)
+        found = log_probs(model, features, processes=processes)
         return np.array([value for value, _ in found]).reshape(2, -1).T
 
     def _asked(self, split: str) -> list[list[int]]:
@@ -172,10 +173,7 @@ class Preference(Supervised):
         written = self._write(model, split, accelerator)
         features = [labelled(prompt, ids) for prompt, ids in zip(self._asked(split), written, strict=True)]
         values = [
-            [
-                value
-                for value, _ in log_probs(judge, features, pad_id=self.tokenizer.pad_token_id, processes=accelerator)
-            ]
+            [value for value, _ in log_probs(judge, features, processes=accelerator)]
             for judge in (model, self.reference)
         ]
         return self._pair_scores(model, split, accelerator), written, np.array(values)
@@ -263,11 +261,7 @@ class Preference(Supervised):
         batch = trainer._prepare_inputs(self.collate(features))
         together = torch.cat(trainer.compute_ref_log_probs(trainer.ref_model, batch)).double().cpu().numpy()
         alone = [
-            log_probs(
-                self.reference,
-                [labelled(feature["prompt_ids"], feature[f"{side}_ids"])],
-                pad_id=self.tokenizer.pad_token_id,
-            )[0][0]
+            log_probs(self.reference, [labelled(feature["prompt_ids"], feature[f"{side}_ids"])])[0][0]
             for side in SIDES
             for feature in features
         ]
@@ -334,8 +328,3 @@ def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
     """The model as it is, whole, and not trained any more."""
     copied = copy.deepcopy(model)
     return (merged(copied) if is_adapted(copied) else copied).eval().requires_grad_(False)
-
-
-def labelled(prompt: Sequence[int], answer: Sequence[int]) -> Feature:
-    """An answer after its prompt, of which only the answer counts."""
-    return {"input_ids": [*prompt, *answer], "labels": [-100] * len(prompt) + list(answer)}

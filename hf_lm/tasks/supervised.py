@@ -16,6 +16,7 @@ from hf_lm.data.overlap import Overlap, find_overlap
 from hf_lm.data.scripts import languages_of, script_shares
 from hf_lm.data.tables import Row, Table
 from hf_lm.evaluation.intervals import Estimate
+from hf_lm.evaluation.likelihood import evaluating
 from hf_lm.models.target_tokenizer import has_target_tokenizer
 from hf_lm.tasks import proofs
 from hf_lm.tasks.proofs import Proof
@@ -130,11 +131,8 @@ class Supervised:
         return pad_batch(features, pad_id=self.tokenizer.pad_token_id)
 
     def measure(self, model: PreTrainedModel, split: str, accelerator: Accelerator | None = None) -> Scores:
-        was_training = model.training
-        model.eval()
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
             answers = self.predict(model, split, accelerator)
-        model.train(was_training)
         return self.score(split, answers)
 
     def baseline(self, split: str) -> tuple[str, Scores]:

@@ -14,10 +14,12 @@ import torch
 from accelerate import Accelerator
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_lm.data.batches import Feature, map_by_length, pad_batch
+from hf_lm.data.batches import Feature, pad_batch
 from hf_lm.data.reading import clean
 from hf_lm.data.tables import Row, Table, drop_empty_splits
 from hf_lm.evaluation.calibration import label_log_probs
+from hf_lm.evaluation.completions import generate_ids
+from hf_lm.evaluation.likelihood import labelled
 from hf_lm.models.configuration import context_length, family
 from hf_lm.models.target_tokenizer import decode_targets, has_target_tokenizer, target_tokenizer
 from hf_lm.tasks.losses import label_loss, next_token_loss
@@ -163,9 +165,7 @@ class TextToText(Supervised):
     def feature(self, prompt: list[int], target: list[int]) -> Feature:
         """What is learned: a target and its end after a prompt."""
         target = [*self.opening, *target, self.end]
-        if self.causal:
-            return {"input_ids": prompt + target, "labels": [-100] * len(prompt) + target}
-        return {"input_ids": prompt, "labels": target}
+        return labelled(prompt, target, causal=self.causal)
 
     def collate(self, features: Sequence[Feature]) -> dict[str, torch.Tensor]:
         batch = pad_batch(features, pad_id=self.tokenizer.pad_token_id)
@@ -192,21 +192,15 @@ class TextToText(Supervised):
 
     def write(self, model: PreTrainedModel, split: str, accelerator: Accelerator | None) -> list[str]:
         """The text that the model writes for each row, in batches of like-sized prompts."""
-        device = next(model.parameters()).device
-        prompts = [self.prompt(feature) for feature in self.encoded[split].features]
-        writer = model if accelerator is None else accelerator.unwrap_model(model)
-
-        def work(rows: list[int]) -> list[str]:
-            batch = pad_batch(
-                [{"input_ids": prompts[i]} for i in rows], pad_id=self.tokenizer.pad_token_id, left=self.causal
-            )
-            batch = {key: value.to(device) for key, value in batch.items()}
-            ids = writer.generate(**batch, generation_config=self.generation)
-            ids = ids[:, batch["input_ids"].shape[1] :] if self.causal else ids
-            return [text.strip() for text in decode_targets(self.tokenizer, ids)]
-
-        lengths = [len(prompt) for prompt in prompts]
-        return map_by_length(work, lengths, accelerator=accelerator, description=f"writing {split}", max_rows=64)
+        sequences = generate_ids(
+            model,
+            [self.prompt(feature) for feature in self.encoded[split].features],
+            pad_id=self.tokenizer.pad_token_id,
+            options=lambda rows, inputs: {"generation_config": self.generation},
+            processes=accelerator,
+            description=f"writing {split}",
+        )
+        return [text.strip() for text in decode_targets(self.tokenizer, [ids for (ids,) in sequences])]
 
     def losses(
         self, model: PreTrainedModel, features: Sequence[Feature], accelerator: Accelerator | None, description: str
