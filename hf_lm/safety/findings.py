@@ -14,7 +14,7 @@ from hf_lm.reporting import markdown
 from hf_lm.reporting.card import write_card
 from hf_lm.reporting.plots import BLUE, GREY, INK, ORANGE
 from hf_lm.reporting.report import save_report, versions
-from hf_lm.reporting.terminal import width_of
+from hf_lm.reporting.terminal import aligned
 from hf_lm.safety.measures import ALL, Measure, in_words
 from hf_lm.safety.suite import Found, Suite
 
@@ -188,11 +188,7 @@ def table(safety: dict[str, Any], *, at_most: int = 10**6) -> list[str]:
         cells = {group: [rows[group][i] for i in filled] for group in shown}
         if len(names) > 1:
             cells = {"": [names[i] for i in filled], **cells}
-        wide = [max(width_of(name) for name in cells)]
-        wide += [max(width_of(row[i]) for row in cells.values()) for i in range(len(filled))]
-        for group, row in cells.items():
-            line = "  ".join(_pad(text, width) for text, width in zip([group, *row], wide, strict=True))
-            lines.append(f"  {line}".rstrip())
+        lines += aligned([("", group, *row) for group, row in cells.items()])
         if len(shown) < len(groups):
             lines.append(f"  ... {len(groups) - len(shown)} more groups in README.md")
     if any(" *" in line for line in lines):
@@ -241,10 +237,6 @@ def _furthest(measure: dict, groups: Sequence[str], count: int) -> list[str]:
     distance = {group: abs(measure["groups"][group].get("value", middle) - middle) for group in groups}
     chosen = {ALL, *[group for group in sorted(groups, key=lambda group: -distance[group]) if distance[group]][:count]}
     return [group for group in groups if group in chosen] or groups[:1]
-
-
-def _pad(text: str, width: int) -> str:
-    return text + " " * max(0, width - width_of(text))
 
 
 def draw_safety(safety: dict[str, Any], folder: str | Path) -> Path | None:
