@@ -31,7 +31,7 @@ class _Parser(argparse.ArgumentParser):
             message = f"there is no command {word!r}; there are {', '.join(COMMANDS)}.{did_you_mean(word, COMMANDS)}"
         elif "COMMAND" in message:
             message = f"give a command: {', '.join(COMMANDS)}. hf-lm --help says what each does."
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {masked(message)}", file=sys.stderr)
         raise SystemExit(2)
 
 

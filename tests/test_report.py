@@ -17,8 +17,9 @@ from loopback_hub import hub  # noqa: F401  (a fixture)
 
 import hf_lm.reporting.report
 from hf_lm.reporting.card import write_card
-from hf_lm.reporting.plots import draw_plots
+from hf_lm.reporting.plots import draw_lengths, draw_plots, draw_scores
 from hf_lm.reporting.report import save_report, show_report
+from hf_lm.safety.findings import draw_safety
 
 REPORT = {
     "recipe": "pretrain",
@@ -225,12 +226,27 @@ HOSTILE = (
 )
 
 
+def test_pictures_show_names_as_text(tmp_path):
+    """A dollar sign begins no formula: `$\\frac$` is none that matplotlib could draw."""
+    name = r"$\frac$ a_b 100 %"
+    metric = {"value": 1.0, "low": 0.5, "high": 2.0}
+    scores = {"models": {name: {"metrics": {name: metric}}}, "not_compared": {name: "x"}}
+    lengths = {"train": {name: [1, 2, 400]}, name: {name: [1]}}
+    entry = {"name": name, "source": name, "number": "{:.2f}", "groups": {name: metric | {"chance": 0.1}}}
+    models = {model: {"measures": [entry]} for model in (name, "b")}
+    history = [{"step": 1, f"eval_{name}": 2.0}]
+    assert draw_scores(scores, tmp_path / "scores.png").is_file()
+    assert draw_lengths(lengths, tmp_path).is_file()
+    assert draw_safety({"models": models, "scorer": {"measures": []}}, tmp_path).is_file()
+    assert len(draw_plots({"history": history, "main_metric": name}, tmp_path)) == 1
+
+
 def test_text_of_data_is_shown_as_text():
     from hf_lm.reporting.markdown import in_code, in_table
 
     markdown_it = pytest.importorskip("markdown_it")
     renderer = markdown_it.MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
-    shown = HOSTILE.replace("\x1b", "\N{REPLACEMENT CHARACTER}")
+    shown = HOSTILE.replace("\x1b", "␛")
     for text in ("{}", "- {}", "| a |\n|---|\n| {} |"):
         rendered = renderer.render(text.format(in_table(HOSTILE)))
         tags = set(re.findall(r"</?(\w+)", rendered))

@@ -3,6 +3,7 @@
 from hf_lm.planning.devices import GIB
 from hf_lm.planning.plan import Plan
 from hf_lm.reporting.report import in_hours
+from hf_lm.reporting.terminal import bar
 
 
 def show_plan(plan: Plan) -> str:
@@ -15,10 +16,10 @@ def show_plan(plan: Plan) -> str:
     share = f", {trained:,} trained ({trained / total:.1%})" if trained < total else ""
     lines.append(f"Parameters  {total:>15,}{share}")
     for part, count in plan.parts.items():
-        lines.append(f"  {part:<10}{count['parameters']:>15,}  {_bar(count['parameters'], total)}")
+        lines.append(f"  {part:<10}{count['parameters']:>15,}  {bar(count['parameters'] / max(1, total))}")
     free = " free" if plan.device.name == "cpu" else ""
     lines += ["", f"Memory      {_size(plan.needed):>15} of {_size(plan.device.memory)}{free}"]
-    lines += [f"  {name:<22}{_size(size):>9}  {_bar(size, plan.needed)}" for name, size in plan.memory.items()]
+    lines += [f"  {name:<22}{_size(size):>9}  {bar(size / plan.needed)}" for name, size in plan.memory.items()]
     if plan.fits:
         lines.append("  It fits.")
     else:
@@ -49,10 +50,6 @@ def show_plan(plan: Plan) -> str:
     else:
         lines += ["", f"Assumed: {said}"]
     return "\n".join(lines)
-
-
-def _bar(part: float, whole: float, width: int = 24) -> str:
-    return "█" * round(width * part / whole) if whole else ""
 
 
 def _size(size: float) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_lm.files import write_whole
+from hf_lm.hub.credentials import printable
 
 try:
     import resource
@@ -192,7 +193,7 @@ def show_report(report: dict[str, Any], folder: str | Path) -> None:
         )
     lines += [f"  {said}" for said in warnings(report)]
     for sample in report.get("samples", []):
-        lines += ["", f"Sample: [{visible(sample['prompt'])}]{visible(sample['continuation'])}"]
+        lines += ["", f"Sample: [{printable(sample['prompt'])}]{printable(sample['continuation'])}"]
     passed = [name for name, proof in report.get("proofs", {}).items() if proof["passed"]]
     skipped = [name for name, proof in report.get("proofs", {}).items() if proof["passed"] is None]
     speed = report.get("speed", {})
@@ -211,8 +212,3 @@ def show_report(report: dict[str, Any], folder: str | Path) -> None:
     loads = report.get("model", {}).get("auto_class", "AutoModel")
     lines.append(f"In {folder}: the model ({loads}), README.md, report.json, plots/" + predictions)
     print("\n".join(lines))
-
-
-def visible(text: str) -> str:
-    """Text of a model or of data, without what could move the cursor of a terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else "�" for c in text)

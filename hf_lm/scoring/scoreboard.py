@@ -11,7 +11,9 @@ from hf_lm.evaluation.compare import Comparison, compare
 from hf_lm.evaluation.intervals import Estimate
 from hf_lm.evaluation.predictions import GROUPS, METRICS
 from hf_lm.files import json_with, refuse_foreign, write_whole
-from hf_lm.reporting.report import SHOWN, in_words, plain, visible
+from hf_lm.hub.credentials import printable
+from hf_lm.reporting.report import SHOWN, in_words, plain
+from hf_lm.reporting.terminal import aligned
 from hf_lm.suggestions import did_you_mean
 
 LIKELIHOODS = METRICS["pretrain"]
@@ -151,9 +153,8 @@ def show_scores(result: dict[str, Any]) -> None:
     marks = {name: "*" * (i + 1) for i, name in enumerate(result["not_compared"])}
     rows = [["", *(SHOWN.get(name, (name,))[0].strip() + marks.get(name, "") for name in names)]]
     rows += [[model, *(in_words(name, found["metrics"][name]) for name in names)] for model, found in models.items()]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(names) + 1)]
     lines = ["", f"{data['split']} of {data['source']}, {data[unit]:,} {unit}, 95 % intervals over {unit}", ""]
-    lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines += aligned(rows)
     notes = [f"{marks[name]} {said}." for name, said in result["not_compared"].items()]
     for model, found in models.items():
         if "how" in found:
@@ -163,7 +164,7 @@ def show_scores(result: dict[str, Any]) -> None:
     said = [one["said"] for one in result["comparisons"] if one["metric"] == result["main_metric"]]
     for part in (notes, said):
         lines += ["", *part] if part else []
-    print(visible("\n".join(lines)))
+    print(printable("\n".join(lines)))
 
 
 def harness_in_words(numbers: Mapping[str, dict[str, float]]) -> str:

@@ -129,10 +129,7 @@ def resident(live: int, weights: int = 0) -> int:
 
     The plots that end a run bring their library, which is loaded here so that it counts.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot  # noqa: F401
+    from matplotlib.backends import backend_agg  # noqa: F401
 
     return max(peak_memory_bytes(), int(resident_now() + FIRST_USE + weights + FRAGMENTATION * live))
 

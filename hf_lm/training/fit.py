@@ -14,7 +14,6 @@ from transformers.utils.logging import disable_progress_bar
 
 from hf_lm import dry_run
 from hf_lm.arguments import TrainingArguments
-from hf_lm.files import fingerprints
 from hf_lm.hub.push import check_repository, push_to_hub
 from hf_lm.models.adapters import has_base, is_adapted, merged
 from hf_lm.models.quantization import quantized_bits
