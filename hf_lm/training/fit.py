@@ -235,7 +235,7 @@ def measure(trainer: SafeTrainerMixin, task: Task, evaluations: Evaluations) -> 
     """The trained model on validation and, once, on test."""
     best = trainer.args.load_best_model_at_end
     step = trainer.state.best_global_step if best else trainer.state.global_step
-    # Measured again where the best is not the last: a threshold that a task chooses on validation must be this model's.
+    # Measured again where the best is not the last: a threshold chosen on validation must be this model's.
     last = evaluations.get(step) if step is not None else None
     measured = {"validation": last or task.measure(trainer.model, "validation", trainer.accelerator)}
     if "test" in task.splits:

@@ -7,8 +7,8 @@ import torch
 from transformers import EncoderDecoderModel, PreTrainedModel
 
 from hf_lm.arguments import TrainingArguments
+from hf_lm.files import fingerprints
 from hf_lm.models.adapters import is_adapted
-from hf_lm.output_folder import fingerprints
 from hf_lm.reporting.report import peak_memory_bytes, versions
 from hf_lm.tasks.task import Measured, Task
 from hf_lm.training.trainer import SafeTrainerMixin
