@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
@@ -32,7 +31,7 @@ from hf_lm.training.trainer import SafeTrainerMixin, supervised_trainer
 
 logger = logging.getLogger(__name__)
 
-BuildTrainer = Callable[[Any, TrainingArguments, Any, Callable[[nn.Module], dict[str, float]]], SafeTrainerMixin]
+BuildTrainer = Callable[[Any, TrainingArguments, Any, Callable[[PreTrainedModel], dict[str, float]]], SafeTrainerMixin]
 Evaluations = dict[int, Measured]  # the last evaluation while training, by its step
 
 
@@ -129,7 +128,7 @@ def build(
     """The Trainer, which evaluates by the task's own measurement, and its last evaluation."""
     evaluations: Evaluations = {}
 
-    def measure(model: nn.Module) -> dict[str, float]:
+    def measure(model: PreTrainedModel) -> dict[str, float]:
         scores = task.measure(model, "validation", trainer.accelerator)
         evaluations.clear()
         evaluations[trainer.state.global_step] = scores
@@ -222,7 +221,7 @@ def train(trainer: SafeTrainerMixin, checkpoint: Path | None, *, started: float)
     )
     if trainer.stop.stopped:
         say(f"stopped by a signal after step {step}; {continuing}")
-        raise SystemExit(128 + trainer.stop.signal)
+        raise SystemExit(128 + (trainer.stop.signal or 0))
     if budget is not None and budget.stopped:
         say(
             f"stopped after step {step} of {trainer.state.max_steps}, {in_hours(time.monotonic() - started)} of "
@@ -289,6 +288,6 @@ def push(args: TrainingArguments) -> None:
     """Push the output folder if asked."""
     if args.push_to_hub:
         url = push_to_hub(
-            Path(args.output_dir), args.hub_model_id, private=bool(args.hub_private_repo), token=args.hub_token
+            args.output_dir, str(args.hub_model_id), private=bool(args.hub_private_repo), token=args.hub_token
         )
         PartialState().print(f"pushed to {url}")
