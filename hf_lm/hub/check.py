@@ -3,15 +3,13 @@
 import hashlib
 import json
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hf_lm.hub.credentials import find_secrets
+from hf_lm.hub.fresh_load import fresh_load
 
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".msgpack")
 # The code that a model of this package carries, as config.json names it: hf_lm.models.recurrent.
@@ -209,23 +207,12 @@ def _check_loading(folder: Path, adapter: bool, report: dict[str, Any], checked:
         checked.facts.append("it carries its own code, byte for byte the recurrent model of hf_lm")
     if adapter and not _check_base(folder, checked):
         return
-    given = {"folder": str(folder.resolve()), "adapter": adapter, "trust": ours}
-    given["auto_class"] = report.get("model", {}).get("auto_class", "")
-    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
-    environment |= {"CUDA_VISIBLE_DEVICES": "", "PYTHONIOENCODING": "utf-8", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-I", str(Path(__file__).with_name("fresh_load.py")), json.dumps(given)],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        stdin=subprocess.DEVNULL,  # nothing may wait for an answer
-        env=environment,
-    )
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        checked.wrong.append(f"a fresh process could not load it: {said[-1][:300]}")
+    auto_class = report.get("model", {}).get("auto_class", "")
+    try:
+        found, _ = fresh_load(folder=str(folder.resolve()), adapter=adapter, trust=ours, auto_class=auto_class)
+    except ChildProcessError as error:
+        checked.wrong.append(f"a fresh process could not load it: {str(error)[:300]}")
         return
-    found = json.loads(done.stdout.splitlines()[-1])
     checked.facts.insert(
         0,
         f"{found['architecture']}, {found['family']}: {found['parameters']:,} parameters in {found['dtype']}; "
