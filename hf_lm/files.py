@@ -1,10 +1,25 @@
 """Files as this program writes them: complete or absent, and never over what it did not write."""
 
+import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
+
+# What a run writes of a model, of an adapter and of a tokenizer: in its folder, in adapter/ and in target_tokenizer/.
+VOCABULARY = (  # one of them holds the tokens
+    *("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
+    "*.spm",
+)
+CODE = "recurrent.py"  # that a recurrent model carries
+MODEL = (
+    *("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json", CODE),
+    *("adapter_config.json", "adapter_model.safetensors", "adapted_config.json"),
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
+    *("merges.txt", "bpe.codes", *VOCABULARY),
+)
 
 
 def write_whole(path: str | Path, content: str | bytes) -> None:
@@ -31,6 +46,24 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
     except BaseException:
         Path(aside).unlink(missing_ok=True)
         raise
+
+
+def fingerprint(path: Path) -> dict[str, Any]:
+    """Size and SHA-256 of a file, as report.json has them."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return {"bytes": file.tell(), "sha256": digest}
+
+
+def hash_contents(files: Iterable[tuple[str, Path]]) -> str:
+    """One hash of files, each under a name: the same files and names give the same. Raises OSError."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, path in files:
+        digest.update(f"{name}\0".encode())
+        with path.open("rb") as file:
+            while data := file.read(2**22):
+                digest.update(data)
+    return digest.hexdigest()
 
 
 def refuse_foreign(path: str | Path, *, ours: Callable[[Path], bool], option: str) -> None:

@@ -164,7 +164,7 @@ def test_a_failed_proof_stops_the_run_and_a_skipped_one_is_reported():
 
 
 def test_the_fresh_process_ends_with_the_one_that_started_it():
-    start = "import subprocess, sys; subprocess.run([sys.executable, '-I', sys.argv[1]])"
+    start = "import os, subprocess, sys; subprocess.run([sys.executable, '-I', sys.argv[1], str(os.getpid())])"
     command = [sys.executable, "-c", start, fresh_load.__file__]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as parent:  # it waits for a request that never comes
         while not (children := psutil.Process(parent.pid).children()):

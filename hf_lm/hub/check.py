@@ -1,6 +1,5 @@
 """Is a folder what it should be? Looked at from outside, loaded in a fresh process, said in plain words."""
 
-import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator
@@ -8,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hf_lm.files import CODE, fingerprint
 from hf_lm.hub.credentials import find_secrets
 from hf_lm.hub.fresh_load import fresh_load
 
@@ -17,7 +17,6 @@ OUR_CODE = {
     "AutoConfig": "recurrent.RecurrentConfig",
     "AutoModelForCausalLM": "recurrent.RecurrentLMHeadModel",
 }
-OUR_FILES = {"recurrent.py"}
 
 
 @dataclass
@@ -125,7 +124,7 @@ def differences(folder: Path, run: dict[str, Any] | None, report: dict[str, Any]
         path = folder / name
         if not path.is_file():
             found.append(f"{name} is missing")
-        elif recorded != {"bytes": path.stat().st_size, "sha256": _sha256(path)}:
+        elif recorded != fingerprint(path):
             found.append(f"{name} is not the file of this run")
     if listed:
         found += [f"{path.name} is of another run" for path in folder.glob("*.safetensors") if path.name not in listed]
@@ -142,11 +141,6 @@ def _same(one: Any, other: Any) -> bool:
     if isinstance(one, float) and isinstance(other, int | float):
         return math.isclose(one, other, rel_tol=1e-7)
     return one == other
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_report(folder: Path, checked: Checked) -> dict[str, Any]:
@@ -229,7 +223,7 @@ def _is_our_code(folder: Path) -> bool:
     return (
         config.get("model_type") == "hf_lm_recurrent"
         and config.get("auto_map") == OUR_CODE
-        and {path.relative_to(folder).as_posix() for path in code} == OUR_FILES
+        and {path.relative_to(folder).as_posix() for path in code} == {CODE}
         and all((own / path.name).read_bytes() == path.read_bytes() for path in code)
         # Code is looked for there wherever a model is trusted, also behind a link.
         and not (folder / "custom_generate").exists()

@@ -39,7 +39,7 @@ def fresh_load(**request: Any) -> tuple[dict[str, Any], Any]:
 
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
     environment |= {"CUDA_VISIBLE_DEVICES": "", "PYTHONIOENCODING": "utf-8", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-I", __file__]
+    command = [sys.executable, "-I", __file__, str(os.getpid())]
     done = subprocess.run(command, input=json.dumps(request).encode(), capture_output=True, env=environment)
     if done.returncode:
         lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
@@ -49,7 +49,8 @@ def fresh_load(**request: Any) -> tuple[dict[str, Any], Any]:
 
 
 def main() -> None:
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    if os.name == "posix":
+        threading.Thread(target=_end_with_parent, args=(int(sys.argv[1]),), daemon=True).start()
     request = json.load(sys.stdin)
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer
