@@ -1,5 +1,10 @@
 """Every proof passes on a sound run and fails on the error it is there to find."""
 
+import subprocess
+import sys
+import time
+
+import psutil
 import pytest
 import torch
 import transformers
@@ -7,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from hf_lm.arguments import TrainingArguments
 from hf_lm.data.packing import Blocks, collate_blocks
+from hf_lm.hub import fresh_load
 from hf_lm.tasks import proofs
 from hf_lm.tasks.losses import next_token_loss
 from hf_lm.tasks.proofs import Proof, prove
@@ -155,3 +161,13 @@ def test_a_failed_proof_stops_the_run_and_a_skipped_one_is_reported():
     found = prove(bad, skip=["two"], say=lambda line: None)
     assert found["one"] == {"passed": True, "said": "fine", "largest_difference": 1e-7}
     assert found["two"] == {"passed": None, "said": "switched off"}
+
+
+def test_the_fresh_process_ends_with_the_one_that_started_it():
+    start = "import os, subprocess, sys; subprocess.run([sys.executable, '-I', sys.argv[1], str(os.getpid())])"
+    command = [sys.executable, "-c", start, fresh_load.__file__]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as parent:  # it waits for a request that never comes
+        while not (children := psutil.Process(parent.pid).children()):
+            time.sleep(0.05)
+        parent.kill()
+        assert not psutil.wait_procs(children, timeout=30)[1]
