@@ -186,8 +186,8 @@ def show_report(report: dict[str, Any], folder: str | Path) -> None:
     yardsticks = report.get("yardsticks", {})
     if yardsticks:
         lines.append(
-            f"  Bits per byte of lzma: {yardsticks['lzma']:.3f} alone, {yardsticks['lzma_with_train']:.3f} after the "
-            "training text"
+            f"  Bits per byte of lzma: {yardsticks['lzma']:.3f} alone, {yardsticks['lzma_with_train']:.3f} when it "
+            "has read the training text"
         )
     lines += [f"  {sentence}" for sentence in warnings(report)]
     for sample in report.get("samples", []):
@@ -199,7 +199,7 @@ def show_report(report: dict[str, Any], folder: str | Path) -> None:
     if "tokens_per_second" in speed:
         lines.append(
             f"{speed['tokens_per_second']:,.0f} tokens/s, {speed['utilisation']:.0%} of this device's matrix speed, "
-            f"peak memory {speed['peak_memory_bytes'] / 2**20:,.0f} MiB, {report['seconds']:.0f} s in total"
+            f"peak memory {speed['peak_memory_bytes'] / 2**20:,.0f} MiB, {report['seconds']:.0f} s in all"
         )
     if planned := plan_in_words(report):
         lines.append(planned)
