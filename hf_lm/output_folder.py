@@ -1,7 +1,5 @@
 """The folder of a run: what a run writes there, whether one did, and what may be replaced."""
 
-import hashlib
-import os
 import re
 import shutil
 from collections.abc import Iterable
@@ -110,27 +108,6 @@ def remove_results(folder: str | Path, *, checkpoints: bool) -> None:
             (folder / name).rmdir()
     for path in list_checkpoints(folder) if checkpoints else []:
         shutil.rmtree(path)
-
-
-def fingerprints(folder: str | Path, names: list[str]) -> dict[str, dict[str, Any]]:
-    """Size and SHA-256 of files, by their paths in a folder, as report.json has them."""
-    prints = {}
-    for name in sorted(names):
-        with (Path(folder) / name).open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            prints[name] = {"bytes": file.tell(), "sha256": digest}
-    return prints
-
-
-def sync(path: Path) -> None:
-    """Bring a file or a folder's entries to the disk, so that what is renamed next survives a power cut."""
-    if os.name == "nt":  # which syncs neither through a descriptor that only reads
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _results(folder: Path) -> list[Path]:

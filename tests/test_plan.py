@@ -45,7 +45,7 @@ from hf_lm.reporting.report import plan_in_words
 from hf_lm.tasks.losses import label_loss, next_token_loss, span_loss
 from hf_lm.training.budget import EXIT_OUT_OF_BUDGET, WRITING, StopAtBudget
 from hf_lm.training.checkpoints import find_checkpoint
-from hf_lm.training.estimate import fresh_optimizer, tokens_measured, work_of
+from hf_lm.training.estimate import fresh_optimizer, work_of
 from hf_lm.training.fake_step import Step, filled, measure_step, parameters_by_part
 from hf_lm.training.monitor import flops_per_token
 from hf_lm.training.trainer import Trainer
@@ -289,7 +289,7 @@ def test_the_tokens_of_an_evaluation_are_those_of_its_windows():
     task = Documents()
     for split, lengths in task.lengths.items():
         fed = [end - start for n in lengths for start, end, _ in windows(n, block_size=32, stride=8)]
-        assert tokens_measured(task, split) == pytest.approx(sum(fed), rel=0.08), split
+        assert task.tokens_measured(split) == pytest.approx(sum(fed), rel=0.08), split
 
 
 @pytest.mark.parametrize(
@@ -307,7 +307,7 @@ def test_validation_is_measured_at_each_evaluation_and_test_once(options, evalua
     task, options = Documents(), {"max_steps": 10, "per_device_train_batch_size": 10} | options
     args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", **options)
     work = work_of(task, args)
-    assert work.measured == evaluations * tokens_measured(task, "validation") + tokens_measured(task, "test")
+    assert work.measured == evaluations * task.tokens_measured("validation") + task.tokens_measured("test")
     # an evaluation is a forward pass over what it reads
     flops = {"forward": 10 * work.longest, "backward": 20 * work.longest}
     assert work.seconds(Step({}, flops, trainable=0, rows=1), 1e3)["evaluation"] == pytest.approx(

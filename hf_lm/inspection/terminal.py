@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from hf_lm.hub.credentials import printable
-from hf_lm.inspection.examples import Part
 from hf_lm.reporting.terminal import bar
+from hf_lm.tasks.rendering import Part
 
 HEAD, TAIL = 48, 16  # pieces shown of a long run
 BETWEEN = "│"  # two tokens
@@ -72,8 +72,8 @@ def _say_data(found: dict[str, Any]) -> Iterator[str]:
 def _say_part(part: Part, colour: bool, width: int) -> Iterator[str]:
     from rich.cells import cell_len
 
-    if part.said:
-        yield f"{part.name}: {printable(part.said)}"
+    if part.text:
+        yield f"{part.name}: {printable(part.text)}"
         return
     count = sum(tokens for _, tokens, _ in part.pieces)
     learned = sum(tokens for _, tokens, learned in part.pieces if learned)

@@ -1,6 +1,5 @@
 """What `hf-lm score` and `hf-lm compare` say: a table, a sentence for each pair of models, scores.json, a picture."""
 
-import difflib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from hf_lm.files import json_with, refuse_foreign, write_whole
 from hf_lm.hub.credentials import printable
 from hf_lm.reporting.report import SHOWN, in_words, plain
 from hf_lm.reporting.terminal import aligned
+from hf_lm.suggestions import did_you_mean
 
 LIKELIHOODS = METRICS["pretrain"]
 
@@ -28,8 +28,7 @@ def check_metrics(task: str, metrics: Sequence[str]) -> list[str]:
     asked = [one for metric in metrics for one in GROUPS.get(metric, (metric,))]
     for name in asked:
         if name not in known:
-            near = difflib.get_close_matches(name, [*known, *GROUPS], n=1, cutoff=0.4)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(name, [*known, *GROUPS])
             raise ValueError(f"{task} has no metric {name!r}; it has {', '.join(known)}.{hint}")
     return list(dict.fromkeys(asked or known))
 

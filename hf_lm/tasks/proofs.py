@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_lm.evaluation.likelihood import evaluating
 from hf_lm.models.quantization import quantized_bits
 
 # How far the logits of two ways to compute a model may lie apart, as a share of the largest, by the bits of its base:
@@ -58,14 +59,11 @@ def prove(
 @contextmanager
 def untouched(model: PreTrainedModel) -> Iterator[None]:
     """Without dropout, and with the mode, the gradients and the random state restored afterwards."""
-    was_training = model.training
-    model.eval()
-    with torch.random.fork_rng():
+    with evaluating(model), torch.random.fork_rng():
         try:
             yield
         finally:
             model.zero_grad(set_to_none=True)
-            model.train(was_training)
 
 
 def loss_invariance(trainer: Any, features: list[dict[str, Any]], *, tolerance: float = 1e-4) -> Proof:

@@ -19,6 +19,7 @@ from hf_lm.evaluation.metrics import QuestionAnswering as Metric
 from hf_lm.evaluation.metrics import answer_score, sentences
 from hf_lm.tasks.losses import span_logits, span_loss
 from hf_lm.tasks.proofs import Proof
+from hf_lm.tasks.rendering import Part, token_pieces
 from hf_lm.tasks.spans import best_spans, best_threshold
 from hf_lm.tasks.supervised import Encoded, Scores, Supervised
 from hf_lm.tasks.text_to_text import TextToText, mean_loss
@@ -145,6 +146,10 @@ class _Answers:
 
     def strata(self, rows: Sequence[Row]) -> list[bool]:
         return [bool(row["answers"]) for row in rows]
+
+    def label_counts(self) -> dict[str, dict[str, int]]:
+        has = {split: sum(bool(row["answers"]) for row in rows) for split, rows in self.table.rows.items()}
+        return {split: {"answered": n, "no answer": len(self.table.rows[split]) - n} for split, n in has.items()}
 
     def scores(self, split: str, texts: Sequence[str], loss: float | None) -> Scores:
         rows = self.table.rows[split]
@@ -291,6 +296,12 @@ class QuestionAnswering(_Answers, Supervised):
         if lost:
             return Proof(False, f"{lost} of {len(asked)} answers stand whole in no window: raise --stride")
         return Proof(True, f"the labels of {len(found)} questions give back their answers, each whole in a window")
+
+    def render_row(self, row: dict[str, Any]) -> list[Part]:
+        ids, (first, last) = row["input_ids"], row["labels"]
+        text = f"token {first} and token {last}" if last else "token 0 twice: the answer is not in this window"
+        learned = [0 < first <= i <= last for i in range(len(ids))]
+        return [Part("reads", token_pieces(self.tokenizer, ids, learned)), Part("learns to point to", text=text)]
 
 
 class QuestionAnsweringAsText(_Answers, TextToText):

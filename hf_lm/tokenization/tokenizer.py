@@ -4,28 +4,24 @@ import hashlib
 import itertools
 import os
 import re
-import shutil
-import tempfile
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 from accelerate import PartialState
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from hf_lm.cache import default_cache
+from hf_lm.files import default_cache, fill_cache
 from hf_lm.models.configuration import find_adapter, is_path, load_config, unreachable, why
 from hf_lm.models.target_tokenizer import find_target, has_target_tokenizer, set_target, target_tokenizer
 
-if TYPE_CHECKING:
-    from hf_lm.data.sources import Corpus
-
 END_OF_TEXT, PAD, UNKNOWN, END_OF_LINE = "<|endoftext|>", "<|pad|>", "<unk>", "<eol>"
+INCOMPLETE = "\ufffd"  # what a character decodes to while some of its bytes are missing
 
 # Where byte-level BPE may not merge across. As GPT-2's, with three differences: numbers go in groups of at most three
 # digits (GPT-4's), line ends stand apart from the words after them, and every run has a longest length, so that a line
@@ -135,8 +131,18 @@ def _some(texts: Iterable[str], max_bytes: int, max_document_bytes: int) -> Iter
         raise ValueError("there is no text to train a tokenizer on.")
 
 
+class TrainingText(Protocol):
+    """What a tokenizer is trained on: hf_lm.data.sources.Corpus, or anything with these."""
+
+    source: str  # its name, printed
+    fingerprint: str  # of its content: the key of the cache
+    size: int  # bytes, about
+
+    def documents(self, split: str) -> Iterator[str]: ...
+
+
 def prepare_tokenizer(
-    name: str, corpus: "Corpus", *, vocab_size: int, min_frequency: int, max_bytes: int
+    name: str, corpus: TrainingText, *, vocab_size: int, min_frequency: int, max_bytes: int
 ) -> PreTrainedTokenizerBase:
     """The tokenizer that `--tokenizer` names: `bpe`, `word`, `basic_english` (trained) or a checkpoint's.
 
@@ -150,22 +156,19 @@ def prepare_tokenizer(
     )
     key = hashlib.blake2b(f"{corpus.fingerprint} {settings}".encode(), digest_size=12).hexdigest()
     folder = default_cache() / "tokenizers" / key
+
+    def write(aside: Path) -> None:
+        PartialState().print(f"training a tokenizer on {corpus.source}")
+        texts = corpus.documents("train")
+        if name == "bpe":
+            texts = _spread(texts, max_bytes / max(1, corpus.size))
+            tokenizer = train_bpe(texts, vocab_size=vocab_size, min_frequency=min_frequency, max_bytes=max_bytes)
+        else:
+            tokenizer = train_word_level(texts, min_frequency=min_frequency, lowercase=name == "basic_english")
+        tokenizer.save_pretrained(aside)
+
     with PartialState().main_process_first():
-        if not (folder / "tokenizer.json").is_file():
-            PartialState().print(f"training a tokenizer on {corpus.source}")
-            texts = corpus.documents("train")
-            if name == "bpe":
-                texts = _spread(texts, max_bytes / max(1, corpus.size))
-                tokenizer = train_bpe(texts, vocab_size=vocab_size, min_frequency=min_frequency, max_bytes=max_bytes)
-            else:
-                tokenizer = train_word_level(texts, min_frequency=min_frequency, lowercase=name == "basic_english")
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            aside = tempfile.mkdtemp(dir=folder.parent)
-            tokenizer.save_pretrained(aside)
-            try:
-                os.replace(aside, folder)
-            except OSError:  # another run was faster
-                shutil.rmtree(aside, ignore_errors=True)
+        fill_cache(folder, write)
     return load_tokenizer(str(folder))
 
 

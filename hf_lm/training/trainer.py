@@ -20,6 +20,7 @@ from hf_lm.data.batches import GroupedByLength
 from hf_lm.models.adapters import is_adapted, save_adapted
 from hf_lm.models.target_tokenizer import has_target_tokenizer, save_tokenizer
 from hf_lm.output_folder import save_run
+from hf_lm.tasks.task import TrainingData
 from hf_lm.training.checkpoints import StopOnSignal, save_aside
 from hf_lm.training.monitor import Progress, Speedometer, flops_per_token
 from hf_lm.training.optimizers import Muon, OptimizerPair, muon_groups
@@ -138,9 +139,9 @@ class SafeTrainerMixin:
     # Resuming
 
     def _run_epoch(self, **kwargs: Any) -> None:
-        if self.state.global_step >= self.state.max_steps:  # the Trainer would look only after another step
-            self.control.should_training_stop = True
-        else:
+        # The Trainer would look only after another step, and forget what a callback said when training began.
+        self.control.should_training_stop |= self.state.global_step >= self.state.max_steps
+        if not self.control.should_training_stop:
             super()._run_epoch(**kwargs)
 
     def _init_training_state(
@@ -289,7 +290,12 @@ class Trainer(SafeTrainerMixin, transformers.Trainer):
 
 
 def supervised_trainer(
-    model: nn.Module, args: TrainingArguments, task: Any, measure: Callable, *, trainer_class: type[Trainer] = Trainer
+    model: nn.Module,
+    args: TrainingArguments,
+    task: TrainingData,
+    measure: Callable,
+    *,
+    trainer_class: type[Trainer] = Trainer,
 ) -> Trainer:
     """The Trainer of a task whose loss is a sum over labels."""
     return trainer_class(

@@ -14,6 +14,9 @@ from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
 
 from hf_lm.arguments import TrainingArguments
 from hf_lm.models.adapters import is_adapted
+from hf_lm.tasks.chat import Chat
+from hf_lm.tasks.preference import Preference
+from hf_lm.tasks.reinforce import Reinforce
 from hf_lm.training.trainer import SafeTrainerMixin
 
 
@@ -64,7 +67,7 @@ class SFT(Aligned, trl.SFTTrainer):
     """
 
 
-def _encoded(task: Any, measure: Callable) -> dict[str, Any]:
+def _encoded(task: Chat | Preference, measure: Callable) -> dict[str, Any]:
     """What a trainer over features that are encoded already takes of a task."""
     return {
         "measure": measure,
@@ -75,7 +78,7 @@ def _encoded(task: Any, measure: Callable) -> dict[str, Any]:
     }
 
 
-def sft_trainer(model: nn.Module, args: TrainingArguments, task: Any, measure: Callable) -> SFT:
+def sft_trainer(model: nn.Module, args: TrainingArguments, task: Chat, measure: Callable) -> SFT:
     task.snapshot_reference(model.to(args.device))
     return SFT(
         model,
@@ -91,7 +94,7 @@ class DPO(Aligned, trl.DPOTrainer):
         return dataset
 
 
-def dpo_trainer(model: nn.Module, args: TrainingArguments, task: Any, measure: Callable) -> DPO:
+def dpo_trainer(model: nn.Module, args: TrainingArguments, task: Preference, measure: Callable) -> DPO:
     task.snapshot_reference(model.to(args.device))
     options = {"beta": task.beta, "loss_type": [task.loss_type], "label_smoothing": task.label_smoothing}
     return DPO(
@@ -109,7 +112,7 @@ class GRPO(Aligned, trl.GRPOTrainer):
     or what they learn would not be what they sampled.
     """
 
-    def __init__(self, model: nn.Module, args: GRPOArguments, *, task: Any, **kwargs: Any) -> None:
+    def __init__(self, model: nn.Module, args: GRPOArguments, *, task: Reinforce, **kwargs: Any) -> None:
         self.task = task
         self.without_signal: Counter = Counter()  # steps in a row, by what was wrong
         self.first_reward: float | None = None
@@ -186,7 +189,7 @@ def _count_from_the_mask(module: nn.Module, args: tuple, kwargs: dict[str, Any])
     return args, kwargs
 
 
-def grpo_trainer(model: nn.Module, args: TrainingArguments, task: Any, measure: Callable) -> GRPO:
+def grpo_trainer(model: nn.Module, args: TrainingArguments, task: Reinforce, measure: Callable) -> GRPO:
     task.snapshot_reference(model.to(args.device))
     config = _config(
         GRPOArguments,
