@@ -7,8 +7,12 @@ from hf_lm.hub.credentials import printable
 
 
 def in_table(text: str) -> str:
-    """Text as one line that is shown as it is, in a cell or anywhere else: no link, no image, no emphasis, no HTML."""
-    text = re.sub(r"[\\`*~\[\]|]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", _one_line(text))
+    """Text as one line that is shown as it is, in a cell or anywhere else: no link, no image, no emphasis, no HTML.
+
+    An address in it is not made a link, and its start begins no list, heading or quotation.
+    """
+    text = re.sub(r"[\\`*~\[\]|]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|^[#>+=-]", r"\\\g<0>", _one_line(text).strip())
+    text = re.sub(r"^(\d+)(?=[.)])|(?<=www)(?=\.)", r"\1\\", text)
     return text.replace("&", "&amp;").replace("<", "&lt;")
 
 

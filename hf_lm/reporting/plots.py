@@ -154,9 +154,18 @@ def draw_lengths(lengths: dict[str, dict[str, list[int]]], folder: str | Path) -
         for line, kind in zip(("-", "--"), lengths["train"], strict=False):
             for split, color in zip(lengths, (BLUE, ORANGE, GREY), strict=False):
                 values = lengths[split][kind]
-                style = {"color": color, "linestyle": line, "label": f"{split}, {kind} ({len(values):,})"}
                 weights = np.full(len(values), 100 / len(values))
-                axes.hist(values, edges, weights=weights, histtype="step", linewidth=1.4, **style)
+                label = f"{split}, {kind} ({len(values):,})"
+                axes.hist(
+                    values,
+                    edges,
+                    weights=weights,
+                    histtype="step",
+                    color=color,
+                    linestyle=line,
+                    linewidth=1.4,
+                    label=label,
+                )
         axes.set(title="Lengths", xlabel="tokens", ylabel="% of the rows")
         if logarithmic:
             axes.set_xscale("log")
