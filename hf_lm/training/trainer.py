@@ -206,8 +206,9 @@ class SafeTrainerMixin(_Trainer):
         super()._save(output_dir, state_dict)
         if self.args.should_save:  # pickled, and never read: run.yaml holds the same
             (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
-        if self.args.should_save and self._pair is not None:
-            save_tokenizer(self._pair, output_dir or self.args.output_dir)
+        tokenizer = self._pair or self.processing_class
+        if self.args.should_save and tokenizer is not None:  # super() saved it in the names of transformers 5
+            save_tokenizer(tokenizer, output_dir or self.args.output_dir)
         model = self.accelerator.unwrap_model(self.model)  # its forward in mixed precision is still to be trained
         if self.args.should_save and is_adapted(model):
             save_adapted(model, output_dir or self.args.output_dir)
