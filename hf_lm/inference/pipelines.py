@@ -278,6 +278,8 @@ class TextToTextPipeline(_Pipeline):
     def _set_languages(self, source: str | None, target: str | None) -> dict[str, int]:
         """Set the languages of a multilingual tokenizer; what `generate` must know of them."""
         tokenizer = self.tokenizer
+        if self.key != "translation" and (source or target):
+            raise ValueError(f"{self.task} has no options src_lang and tgt_lang.")
         if self.key != "translation" or not hasattr(tokenizer, "tgt_lang"):
             return {}  # as in transformers 4: no effect on a model of one pair
         if (source is None) != (target is None):
@@ -288,7 +290,8 @@ class TextToTextPipeline(_Pipeline):
             if self.languages[1] is None and self.generation_config.forced_bos_token_id is None:
                 name = tokenizer.name_or_path or "the tokenizer"
                 raise ValueError(f"{self.task}: {name} has many languages: give src_lang and tgt_lang.")
-            tokenizer.src_lang, tokenizer.tgt_lang = self.languages
+            for side, language in zip(("src_lang", "tgt_lang"), self.languages, strict=True):
+                setattr(tokenizer, side, language or getattr(tokenizer, side))  # an earlier call may have set another
             return {}
         tokenizer.src_lang = language_code(tokenizer, source, option="src_lang")
         tokenizer.tgt_lang = language_code(tokenizer, target, option="tgt_lang")
