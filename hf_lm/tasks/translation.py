@@ -22,9 +22,10 @@ def read_translation(table: Table, *, source: str, target: str) -> None:
     where, first = f"--dataset {table.source}", table.rows["train"]
     if not table.languages and all(re.fullmatch(r"[a-z]{2}", name) for name in (source, target)):
         table.languages = [source, target]  # as files called train.en and train.de say
-    if {"source", "target"} <= first[0].keys() and not {source, target} & first[0].keys():
-        if all(re.fullmatch(r"[a-z]{2,3}([-_]\w+)?", name) for name in (source, target)):
-            source, target = "source", "target"
+    columns = first[0].keys()
+    languages = all(re.fullmatch(r"[a-z]{2,3}([-_]\w+)?", name) for name in (source, target))
+    if languages and {"source", "target"} <= columns and not {source, target} & columns:
+        source, target = "source", "target"
     source = pick_column(first, source, ("source", "src", "0"), option="--source", where=where)
     target = pick_column(first, target, ("target", "tgt", "1"), option="--target", where=where)
     table.columns = {"source": source, "target": target}
