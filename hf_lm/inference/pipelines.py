@@ -209,9 +209,8 @@ class _Pipeline:
             raise ValueError(f"{self.task} has no option {name!r}." + (f" Did you mean {near[0]}?" if near else ""))
         return self.options | {name: value for name, value in options.items() if name not in NO_EFFECT}
 
-    def _stream(self, inputs: Iterable[Any], options: dict[str, Any]) -> Iterator[Any]:
+    def _stream(self, inputs: Iterator[Any], options: dict[str, Any]) -> Iterator[Any]:
         """An answer for each input, AT_ONCE of which are read ahead."""
-        inputs = iter(inputs)
         while some := list(islice(inputs, AT_ONCE)):
             yield from self._together(some, **options)
 
@@ -252,7 +251,7 @@ class TextToTextPipeline(_Pipeline):
         if isinstance(inputs, str):
             return self._together([inputs], **options)[0]
         if not isinstance(inputs, (list, tuple)):
-            return self._stream(inputs, options)
+            return self._stream(iter(inputs), options)
         answers = self._together(list(inputs), **options)
         return [answer[0] for answer in answers] if all(len(answer) == 1 for answer in answers) else answers
 
