@@ -365,6 +365,8 @@ def test_transformers_4_gives_the_same_answers(folders, pipes):
     for task, codes in calls.items():
         for code in codes:
             new = json.loads(json.dumps(call(pipes[task], code), default=lambda tensor: tensor.tolist()))
+            if "top_k" in code or "topk" in code:  # of those of one end transformers 4 gives several
+                new, old[code] = new[0], old[code][0]
             if not same(new, old[code]):
                 different.append((code, new, old[code]))
     assert not different
