@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_lm.evaluation.intervals import Estimate, mean, ratio
+from hf_lm.evaluation.intervals import PERCENT, POSITIVE, Estimate, mean, ratio
 
 HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")  # also kana: a character is a word
@@ -39,9 +39,9 @@ class Classification:
         right = eye[true] * (predicted == true)[:, None]
         counts = np.concatenate([right, eye[predicted], eye[true]], axis=1)  # (examples, 3 classes)
         found = {
-            "accuracy": mean(100.0 * (predicted == true)),
-            "macro_f1": Estimate(counts, _macro_f1),
-            "mcc": Estimate(counts, _mcc),
+            "accuracy": mean(100.0 * (predicted == true), bounds=PERCENT),
+            "macro_f1": Estimate(counts, _macro_f1, bounds=PERCENT),
+            "mcc": Estimate(counts, _mcc, bounds=(-1.0, 1.0)),
         }
         if probabilities is not None:
             found["calibration_error"] = _calibration_error(np.asarray(probabilities, np.float64), true)
@@ -65,11 +65,19 @@ def _mcc(sums: np.ndarray) -> np.ndarray:
 
 
 def _calibration_error(probabilities: np.ndarray, true: np.ndarray, bins: int = 15) -> Estimate:
+    """With `noise_of`: how far the answers in a bin stray from a confidence that is right, by the normal law."""
     confidence = probabilities.max(axis=1)
     gap = (probabilities.argmax(axis=1) == true) - confidence
-    place = np.minimum((confidence * bins).astype(int), bins - 1)
-    statistics = np.concatenate([np.eye(bins)[place] * gap[:, None], np.ones((len(true), 1))], axis=1)
-    return Estimate(statistics, lambda sums: 100 * np.abs(sums[..., :-1]).sum(-1) / sums[..., -1], False)
+    place = np.eye(bins)[np.minimum((confidence * bins).astype(int), bins - 1)]
+    variance = confidence * (1 - confidence)
+    statistics = np.concatenate([place * gap[:, None], place * variance[:, None], np.ones((len(true), 1))], axis=1)
+    return Estimate(
+        statistics,
+        lambda sums: 100 * np.abs(sums[..., :bins]).sum(-1) / sums[..., -1],
+        higher_is_better=False,
+        bounds=PERCENT,
+        noise_of=lambda sums: 100 * np.sqrt(2 / np.pi * sums[..., bins:-1]).sum(-1) / sums[..., -1],
+    )
 
 
 class Translation:
@@ -95,7 +103,11 @@ class Translation:
         found = {}
         for name, scorer in scorers.items():
             statistics = np.array(scorer._extract_corpus_statistics(list(predictions), streams), np.float64)
-            found[name] = Estimate(statistics, _scores(scorer), higher_is_better=name != "ter")
+            found[name] = (
+                Estimate(statistics, _scores(scorer), higher_is_better=False, bounds=POSITIVE)
+                if name == "ter"
+                else Estimate(statistics, _scores(scorer), bounds=PERCENT)
+            )
             self.signatures[name] = str(scorer.get_signature())
         return found
 
@@ -140,7 +152,7 @@ class Summarization:
 
     def estimates(self, predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> dict[str, Estimate]:
         scores = np.array([self.score(*pair) for pair in zip(predictions, references, strict=True)])
-        return {kind: mean(scores[:, i]) for i, kind in enumerate(self.kinds)}
+        return {kind: mean(scores[:, i], bounds=PERCENT) for i, kind in enumerate(self.kinds)}
 
     def score(self, prediction: str, reference: str | Sequence[str]) -> list[float]:
         """ROUGE-1, -2, -L and -Lsum of one example, in percent."""
@@ -184,12 +196,12 @@ class QuestionAnswering:
 
     def estimates(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Estimate]:
         scores = 100 * np.array([answer_score(*pair) for pair in zip(predictions, references, strict=True)])
-        found = {"exact_match": mean(scores[:, 0]), "f1": mean(scores[:, 1])}
+        found = {"exact_match": mean(scores[:, 0], bounds=PERCENT), "f1": mean(scores[:, 1], bounds=PERCENT)}
         answerable = np.array([bool(some) for some in references], np.float64)
         if 0 < answerable.sum() < len(answerable):
             for name, those in (("has_answer", answerable), ("no_answer", 1 - answerable)):
-                found[f"{name}_exact_match"] = ratio(scores[:, 0] * those, those)
-                found[f"{name}_f1"] = ratio(scores[:, 1] * those, those)
+                found[f"{name}_exact_match"] = ratio(scores[:, 0] * those, those, bounds=PERCENT)
+                found[f"{name}_f1"] = ratio(scores[:, 1] * those, those, bounds=PERCENT)
         return found
 
 
