@@ -191,11 +191,14 @@ class QuestionAnswering:
 
     A reference is a list of right answers, empty where the question has none; the prediction is then right if it is
     empty too. `has_answer_...` and `no_answer_...` stand beside the whole where both kinds occur (SQuAD v2).
-    Rajpurkar et al., arXiv 1806.03822; Cui et al., arXiv 1810.07366.
+    The language of all references decides which script. Rajpurkar et al., arXiv 1806.03822; Cui et al., arXiv
+    1810.07366.
     """
 
     def estimates(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Estimate]:
-        scores = 100 * np.array([answer_score(*pair) for pair in zip(predictions, references, strict=True)])
+        chinese = is_chinese(references)
+        pairs = zip(predictions, references, strict=True)
+        scores = 100 * np.array([answer_score(*pair, chinese=chinese) for pair in pairs])
         found = {"exact_match": mean(scores[:, 0], bounds=PERCENT), "f1": mean(scores[:, 1], bounds=PERCENT)}
         answerable = np.array([bool(some) for some in references], np.float64)
         if 0 < answerable.sum() < len(answerable):
@@ -205,13 +208,20 @@ class QuestionAnswering:
         return found
 
 
-def answer_score(prediction: str, answers: Sequence[str]) -> tuple[float, float]:
-    """Exact match and F1, 0 to 1, of an answer against the best of several right ones; none means no answer."""
+def is_chinese(references: Sequence[Sequence[str]]) -> bool:
+    """Whether answers are in Chinese, taken together: a Chinese name in an English answer does not make them so."""
+    return mostly(HAN, (answer for answers in references for answer in answers))
+
+
+def answer_score(prediction: str, answers: Sequence[str], *, chinese: bool) -> tuple[float, float]:
+    """Exact match and F1, 0 to 1, of an answer against the best of several right ones; none means no answer.
+
+    `chinese`: whether the data are, see `is_chinese`.
+    """
     right = [answer for answer in answers if normalize_answer(answer)]
     if not right:  # the script takes an answer that normalises to nothing for no answer
         same = float(normalize_answer(prediction) == "")
         return same, same
-    chinese = any(HAN.search(answer) for answer in right)
     score = _cmrc_score if chinese else _squad_score
     scores = [score(prediction, answer) for answer in right]
     return max(exact for exact, _ in scores), max(f1 for _, f1 in scores)

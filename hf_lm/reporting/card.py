@@ -113,9 +113,10 @@ def _base(name: str) -> str:
 
 
 def _headline(report: dict[str, Any]) -> str:
-    """The number that was trained for, on the last split measured."""
-    name = report.get("main_metric", "")
-    for split, metrics in reversed(report.get("metrics", {}).items()):
+    """The number that was trained for, on the last split measured; a published one precedes one cut from train."""
+    name, cut = report.get("main_metric", ""), report.get("data", {}).get("cut_from_train", [])
+    splits = list(report.get("metrics", {}).items())[::-1]
+    for split, metrics in sorted(splits, key=lambda item: item[0] in cut):
         if name in metrics:
             shown, against = SHOWN.get(name, (name,))[0], beside(name, metrics[name])
             return f"{split.capitalize()} {shown}: {in_words(name, metrics[name])}" + (f"; {against}." * bool(against))

@@ -31,11 +31,8 @@ def populations(seed: int = 0) -> dict[str, Estimate]:
         "ROUGE-L": mean(100 * rng.beta(3, 9, POOL), bounds=PERCENT),
         "win rate with ties": mean(ties, bounds=PERCENT),
     }
-    for name, classes in {
-        "2 classes": [0.5, 0.5],
-        "2 classes, 1 of 5 rare": [0.8, 0.2],
-        "5 classes": [0.2] * 5,
-    }.items():
+    shares = {"2 equal classes": [0.5, 0.5], "2 unequal classes": [0.8, 0.2], "5 classes": [0.2] * 5}
+    for name, classes in shares.items():
         true = rng.choice(len(classes), POOL, p=classes)
         predicted = np.where(rng.random(POOL) < 0.85, true, rng.choice(len(classes), POOL))
         numbers = Classification(len(classes)).estimates(predicted, true)
@@ -101,9 +98,8 @@ def probabilities(rng: np.random.Generator) -> dict[str, Estimate]:
 
 
 def sample(population: Estimate, examples: int, rng: np.random.Generator) -> Estimate:
-    return replace(
-        population, statistics=population.statistics[rng.integers(len(population.statistics), size=examples)]
-    )
+    rows = population.statistics
+    return replace(population, statistics=rows[rng.integers(len(rows), size=examples)])
 
 
 def misses(population: Estimate, *, examples: int, draws: int, seed: int = 0) -> tuple[int, int]:
@@ -122,7 +118,7 @@ def misses(population: Estimate, *, examples: int, draws: int, seed: int = 0) ->
 
 
 def false_alarms(population: Estimate, *, examples: int, draws: int, seed: int = 0) -> int:
-    """How often the first of two models of equal quality "beats" the second: each answer of one could be the other's."""
+    """How often one of two models of equal quality "beats" the other: their answers are from the same population."""
     rng, alarms = np.random.default_rng([seed, examples]), 0
     for _ in range(draws):
         one = sample(population, examples, rng).statistics
@@ -142,11 +138,10 @@ def main() -> None:
     for name, population in populations().items():
         if not name.startswith(tuple(args.metrics)):
             continue
-        missed = [misses(population, examples=n, draws=args.draws) for n in args.examples]
-        cells = [
-            f"{1 - (below + above) / args.draws:.3f} ({below / args.draws:.3f}, {above / args.draws:.3f})"
-            for below, above in missed
-        ]
+        cells = []
+        for examples in args.examples:
+            below, above = (count / args.draws for count in misses(population, examples=examples, draws=args.draws))
+            cells.append(f"{1 - below - above:.3f} ({below:.3f}, {above:.3f})")
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
 
 
