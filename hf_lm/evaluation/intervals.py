@@ -132,6 +132,8 @@ def interval_of(
         among = float((apart**2).sum()) * (examples - 1) / examples
         between = float(np.var(scale(runs), ddof=1)) / len(runs) if len(runs) > 1 else 0.0
     variance = among + between
+    if examples == 1 and bounded and math.isfinite(value):
+        return _where_all_agree(value, bounds, examples)
     if examples < 2 or not math.isfinite(variance) or not math.isfinite(value):
         return Interval(value)
     share = (value - least) / (most - least) if bounded else 0.5
