@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hf_lm.data.tables import Table
 from hf_lm.evaluation import evaluate_metrics, metrics
 from hf_lm.evaluation.metrics import (
     Classification,
@@ -21,6 +22,7 @@ from hf_lm.evaluation.metrics import (
     answer_score,
     sentences,
 )
+from hf_lm.tasks.translation import Translation as TranslationTask
 
 words = st.lists(
     st.sampled_from(["the", "a", "cat", "sat", "on", "mat", ".", "Dogs,", "dog", "run", "running", "12", "naïve"]),
@@ -337,3 +339,13 @@ def test_one_chinese_name_does_not_make_an_english_question_chinese():
     found = QuestionAnswering().estimates(["元朝 its Genghisid", *["Thames"] * 5], [answers, *[english] * 5])
     assert found["f1"].value == pytest.approx((50 + 5 * 100) / 6)
     assert QuestionAnswering().estimates(["北京大学"], [["北京"]])["f1"].value == pytest.approx(200 * 2 / 6)
+
+
+def test_an_empty_translation_beats_nothing():
+    rows = [{"source": "der Hund lief sehr weit fort", "targets": ["a dog ran"]}] * 30
+    task = TranslationTask.__new__(TranslationTask)
+    task.table = Table("x", "", {"test": rows})
+    _, baseline = task.baseline("test")
+    empty = Translation().estimates([""] * 30, [row["targets"] for row in rows])
+    assert baseline.estimates["ter"].value == empty["ter"].value == 100
+    assert not any(empty[name].beats(estimate) for name, estimate in baseline.estimates.items())

@@ -107,3 +107,15 @@ def test_windows_recover_every_answer_whatever_the_script(words, max_length, dat
     assert all(answer in text and len(text) <= len(answer) + 2 for text in found)
     if not found:  # then it is longer than what two windows share
         assert len(tokenizer(answer, add_special_tokens=False).input_ids) >= max_length // 3
+
+
+def test_the_baseline_of_questions_is_the_better_of_two_constant_answers():
+    def row(*answers):
+        return {"id": "", "question": "where?", "context": "Rome. Oslo.", "answers": list(answers)}
+
+    task = QuestionAnswering.__new__(QuestionAnswering)
+    task.table = Table("x", "", {"test": [row("Rome"), row("Rome"), row()], "validation": [row("Rome"), row(), row()]})
+    name, first = task.baseline("test")
+    assert (name, first.estimates["f1"].value) == ("first sentence", pytest.approx(200 / 3))
+    name, none = task.baseline("validation")
+    assert (name, none.estimates["f1"].value) == ("never answer", pytest.approx(200 / 3))

@@ -92,7 +92,9 @@ class Translation:
         self.signatures: dict[str, str] = {}
 
     def estimates(self, predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> dict[str, Estimate]:
-        from sacrebleu.metrics import BLEU, CHRF, TER
+        from sacrebleu.metrics.bleu import BLEU
+        from sacrebleu.metrics.chrf import CHRF
+        from sacrebleu.metrics.ter import TER
 
         references = [[one] if isinstance(one, str) else list(one) for one in references]
         most = max(len(some) for some in references)
