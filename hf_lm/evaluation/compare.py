@@ -15,7 +15,7 @@ from hf_lm.evaluation.intervals import LEVEL, Estimate, Interval, randomisation
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two models under one metric. `difference`: `one` minus `other`, with the interval of a paired bootstrap.
+    """Two models under one metric. `difference`: `one` minus `other`, paired by example.
 
     `p` is that of approximate randomisation, two-sided; `corrected` after Holm's correction for the `comparisons`
     made. `better` names the better model where both the test and the interval say so, else it is "".

@@ -109,7 +109,7 @@ def mean_by_group(
 
 
 def gap(values: Sequence[float], groups: Sequence[str], units: Sequence[Hashable]) -> Estimate:
-    """How far the means of groups lie apart: the largest minus the smallest, resampled over `units`.
+    """How far the means of groups lie apart: the largest minus the smallest, over `units`.
 
     A unit is what the groups share, such as the template of prompts that differ only in the group they name. The gap
     is never negative and noise alone makes it positive: compare it with `gap_by_chance`.

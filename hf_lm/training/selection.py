@@ -15,7 +15,7 @@ from hf_lm.evaluation.intervals import Estimate
 class EarlyStopping(TrainerCallback):
     """Stops after `patience` evaluations of which none is better than the best by more than chance explains.
 
-    `newest()` is the estimate of the last evaluation; two are compared on the same examples, resampled together, so
+    `newest()` is the estimate of the last evaluation; two are compared on the same examples, by the paired test, so
     that an evaluation which is a hair better does not keep a run alive.
     """
 
