@@ -1,7 +1,7 @@
 """Translation: a text in one language is read, the same in another written."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -61,5 +61,5 @@ class Translation(TextToText):
         scores.estimates["ter"] = replace(ter, statistics=np.stack([np.minimum(edits, length), length], axis=1))
         return name, scores
 
-    def report(self, measured: dict[str, Any]) -> dict[str, Any]:
+    def report(self, measured: Mapping[str, Any]) -> dict[str, Any]:
         return super().report(measured) | {"signatures": self.signatures}
