@@ -14,12 +14,12 @@ from argparse import Namespace
 from collections.abc import Iterable
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 import torch
 import transformers
 import yaml
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, set_seed
 
 from hf_lm import dry_run
 from hf_lm.hub.credentials import masked, masked_traceback, names_secret
@@ -97,8 +97,38 @@ class TrainingArguments(transformers.TrainingArguments):
 
 
 @dataclass
+class PretrainingArguments:
+    """What recipes that train a language model on text have in common: the defaults of their training."""
+
+    defaults: ClassVar[dict[str, Any]] = {
+        "learning_rate": 1e-3,
+        "muon_learning_rate": 1e-3,
+        "lr_scheduler_type": "warmup_stable_decay",
+        "per_device_train_batch_size": 16,
+        "weight_decay": 0.1,
+    }
+
+
+@dataclass
 class FineTuningArguments:
-    """What every fine-tuning recipe takes beside its own arguments."""
+    """What every fine-tuning recipe takes beside its own arguments, and the defaults of its training.
+
+    These are rates for a pretrained checkpoint, batches of rows of similar length, and a measurement and a checkpoint
+    after each epoch.
+    """
+
+    defaults: ClassVar[dict[str, Any]] = {
+        "learning_rate": 5e-5,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.1,
+        "weight_decay": 0.01,
+        "num_train_epochs": 3,
+        "train_sampling_strategy": "group_by_length",
+        "logging_first_step": True,  # a run of fewer than logging_steps has a curve too
+        "eval_strategy": "epoch",
+        "save_strategy": "epoch",
+        "load_best_model_at_end": True,
+    }
 
     lora_rank: int = 0  # 0 trains every weight
     lora_alpha: int = 0  # 0 is twice the rank
@@ -123,22 +153,17 @@ class FineTuningArguments:
         return named | {"dora": self.dora, "rslora": self.rslora}
 
 
-# What every fine-tuning recipe starts from: rates for a trained checkpoint, batches of like-sized rows, a measurement
-# and a checkpoint after each epoch.
-FINE_TUNING: dict[str, Any] = {
-    "learning_rate": 5e-5,
-    "lr_scheduler_type": "cosine",
-    "warmup_steps": 0.1,
-    "weight_decay": 0.01,
-    "num_train_epochs": 3,
-    "train_sampling_strategy": "group_by_length",
-    "logging_steps": 10,
-    "logging_first_step": True,  # a run of fewer steps has a curve too
-    "eval_strategy": "epoch",
-    "save_strategy": "epoch",
-    "save_total_limit": 2,
-    "load_best_model_at_end": True,
-}
+@dataclass
+class ChatArguments(FineTuningArguments):
+    """What every recipe that tunes a chat model takes beside its own arguments."""
+
+    defaults: ClassVar[dict[str, Any]] = FineTuningArguments.defaults | {"per_device_train_batch_size": 8}
+
+    chat_template: str = ""  # a Jinja file; "" keeps the tokenizer's own, or gives it a small one
+
+
+# Training defaults of every recipe; bf16 beside them.
+SHARED_DEFAULTS: dict[str, Any] = {"logging_steps": 10, "save_total_limit": 2}
 
 # About one invocation rather than about the run: they do not belong in run.yaml.
 ONE_INVOCATION = ("resume_from_checkpoint", "overwrite_output_dir", "resume_with_changes")
@@ -157,10 +182,11 @@ def parse_arguments(
     fresh: dict[str, Any] | None = None,
     **recipe_defaults: Any,
 ) -> tuple[Arguments, TrainingArguments]:
-    """Resolve a recipe's run from its dataclasses, its own defaults, `--config FILE` and the command line.
+    """Resolve a recipe's run from its dataclasses, its own defaults, `--config FILE` and the command line; seed it.
 
-    `fresh`: recipe defaults that hold instead where no `--model` is given: a new model needs other rates than a
-    trained one.
+    Recipe defaults are SHARED_DEFAULTS, bf16 where the machine is fast at it, those of the recipe's Arguments
+    (`defaults`) and `recipe_defaults`, the later over the earlier. `fresh`: what holds instead where no `--model` is
+    given: a randomly initialised model needs other rates than a pretrained one.
 
     Also takes `--print_config` (show the resolved run and exit) and a bare `--debug` (errors with a traceback;
     without it an error is one line). The resolved run is kept in `training_args.run` and holds no token.
@@ -175,8 +201,12 @@ def parse_arguments(
     if not dry_run.active():
         report_errors(debug=debug)
     try:
-        args, training_args = _parse(arguments_class, training_arguments_class, argv, recipe_defaults, fresh or {})
+        defaults = SHARED_DEFAULTS | {"bf16": bf16_is_fast()} | getattr(arguments_class, "defaults", {})
+        args, training_args = _parse(
+            arguments_class, training_arguments_class, argv, defaults | recipe_defaults, fresh or {}
+        )
         dry_run.parsed(args)
+        set_seed(training_args.seed)
         return args, training_args
     except (ValueError, OSError) as error:
         if debug or dry_run.active():
