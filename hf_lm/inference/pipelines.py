@@ -193,7 +193,9 @@ class _Pipeline:
     def _load(self, name: str, config: str | PreTrainedConfig | None, options: dict[str, Any]) -> PreTrainedModel:
         if not isinstance(config, PreTrainedConfig):
             config = load_config(config or name)
-        options: dict[str, Any] = {key: value for key, value in options.items() if value is not None and key != "trust_remote_code"}
+        options: dict[str, Any] = {
+            key: value for key, value in options.items() if value is not None and key != "trust_remote_code"
+        }
         options["dtype"] = options.pop("torch_dtype", options["dtype"])
         return load_weights(self.auto_classes[family(config)], name, config, **options | {"use_safetensors": True})
 
