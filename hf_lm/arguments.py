@@ -44,10 +44,11 @@ class TrainingArguments(transformers.TrainingArguments):
         default=0.4, metadata={"help": "share of the steps in which warmup_stable_decay lowers the rate to 0"}
     )
     early_stopping_patience: int = field(
-        default=0, metadata={"help": "end after that many evaluations without a gain beyond noise; 0 never does"}
+        default=0, metadata={"help": "stop after that many evaluations without a gain beyond noise; 0 never does"}
     )
     sweep: int = field(
-        default=0, metadata={"help": "try that many learning rates around the given one first, each a whole training"}
+        default=0,
+        metadata={"help": "try that many learning rates around the given one first, each in a complete training"},
     )
     max_hours: float = field(
         default=0.0, metadata={"help": "stop with a checkpoint before the run has taken that many hours; 0: no limit"}
@@ -135,17 +136,19 @@ class FineTuningArguments:
     lora_dropout: float = 0.0
     dora: bool = False  # split each update into direction and size
     rslora: bool = False  # scale updates by 1 / sqrt(rank) rather than 1 / rank
-    quantize: int = 0  # bits of the frozen base under LoRA: 4 or 8; 0 keeps it whole
+    quantize: int = 0  # bits of the frozen base under LoRA: 4 or 8; 0 keeps full precision
     merge: bool = True  # add LoRA's updates to the weights, so that the result loads without peft
-    drop_overlap: bool = False  # take training rows that stand in a held-out split out of train
+    drop_overlap: bool = False  # remove training rows that also occur in a held-out split
 
     def __post_init__(self) -> None:
         if self.quantize and not self.lora_rank:
             raise ValueError(f"--quantize {self.quantize} freezes the base: give what is trained a --lora_rank.")
         if self.quantize and not getattr(self, "model", ""):
-            raise ValueError(f"--quantize {self.quantize} needs --model: a fresh model's weights are trained whole.")
+            raise ValueError(
+                f"--quantize {self.quantize} needs --model: a randomly initialised model trains all its weights."
+            )
         if (decoder := getattr(self, "decoder", "")) and not getattr(self, "model", ""):
-            raise ValueError(f"--decoder {decoder} writes what another reads: give the one that reads as --model.")
+            raise ValueError(f"--decoder {decoder} is a decoder alone: give its encoder as --model.")
 
     def lora(self) -> dict[str, Any]:
         """The arguments of hf_lm.models.adapters.add_lora."""
@@ -315,7 +318,7 @@ def _read_yaml(path: str) -> dict[str, Any]:
     def mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict:
         keys = [loader.construct_object(key) for key, _ in node.value]
         if twice := {key for key in keys if keys.count(key) > 1}:
-            raise ValueError(f"{path}: the key {sorted(map(str, twice))[0]!r} stands there twice; keep one.")
+            raise ValueError(f"{path}: the key {sorted(map(str, twice))[0]!r} occurs twice; keep one.")
         return dict(zip(keys, [loader.construct_object(value, deep=True) for _, value in node.value], strict=True))
 
     Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
@@ -371,9 +374,7 @@ def _parse_command_line(parser: _Parser, argv: list[str], own: set[str]) -> Name
             hint = f" Did you mean --{near}?" if near else ""
             raise ValueError(f"command line: unknown option --{key}.{hint}")
     if unknown:
-        raise ValueError(
-            f"command line: do not know what to do with {unknown[0]!r}; options are given as --key value."
-        )
+        raise ValueError(f"command line: unexpected argument {unknown[0]!r}; options are given as --key value.")
     return namespace
 
 

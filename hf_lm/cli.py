@@ -71,7 +71,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
             there = [option for action in args.subparser._actions for option in action.option_strings]
             hint = did_you_mean("--" + option.lstrip("-").replace("-", "_"), there)
             parser.error(f"hf-lm {args.command} has no option {option}.{hint}")
-        parser.error(f"hf-lm {args.command} does not know what to do with {token!r}.")
+        parser.error(f"hf-lm {args.command} has no argument {token!r}.")
     return args
 
 
