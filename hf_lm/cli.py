@@ -14,10 +14,21 @@ from hf_lm.suggestions import did_you_mean
 from hf_lm.version import __version__
 
 COMMANDS = (  # as `hf-lm --help` lists them; each is a module of hf_lm.commands
-    *("recipes", "copy", "plan", "inspect", "run"),
-    *("generate", "write", "chat", "demo", "predict"),
-    *("score", "compare"),
-    *("check", "merge", "push"),
+    "recipes",
+    "copy",
+    "plan",
+    "inspect",
+    "run",
+    "generate",
+    "write",
+    "chat",
+    "demo",
+    "predict",
+    "score",
+    "compare",
+    "check",
+    "merge",
+    "push",
     "completion",
 )
 
