@@ -5,13 +5,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import transformers
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_callback import ProgressCallback, TrainerState
 from transformers.trainer_utils import SchedulerType, rotate_checkpoints
 
@@ -59,7 +59,7 @@ class SafeTrainerMixin(_Trainer):
         self.tokens_seen: Any = 0  # by all processes
         self._aside: Path | None = None
         tokenizer = kwargs.get("processing_class")
-        self._pair: Any = tokenizer if tokenizer is not None and has_target_tokenizer(tokenizer) else None
+        self._pair = tokenizer if tokenizer is not None and has_target_tokenizer(tokenizer) else None
         if self._pair is not None:  # the Trainer would overwrite the decoder's special token ids with the encoder's
             kwargs["processing_class"] = None
         no_rows: Any = []  # `measure` knows what it evaluates on
