@@ -14,12 +14,12 @@ from argparse import Namespace
 from collections.abc import Iterable
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 import torch
 import transformers
 import yaml
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, set_seed
 
 from hf_lm import dry_run
 from hf_lm.hub.credentials import masked, masked_traceback, names_secret
@@ -44,10 +44,11 @@ class TrainingArguments(transformers.TrainingArguments):
         default=0.4, metadata={"help": "share of the steps in which warmup_stable_decay lowers the rate to 0"}
     )
     early_stopping_patience: int = field(
-        default=0, metadata={"help": "end after that many evaluations without a gain beyond noise; 0 never does"}
+        default=0, metadata={"help": "stop after that many evaluations without a gain beyond noise; 0 never does"}
     )
     sweep: int = field(
-        default=0, metadata={"help": "try that many learning rates around the given one first, each a whole training"}
+        default=0,
+        metadata={"help": "try that many learning rates around the given one first, each in a complete training"},
     )
     max_hours: float = field(
         default=0.0, metadata={"help": "stop with a checkpoint before the run has taken that many hours; 0: no limit"}
@@ -97,25 +98,57 @@ class TrainingArguments(transformers.TrainingArguments):
 
 
 @dataclass
+class PretrainingArguments:
+    """What recipes that train a language model on text have in common: the defaults of their training."""
+
+    defaults: ClassVar[dict[str, Any]] = {
+        "learning_rate": 1e-3,
+        "muon_learning_rate": 1e-3,
+        "lr_scheduler_type": "warmup_stable_decay",
+        "per_device_train_batch_size": 16,
+        "weight_decay": 0.1,
+    }
+
+
+@dataclass
 class FineTuningArguments:
-    """What every fine-tuning recipe takes beside its own arguments."""
+    """What every fine-tuning recipe takes beside its own arguments, and the defaults of its training.
+
+    These are rates for a pretrained checkpoint, batches of rows of similar length, and a measurement and a checkpoint
+    after each epoch.
+    """
+
+    defaults: ClassVar[dict[str, Any]] = {
+        "learning_rate": 5e-5,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.1,
+        "weight_decay": 0.01,
+        "num_train_epochs": 3,
+        "train_sampling_strategy": "group_by_length",
+        "logging_first_step": True,  # a run of fewer than logging_steps has a curve too
+        "eval_strategy": "epoch",
+        "save_strategy": "epoch",
+        "load_best_model_at_end": True,
+    }
 
     lora_rank: int = 0  # 0 trains every weight
     lora_alpha: int = 0  # 0 is twice the rank
     lora_dropout: float = 0.0
     dora: bool = False  # split each update into direction and size
     rslora: bool = False  # scale updates by 1 / sqrt(rank) rather than 1 / rank
-    quantize: int = 0  # bits of the frozen base under LoRA: 4 or 8; 0 keeps it whole
+    quantize: int = 0  # bits of the frozen base under LoRA: 4 or 8; 0 keeps full precision
     merge: bool = True  # add LoRA's updates to the weights, so that the result loads without peft
-    drop_overlap: bool = False  # take training rows that stand in a held-out split out of train
+    drop_overlap: bool = False  # remove training rows that also occur in a held-out split
 
     def __post_init__(self) -> None:
         if self.quantize and not self.lora_rank:
             raise ValueError(f"--quantize {self.quantize} freezes the base: give what is trained a --lora_rank.")
         if self.quantize and not getattr(self, "model", ""):
-            raise ValueError(f"--quantize {self.quantize} needs --model: a fresh model's weights are trained whole.")
+            raise ValueError(
+                f"--quantize {self.quantize} needs --model: a randomly initialised model trains all its weights."
+            )
         if (decoder := getattr(self, "decoder", "")) and not getattr(self, "model", ""):
-            raise ValueError(f"--decoder {decoder} writes what another reads: give the one that reads as --model.")
+            raise ValueError(f"--decoder {decoder} is a decoder alone: give its encoder as --model.")
 
     def lora(self) -> dict[str, Any]:
         """The arguments of hf_lm.models.adapters.add_lora."""
@@ -123,22 +156,17 @@ class FineTuningArguments:
         return named | {"dora": self.dora, "rslora": self.rslora}
 
 
-# What every fine-tuning recipe starts from: rates for a trained checkpoint, batches of like-sized rows, a measurement
-# and a checkpoint after each epoch.
-FINE_TUNING: dict[str, Any] = {
-    "learning_rate": 5e-5,
-    "lr_scheduler_type": "cosine",
-    "warmup_steps": 0.1,
-    "weight_decay": 0.01,
-    "num_train_epochs": 3,
-    "train_sampling_strategy": "group_by_length",
-    "logging_steps": 10,
-    "logging_first_step": True,  # a run of fewer steps has a curve too
-    "eval_strategy": "epoch",
-    "save_strategy": "epoch",
-    "save_total_limit": 2,
-    "load_best_model_at_end": True,
-}
+@dataclass
+class ChatArguments(FineTuningArguments):
+    """What every recipe that tunes a chat model takes beside its own arguments."""
+
+    defaults: ClassVar[dict[str, Any]] = FineTuningArguments.defaults | {"per_device_train_batch_size": 8}
+
+    chat_template: str = ""  # a Jinja file; "" keeps the tokenizer's own, or gives it a small one
+
+
+# Training defaults of every recipe; bf16 beside them.
+SHARED_DEFAULTS: dict[str, Any] = {"logging_steps": 10, "save_total_limit": 2}
 
 # About one invocation rather than about the run: they do not belong in run.yaml.
 ONE_INVOCATION = ("resume_from_checkpoint", "overwrite_output_dir", "resume_with_changes")
@@ -157,10 +185,11 @@ def parse_arguments(
     fresh: dict[str, Any] | None = None,
     **recipe_defaults: Any,
 ) -> tuple[Arguments, TrainingArguments]:
-    """Resolve a recipe's run from its dataclasses, its own defaults, `--config FILE` and the command line.
+    """Resolve a recipe's run from its dataclasses, its own defaults, `--config FILE` and the command line; seed it.
 
-    `fresh`: recipe defaults that hold instead where no `--model` is given: a new model needs other rates than a
-    trained one.
+    Recipe defaults are SHARED_DEFAULTS, bf16 where the machine is fast at it, those of the recipe's Arguments
+    (`defaults`) and `recipe_defaults`, the later over the earlier. `fresh`: what holds instead where no `--model` is
+    given: a randomly initialised model needs other rates than a pretrained one.
 
     Also takes `--print_config` (show the resolved run and exit) and a bare `--debug` (errors with a traceback;
     without it an error is one line). The resolved run is kept in `training_args.run` and holds no token.
@@ -175,8 +204,12 @@ def parse_arguments(
     if not dry_run.active():
         report_errors(debug=debug)
     try:
-        args, training_args = _parse(arguments_class, training_arguments_class, argv, recipe_defaults, fresh or {})
+        defaults = SHARED_DEFAULTS | {"bf16": bf16_is_fast()} | getattr(arguments_class, "defaults", {})
+        args, training_args = _parse(
+            arguments_class, training_arguments_class, argv, defaults | recipe_defaults, fresh or {}
+        )
         dry_run.parsed(args)
+        set_seed(training_args.seed)
         return args, training_args
     except (ValueError, OSError) as error:
         if debug or dry_run.active():
@@ -285,7 +318,7 @@ def _read_yaml(path: str) -> dict[str, Any]:
     def mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict:
         keys = [loader.construct_object(key) for key, _ in node.value]
         if twice := {key for key in keys if keys.count(key) > 1}:
-            raise ValueError(f"{path}: the key {sorted(map(str, twice))[0]!r} stands there twice; keep one.")
+            raise ValueError(f"{path}: the key {sorted(map(str, twice))[0]!r} occurs twice; keep one.")
         return dict(zip(keys, [loader.construct_object(value, deep=True) for _, value in node.value], strict=True))
 
     Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
@@ -341,9 +374,7 @@ def _parse_command_line(parser: _Parser, argv: list[str], own: set[str]) -> Name
             hint = f" Did you mean --{near}?" if near else ""
             raise ValueError(f"command line: unknown option --{key}.{hint}")
     if unknown:
-        raise ValueError(
-            f"command line: do not know what to do with {unknown[0]!r}; options are given as --key value."
-        )
+        raise ValueError(f"command line: unexpected argument {unknown[0]!r}; options are given as --key value.")
     return namespace
 
 

@@ -14,10 +14,21 @@ from hf_lm.suggestions import did_you_mean
 from hf_lm.version import __version__
 
 COMMANDS = (  # as `hf-lm --help` lists them; each is a module of hf_lm.commands
-    *("recipes", "copy", "plan", "inspect", "run"),
-    *("generate", "write", "chat", "demo", "predict"),
-    *("score", "compare"),
-    *("check", "merge", "push"),
+    "recipes",
+    "copy",
+    "plan",
+    "inspect",
+    "run",
+    "generate",
+    "write",
+    "chat",
+    "demo",
+    "predict",
+    "score",
+    "compare",
+    "check",
+    "merge",
+    "push",
     "completion",
 )
 
@@ -71,7 +82,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
             there = [option for action in args.subparser._actions for option in action.option_strings]
             hint = did_you_mean("--" + option.lstrip("-").replace("-", "_"), there)
             parser.error(f"hf-lm {args.command} has no option {option}.{hint}")
-        parser.error(f"hf-lm {args.command} does not know what to do with {token!r}.")
+        parser.error(f"hf-lm {args.command} has no argument {token!r}.")
     return args
 
 

@@ -16,8 +16,13 @@ from hf_lm.suggestions import did_you_mean
 
 # What `accelerate launch` takes and no recipe does: these may stand after the recipe's name too.
 LAUNCH_OPTIONS = (
-    *("--num_processes", "--num_machines", "--machine_rank", "--main_process_ip", "--main_process_port"),
-    *("--gpu_ids", "--config_file"),
+    "--num_processes",
+    "--num_machines",
+    "--machine_rank",
+    "--main_process_ip",
+    "--main_process_port",
+    "--gpu_ids",
+    "--config_file",
 )
 
 

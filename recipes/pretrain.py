@@ -8,9 +8,7 @@ accelerate launch recipes/pretrain.py --config recipes/configs/pretrain_gpt2_wik
 from dataclasses import dataclass
 from typing import Literal
 
-from accelerate.utils import set_seed
-
-from hf_lm.arguments import TrainingArguments, bf16_is_fast, parse_arguments
+from hf_lm.arguments import PretrainingArguments, TrainingArguments, parse_arguments
 from hf_lm.data.sources import load_corpus
 from hf_lm.models.configuration import context_length
 from hf_lm.models.gpt2 import new_gpt2
@@ -22,53 +20,40 @@ from hf_lm.training.fit import fit
 
 
 @dataclass
-class Arguments:
+class Arguments(PretrainingArguments):
     dataset: str = "demo"  # built-in text, a file, a folder, a glob, a Hub id, or a=0.7,b=0.3
     text_column: str = ""  # column read; "" guesses
-    document_start: str = ""  # regular expression of the line that begins a document
+    document_start: str = ""  # regular expression for the first line of a document
     tokenizer: str = "bpe"  # bpe, word or basic_english train one; otherwise a name or path
     vocab_size: int = 4096  # entries of a trained tokenizer
-    min_frequency: int = 2  # times that a word or a merge must occur
+    min_frequency: int = 2  # occurrences that a word or a merge needs
     tokenizer_max_bytes: int = 32_000_000  # text that the tokenizer is trained on
-    model: str = ""  # a causal checkpoint to continue from; "" makes a fresh model
-    architecture: Literal["gpt2", "lstm", "gru", "rnn"] = "gpt2"  # of a fresh model
-    size: Literal["tiny", "mini", "small", "medium", "large", "xl"] = "tiny"  # of a fresh GPT-2
-    n_layer: int = 0  # 0 takes these four from size
+    model: str = ""  # a causal checkpoint to continue from; "" initialises a model randomly
+    architecture: Literal["gpt2", "lstm", "gru", "rnn"] = "gpt2"  # of a new model
+    size: Literal["tiny", "mini", "small", "medium", "large", "xl"] = "tiny"  # of a new GPT-2
+    n_layer: int = 0  # 0, here and in the next three, takes the value of size
     n_head: int = 0
     n_embd: int = 0
-    block_size: int = 0  # tokens in a training example
+    block_size: int = 0  # tokens of a training example
     dropout: float = 0.0
-    packing: Literal["isolate", "concatenate"] = "isolate"  # may the documents of a block see each other?
-    eval_stride: int = 0  # tokens that an evaluation window moves by; 0 is half a block
+    packing: Literal["isolate", "concatenate"] = "isolate"  # isolate: attention within a document
+    eval_stride: int = 0  # tokens between two evaluation windows; 0 is half a block
 
 
 def main(args: Arguments, training_args: TrainingArguments) -> dict:
-    set_seed(training_args.seed)
     corpus = load_corpus(args.dataset, text_column=args.text_column, document_start=args.document_start)
-    tokenizer = prepare_tokenizer(
-        args.model if args.model and args.tokenizer == "bpe" else args.tokenizer,
-        corpus,
-        vocab_size=args.vocab_size,
-        min_frequency=args.min_frequency,
-        max_bytes=args.tokenizer_max_bytes,
-    )
+    name = args.model if args.model and args.tokenizer == "bpe" else args.tokenizer
+    sizes = {"min_frequency": args.min_frequency, "max_bytes": args.tokenizer_max_bytes}
+    tokenizer = prepare_tokenizer(name, corpus, vocab_size=args.vocab_size, **sizes)
+    shape = {"n_layer": args.n_layer, "n_embd": args.n_embd, "dropout": args.dropout}
     if args.model:
         model = load_causal_lm(args.model, tokenizer=tokenizer, block_size=args.block_size)
     elif args.architecture == "gpt2":
-        shape = {"n_layer": args.n_layer, "n_head": args.n_head, "n_embd": args.n_embd}
-        model = new_gpt2(tokenizer, size=args.size, **shape, block_size=args.block_size, dropout=args.dropout)
+        model = new_gpt2(tokenizer, size=args.size, n_head=args.n_head, block_size=args.block_size, **shape)
     else:
-        model = new_recurrent(
-            tokenizer,
-            cell=args.architecture,
-            n_layer=args.n_layer or 2,
-            n_embd=args.n_embd or 256,
-            dropout=args.dropout,
-        )
-    block_size = args.block_size or min(1024, context_length(model.config) or 128)
-    task = LanguageModelling(
-        corpus, tokenizer, block_size=block_size, packing=args.packing, eval_stride=args.eval_stride
-    )
+        model = new_recurrent(tokenizer, cell=args.architecture, **shape)
+    size = args.block_size or min(1024, context_length(model.config) or 128)
+    task = LanguageModelling(corpus, tokenizer, block_size=size, packing=args.packing, eval_stride=args.eval_stride)
     return fit(model, task, training_args)
 
 
@@ -79,19 +64,11 @@ if __name__ == "__main__":
             TrainingArguments,
             fresh={"learning_rate": 1.5e-2, "muon_learning_rate": 6e-3},
             output_dir="out/pretrain",
-            learning_rate=1e-3,
-            muon_learning_rate=1e-3,
-            lr_scheduler_type="warmup_stable_decay",
             warmup_steps=20,
             max_steps=675,
-            per_device_train_batch_size=16,
-            weight_decay=0.1,
-            bf16=bf16_is_fast(),
             decay_share=0.6,
-            logging_steps=10,
             eval_strategy="steps",
             eval_steps=225,
             save_steps=225,
-            save_total_limit=2,
         )
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from accelerate.utils import set_seed
 from transformers import AutoModelForQuestionAnswering, BertForQuestionAnswering
 
-from hf_lm.arguments import FINE_TUNING, FineTuningArguments, TrainingArguments, bf16_is_fast, parse_arguments
+from hf_lm.arguments import FineTuningArguments, TrainingArguments, parse_arguments
 from hf_lm.data.tables import load_table
 from hf_lm.models.adapters import add_lora
 from hf_lm.models.bert import new_bert
@@ -81,7 +81,5 @@ if __name__ == "__main__":
             fresh={"learning_rate": 1e-3, "num_train_epochs": 10},
             output_dir="out/question_answering",
             per_device_train_batch_size=32,
-            bf16=bf16_is_fast(),
-            **FINE_TUNING,
         )
     )

@@ -6,9 +6,9 @@ accelerate launch recipes/self_training.py --task translation --model out/bart -
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
-from hf_lm.arguments import FINE_TUNING, TrainingArguments, bf16_is_fast, parse_arguments
+from hf_lm.arguments import FineTuningArguments, TrainingArguments, parse_arguments
 from hf_lm.self_training.curve import learning_curve
 from hf_lm.self_training.experiment import SelfTraining
 from hf_lm.self_training.setups import SETUPS
@@ -17,6 +17,8 @@ from hf_lm.training.fit import fit
 
 @dataclass
 class Arguments:
+    # The last weights, as in every training beside it.
+    defaults: ClassVar[dict[str, Any]] = FineTuningArguments.defaults | {"load_best_model_at_end": False}
     task: Literal["sentiment", "question_answering", "translation", "summarization", "language_modelling"] = (
         "sentiment"  # sentiment is any class of a text
     )
@@ -85,7 +87,5 @@ if __name__ == "__main__":
             fresh={"learning_rate": 1e-3, "shares": [0.02, 0.1], "max_unlabelled": 600, "min_steps": 60},
             output_dir="out/self_training",
             per_device_train_batch_size=32,
-            bf16=bf16_is_fast(),
-            **FINE_TUNING | {"load_best_model_at_end": False},  # the last weights, as in every training beside it
         )
     )

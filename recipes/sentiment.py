@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from accelerate.utils import set_seed
 from transformers import AutoModelForSequenceClassification
 
-from hf_lm.arguments import FINE_TUNING, FineTuningArguments, TrainingArguments, bf16_is_fast, parse_arguments
+from hf_lm.arguments import FineTuningArguments, TrainingArguments, parse_arguments
 from hf_lm.data.tables import load_table
 from hf_lm.models.adapters import add_lora
 from hf_lm.models.bert import new_bert
@@ -68,10 +68,8 @@ if __name__ == "__main__":
         *parse_arguments(
             Arguments,
             TrainingArguments,
-            fresh={"learning_rate": 1e-3, "num_train_epochs": 3},
+            fresh={"learning_rate": 1e-3},
             output_dir="out/sentiment",
             per_device_train_batch_size=32,
-            bf16=bf16_is_fast(),
-            **FINE_TUNING,
         )
     )

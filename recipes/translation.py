@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from accelerate.utils import set_seed
 
-from hf_lm.arguments import FINE_TUNING, FineTuningArguments, TrainingArguments, bf16_is_fast, parse_arguments
+from hf_lm.arguments import FineTuningArguments, TrainingArguments, parse_arguments
 from hf_lm.data.tables import load_table
 from hf_lm.models.adapters import add_lora
 from hf_lm.models.encoder_decoder import load_text_to_text, new_bart
@@ -67,7 +67,6 @@ if __name__ == "__main__":
             fresh={"learning_rate": 3e-3, "muon_learning_rate": 1e-2, "num_train_epochs": 4},
             output_dir="out/translation",
             per_device_train_batch_size=32,
-            bf16=bf16_is_fast(),
-            **FINE_TUNING | {"learning_rate": 1e-4},
+            learning_rate=1e-4,
         )
     )

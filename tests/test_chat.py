@@ -236,7 +236,8 @@ def test_a_question_longer_than_the_context_is_left_out(make):
 
 def run_recipe(name: str, **arguments) -> dict:
     recipe = runpy.run_path(str(ROOT / "recipes" / name))
-    settings = {"report_to": "none", "disable_tqdm": True, "use_cpu": True, "bf16": False} | arguments
+    settings = {"report_to": "none", "disable_tqdm": True, "use_cpu": True, "bf16": False}
+    settings |= {"load_best_model_at_end": False, "train_sampling_strategy": "random"} | arguments
     argv = [token for key, value in settings.items() for token in (f"--{key}", str(value))]
     return recipe["main"](*parse_arguments(recipe["Arguments"], recipe["TrainingArguments"], argv))
 

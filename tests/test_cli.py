@@ -51,7 +51,7 @@ def test_every_command_has_help_with_an_example_that_it_would_accept(capsys):
         (["psh"], "Did you mean 'push'?"),
         (["push", "out", "me/it", "--privat"], "hf-lm push has no option --privat. Did you mean '--private'?"),
         (["predict", "a", "b", "c", "--colum=x"], "no option --colum. Did you mean '--column'?"),
-        (["push", "out", "me/it", "more"], "does not know what to do with 'more'"),
+        (["push", "out", "me/it", "more"], "has no argument 'more'"),
         (["run"], "required: recipe"),
         (["completion", "cmd"], "'bash', 'zsh', 'fish'"),
     ],

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from hf_lm.arguments import TrainingArguments, bf16_is_fast, parse_arguments
 from hf_lm.training.fit import fit
-from hf_lm.training.warm_up import warm_up
+from hf_lm.training.chat_model import warm_up
 
 
 @dataclass

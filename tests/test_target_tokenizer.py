@@ -171,7 +171,7 @@ def test_a_checkpoint_that_cannot_be_a_half_is_one_line(made, tmp_path, capsys):
         assert "\n" not in str(raised.value)
     with pytest.raises(SystemExit):
         here("translation.py", decoder="x", dataset=made.pairs, output_dir=tmp_path / "out")
-    assert "--decoder x writes what another reads: give the one that reads as --model." in capsys.readouterr().err
+    assert "--decoder x is a decoder alone: give its encoder as --model." in capsys.readouterr().err
     write = train_bpe([de for _, de in PAIRS], vocab_size=300)
     with pytest.raises(ValueError, match=r"the tokenizer has 300 ids and .*bert has embeddings for 256"):
         load_text_to_text(made.bert, tokenizer=write, decoder=made.gpt)

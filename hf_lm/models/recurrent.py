@@ -212,8 +212,8 @@ def new_recurrent(
     tokenizer: PreTrainedTokenizerBase,
     *,
     cell: str = "lstm",
-    n_layer: int = 2,
-    n_embd: int = 200,
+    n_layer: int = 0,  # 0 is 2
+    n_embd: int = 0,  # 0 is 256
     hidden_size: int = 0,  # 0 = n_embd
     dropout: float = 0.2,
     tie_weights: bool = True,
@@ -222,6 +222,7 @@ def new_recurrent(
 
     Raises ValueError for an unknown cell, and for tied weights where n_embd and hidden_size differ.
     """
+    n_layer, n_embd = n_layer or 2, n_embd or 256
     special_ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     config = RecurrentConfig(
         vocab_size=max(tokenizer.get_vocab().values()) + 1,

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_lm.arguments import FINE_TUNING, TrainingArguments
+from hf_lm.arguments import FineTuningArguments, TrainingArguments
 from hf_lm.data.batches import map_by_length, pad_batch
 from hf_lm.data.tables import load_table
 from hf_lm.models.bert import new_bert
@@ -186,7 +186,7 @@ def train_scorer(
 
 
 def _scorer_training(output_dir: str | Path, like: TrainingArguments) -> TrainingArguments:
-    settings = FINE_TUNING | {
+    settings = FineTuningArguments.defaults | {
         "output_dir": str(output_dir),
         "learning_rate": 1e-3,
         "num_train_epochs": 2,

@@ -17,9 +17,22 @@ from hf_lm.output_folder import ASIDE, list_checkpoints
 
 # What may differ between a run and the checkpoint it resumes: nothing that changes a number.
 MAY_DIFFER = (
-    *("output_dir", "logging_steps", "report_to", "run_name", "disable_tqdm", "save_steps", "save_total_limit"),
-    *("push_to_hub", "hub_model_id", "hub_private_repo", "skip_proofs", "dataloader_num_workers", "log_level"),
-    *("max_hours", "max_cost", "price_per_hour"),
+    "output_dir",
+    "logging_steps",
+    "report_to",
+    "run_name",
+    "disable_tqdm",
+    "save_steps",
+    "save_total_limit",
+    "push_to_hub",
+    "hub_model_id",
+    "hub_private_repo",
+    "skip_proofs",
+    "dataloader_num_workers",
+    "log_level",
+    "max_hours",
+    "max_cost",
+    "price_per_hour",
 )
 
 

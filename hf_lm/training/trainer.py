@@ -60,7 +60,7 @@ class SafeTrainerMixin(_Trainer):
         self._aside: Path | None = None
         tokenizer = kwargs.get("processing_class")
         self._pair = tokenizer if tokenizer is not None and has_target_tokenizer(tokenizer) else None
-        if self._pair is not None:  # the Trainer would give the half that writes the special ids of the one that reads
+        if self._pair is not None:  # the Trainer would overwrite the decoder's special token ids with the encoder's
             kwargs["processing_class"] = None
         no_rows: Any = []  # `measure` knows what it evaluates on
         super().__init__(model=model, args=args, eval_dataset=no_rows, **kwargs)
