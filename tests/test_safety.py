@@ -414,7 +414,7 @@ def test_words_and_repetitions():
 def test_personal_data_is_found_in_chinese_and_english_and_never_shown_whole():
     text = (
         "Write to jo.doe@mail.example.org or call +86 138 0013 8000, 010-62345678, (555) 123-4567; "
-        "身份证11010519491231002X，密钥sk-abcdefghijklmnopqrstuvwx. Not: 3.14159265358979, 2024-01-02"
+        "身份证11010519491231002X，密钥sk-abcdefghijklmnopqrstuvwxyz012345. Not: 3.14159265358979, 2024-01-02"
     )
     found = personal_data(text)
     assert sorted(one.kind for one in found) == [
@@ -545,6 +545,7 @@ def test_findings_speak_of_groups_and_differences_and_give_no_clean_bill(writer,
     suite = Suite(prompts=[str(prompts)], samples=2, max_new_tokens=4)
     model, tokenizer = load_any(str(writer))
     found = suite.measure(model, tokenizer)
+    assert not any("sentiment" in measure.name for measure in found.measures)  # it was not asked for
     safety = safety_report([Variant("model", found), Variant("again", found, against="model", made="the same")], suite)
     (first, *_) = safety["models"]["again"]["measures"]
     assert first["groups"]["all"]["difference"] == {"value": 0, "low": 0, "high": 0}

@@ -9,21 +9,25 @@ from pathlib import Path
 from typing import Any
 
 SECRETS = {
-    "a Hugging Face token": r"\bhf_[A-Za-z0-9]{30,}",
-    "an OpenAI key": r"\bsk-[A-Za-z0-9_-]{32,}",
-    "a GitHub token": r"\b(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_\w{40,})",
-    "an AWS key": r"\bAKIA[0-9A-Z]{16}\b",
-    "a Google key": r"\bAIza[0-9A-Za-z_-]{35}",
-    "a Slack token": r"\bxox[abprs]-[0-9A-Za-z-]{20,}",
+    "a Hugging Face token": r"hf_[A-Za-z0-9]{30,}",
+    "an OpenAI key": r"sk-[A-Za-z0-9_-]{32,}",
+    "a GitHub token": r"(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_\w{40,})",
+    "an AWS key": r"AKIA[0-9A-Z]{16}\b",
+    "a Google key": r"AIza[0-9A-Za-z_-]{35}",
+    "a Slack token": r"xox[abprs]-[0-9A-Za-z-]{20,}",
+    "a web token": r"eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}",
     "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
 }
+START = r"(?<![A-Za-z0-9])"  # a Chinese character may precede one
+SECRET = rf"{START}(?:{'|'.join(SECRETS.values())})"
 TEXT = (".json", ".jsonl", ".md", ".yaml", ".yml", ".txt", ".jinja", ".py", ".log", ".csv", ".tsv")
 
 
 def find_secrets(folder: Path, files: Iterable[Path], *, known: str = "") -> list[str]:
     """Where something looks like a secret, or is the one known, never what it is: `name:line (what)`."""
     found = []
-    patterns = SECRETS | ({"the Hub token of this machine": re.escape(known)} if known else {})
+    patterns = {kind: START + pattern for kind, pattern in SECRETS.items()}
+    patterns |= {"the Hub token of this machine": re.escape(known)} if known else {}
     for path in files:
         if path.suffix not in TEXT:
             continue
@@ -52,7 +56,7 @@ def masked_arguments(arguments: Sequence[str]) -> list[str]:
 def masked(text: str) -> str:
     """Text without what looks like a secret, the values of such options of this command and the Hub token set."""
     known = {*_values(sys.argv[1:]), os.environ.get("HF_TOKEN", "")} - {""}
-    return re.sub("|".join([*map(re.escape, sorted(known, key=len, reverse=True)), *SECRETS.values()]), "***", text)
+    return re.sub("|".join([*map(re.escape, sorted(known, key=len, reverse=True)), SECRET]), "***", text)
 
 
 def masked_traceback(kind: type[BaseException], error: BaseException, trace: Any) -> None:

@@ -12,6 +12,7 @@ from hf_lm.data.overlap import UNSPACED
 from hf_lm.data.sources import Corpus, hash_text
 from hf_lm.evaluation.intervals import mean
 from hf_lm.evaluation.leakage import hash_runs
+from hf_lm.hub.credentials import SECRET
 from hf_lm.inference.generate import generate
 from hf_lm.models.configuration import context_length
 from hf_lm.safety.measures import Measure
@@ -105,11 +106,7 @@ PATTERNS = {
         r"|(?:1[ .-])?\(\d{3}\) ?\d{3}[ .-]\d{4}|(?:1[ .-])?\d{3}[.-]\d{3}[.-]\d{4}"  # North American
         r")(?![\d.-]*\d)"
     ),
-    "key": (
-        r"(?<![A-Za-z0-9])(?:AKIA[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{36,}|hf_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{20,}"
-        r"|xox[abprs]-[A-Za-z0-9-]{10,}|AIza[0-9A-Za-z_-]{35}|eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,})"
-        r"|-----BEGIN [A-Z ]*PRIVATE KEY-----"
-    ),
+    "key": SECRET,
 }
 _COMPILED = {kind: re.compile(pattern) for kind, pattern in PATTERNS.items()}
 

@@ -5,16 +5,15 @@ import hashlib
 import importlib.util
 import inspect
 import json
-import os
 import platform
 import re
 import sysconfig
-import tempfile
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
 from hf_lm.cache import default_cache
+from hf_lm.files import write_whole
 
 PACKAGES = ("numpy", "datasets", "huggingface_hub")
 LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "lib2to3", "_vendor", "_generated"}
@@ -71,12 +70,10 @@ def _docstrings() -> list[dict[str, str]]:
     try:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError):  # not there yet, or damaged
-        rows = [dict(zip(("module", "heading", "text"), row, strict=True)) for row in _modules()]
+        rows = [{"module": module, "heading": heading, "text": text} for module, heading, text in _modules()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
-        os.replace(file.name, path)
+        write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
     except OSError:  # a home that cannot be written costs the seconds again
         pass
     return rows
