@@ -1,8 +1,12 @@
 """hf_lm: the shortest honest way from text to a published language model."""
 
 import logging
+from typing import TYPE_CHECKING
 
 from hf_lm.version import __version__
+
+if TYPE_CHECKING:
+    from hf_lm.inference.pipelines import pipeline
 
 __all__ = ["__version__", "pipeline"]
 

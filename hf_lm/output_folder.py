@@ -1,6 +1,5 @@
 """The folder of a run: what a run writes there, whether one did, and what may be replaced."""
 
-import os
 import re
 import shutil
 from collections.abc import Iterable
@@ -10,7 +9,7 @@ from typing import Any
 import yaml
 
 from hf_lm import dry_run
-from hf_lm.files import MODEL, fingerprint, write_whole
+from hf_lm.files import MODEL, write_whole
 
 ASIDE = ".saving"  # inside the output folder: where a checkpoint, or the final model, is written until it is complete
 HEADER = "# hf_lm run\n"  # first line of each run.yaml that save_run writes
@@ -102,22 +101,6 @@ def remove_results(folder: str | Path, *, checkpoints: bool) -> None:
             (folder / name).rmdir()
     for path in list_checkpoints(folder) if checkpoints else []:
         shutil.rmtree(path)
-
-
-def fingerprints(folder: str | Path, names: list[str]) -> dict[str, dict[str, Any]]:
-    """Size and SHA-256 of files, by their paths in a folder, as report.json has them."""
-    return {name: fingerprint(Path(folder) / name) for name in sorted(names)}
-
-
-def sync(path: Path) -> None:
-    """Bring a file or a folder's entries to the disk, so that what is renamed next survives a power cut."""
-    if os.name == "nt":  # which syncs neither through a descriptor that only reads
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _results(folder: Path) -> list[Path]:

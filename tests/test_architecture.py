@@ -1,7 +1,9 @@
 """The house keeps its plan: imports go one way, recipes stay apart, and importing the package costs nothing."""
 
 import ast
+import graphlib
 import logging
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 
 # From the bottom up, as docs/architecture.md has them: a folder, or a file at the root, imports from those before it.
 LEVELS = [
-    {"version", "files", "cache"},
+    {"version", "files", "suggestions"},
     {"hub", "models"},
     {"launching"},
     {"dry_run"},
@@ -30,10 +32,6 @@ LEVELS = [
     {"commands"},
     {"cli"},
 ]
-UPWARDS = {  # to be removed
-    ("hf_lm.tokenization.tokenizer", "hf_lm.data.sources"),
-    ("hf_lm.tasks.text_to_text", "hf_lm.inference.sampling"),
-}
 
 
 def place(module: str) -> str:
@@ -72,7 +70,80 @@ def test_no_import_goes_up():
         for imported in imports(path) & set(names)
         if place(imported) != place(name) and level(imported) >= level(name)
     }
-    assert upwards == UPWARDS
+    assert upwards == set()
+
+
+def test_no_file_imports_itself_by_way_of_others():
+    names = modules()
+    assert list(
+        graphlib.TopologicalSorter({name: imports(path) & set(names) for name, path in names.items()}).static_order()
+    )
+
+
+# What is not yet as it should be. Each list only gets shorter: what has become right is taken out of it.
+LONG_FUNCTIONS = {
+    "hf_lm.data.tables.load_table",
+    "hf_lm.demo.layouts._writing",
+    "hf_lm.inference.predict.write_lines",
+    "hf_lm.planning.plan.make_plan",
+    "hf_lm.safety.memorisation.measure_memorisation",
+    "hf_lm.safety.stereotypes.measure_stereotypes",
+    "hf_lm.scoring.api.complete",
+    "hf_lm.scoring.score.score",
+}
+LONG_RECIPES = {
+    "pretrain",
+    "preference",
+    "question_answering",
+    "reinforce",
+    "safety",
+    "self_training",
+    "sentiment",
+}
+UNTYPED_TASKS = {
+    "hf_lm.dry_run",
+    "hf_lm.evaluation.calibration",
+    "hf_lm.inspection.examples",
+    "hf_lm.inspection.recipe",
+    "hf_lm.planning.resolve",
+    "hf_lm.scoring.restore",
+    "hf_lm.self_training.experiment",
+    "hf_lm.self_training.pseudo_labels",
+    "hf_lm.self_training.rows",
+    "hf_lm.self_training.setups",
+    "hf_lm.tasks.domain",
+    "hf_lm.training.estimate",
+    "hf_lm.training.fit",
+    "hf_lm.training.trainer",
+    "hf_lm.training.trl_trainers",
+}
+OPEN_TYPES = 284  # places with `: Any`; the aim is 80
+
+
+def texts() -> dict[str, str]:
+    return {name: path.read_text(encoding="utf-8") for name, path in modules().items()}
+
+
+def test_functions_have_at_most_sixty_lines():
+    long = {
+        f"{name}.{node.name}"
+        for name, text in texts().items()
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno - node.lineno >= 60
+    }
+    assert long == LONG_FUNCTIONS
+
+
+def test_recipes_have_at_most_seventy_five_lines_and_shadow_no_library():
+    lines = {path.stem: len(path.read_text(encoding="utf-8").splitlines()) for path in (ROOT / "recipes").glob("*.py")}
+    assert {name for name, number in lines.items() if number > 75} == LONG_RECIPES
+    assert max(lines.values()) < 100
+    assert not lines.keys() & {"evaluate", "datasets", "tokenizers", "accelerate", "transformers"}
+
+
+def test_a_task_has_a_type_and_few_others_are_open():
+    assert {name for name, text in texts().items() if re.search(r"\btask: Any\b", text)} == UNTYPED_TASKS
+    assert sum(len(re.findall(r": Any\b", text)) for text in texts().values()) <= OPEN_TYPES
 
 
 def test_the_library_imports_no_recipe_and_recipes_do_not_import_each_other():
@@ -143,12 +214,6 @@ def test_the_library_replaces_no_name_of_another_module():
         for name in replaced_names(path.read_text(encoding="utf-8"))
     }
     assert found == REPLACED
-
-
-def test_recipes_are_short_and_shadow_no_library():
-    for path in (ROOT / "recipes").glob("*.py"):
-        assert len(path.read_text().splitlines()) < 100, path
-        assert path.stem not in {"evaluate", "datasets", "tokenizers", "accelerate", "transformers"}
 
 
 def test_importing_the_package_pulls_in_nothing_heavy():

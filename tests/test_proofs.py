@@ -134,6 +134,15 @@ def test_load_back_finds_weights_and_tokenizers_that_changed_on_the_way(model, t
     assert "could not load" in missing.said
 
 
+def test_load_back_needs_no_temporary_folder(model, tokenizer, tmp_path, monkeypatch):
+    """One that is full is no sign of a bad model, and a run that is killed would leave its own there."""
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "full"))  # nothing can be written into it
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "full"))
+    assert proofs.load_back(tmp_path, model, {"input_ids": torch.arange(20)[None]}, [], []).passed
+
+
 def test_load_back_compares_nothing_at_padding(model, tokenizer, tmp_path):
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)

@@ -239,7 +239,7 @@ def test_pipeline_and_predict_write_what_the_evaluation_wrote(trained, tmp_path)
     written = pipeline("translation", str(trained.out))(texts)
     assert [one["translation_text"] for one in written] == said
     tokenizer = transformers.AutoTokenizer.from_pretrained(trained.out)
-    written = pipeline("translation", str(trained.out), tokenizer)(texts)
+    written = pipeline("translation", str(trained.out), tokenizer=tokenizer)(texts)
     assert [one["translation_text"] for one in written] == said
     (tmp_path / "texts.txt").write_text("\n".join(texts) + "\n")
     predict("translation", str(trained.out), str(tmp_path / "texts.txt"), str(tmp_path / "said.jsonl"))

@@ -1,6 +1,5 @@
 """Labelled rows: which table a task reads, from files as they come or from the Hub, split so that none leaks."""
 
-import difflib
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,6 +14,7 @@ from hf_lm.data.demos.opinions import opinions
 from hf_lm.data.reading import SUFFIXES, read_lines, read_rows, suffix
 from hf_lm.data.sources import SPLITS, choose_sides, cut_note, file_names, find_files, hash_text, load_hub, split_of
 from hf_lm.files import hash_contents
+from hf_lm.suggestions import did_you_mean
 
 Row = dict[str, Any]
 Read = Iterator[tuple[str, list[Path], Iterable[Row]]]  # a split, files of it and their rows
@@ -196,8 +196,7 @@ def pick_column(rows: Sequence[Row], asked: str, guesses: Sequence[str], *, opti
     if asked:
         if asked in names:
             return asked
-        near = difflib.get_close_matches(asked, names, n=1, cutoff=0.4)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(asked, names)
         raise ValueError(f"{where} has no column {asked!r}; it has {names}.{hint} Set {option}.")
     for name in guesses:
         if name in names:

@@ -26,12 +26,12 @@ from hf_lm.data.batches import pad_batch
 from hf_lm.evaluation.completions import generate_ids
 from hf_lm.evaluation.likelihood import labelled, token_log_probs
 from hf_lm.inference.decoding import Decoding
-from hf_lm.inference.sampling import BEFORE, INCOMPLETE, Interrupt, Stop, before_stop, logits_processors
+from hf_lm.inference.sampling import BEFORE, Interrupt, Stop, before_stop, logits_processors
 from hf_lm.models.configuration import context_length, family, find_adapter, load_config
 from hf_lm.models.encoder_decoder import load_text_to_text
 from hf_lm.models.loading import load_causal_lm
 from hf_lm.models.target_tokenizer import target_tokenizer
-from hf_lm.tokenization.tokenizer import encode_documents, load_tokenizer, set_pad, special_tokens_around
+from hf_lm.tokenization.tokenizer import INCOMPLETE, encode_documents, load_tokenizer, set_pad, special_tokens_around
 
 logger = logging.getLogger(__name__)
 

@@ -20,8 +20,8 @@ from transformers import (
 )
 
 from hf_lm.inference.decoding import Decoding
+from hf_lm.tokenization.tokenizer import INCOMPLETE
 
-INCOMPLETE = "\ufffd"  # how a character decodes of which bytes are missing
 BEFORE = 8  # tokens of the prompt that are decoded with what follows: whether a space is due depends on them
 
 

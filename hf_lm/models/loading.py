@@ -174,9 +174,10 @@ def load_weights(
     """A model in float32; of an adapter's folder, its base with the adapter's updates in its weights.
 
     Every weight is the checkpoint's own, but for modules in `new`: those start at random where the checkpoint lacks
-    them, a HEAD also where it has another size, and `model.at_random` names them. Raises OSError where the weights
-    cannot be read, and ValueError where others are missing, have another shape, have no place or are not finite.
-    Where torch's default device is the meta device the model is built from its configuration, and no weight is read.
+    them, a HEAD also where it has another size, and `model.at_random` names them; `model.loaded_from` is the
+    checkpoint. Raises OSError where the weights cannot be read, and ValueError where others are missing, have another
+    shape, have no place or are not finite. Where torch's default device is the meta device the model is built from its
+    configuration, and no weight is read.
     """
     if quantize and find_adapter(name_or_path):
         raise ValueError(
@@ -188,7 +189,8 @@ def load_weights(
         raise ValueError(f"{name_or_path} is a {config.model_type}, for which transformers has no {task} head.")
     if torch.get_default_device().type == "meta":
         model = auto_class.from_config(config)
-        model.name_or_path, model.at_random = name_or_path, []
+        model.name_or_path = model.loaded_from = name_or_path
+        model.at_random = []
         return model
     model, missing, resized = _read(auto_class, name_or_path, config, quantize=quantize, **options)
     _check_shapes(name_or_path, {k: v for k, v in resized.items() if HEAD not in new or _in_body(model, k)})
@@ -211,6 +213,7 @@ def load_weights(
     for key, weight in model.named_parameters():
         if weight.is_floating_point() and not weight.isfinite().all():
             raise ValueError(f"{name_or_path}: {key} holds values that are not finite numbers; give other weights.")
+    model.loaded_from = name_or_path
     model.at_random = [key.removesuffix(".weight") for key in sorted(missing | resized.keys())]
     return model
 

@@ -16,13 +16,12 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from hf_lm.cache import default_cache
 from hf_lm.data.packing import cache_folder, tokenize_documents
 from hf_lm.data.sources import Corpus, load_corpus
 from hf_lm.data.tables import Table, load_table
 from hf_lm.evaluation.perplexity import score_documents
 from hf_lm.evaluation.predictions import GROUPS, METRICS, UNITS, Example, estimates_of, read_predictions
-from hf_lm.files import write_whole
+from hf_lm.files import default_cache, write_whole
 from hf_lm.models.configuration import context_length, family
 from hf_lm.models.loading import load_causal_lm
 from hf_lm.reporting.report import versions

@@ -1,7 +1,7 @@
 """Preference: of two answers to a prompt the better one is made likelier, beside a reference that stays as it was."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +21,7 @@ from hf_lm.models.configuration import context_length
 from hf_lm.tasks import proofs
 from hf_lm.tasks.chat import answer_samples, set_generation
 from hf_lm.tasks.proofs import Proof
+from hf_lm.tasks.rendering import Part, token_pieces
 from hf_lm.tasks.supervised import Encoded, Scores, Supervised
 from hf_lm.tokenization.chat_template import encode_chats, ends_of
 
@@ -301,12 +302,17 @@ class Preference(Supervised):
         batch = self.collate(self.train_dataset[:2])
         return {key: value for key, value in batch.items() if key != "completion_mask"}
 
+    def render(self, feature: Feature) -> list[Part]:
+        batch = {key: value.tolist() for key, value in self.collate([feature]).items()}
+        pairs = zip(SIDES, batch["input_ids"], batch["completion_mask"], strict=True)
+        return [Part(side, token_pieces(self.tokenizer, ids, [bool(i) for i in mask])) for side, ids, mask in pairs]
+
     def samples(self, model: PreTrainedModel) -> list[dict[str, str]]:
         rows = self.table.rows[self.splits[-1]]
         questions = [row["messages"] for row in rows]
         return answer_samples(model, self.tokenizer, questions, ends=self.ends, max_new_tokens=self.max_new_tokens)
 
-    def report(self, measured: dict[str, Scores]) -> dict[str, Any]:
+    def report(self, measured: Mapping[str, Scores]) -> dict[str, Any]:
         bias = self.length_bias()
         self.table.notes.append(
             f"chosen answers have {bias['chosen']:.1f} tokens on average and rejected ones {bias['rejected']:.1f}; "

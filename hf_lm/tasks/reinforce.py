@@ -1,6 +1,6 @@
 """Reinforce: answers are sampled, a reward checks them, and what was better than its group becomes likelier (GRPO)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -191,6 +191,6 @@ class Reinforce(Supervised):
         questions = [row["messages"] for row in self.table.rows[self.splits[-1]]]
         return answer_samples(model, self.tokenizer, questions, ends=self.ends, max_new_tokens=self.max_new_tokens)
 
-    def report(self, measured: dict[str, Scores]) -> dict[str, Any]:
+    def report(self, measured: Mapping[str, Scores]) -> dict[str, Any]:
         sampled = "Answers to held-out questions, greedy, not chosen. The question stands in brackets."
         return super().report(measured) | {"sampled": sampled}

@@ -4,28 +4,24 @@ import hashlib
 import itertools
 import os
 import re
-import shutil
-import tempfile
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 from accelerate import PartialState
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from hf_lm.cache import default_cache
+from hf_lm.files import default_cache, fill_cache
 from hf_lm.models.configuration import find_adapter, is_path, load_config, unreachable, why
 from hf_lm.models.target_tokenizer import find_target, has_target_tokenizer, set_target, target_tokenizer
 
-if TYPE_CHECKING:
-    from hf_lm.data.sources import Corpus
-
 END_OF_TEXT, PAD, UNKNOWN, END_OF_LINE = "<|endoftext|>", "<|pad|>", "<unk>", "<eol>"
+INCOMPLETE = "\ufffd"  # what a character decodes to while some of its bytes are missing
 
 # Where byte-level BPE may not merge across. As GPT-2's, with three differences: numbers go in groups of at most three
 # digits (GPT-4's), line ends stand apart from the words after them, and every run has a longest length, so that a line
@@ -135,8 +131,18 @@ def _some(texts: Iterable[str], max_bytes: int, max_document_bytes: int) -> Iter
         raise ValueError("there is no text to train a tokenizer on.")
 
 
+class TrainingText(Protocol):
+    """What a tokenizer is trained on: hf_lm.data.sources.Corpus, or anything with these."""
+
+    source: str  # its name, printed
+    fingerprint: str  # of its content: the key of the cache
+    size: int  # bytes, about
+
+    def documents(self, split: str) -> Iterator[str]: ...
+
+
 def prepare_tokenizer(
-    name: str, corpus: "Corpus", *, vocab_size: int, min_frequency: int, max_bytes: int
+    name: str, corpus: TrainingText, *, vocab_size: int, min_frequency: int, max_bytes: int
 ) -> PreTrainedTokenizerBase:
     """The tokenizer that `--tokenizer` names: `bpe`, `word`, `basic_english` (trained) or a checkpoint's.
 
@@ -150,22 +156,19 @@ def prepare_tokenizer(
     )
     key = hashlib.blake2b(f"{corpus.fingerprint} {settings}".encode(), digest_size=12).hexdigest()
     folder = default_cache() / "tokenizers" / key
+
+    def write(aside: Path) -> None:
+        PartialState().print(f"training a tokenizer on {corpus.source}")
+        texts = corpus.documents("train")
+        if name == "bpe":
+            texts = _spread(texts, max_bytes / max(1, corpus.size))
+            tokenizer = train_bpe(texts, vocab_size=vocab_size, min_frequency=min_frequency, max_bytes=max_bytes)
+        else:
+            tokenizer = train_word_level(texts, min_frequency=min_frequency, lowercase=name == "basic_english")
+        tokenizer.save_pretrained(aside)
+
     with PartialState().main_process_first():
-        if not (folder / "tokenizer.json").is_file():
-            PartialState().print(f"training a tokenizer on {corpus.source}")
-            texts = corpus.documents("train")
-            if name == "bpe":
-                texts = _spread(texts, max_bytes / max(1, corpus.size))
-                tokenizer = train_bpe(texts, vocab_size=vocab_size, min_frequency=min_frequency, max_bytes=max_bytes)
-            else:
-                tokenizer = train_word_level(texts, min_frequency=min_frequency, lowercase=name == "basic_english")
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            aside = tempfile.mkdtemp(dir=folder.parent)
-            tokenizer.save_pretrained(aside)
-            try:
-                os.replace(aside, folder)
-            except OSError:  # another run was faster
-                shutil.rmtree(aside, ignore_errors=True)
+        fill_cache(folder, write)
     return load_tokenizer(str(folder))
 
 
@@ -178,11 +181,11 @@ def _spread(texts: Iterable[str], share: float) -> Iterator[str]:
             yield text
 
 
-def load_tokenizer(name_or_path: str, *, decoder: str = "") -> PreTrainedTokenizerBase:
+def load_tokenizer(name_or_path: str, *, decoder: str = "", **options: Any) -> PreTrainedTokenizerBase:
     """A tokenizer from a folder or the Hub; of an adapter without one, its base's.
 
     What is written is by the tokenizer of `decoder`, or the one that the folder has for it
-    (hf_lm.models.target_tokenizer).
+    (hf_lm.models.target_tokenizer). `options` are those of AutoTokenizer.from_pretrained.
     Raises ValueError or OSError in one line if it cannot serve.
     """
     if decoder:
@@ -199,7 +202,7 @@ def load_tokenizer(name_or_path: str, *, decoder: str = "") -> PreTrainedTokeniz
             return load_tokenizer(adapter["base_model_name_or_path"])
         raise FileNotFoundError(f"{name_or_path} has no tokenizer files; give a folder that has them, or a Hub id.")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False, **options)
         find_target(tokenizer, name_or_path)
     except ImportError as error:
         missing = "sentencepiece" if "sentencepiece" in str(error).lower() else str(error).strip().splitlines()[0]
@@ -233,10 +236,13 @@ def encode_documents(
         return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
 
-def encode_with_offsets(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[tuple[list[int], np.ndarray]]:
-    """Token ids of texts, without any special token, and where in its text each token stands, (tokens, 2).
+def encode_with_offsets(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], *, align_to_words: bool = False
+) -> list[tuple[list[int], np.ndarray]]:
+    """Token ids of texts, without any special token, and the first and last character + 1 of each token, (tokens, 2).
 
-    Raises ValueError for a tokenizer without a fast form, which does not know.
+    With `align_to_words` those of the word that a token is part of, as the tokenizer splits text into words. Raises
+    ValueError for a tokenizer without a fast form, which has no offsets.
     """
     if not tokenizer.is_fast:
         raise ValueError(
@@ -245,7 +251,15 @@ def encode_with_offsets(tokenizer: PreTrainedTokenizerBase, texts: list[str]) ->
         )
     with _special_tokens_as_text(tokenizer) as backend:
         encodings = backend.encode_batch(texts, add_special_tokens=False)
-    return [(encoding.ids, np.array(encoding.offsets, np.int32).reshape(-1, 2)) for encoding in encodings]
+    encoded = []
+    for encoding in encodings:
+        offsets = np.array(encoding.offsets, np.int32).reshape(-1, 2)
+        if align_to_words:
+            words = np.array([-1 if word is None else word for word in encoding.word_ids])  # in ascending order
+            first, last = np.searchsorted(words, words), np.searchsorted(words, words, side="right") - 1
+            offsets = np.stack([offsets[first, 0], offsets[last, 1]], axis=1)
+        encoded.append((encoding.ids, offsets))
+    return encoded
 
 
 _ENCODING = threading.Lock()  # the setting is the tokenizer's: two threads would encode each other's text by it
@@ -291,25 +305,36 @@ def special_tokens_around(tokenizer: PreTrainedTokenizerBase, *, causal: bool) -
 
 
 def set_languages(tokenizer: PreTrainedTokenizerBase, source: str, target: str) -> None:
-    """Tell a tokenizer of many languages (mBART, NLLB, M2M100) which it reads and which it writes; others stay.
+    """Set the languages of a multilingual tokenizer (mBART, NLLB, M2M100); other tokenizers stay.
 
-    A language is said as the tokenizer says it (`de_DE`, `deu_Latn`, `de`) or by its first part, where that is clear
-    (`de` for `de_DE`). Raises ValueError for one it does not know, unless it was told before.
+    Raises ValueError for a language that it does not know, unless its languages were set before: those are kept.
     """
     if not hasattr(tokenizer, "tgt_lang"):
         return
+    for side, option, language in (("src_lang", "--source", source), ("tgt_lang", "--target", target)):
+        try:
+            setattr(tokenizer, side, language_code(tokenizer, language, option=option))
+        except ValueError:
+            if getattr(tokenizer, "tgt_lang", None) is None:
+                raise
+
+
+def language_code(tokenizer: PreTrainedTokenizerBase, language: str, *, option: str) -> str:
+    """A language as a multilingual tokenizer names it: `de_DE`, `deu_Latn` or `de`.
+
+    Its first part is enough where only one language has it (`de` for `de_DE`). Raises ValueError, which names the
+    `option` that the language was given by, for any other.
+    """
     codes = [token.strip("_") for token in tokenizer.all_special_tokens]
     codes = [code for code in codes if re.fullmatch(r"[a-z]{2,3}(_[A-Z]\w+)?", code)]
-    for side, option, language in (("src_lang", "--source", source), ("tgt_lang", "--target", target)):
-        found = [code for code in codes if language == code] or [c for c in codes if c.startswith(f"{language}_")]
-        if len(found) == 1:
-            setattr(tokenizer, side, found[0])
-        elif getattr(tokenizer, "tgt_lang", None) is None:
-            known = ", ".join((found or codes)[:5])
-            raise ValueError(
-                f"{option} {language!r} is no language of {tokenizer.name_or_path or 'the tokenizer'}, which has "
-                f"{len(codes)} ({known}, ...): name the column as one of them."
-            )
+    matching = [code for code in codes if language == code] or [c for c in codes if c.startswith(f"{language}_")]
+    if len(matching) != 1:
+        known = ", ".join((matching or codes)[:5])
+        raise ValueError(
+            f"{option} {language!r} is no language of {tokenizer.name_or_path or 'the tokenizer'}, which has "
+            f"{len(codes)} ({known}, ...): name one of them."
+        )
+    return matching[0]
 
 
 def language_written(tokenizer: PreTrainedTokenizerBase) -> tuple[int, bool] | None:

@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-from hf_lm.cache import default_cache
-from hf_lm.files import write_whole
+from hf_lm.files import default_cache, fill_cache
 
 PACKAGES = ("numpy", "datasets", "huggingface_hub")
 LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "lib2to3", "_vendor", "_generated"}
@@ -66,17 +65,13 @@ def _docstrings() -> list[dict[str, str]]:
     """
     versions = [platform.python_version(), *(f"{name}-{version(name)}" for name in PACKAGES)]
     key = hashlib.blake2b(" ".join([*versions, *sorted(LEFT_OUT)]).encode(), digest_size=8).hexdigest()
-    path = default_cache() / f"docstrings-{key}.jsonl"
+    folder = default_cache() / "docstrings" / key
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError):  # not there yet, or damaged
-        rows = [{"module": module, "heading": heading, "text": text} for module, heading, text in _modules()]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
+        fill_cache(folder, lambda aside: (aside / "rows.json").write_text(json.dumps(list(_modules()))))
+        rows = json.loads((folder / "rows.json").read_text())
     except OSError:  # a home that cannot be written costs the seconds again
-        pass
-    return rows
+        rows = _modules()
+    return [{"module": module, "heading": heading, "text": text} for module, heading, text in rows]
 
 
 def docstrings(path: Path, module: str) -> Iterator[tuple[str, str]]:
