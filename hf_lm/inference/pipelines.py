@@ -58,7 +58,6 @@ TRANSLATION = re.compile(r"translation_([^_]+)_to_([^_]+)")
 AT_ONCE = 256  # inputs of a stream that are read ahead, to batch those of similar length
 NUM_BEAMS, MAX_NEW_TOKENS = 4, 256  # of transformers 4, where neither the call nor the checkpoint says
 UNREAD = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.ot", "*.onnx*", "*.gguf")
-]
 # Options of transformers 4 that are accepted: texts are always padded, and truncated to the positions of the model.
 NO_EFFECT = ("num_workers", "padding", "return_text", "trust_remote_code", "truncation", "use_fast")
 
@@ -194,7 +193,9 @@ class _Pipeline:
     def _load(self, name: str, config: str | PreTrainedConfig | None, options: dict[str, Any]) -> PreTrainedModel:
         if not isinstance(config, PreTrainedConfig):
             config = load_config(config or name)
-        options: dict[str, Any] = {key: value for key, value in options.items() if value is not None and key != "trust_remote_code"}
+        options: dict[str, Any] = {
+            key: value for key, value in options.items() if value is not None and key != "trust_remote_code"
+        }
         options["dtype"] = options.pop("torch_dtype", options["dtype"])
         return load_weights(self.auto_classes[family(config)], name, config, **options | {"use_safetensors": True})
 
