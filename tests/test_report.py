@@ -300,6 +300,6 @@ def test_a_published_split_is_the_headline_before_one_that_was_cut_from_train():
     def headline(*cut):
         return _headline({"main_metric": "accuracy", "metrics": metrics, "data": {"cut_from_train": list(cut)}})
 
-    assert headline("test").startswith("Validation")
-    assert headline().startswith("Test")
-    assert headline("validation", "test").startswith("Test")
+    assert headline("test").startswith(" Validation")
+    assert headline().startswith(" Test")
+    assert headline("validation", "test").startswith(" Test")
