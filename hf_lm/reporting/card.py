@@ -112,10 +112,7 @@ def _base(name: str) -> str:
 
 
 def _headline(report: dict[str, Any]) -> str:
-    """The main metric on the last split measured, as a sentence after others; "" where there is none.
-
-    A published split precedes one cut from train.
-    """
+    """The main metric as a sentence, on the last split; a published one precedes one cut from train."""
     name, cut = report.get("main_metric", ""), report.get("data", {}).get("cut_from_train", [])
     splits = list(report.get("metrics", {}).items())[::-1]
     for split, metrics in sorted(splits, key=lambda item: item[0] in cut):

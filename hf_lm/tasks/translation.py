@@ -16,18 +16,23 @@ from hf_lm.tasks.text_to_text import TextToText, to_sources_and_targets
 def read_translation(table: Table, *, source: str, target: str) -> None:
     """Reduce a table to rows of {"source", "targets"} and cut the splits it lacks.
 
-    `source` and `target` are columns, or languages of a column `translation` that holds both.
+    `source` and `target` are columns, or languages: of a column `translation` that holds both, or of the columns
+    `source` and `target`.
     """
     for split, rows in table.rows.items():
         table.rows[split] = [
             row | row["translation"] if isinstance(row.get("translation"), dict) else row for row in rows
         ]
     where, first = f"--dataset {table.source}", table.rows["train"]
+    if not table.languages and all(re.fullmatch(r"[a-z]{2}", name) for name in (source, target)):
+        table.languages = [source, target]  # as files called train.en and train.de say
+    columns = first[0].keys()
+    languages = all(re.fullmatch(r"[a-z]{2,3}([-_]\w+)?", name) for name in (source, target))
+    if languages and {"source", "target"} <= columns and not {source, target} & columns:
+        source, target = "source", "target"
     source = pick_column(first, source, ("source", "src", "0"), option="--source", where=where)
     target = pick_column(first, target, ("target", "tgt", "1"), option="--target", where=where)
     table.columns = {"source": source, "target": target}
-    if not table.languages and all(re.fullmatch(r"[a-z]{2}", name) for name in (source, target)):
-        table.languages = [source, target]  # as files called train.en and train.de say
     to_sources_and_targets(table, source, target)
     hold_out(table, {"validation": 0.05, "test": 0.05}, group=lambda row: row["source"], unit="source text")
 
