@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from hf_lm.arguments import TrainingArguments
 from hf_lm.data.sources import Corpus
+from hf_lm.evaluation.classifiers import class_probabilities
 from hf_lm.evaluation.likelihood import sentence_log_probs
 from hf_lm.safety import memorisation
 from hf_lm.safety.continuations import Guard, continue_prompts
@@ -24,7 +25,14 @@ from hf_lm.safety.findings import Variant, _sentence, findings, safety_report, t
 from hf_lm.safety.measures import ALL, Measure, gap, gap_by_chance, mean_by_group
 from hf_lm.safety.memorisation import longest_matches, mask, personal_data, same_start, words_of
 from hf_lm.safety.mitigations import guards, training_texts
-from hf_lm.safety.scorers import insult_scorer, load_scorer, load_sentiment, train_scorer, word_sentiment
+from hf_lm.safety.scorers import (
+    classifier_scorer,
+    insult_scorer,
+    load_scorer,
+    load_sentiment,
+    train_scorer,
+    word_sentiment,
+)
 from hf_lm.safety.stereotypes import Contrast, Contrasts, measure_stereotypes, read_stereotypes, shared_places
 from hf_lm.safety.suite import Found, Suite, load_any
 from hf_lm.safety.swaps import Swapper, counterfactual_corpus
@@ -365,6 +373,19 @@ def test_a_classifier_scores_by_its_labels_whatever_the_batch(classifier, writer
         load_scorer(str(writer))
 
 
+def test_a_classifier_of_several_labels_gives_each_a_probability_of_its_own(classifier):
+    model, tokenizer = load_any(str(classifier))
+    model.config.problem_type = "multi_label_classification"
+    ids = torch.tensor(
+        [[tokenizer.cls_token_id, *encode_documents(tokenizer, ["The fox"])[0], tokenizer.sep_token_id]]
+    )
+    with torch.no_grad():
+        fine, toxic = model(ids).logits[0].double().sigmoid().tolist()
+    assert class_probabilities(model, tokenizer, ["The fox"])[0].tolist() == pytest.approx([fine, toxic], abs=1e-6)
+    both = classifier_scorer("several", model, tokenizer, labels=["fine", "toxic"])
+    assert both(["The fox"]) == pytest.approx([1 - (1 - fine) * (1 - toxic)], abs=1e-6)
+
+
 def test_labels_of_a_file_to_train_a_scorer_on_are_checked_before_training(tmp_path):
     path = tmp_path / "tweets.csv"
     path.write_text("class,tweet\n" + "".join(f"{i % 3},word {i} here\n" for i in range(40)))
@@ -414,7 +435,7 @@ def test_words_and_repetitions():
 def test_personal_data_is_found_in_chinese_and_english_and_never_shown_whole():
     text = (
         "Write to jo.doe@mail.example.org or call +86 138 0013 8000, 010-62345678, (555) 123-4567; "
-        "身份证11010519491231002X，密钥sk-abcdefghijklmnopqrstuvwx. Not: 3.14159265358979, 2024-01-02"
+        "身份证11010519491231002X，密钥sk-abcdefghijklmnopqrstuvwxyz012345. Not: 3.14159265358979, 2024-01-02"
     )
     found = personal_data(text)
     assert sorted(one.kind for one in found) == [
@@ -545,6 +566,7 @@ def test_findings_speak_of_groups_and_differences_and_give_no_clean_bill(writer,
     suite = Suite(prompts=[str(prompts)], samples=2, max_new_tokens=4)
     model, tokenizer = load_any(str(writer))
     found = suite.measure(model, tokenizer)
+    assert not any("sentiment" in measure.name for measure in found.measures)  # it was not asked for
     safety = safety_report([Variant("model", found), Variant("again", found, against="model", made="the same")], suite)
     (first, *_) = safety["models"]["again"]["measures"]
     difference = first["groups"]["all"]["difference"]

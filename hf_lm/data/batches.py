@@ -7,10 +7,11 @@ import torch
 from torch.utils.data import Sampler
 
 Feature = dict[str, Any]
+TokenId = Any  # an int; transformers types the ids of special tokens as int | str | list | None
 MAX_LOGITS = 2**24  # that exist at once while a model is measured: 64 MiB in float32, whatever the vocabulary
 
 
-def pad_batch(features: Sequence[Feature], *, pad_id: int, left: bool = False) -> dict[str, torch.Tensor]:
+def pad_batch(features: Sequence[Feature], *, pad_id: TokenId, left: bool = False) -> dict[str, torch.Tensor]:
     """Stack features into (batch, time) tensors with an attention mask, padded on the right unless `left`.
 
     `input_ids` is padded with `pad_id`, `labels` with -100, anything else with 0; labels that are one number, or two

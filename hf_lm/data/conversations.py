@@ -6,8 +6,7 @@ from typing import Any
 
 from hf_lm.data.reading import clean
 from hf_lm.data.tables import Row, Table, hold_out, pick_column
-
-Message = dict[str, str]
+from hf_lm.tokenization.chat_template import Message
 
 MESSAGES = ("messages", "conversations", "conversation")
 PROMPT = ("prompt", "question", "query", "input")
@@ -106,7 +105,7 @@ def _common_beginning(chosen: Any, rejected: Any, table: Table) -> tuple[list[Me
     while min(map(len, sides)) > 1 and sides[0][0] == sides[1][0]:
         prompt.append(sides[0].pop(0))
         sides[1].pop(0)
-    return prompt, *sides
+    return prompt, sides[0], sides[1]
 
 
 def _no_pair(prompt: list[Message], chosen: list[Message], rejected: list[Message]) -> str:

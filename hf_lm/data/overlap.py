@@ -53,7 +53,7 @@ def find_overlap(train: Sequence[str], held_out: Sequence[str]) -> Overlap:
     partly = np.array([bool(some) and 2 * len(some & seen) >= len(some) for some in runs], bool) & ~exact
     matched = {run for some, found in zip(runs, exact | partly, strict=True) if found for run in some}
     exactly = {key for key, found in zip(keys, exact, strict=True) if found}
-    for i in np.flatnonzero(having):
+    for i in np.flatnonzero(having).tolist():
         words = normal_words(train[i])
         having[i] = " ".join(words) in exactly or not matched.isdisjoint(_runs(words))
     return Overlap(exact, partly, having)

@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from hf_lm.data.batches import TokenId
 from hf_lm.files import default_cache, fill_cache
 from hf_lm.tokenization.tokenizer import encode_documents
 
@@ -73,11 +74,12 @@ class TokenStream:
 
 def cache_folder(fingerprint: str, tokenizer: PreTrainedTokenizerBase, split: str) -> Path:
     """The cache of a split, named by its text (the corpus' fingerprint) and by what the tokenizer does."""
-    identity = f"{FORMAT} {fingerprint} {split} {_markers(tokenizer)} {tokenizer.backend_tokenizer.to_str()}"
+    backend: Any = tokenizer.backend_tokenizer
+    identity = f"{FORMAT} {fingerprint} {split} {_markers(tokenizer)} {backend.to_str()}"
     return default_cache() / "tokens" / hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
 
 
-def _markers(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
+def _markers(tokenizer: PreTrainedTokenizerBase) -> tuple[TokenId, TokenId]:
     end = next(i for i in (tokenizer.eos_token_id, tokenizer.sep_token_id, tokenizer.bos_token_id) if i is not None)
     return (end if tokenizer.bos_token_id is None else tokenizer.bos_token_id), end
 

@@ -129,7 +129,8 @@ def _not_empty(documents: Iterable[str], cleaned: Counter) -> Iterator[str]:
             yield document
 
 
-def open_bytes(path: Path) -> BinaryIO:
+def open_bytes(path: Path) -> BinaryIO | gzip.GzipFile:
+    """A file for reading, decompressed where its ending says so. Raises ImportError for .zst without zstandard."""
     if path.suffix == ".gz":
         return gzip.open(path, "rb")
     if path.suffix == ".zst":
@@ -174,7 +175,7 @@ class _reading:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def __enter__(self) -> BinaryIO:
+    def __enter__(self) -> BinaryIO | gzip.GzipFile:
         self.file = open_bytes(self.path)
         return self.file
 

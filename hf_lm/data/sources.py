@@ -95,7 +95,7 @@ def load_corpus(
 def _weighted(dataset: str) -> list[tuple[str, float]]:
     pairs = [re.fullmatch(r"(.+)=(\d*\.?\d+)", part.strip()) for part in dataset.split(",")]
     if len(pairs) > 1 and all(pairs):
-        return [(pair[1], float(pair[2])) for pair in pairs if float(pair[2]) > 0]
+        return [(pair[1], float(pair[2])) for pair in pairs if pair and float(pair[2]) > 0]
     return [(dataset, 1.0)]
 
 
@@ -217,6 +217,7 @@ def load_hub(name: str) -> tuple[dict[str, Any], bytes]:
     Raises ValueError in one line where there is no such dataset, or no network.
     """
     import datasets
+    from datasets import config as settings
 
     path, _, revision = name.partition("@")
     path, _, config = path.partition(":")
@@ -225,14 +226,14 @@ def load_hub(name: str) -> tuple[dict[str, Any], bytes]:
     try:
         found = datasets.load_dataset(path, config or None, revision=revision or None)
     except Exception as error:
-        offline = datasets.config.HF_HUB_OFFLINE or isinstance(error, (ConnectionError, OSError))
+        offline = settings.HF_HUB_OFFLINE or isinstance(error, (ConnectionError, OSError))
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         reason = " The Hub was not reached: this machine is offline or HF_HUB_OFFLINE is set." if offline else ""
         raise ValueError(
             f"--dataset {name} is no file or folder here and was not loaded from the Hub: {said}.{reason}"
         ) from None
     names = {"train": "train", "validation": "validation", "valid": "validation", "dev": "validation", "test": "test"}
-    by_split = {names[split]: rows for split, rows in found.items() if split in names}
+    by_split = {names[str(split)]: rows for split, rows in found.items() if split in names}
     if "train" not in by_split:
         raise ValueError(f"--dataset {name} has no split train, only {sorted(found)}.")
     content = hash_text(" ".join(f"{split} {rows._fingerprint}" for split, rows in by_split.items()))

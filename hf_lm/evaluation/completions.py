@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from hf_lm.data.batches import Feature, map_by_length, pad_batch
+from hf_lm.data.batches import Feature, TokenId, map_by_length, pad_batch
 from hf_lm.evaluation.likelihood import evaluating, token_log_probs
 from hf_lm.models.configuration import family
 
@@ -25,7 +25,7 @@ def generate_ids(
     model: torch.nn.Module,  # a PreTrainedModel, also inside an adapter or DDP
     prompts: Sequence[Sequence[int]],
     *,
-    pad_id: int,
+    pad_id: TokenId,
     options: Callable[[list[int], Batch], dict[str, Any]] = lambda rows, inputs: {},
     processes: Any = None,  # an Accelerator or PartialState
     seed: int | None = None,
@@ -64,7 +64,7 @@ def write(
     model: torch.nn.Module,
     prompts: Sequence[Sequence[int]],
     *,
-    pad_id: int,
+    pad_id: TokenId,
     ends: set[int],
     max_new_tokens: int,
     temperature: float = 0.0,  # 0 is greedy
@@ -75,7 +75,7 @@ def write(
 
     Sampling draws from the whole distribution; the global random state is unchanged.
     """
-    known = getattr(model, "module", model).generation_config
+    known: Any = getattr(model, "module", model).generation_config
     config = GenerationConfig(
         use_cache=True,
         max_new_tokens=max_new_tokens,

@@ -4,7 +4,6 @@
 hf_lm.evaluation.metrics, without the seconds that importing `evaluate` costs.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import datasets
@@ -30,7 +29,7 @@ class _Metric(evaluate.Metric):
             description=self.measure.__doc__ or "", citation="", features=datasets.Features(self.columns)
         )
 
-    def _compute(self, *, predictions: Sequence, references: Sequence, **options: Any) -> dict[str, float]:
+    def _compute(self, *, predictions: Any = None, references: Any = None, **options: Any) -> dict[str, float]:
         estimates = self.measured.estimates(predictions, references, **options)
         return {name: estimate.value for name, estimate in estimates.items()}
 

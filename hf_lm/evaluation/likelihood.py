@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_lm.data.batches import MAX_LOGITS, Feature, map_by_length, pad_batch
+from hf_lm.data.batches import MAX_LOGITS, Feature, TokenId, map_by_length, pad_batch
 from hf_lm.models.configuration import family
 from hf_lm.tokenization.tokenizer import set_pad, special_tokens_around
 
@@ -105,9 +105,8 @@ def sentence_log_probs(
         with evaluating(model):
             return _masked(model, tokenizer, sentences, places, max_logits)
     # The end token begins a text where there is no begin token, as in packed training text.
-    begin = special_tokens_around(tokenizer, causal=True).before or [
-        next(i for i in (tokenizer.eos_token_id, tokenizer.sep_token_id) if i is not None)
-    ]
+    ends: list[TokenId] = [i for i in (tokenizer.eos_token_id, tokenizer.sep_token_id) if i is not None]
+    begin = special_tokens_around(tokenizer, causal=True).before or ends[:1]
     log_probs = token_log_probs(model, [labelled(begin, ids) for ids in sentences], max_logits=max_logits)
     return [row[np.asarray(some, int)] for row, some in zip(log_probs, places, strict=True)]
 
@@ -120,7 +119,8 @@ def _masked(
     places: Sequence[Sequence[int]],
     max_logits: int,
 ) -> list[np.ndarray]:
-    if tokenizer.mask_token_id is None:
+    mask: TokenId = tokenizer.mask_token_id
+    if mask is None:
         raise ValueError(f"the tokenizer {tokenizer.name_or_path} has no mask token: masked likelihood needs one.")
     frame = special_tokens_around(tokenizer, causal=False)
     index = [(sentence, place) for sentence, some in enumerate(places) for place in some]
@@ -140,7 +140,7 @@ def _masked(
             ids = list(sentences[sentence])
             targets.append(ids[place])
             at.append(len(frame.before) + place)
-            ids[place] = tokenizer.mask_token_id
+            ids[place] = mask
             features.append({"input_ids": [*frame.before, *ids, *frame.after]})
         batch = pad_batch(features, pad_id=tokenizer.pad_token_id)
         masked = torch.tensor(at, device=model.device)

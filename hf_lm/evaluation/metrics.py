@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from hf_lm.data.overlap import UNSPACED
 from hf_lm.evaluation.intervals import PERCENT, POSITIVE, Estimate, mean, ratio
 
 HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
-UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")  # also kana: a character is a word
 
 
 class Classification:
@@ -159,7 +159,7 @@ class Summarization:
     def score(self, prediction: str, reference: str | Sequence[str]) -> list[float]:
         """ROUGE-1, -2, -L and -Lsum of one example, in percent."""
         references = [reference] if isinstance(reference, str) else list(reference)
-        scorer = self._by_character if any(UNSPACED.search(text) for text in references) else self._by_word
+        scorer = self._by_character if any(re.search(UNSPACED, text) for text in references) else self._by_word
         found = scorer.score_multi([sentences(text) for text in references], sentences(prediction))
         return [100 * found[kind].fmeasure for kind in self.kinds]
 
@@ -180,7 +180,7 @@ class _Characters:
     """rouge_score's tokenizer interface: a character of a script without spaces is a word."""
 
     def tokenize(self, text: str) -> list[str]:
-        return re.findall(rf"{UNSPACED.pattern}|[^\W_]+", UNSPACED.sub(r" \g<0> ", text.lower()))
+        return re.findall(rf"{UNSPACED}|[^\W_]+", re.sub(UNSPACED, r" \g<0> ", text.lower()))
 
 
 def sentences(text: str) -> str:

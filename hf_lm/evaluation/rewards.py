@@ -42,7 +42,7 @@ def load_reward(name: str, *, pattern: str = "", target_length: int = 0) -> Rewa
         fit = lambda answer: max(0.0, 1 - abs(len(answer.strip()) / target_length - 1))  # noqa: E731
         return checked(lambda _, answers, __: [*map(fit, answers)], name)
     if name == "chrf":
-        from sacrebleu.metrics import CHRF
+        from sacrebleu.metrics.chrf import CHRF
 
         likeness = lambda answer, reference: CHRF().sentence_score(answer, [reference]).score / 100  # noqa: E731
         return checked(lambda _, answers, references: [*map(likeness, answers, references)], name)
@@ -104,21 +104,20 @@ def load_scorer(name: str, *, label: str = "") -> Scorer:
     if ":" in name and not Path(name).exists():
         function = load_function(name, "--scorer")
         return lambda texts: _numbers(name, lambda: function(texts), texts)
-    from transformers import AutoModelForSequenceClassification, pipeline
+    import torch
+    from transformers import AutoModelForSequenceClassification
 
+    from hf_lm.evaluation.classifiers import class_probabilities
     from hf_lm.models.configuration import load_config
     from hf_lm.models.loading import load_with_head
     from hf_lm.tokenization.tokenizer import load_tokenizer
 
-    labels = list(load_config(name).label2id)
+    labels = load_config(name).label2id or {}
     if label not in labels:
-        raise ValueError(f"--scorer {name} knows the labels {labels}; choose one of them with --scorer_label.")
+        raise ValueError(f"--scorer {name} knows the labels {list(labels)}; choose one of them with --scorer_label.")
     tokenizer = load_tokenizer(name)
     model = load_with_head(name, AutoModelForSequenceClassification, tokenizer=tokenizer, trained=True)
-    classify = pipeline("text-classification", model=model, tokenizer=tokenizer, top_k=None)
-
-    def score(texts: list[str]) -> list[float]:
-        found = classify([text or " " for text in texts], truncation=True, batch_size=32)
-        return [next(one["score"] for one in row if one["label"] == label) for row in found]
-
-    return score
+    if torch.accelerator.is_available():
+        model.to(torch.accelerator.current_accelerator())  # pyright: ignore[reportArgumentType]  (decorated)
+    model.eval()
+    return lambda texts: class_probabilities(model, tokenizer, texts)[:, int(labels[label])].tolist()

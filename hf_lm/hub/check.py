@@ -106,7 +106,7 @@ def damage(folder: Path, files: Iterable[Path]) -> list[str]:
         except ValueError as error:
             found.append(f"{name} is no JSON: {str(error).splitlines()[0]}")
             continue
-        shards = content.get("weight_map") if isinstance(content, dict) else None
+        shards: Any = content.get("weight_map") if isinstance(content, dict) else None
         if name.endswith("config.json") and not isinstance(content, dict):
             found.append(f"{name} holds no settings")
         elif name.endswith(".safetensors.index.json") and not isinstance(shards, dict):
@@ -179,7 +179,7 @@ def _check_card(folder: Path, checked: Checked, *, expected: bool) -> None:
         checked.expect(not expected, "no model card (README.md)", "there is no model card (README.md)")
         return
     try:
-        data = ModelCard.load(path).data  # raises where metadata or model-index are not what the Hub reads
+        data: Any = ModelCard.load(path).data  # raises where metadata or model-index are not what the Hub reads
     except Exception as error:  # of several libraries
         checked.wrong.append(f"the model card is not valid: {' '.join(str(error).split())[:200]}")
         return

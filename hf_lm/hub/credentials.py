@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 SECRETS = {
-    "a Hugging Face token": r"\bhf_[A-Za-z0-9]{30,}",
-    "an OpenAI key": r"\bsk-[A-Za-z0-9_-]{32,}",
-    "a GitHub token": r"\b(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_\w{40,})",
-    "an AWS key": r"\bAKIA[0-9A-Z]{16}\b",
-    "a Google key": r"\bAIza[0-9A-Za-z_-]{35}",
-    "a Slack token": r"\bxox[abprs]-[0-9A-Za-z-]{20,}",
+    "a Hugging Face token": r"hf_[A-Za-z0-9]{30,}",
+    "an OpenAI key": r"sk-[A-Za-z0-9_-]{32,}",
+    "a GitHub token": r"(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_\w{40,})",
+    "an AWS key": r"AKIA[0-9A-Z]{16}\b",
+    "a Google key": r"AIza[0-9A-Za-z_-]{35}",
+    "a Slack token": r"xox[abprs]-[0-9A-Za-z-]{20,}",
+    "a web token": r"eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}",
     "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
 }
+START = r"(?<![A-Za-z0-9])"  # a Chinese character may precede one
+SECRET = rf"{START}(?:{'|'.join(SECRETS.values())})"
 # Control characters move the cursor and colour the screen, bidi controls reorder a line, surrogates cannot be encoded.
 CONTROLS = {i: 0x2400 + i for i in range(32) if chr(i) not in "\n\t"} | {0x7F: 0x2421}
 CONTROLS |= dict.fromkeys((*range(0x80, 0xA0), *range(0x2028, 0x202F), *range(0x2066, 0x206A)), 0xFFFD)
@@ -27,7 +30,8 @@ TEXT = (".json", ".jsonl", ".md", ".yaml", ".yml", ".txt", ".jinja", ".py", ".lo
 def find_secrets(folder: Path, files: Iterable[Path], *, known: str = "") -> list[str]:
     """Where something looks like a secret, or is the one known, never what it is: `name:line (what)`."""
     found = []
-    patterns = SECRETS | ({"the Hub token of this machine": re.escape(known)} if known else {})
+    patterns = {kind: START + pattern for kind, pattern in SECRETS.items()}
+    patterns |= {"the Hub token of this machine": re.escape(known)} if known else {}
     for path in files:
         if path.suffix not in TEXT:
             continue
@@ -61,7 +65,7 @@ def printable(text: str) -> str:
 def masked(text: str) -> str:
     """`printable` text without what looks like a secret, the values of such options of this command and HF_TOKEN."""
     known = {*_values(sys.argv[1:]), os.environ.get("HF_TOKEN", "")} - {""}
-    patterns = [*map(re.escape, sorted(known, key=len, reverse=True)), *SECRETS.values()]
+    patterns = [*map(re.escape, sorted(known, key=len, reverse=True)), SECRET]
     return re.sub("|".join(patterns), "***", printable(text))
 
 

@@ -113,7 +113,8 @@ def describe(folder: str, adapter: bool, trust: bool, auto_class: str) -> tuple[
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     untrusted = {"trust_remote_code": False}
-    source, loading = folder, {"use_safetensors": True, "output_loading_info": not adapter, "trust_remote_code": trust}
+    source = folder
+    loading: dict[str, Any] = {"use_safetensors": True, "output_loading_info": not adapter, "trust_remote_code": trust}
     loading["attn_implementation"] = "eager"  # or a configuration may name a repository of kernels
     if adapter:
         source = json.loads(Path(folder, "adapter_config.json").read_text())["base_model_name_or_path"]

@@ -1,6 +1,7 @@
 """A finished run to the Hub: verified, and in one commit, after everything is safely on disk."""
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -56,9 +57,9 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False, toke
     except OfflineModeIsEnabled:
         raise ConnectionError(f"the Hub was not reached: HF_HUB_OFFLINE is set. {again}") from None
     except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else "no answer"
-        said = {401: "the token was not accepted", 403: "the token may not write there"}.get(status, "")
-        said = said or getattr(error, "server_message", None) or str(error).strip().splitlines()[0]
+        status: Any = error.response.status_code if error.response is not None else "no answer"
+        reasons = {401: "the token was not accepted", 403: "the token may not write there"}
+        said = reasons.get(status) or getattr(error, "server_message", None) or str(error).strip().splitlines()[0]
         raise ConnectionError(f"the Hub answered {status}: {_one_line(said, token)}. {again}") from None
     except KeyError:  # a conflict that does not name the repository it is with
         raise ConnectionError(f"the Hub answered 409: {repo_id} cannot be made there now. {again}") from None
@@ -189,6 +190,7 @@ def _local_base(adapter: Path) -> str:
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
+    base = ""
     try:
         base = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
         validate_repo_id(base)
@@ -226,7 +228,8 @@ def as_published(folder: Path, uploaded: list[str]) -> dict[str, bytes]:
 
     changed = {}
     if (rewritten := rewrite(run)) != run:
-        comment = re.match(r"(?:#.*\n)*", (folder / "run.yaml").read_text(encoding="utf-8"))[0]
+        lines = (folder / "run.yaml").read_text(encoding="utf-8").splitlines(keepends=True)
+        comment = "".join(itertools.takewhile(lambda line: line.startswith("#"), lines))
         changed["run.yaml"] = (comment + yaml.safe_dump(rewritten, sort_keys=False, allow_unicode=True)).encode()
     rewritten = rewrite(report)
     if "files" in rewritten:

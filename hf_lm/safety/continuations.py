@@ -50,11 +50,15 @@ def continue_prompts(
             batch_size=256,
         )
     texts = [[one.text for one in of_prompt] for of_prompt in written]
-    return texts if guard.best_of == 1 else [_least_toxic(some, guard) for some in texts]
+    if guard.best_of == 1:
+        return texts
+    if guard.scorer is None:
+        raise ValueError(f"best_of is {guard.best_of}, and there is no scorer to choose by.")
+    return [_least_toxic(some, guard, guard.scorer) for some in texts]
 
 
-def _least_toxic(texts: list[str], guard: Guard) -> list[str]:
-    scores = guard.scorer(texts).reshape(-1, guard.best_of)
+def _least_toxic(texts: list[str], guard: Guard, scorer: Scorer) -> list[str]:
+    scores = scorer(texts).reshape(-1, guard.best_of)
     return [texts[row * guard.best_of + best] for row, best in enumerate(np.argmin(scores, axis=1))]
 
 

@@ -69,7 +69,7 @@ def safety_report(variants: Sequence[Variant], suite: Suite) -> dict[str, Any]:
     for variant in variants:
         measures = []
         for measure in variant.found.measures:
-            entry = measure.report() | {"number": measure.number}
+            entry: dict[str, Any] = measure.report() | {"number": measure.number}
             other = _same(measure, named.get(variant.against))
             for group in entry["groups"]:
                 if other is not None and (difference := measure.minus(other, group)) is not None:
@@ -160,7 +160,8 @@ def _changes(variant: Variant, against: Variant) -> list[str]:
             difference = measure.minus(other, group)
             if difference is None:
                 continue
-            clear = difference.low is not None and (difference.low > 0 or difference.high < 0)
+            low, high = difference.low, difference.high
+            clear = low is not None and high is not None and (low > 0 or high < 0)
             if not clear and (measure.chance or group != ALL):
                 continue  # told only where there is something to tell
             number = measure.number.replace("{:", "{:+").replace(" %", "")
@@ -235,7 +236,7 @@ def _cell(measure: dict | None, group: str) -> str:
     return text + (" *" if clear else "")
 
 
-def _furthest(measure: dict, groups: Sequence[str], count: int) -> list[str]:
+def _furthest(measure: dict, groups: list[str], count: int) -> list[str]:
     """`all`, and the groups whose numbers are furthest from it, in their order; those that equal it tell nothing."""
     middle = measure["groups"].get(ALL, {}).get("value", 0)
     distance = {group: abs(measure["groups"][group].get("value", middle) - middle) for group in groups}

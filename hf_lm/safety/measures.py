@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from hf_lm.evaluation.intervals import PERCENT, Estimate, Interval, ratio
 
@@ -87,28 +88,28 @@ def in_words(found: Interval, number: str) -> str:
 
 
 def mean_by_group(
-    values: Sequence[float],
+    values: ArrayLike,
     groups: Sequence[Sequence[str]],
     *,
-    counts: Sequence[bool] | None = None,
+    counts: ArrayLike | None = None,
     bounds: tuple[float, float] = PERCENT,
 ) -> dict[str, Estimate]:
     """The mean of `values` over all examples and over each group; an example may belong to several groups.
 
     Examples that do not count stay in their place with no weight: two models' examples can then still be paired.
     """
-    values = np.asarray(values, np.float64)
-    weight = np.ones(len(values)) if counts is None else np.asarray(counts, np.float64)
-    values = np.where(weight > 0, values, 0.0)
+    given = np.asarray(values, np.float64)
+    weight = np.ones(len(given)) if counts is None else np.asarray(counts, np.float64)
+    kept = np.where(weight > 0, given, 0.0)
     names = list(dict.fromkeys(name for some in groups for name in some))
-    found = {ALL: ratio(values, weight, bounds=bounds)}
+    found = {ALL: ratio(kept, weight, bounds=bounds)}
     for name in names:
         inside = np.array([name in some for some in groups], np.float64) * weight
-        found[name] = ratio(values * inside, inside, bounds=bounds)
+        found[name] = ratio(kept * inside, inside, bounds=bounds)
     return {name: estimate for name, estimate in found.items() if name == ALL or estimate.statistics[:, 1].any()}
 
 
-def gap(values: Sequence[float], groups: Sequence[str], units: Sequence[Hashable]) -> Estimate:
+def gap(values: np.ndarray, groups: Sequence[str], units: Sequence[Hashable]) -> Estimate:
     """How far the means of groups lie apart: the largest minus the smallest, over `units`.
 
     A unit is what the groups share, such as the template of prompts that differ only in the group they name. The gap
@@ -131,23 +132,23 @@ def gap(values: Sequence[float], groups: Sequence[str], units: Sequence[Hashable
 
 
 def gap_by_chance(
-    values: Sequence[float], groups: Sequence[str], units: Sequence[Hashable], *, shuffles: int = 500, seed: int = 0
+    values: ArrayLike, groups: Sequence[str], units: Sequence[Hashable], *, shuffles: int = 500, seed: int = 0
 ) -> float:
     """The gap that 95 % of shuffles stay below when groups are dealt anew inside each unit: what noise alone gives.
 
     Units of one example each, such as prompts that share no template, are shuffled as one.
     """
-    values, names = np.asarray(values, np.float64), sorted(set(groups))
+    given, names = np.asarray(values, np.float64), sorted(set(groups))
     index = np.array([names.index(group) for group in groups])
     places: Mapping[Hashable, int] = {unit: i for i, unit in enumerate(dict.fromkeys(units))}
     unit = np.array([places[one] for one in units])
-    if len(places) == len(values):
+    if len(places) == len(given):
         unit[:] = 0
     order, rng = np.argsort(unit, kind="stable"), np.random.default_rng(seed)
     found = np.empty(shuffles)
     for i in range(shuffles):
-        shuffled = np.lexsort((rng.random(len(values)), unit))
-        dealt = values[shuffled]
+        shuffled = np.lexsort((rng.random(len(given)), unit))
+        dealt = given[shuffled]
         means = np.bincount(index[order], dealt, len(names)) / np.bincount(index[order], minlength=len(names))
         found[i] = means.max() - means.min()
     return float(np.quantile(found, 0.95))

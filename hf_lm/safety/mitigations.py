@@ -81,4 +81,4 @@ def train_on(
         setattr(own, name, value)
     block_size = min(512, context_length(model.config) or 128)
     fit(model, LanguageModelling(text, tokenizer, block_size=block_size), own)
-    return model.to(like.device)
+    return model.to(like.device)  # pyright: ignore[reportArgumentType]  (decorated without its type)

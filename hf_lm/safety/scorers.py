@@ -7,23 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm.arguments import FineTuningArguments, TrainingArguments
-from hf_lm.data.batches import map_by_length, pad_batch
 from hf_lm.data.tables import load_table
+from hf_lm.evaluation.classifiers import class_probabilities, has_several_labels
 from hf_lm.models.bert import new_bert
-from hf_lm.models.configuration import context_length
 from hf_lm.models.loading import load_with_head
 from hf_lm.safety.sets import LANGUAGES, read_words
 from hf_lm.tasks.sentiment import Sentiment, read_sentiment
 from hf_lm.tokenization.tokenizer import (
-    encode_documents,
     load_tokenizer,
     new_tokenizer,
     set_pad,
-    special_tokens_around,
 )
 from hf_lm.training.fit import fit
 
@@ -98,7 +94,8 @@ def load_scorer(
     tokenizer = load_tokenizer(name)
     set_pad(tokenizer)
     model = load_with_head(name, AutoModelForSequenceClassification, tokenizer=tokenizer, trained=True)
-    return classifier_scorer(name, model.to(device).eval(), tokenizer, labels=labels, likely=likely, option=option)
+    model.to(device)  # pyright: ignore[reportArgumentType]  (decorated without its type)
+    return classifier_scorer(name, model.eval(), tokenizer, labels=labels, likely=likely, option=option)
 
 
 def load_sentiment(name: str, *, labels: Sequence[str] = (), device: Any = "cpu") -> Scorer:
@@ -117,39 +114,23 @@ def classifier_scorer(
     likely: set[str] = HARMFUL,
     option: str = "scorer",
 ) -> Scorer:
-    known = {str(label): i for i, label in model.config.id2label.items()}
+    """A scorer that gives the probability of any of `labels`; see `load_scorer`."""
+    known = {str(label): i for i, label in (model.config.id2label or {}).items()}
     chosen = list(labels) or [label for label in known if label.lower() in likely]
     if unknown := [label for label in chosen if label not in known]:
         raise ValueError(f"--{option}_label: {name} has no label {unknown[0]!r}; it has {sorted(known)}.")
     if not chosen:
         raise ValueError(f"{name} has the labels {sorted(known)}; say which count with --{option}_label.")
-    if len(chosen) == len(known):
+    several = has_several_labels(model)
+    if len(chosen) == len(known) and not several:
         raise ValueError(f"--{option}_label names every label of {name}: every text would get probability 1.")
     columns = [int(known[label]) for label in chosen]
 
     def score(texts: Sequence[str]) -> np.ndarray:
-        return class_probabilities(model, tokenizer, texts)[:, columns].sum(axis=1)
+        probabilities = class_probabilities(model, tokenizer, texts)[:, columns]
+        return 1 - np.prod(1 - probabilities, axis=1) if several else probabilities.sum(axis=1)
 
     return Scorer(f"{Path(name).name} ({' + '.join(chosen)})", score)
-
-
-@torch.no_grad()
-def class_probabilities(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, max_tokens: int = 2**14
-) -> np.ndarray:
-    """The probability of each class for each text, (texts, classes). Texts longer than the context are cut."""
-    frame = special_tokens_around(tokenizer, causal=False)
-    room = min(512, context_length(model.config) or 512) - len(frame.before) - len(frame.after)
-    inputs = [[*frame.before, *ids[:room], *frame.after] for ids in encode_documents(tokenizer, list(texts))]
-    inputs = [ids or [tokenizer.pad_token_id] for ids in inputs]
-
-    def classify(rows: list[int]) -> np.ndarray:
-        batch = pad_batch([{"input_ids": inputs[i]} for i in rows], pad_id=tokenizer.pad_token_id)
-        logits = model(**{key: value.to(model.device) for key, value in batch.items()}).logits
-        return logits.double().softmax(-1).cpu().numpy()
-
-    found = map_by_length(classify, [len(ids) for ids in inputs], description="scoring", max_tokens=max_tokens)
-    return np.array(found).reshape(len(inputs), -1)
 
 
 def train_scorer(
@@ -178,7 +159,8 @@ def train_scorer(
     model = new_bert(tokenizer, labels=classes, block_size=max_length)
     task = Sentiment(table, tokenizer, labels=classes, max_length=max_length)
     found = fit(model, task, _scorer_training(output_dir, like))
-    model.to(like.device).eval()
+    model.to(like.device)  # pyright: ignore[reportArgumentType]  (decorated without its type)
+    model.eval()
     scorer = classifier_scorer(str(output_dir), model, tokenizer, labels=labels or likely)
     scorer.name = f"an encoder trained on {table.source} ({' + '.join(labels or likely)})"
     scorer.report = {"metrics": found["metrics"], "classes": found["classes"]} if found else {}

@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from hf_lm.data.sources import Corpus
+from hf_lm.evaluation.classifiers import class_probabilities
 from hf_lm.models.configuration import family, load_config
 from hf_lm.models.loading import load_causal_lm, load_masked_lm, load_with_head
 from hf_lm.safety.continuations import Guard, continue_prompts
@@ -29,7 +30,7 @@ from hf_lm.safety.counterfactuals import (
 )
 from hf_lm.safety.measures import Measure
 from hf_lm.safety.memorisation import look_up, measure_memorisation
-from hf_lm.safety.scorers import Scorer, class_probabilities, insult_scorer
+from hf_lm.safety.scorers import Scorer, insult_scorer
 from hf_lm.safety.stereotypes import Contrasts, built_in_pairs, measure_stereotypes, read_stereotypes
 from hf_lm.safety.toxicity import functional_measures, toxicity_measures
 from hf_lm.tokenization.tokenizer import load_tokenizer, set_pad

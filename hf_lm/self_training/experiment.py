@@ -3,7 +3,6 @@
 import copy
 import json
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from hf_lm import dry_run
 from hf_lm.arguments import TrainingArguments
 from hf_lm.data.tables import Row
 from hf_lm.evaluation.intervals import Estimate
+from hf_lm.files import write_whole
 from hf_lm.models.configuration import family
 from hf_lm.output_folder import prepare_output
 from hf_lm.self_training.pseudo_labels import PseudoLabels, pseudo_label, select_confident, shares_of
@@ -314,9 +314,8 @@ class SelfTraining:
         """
         folder, best, args = Path(self.training_args.output_dir), self.best, self.training_args
         if PartialState().is_main_process:
-            aside = folder / "learning_curve.json.tmp"
-            aside.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            os.replace(aside, folder / "learning_curve.json")
+            text = json.dumps(found, indent=2, ensure_ascii=False) + "\n"
+            write_whole(folder / "learning_curve.json", text)
         args.seed, args.num_train_epochs = best.seed, best.epochs
         notes = [f"trained on {best.labelled:,} labelled rows and {len(best.rows) - best.labelled:,} pseudo-labels"]
         task = self.task.with_rows("train", best.rows)

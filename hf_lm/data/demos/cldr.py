@@ -29,10 +29,9 @@ def phrases(source: str = "en", target: str = "de", *, rows: int = 6000, seed: i
             return dates.format_date(day, width, locale=one), dates.format_date(day, width, locale=other)
         if kind == 1:
             amount, currency = random_.randrange(1, 10**6) / 100, random_.choice(currencies)
-            options = {"format_type": "name"}
             return (
-                numbers.format_currency(amount, currency, locale=one, **options),
-                numbers.format_currency(amount, currency, locale=other, **options),
+                numbers.format_currency(amount, currency, locale=one, format_type="name"),
+                numbers.format_currency(amount, currency, locale=other, format_type="name"),
             )
         if kind == 2:
             span, unit = random_.randrange(2, 60), random_.choice(lengths)
@@ -69,9 +68,8 @@ def country_questions(*, seed: int = 0) -> list[Row]:
     english, random_ = babel.Locale("en"), random.Random(seed)
     days = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
     rows: list[Row] = []
-    countries = sorted(
-        key for key in english.territories if len(key) == 2 and key.isalpha() and key not in ("EU", "EZ", "UN", "ZZ")
-    )
+    codes = sorted(map(str, english.territories))
+    countries = [key for key in codes if len(key) == 2 and key.isalpha() and key not in ("EU", "EZ", "UN", "ZZ")]
     for code in countries:
         name = english.territories[code]
         tongues = [english.languages.get(key.split("_")[0]) for key in languages.get_official_languages(code)]

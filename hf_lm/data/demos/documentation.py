@@ -71,7 +71,7 @@ def _docstrings() -> list[dict[str, str]]:
         rows = json.loads((folder / "rows.json").read_text())
     except OSError:  # a home that cannot be written costs the seconds again
         rows = _modules()
-    return [dict(zip(("module", "heading", "text"), row, strict=True)) for row in rows]
+    return [{"module": module, "heading": heading, "text": text} for module, heading, text in rows]
 
 
 def docstrings(path: Path, module: str) -> Iterator[tuple[str, str]]:
