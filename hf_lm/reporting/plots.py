@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 INK, BLUE, ORANGE, GREY = "#222222", "#2f6db3", "#d9792b", "#9aa0a6"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 10,
     "text.color": INK,
     "text.parse_math": False,  # a dollar sign in a name begins no formula
@@ -149,6 +149,7 @@ def draw_lengths(lengths: dict[str, dict[str, list[int]]], folder: str | Path) -
     middle = np.median([value for values in lengths["train"].values() for value in values])
     logarithmic = high > 12 * max(1, middle)  # the longest are far from the rest
     edges = np.geomspace(1, high + 1, 40) if logarithmic else np.linspace(0, high + 1, min(high + 2, 40))
+    edges = [float(edge) for edge in edges]
     path = Path(folder) / "lengths.png"
     with figure(path) as [axes]:
         for line, kind in zip(("-", "--"), lengths["train"], strict=False):
