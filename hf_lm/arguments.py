@@ -10,10 +10,10 @@ import os
 import re
 import sys
 import traceback
+from argparse import Namespace
 from collections.abc import Iterable
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -33,6 +33,9 @@ Arguments = TypeVar("Arguments")
 class TrainingArguments(transformers.TrainingArguments):
     """The Trainer's own arguments and the few that hf_lm adds. They work for every recipe."""
 
+    output_dir: str = field(
+        default="trainer_output", metadata={"help": "folder for the model, its report and its checkpoints"}
+    )
     muon_learning_rate: float = field(
         default=0.0, metadata={"help": "Muon's rate for the hidden matrices; 0 trains every weight with --optim"}
     )
@@ -326,7 +329,7 @@ def _parse_value(parser: _Parser, key: str, value: Any, where: str) -> Any:
         raise ValueError(f"{where}: {_plain(str(error))}") from None
 
 
-def _parse_command_line(parser: _Parser, argv: list[str], own: set[str]) -> SimpleNamespace:
+def _parse_command_line(parser: _Parser, argv: list[str], own: set[str]) -> Namespace:
     try:
         namespace, unknown = parser.parse_known_args(argv)
     except ValueError as error:

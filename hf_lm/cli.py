@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name in COMMANDS:
         command = import_module(f"hf_lm.commands.{name}")
-        help, _, more = command.__doc__.partition("\n")
+        help, _, more = (command.__doc__ or "").partition("\n")
         examples = command.EXAMPLE.splitlines()
         added = commands.add_parser(
             name,

@@ -10,7 +10,7 @@ import secrets
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,19 @@ except ImportError:  # Windows
 
 MANIFEST = "manifest.json"  # in each folder of the cache: size and SHA-256 of what it holds
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # what a write says that finds no space
+
+# What a run writes of a model, of an adapter and of a tokenizer: in its folder, in adapter/ and in target_tokenizer/.
+VOCABULARY = (  # one of them holds the tokens
+    *("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
+    "*.spm",
+)
+CODE = "recurrent.py"  # that a recurrent model carries
+MODEL = (
+    *("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json", CODE),
+    *("adapter_config.json", "adapter_model.safetensors", "adapted_config.json"),
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
+    *("merges.txt", "bpe.codes", *VOCABULARY),
+)
 
 
 def default_cache() -> Path:
@@ -55,6 +68,24 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
     except BaseException:
         Path(aside).unlink(missing_ok=True)
         raise
+
+
+def fingerprint(path: Path) -> dict[str, Any]:
+    """Size and SHA-256 of a file, as report.json has them."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return {"bytes": file.tell(), "sha256": digest}
+
+
+def hash_contents(files: Iterable[tuple[str, Path]]) -> str:
+    """One hash of files, each under a name: the same files and names give the same. Raises OSError."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, path in files:
+        digest.update(f"{name}\0".encode())
+        with path.open("rb") as file:
+            while data := file.read(2**22):
+                digest.update(data)
+    return digest.hexdigest()
 
 
 def refuse_foreign(path: str | Path, *, ours: Callable[[Path], bool], option: str) -> None:
@@ -173,12 +204,7 @@ def _locked(path: Path, *, wait: bool = True) -> Iterator[None]:
 
 def fingerprints(folder: str | Path, names: list[str]) -> dict[str, dict[str, Any]]:
     """Size and SHA-256 of files, by their paths in a folder, as report.json has them."""
-    prints = {}
-    for name in sorted(names):
-        with (Path(folder) / name).open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            prints[name] = {"bytes": file.tell(), "sha256": digest}
-    return prints
+    return {name: fingerprint(Path(folder) / name) for name in sorted(names)}
 
 
 def sync(path: Path) -> None:

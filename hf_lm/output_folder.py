@@ -9,23 +9,16 @@ from typing import Any
 import yaml
 
 from hf_lm import dry_run
-from hf_lm.files import write_whole
+from hf_lm.files import MODEL, write_whole
 
 ASIDE = ".saving"  # inside the output folder: where a checkpoint, or the final model, is written until it is complete
 HEADER = "# hf_lm run\n"  # first line of each run.yaml that save_run writes
 
-# What a finished run has written beside run.yaml and its checkpoints.
-MODEL = (
-    *("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json"),
-    *("adapter_config.json", "adapter_model.safetensors", "adapted_config.json"),
-    *("recurrent.py", "recurrent_configuration.py"),  # the code that a recurrent model carries
-    *("tokenizer*.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
-    *("vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "*.spm", "bpe.codes"),
-)
 PLOTS = (
     *("loss", "learning_rate", "throughput", "metric", "learning_curve", "safety"),
     *("reward", "reward_margin", "kl", "entropy", "completion_length"),
 )
+# What a finished run has written beside run.yaml and its checkpoints.
 RESULT = ("report.json", "README.md", "predictions.jsonl", *(f"plots/{name}.png" for name in PLOTS), *MODEL)
 NESTED = ("adapter/target_tokenizer", "adapter", "target_tokenizer")  # each holds some of MODEL
 

@@ -90,7 +90,6 @@ LONG_FUNCTIONS = {
     "hf_lm.safety.stereotypes.measure_stereotypes",
     "hf_lm.scoring.api.complete",
     "hf_lm.scoring.score.score",
-    "hf_lm.training.fit.fit",
 }
 LONG_RECIPES = {
     "pretrain",
@@ -104,10 +103,8 @@ LONG_RECIPES = {
 UNTYPED_TASKS = {
     "hf_lm.dry_run",
     "hf_lm.evaluation.calibration",
-    "hf_lm.inspection.data",
     "hf_lm.inspection.examples",
     "hf_lm.inspection.recipe",
-    "hf_lm.planning.calibration",
     "hf_lm.planning.resolve",
     "hf_lm.scoring.restore",
     "hf_lm.self_training.experiment",

@@ -160,3 +160,24 @@ def test_a_home_that_cannot_be_written_costs_the_documentation_nothing_but_time(
     monkeypatch.setattr(documentation, "default_cache", lambda: tmp_path / "file")
     monkeypatch.setattr(documentation, "_modules", lambda: [("m", "m.f(x)", "text")])
     assert documentation.documentation() == [{"module": "m", "text": "m.f(x)\n\ntext"}]
+
+
+def test_all_that_a_rename_makes_durable_is_synced_the_folder_last(tmp_path, monkeypatch):
+    steps, replace = [], files.os.replace
+    monkeypatch.setattr(files, "sync", lambda path: steps.append(path.name))
+    monkeypatch.setattr(files.os, "replace", lambda a, b: (steps.append("renamed"), replace(a, b)))
+    files.fill_cache(tmp_path / "key", lambda aside: (aside / "a").write_text("x"))
+    assert sorted(steps[:2]) == ["a", files.MANIFEST]
+    assert steps[2].startswith(".aside-")
+    assert steps[3:] == ["renamed", tmp_path.name]
+    steps.clear()
+    files.write_whole(tmp_path / "file", "x")
+    assert steps == ["renamed", tmp_path.name]
+
+
+def test_a_system_without_locks_fills_caches_and_leaves_what_others_may_write(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "fcntl", None)
+    (tmp_path / ".aside-other").mkdir()
+    files.fill_cache(tmp_path / "key", lambda aside: (aside / "a").write_text("x"))
+    assert files.damage(tmp_path / "key") == ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".aside-other", "key"]

@@ -377,8 +377,8 @@ def test_a_plan_is_the_recipes_own_run_and_leaves_nothing_behind(tiny, tmp_path)
     assert all(param.is_meta for param in run.model.parameters())
     assert run.model.lm_head.weight is run.model.transformer.wte.weight
     plan = make_plan(run, Device("cpu", 64 * GIB, {}), present=True)
-    assert plan.tokens == 8 * 4 * 32
-    assert plan.tokens_per_epoch == len(run.task.train_dataset) * 32
+    assert plan.work.tokens == 8 * 4 * 32
+    assert plan.work.tokens_per_epoch == len(run.task.train_dataset) * 32
     assert plan.fits
     assert plan.memory["weights"] >= 4 * run.model.num_parameters()
     assert not (tmp_path / "out").exists()
@@ -408,9 +408,9 @@ def test_with_tokens_no_data_is_read_and_every_row_is_as_long_as_it_may_be(recip
     options = ["--dataset", "someone/unreachable", "--use_cpu", "true", "--num_train_epochs", "1"]
     run = resolve(recipe, options, tokens=100_000)
     plan = make_plan(run, find_gpu("h100"), present=False)
-    assert plan.tokens_per_epoch == pytest.approx(100_000, rel=0.01)
+    assert plan.work.tokens_per_epoch == pytest.approx(100_000, rel=0.01)
     limit = run.arguments.get("max_length") or run.arguments["max_source_length"] + run.arguments["max_target_length"]
-    assert plan.longest == plan.rows * limit
+    assert plan.work.longest == plan.report()["rows"] * limit
     assert plan.fits
 
 

@@ -73,6 +73,11 @@ def is_adapted(model: nn.Module) -> bool:
     return hasattr(model, "peft_config")
 
 
+def base_of(model: nn.Module) -> PreTrainedModel:
+    """The model that an adapter was added to; a model without one as it is."""
+    return getattr(model, "get_base_model", lambda: model)()
+
+
 def has_base(model: nn.Module) -> bool:
     """Whether an adapter's base is a checkpoint, without which it cannot be loaded: a fresh model is none."""
     return bool(model.get_base_model().name_or_path)

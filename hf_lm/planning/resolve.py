@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 
 from hf_lm.data.demos import documentation as demos
 from hf_lm.dry_run import parse_recipe, run_recipe
@@ -30,7 +30,7 @@ class Resolved:
     """What a recipe hands to `fit`, the model on the meta device. `scales`: see hf_lm.training.estimate.work_of."""
 
     recipe: str
-    model: nn.Module
+    model: PreTrainedModel
     task: Task
     args: Any
     arguments: dict[str, Any]  # as run.yaml has them

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from accelerate import PartialState
 
 from hf_lm.evaluation.intervals import Interval
+from hf_lm.files import write_whole
 from hf_lm.reporting import markdown
 from hf_lm.reporting.card import write_card
 from hf_lm.reporting.plots import BLUE, GREY, ORANGE, draw_interval, figure, han_fonts
@@ -82,7 +83,7 @@ def safety_report(variants: Sequence[Variant], suite: Suite) -> dict[str, Any]:
         }
     scorer = {
         "name": suite.scorer.name,
-        "sentiment": suite.sentiment.name,
+        **({"sentiment": suite.sentiment.name} if suite.sentiment else {}),
         "measures": [measure.report() | {"number": measure.number} for measure in suite.of_scorer],
         **suite.scorer.report,
     }
@@ -310,7 +311,7 @@ def write_page(report: dict[str, Any], folder: str | Path) -> None:
         ]  # fmt: skip
         lines += ["", "## Strings that look like personal data, masked", ""]
         lines += markdown.table(("model", "kind", "found", "training documents"), cells)
-    (Path(folder) / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_whole(Path(folder) / "README.md", "\n".join(lines) + "\n")
 
 
 def update_card(folder: str | Path, safety: dict[str, Any]) -> None:

@@ -56,7 +56,7 @@ class Contrasts:
 
 def built_in_pairs() -> Contrasts:
     """The pairs written for this project: few, plain, in English and Chinese."""
-    return Contrasts("built-in pairs", "pairs", [Contrast(*row[:2], tuple(row[2:])) for row in stereotype_pairs()])
+    return Contrasts("built-in pairs", "pairs", [Contrast(*row) for row in stereotype_pairs()])
 
 
 def read_stereotypes(path: str | Path) -> Contrasts:

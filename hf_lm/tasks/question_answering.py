@@ -332,6 +332,7 @@ def windows_of(
     max_length: int,
     stride: int,
     max_question: int,
+    align_to_words: bool = False,  # offsets are those of words, not of tokens
 ) -> EncodedWindows:
     """Questions and contexts as windows of at most `max_length` tokens, of which two share `stride`.
 
@@ -341,7 +342,8 @@ def windows_of(
     encoded, types = EncodedWindows(), "token_type_ids" in tokenizer.model_input_names
     questions = encode_documents(tokenizer, [row["question"] for row in rows])
     different = list(dict.fromkeys(row["context"] for row in rows))
-    contexts = dict(zip(different, encode_with_offsets(tokenizer, different), strict=True))
+    encoded_contexts = encode_with_offsets(tokenizer, different, align_to_words=align_to_words)
+    contexts = dict(zip(different, encoded_contexts, strict=True))
     around = len(frame.before) + len(frame.between) + len(frame.after)
     for number, (row, question) in enumerate(zip(rows, questions, strict=True)):
         ids, offsets = contexts[row["context"]]

@@ -96,6 +96,8 @@ def forecast(trainer: Any, task: Task) -> dict[str, float]:
 def step_of(trainer: Any, task: Task, *, rows: int, checkpointing: bool) -> Step:
     """The step of a trainer, run on fake tensors in batches of `rows`: fewer are accumulated to the same."""
     args = trainer.args
+    if task.loss is None:
+        raise ValueError("the trainer computes the loss itself: its step cannot be run by itself.")
     return measure_step(
         trainer.model,
         longest_batch(task, rows),

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
@@ -32,7 +31,7 @@ from hf_lm.training.trainer import SafeTrainerMixin, supervised_trainer
 
 logger = logging.getLogger(__name__)
 
-BuildTrainer = Callable[[Any, TrainingArguments, Any, Callable[[nn.Module], dict[str, float]]], SafeTrainerMixin]
+BuildTrainer = Callable[[Any, TrainingArguments, Any, Callable[[PreTrainedModel], dict[str, float]]], SafeTrainerMixin]
 Evaluations = dict[int, Measured]  # the last evaluation while training, by its step
 
 
@@ -129,7 +128,7 @@ def build(
     """The Trainer, which evaluates by the task's own measurement, and its last evaluation."""
     evaluations: Evaluations = {}
 
-    def measure(model: nn.Module) -> dict[str, float]:
+    def measure(model: PreTrainedModel) -> dict[str, float]:
         scores = task.measure(model, "validation", trainer.accelerator)
         evaluations.clear()
         evaluations[trainer.state.global_step] = scores
@@ -222,7 +221,7 @@ def train(trainer: SafeTrainerMixin, checkpoint: Path | None, *, started: float)
     )
     if trainer.stop.stopped:
         say(f"stopped by a signal after step {step}; {continuing}")
-        raise SystemExit(128 + trainer.stop.signal)
+        raise SystemExit(128 + (trainer.stop.signal or 0))
     if budget is not None and budget.stopped:
         say(
             f"stopped after step {step} of {trainer.state.max_steps}, {in_hours(time.monotonic() - started)} of "
@@ -235,7 +234,7 @@ def measure(trainer: SafeTrainerMixin, task: Task, evaluations: Evaluations) -> 
     """The trained model on validation and, once, on test."""
     best = trainer.args.load_best_model_at_end
     step = trainer.state.best_global_step if best else trainer.state.global_step
-    # Measured again where the best is not the last: a threshold that a task chooses on validation must be this model's.
+    # Measured again where the best is not the last: a threshold chosen on validation must be this model's.
     last = evaluations.get(step) if step is not None else None
     measured = {"validation": last or task.measure(trainer.model, "validation", trainer.accelerator)}
     if "test" in task.splits:
@@ -289,6 +288,6 @@ def push(args: TrainingArguments) -> None:
     """Push the output folder if asked."""
     if args.push_to_hub:
         url = push_to_hub(
-            Path(args.output_dir), args.hub_model_id, private=bool(args.hub_private_repo), token=args.hub_token
+            args.output_dir, str(args.hub_model_id), private=bool(args.hub_private_repo), token=args.hub_token
         )
         PartialState().print(f"pushed to {url}")

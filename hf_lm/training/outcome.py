@@ -7,8 +7,8 @@ import torch
 from transformers import EncoderDecoderModel, PreTrainedModel
 
 from hf_lm.arguments import TrainingArguments
-from hf_lm.models.adapters import is_adapted
-from hf_lm.output_folder import fingerprints
+from hf_lm.files import fingerprints
+from hf_lm.models.adapters import base_of
 from hf_lm.reporting.report import peak_memory_bytes, versions
 from hf_lm.tasks.task import Measured, Task
 from hf_lm.training.trainer import SafeTrainerMixin
@@ -85,7 +85,7 @@ def origin_of(model: PreTrainedModel) -> dict[str, str]:
 
     Empty for a model that was randomly initialised.
     """
-    plain = model.get_base_model() if is_adapted(model) else model
+    plain = base_of(model)
     base, decoder = _source(plain), ""
     if not base and isinstance(plain, EncoderDecoderModel):
         base, decoder = _source(plain.encoder), _source(plain.decoder)
@@ -93,8 +93,8 @@ def origin_of(model: PreTrainedModel) -> dict[str, str]:
     return {key: name for key, name in origin.items() if name}
 
 
-def _source(model: PreTrainedModel) -> str:
-    return getattr(model, "loaded_from", model.name_or_path)
+def _source(model: PreTrainedModel | None) -> str:
+    return getattr(model, "loaded_from", "") or getattr(model, "name_or_path", "")
 
 
 def describe_devices(args: TrainingArguments) -> str:

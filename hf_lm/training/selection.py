@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 from accelerate.utils import broadcast_object_list
-from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, set_seed
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, set_seed
 
 from hf_lm.arguments import TrainingArguments
 from hf_lm.evaluation.intervals import Estimate
@@ -30,7 +29,8 @@ class EarlyStopping(TrainerCallback):
         self.waited = 0
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if saved := state.stateful_callbacks.get(self.KEY):
+        states: Any = state.stateful_callbacks  # annotated as the list that it is made from; a dictionary by name
+        if saved := states.get(self.KEY):
             self.best, self.waited = np.array(saved["best"]), saved["waited"]
             control.should_training_stop |= self.waited >= self.patience
 
@@ -41,12 +41,13 @@ class EarlyStopping(TrainerCallback):
         else:
             self.waited += 1
             control.should_training_stop |= self.waited >= self.patience
-        state.stateful_callbacks[self.KEY] = {"best": self.best.tolist(), "waited": self.waited}
+        states: Any = state.stateful_callbacks
+        states[self.KEY] = {"best": self.best.tolist(), "waited": self.waited}
 
 
 def search_learning_rate(
-    build: Callable[[nn.Module, TrainingArguments], Any],
-    model: nn.Module,
+    build: Callable[[PreTrainedModel, TrainingArguments], Any],
+    model: PreTrainedModel,
     training_args: TrainingArguments,
     *,
     metric: str,
