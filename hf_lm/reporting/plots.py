@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 INK, BLUE, ORANGE, GREY = "#222222", "#2f6db3", "#d9792b", "#9aa0a6"
-STYLE: dict[Any, Any] = {
+STYLE = {
     "font.size": 10,
     "text.color": INK,
     "text.parse_math": False,  # a dollar sign in a name begins no formula
@@ -63,7 +63,8 @@ def figure(
     from matplotlib.figure import Figure
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context(STYLE | {"axes.grid.axis": grid, "font.sans-serif": ["DejaVu Sans", *han_fonts()]}):
+    style: Any = STYLE | {"axes.grid.axis": grid, "font.sans-serif": ["DejaVu Sans", *han_fonts()]}  # keys are a Literal
+    with matplotlib.rc_context(style):
         drawing = Figure(figsize=size, dpi=150)
         panels = list(drawing.subplots(rows, columns, squeeze=False, **options).flat)
         yield panels
