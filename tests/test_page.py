@@ -275,7 +275,7 @@ def test_drafts_of_old_sessions_are_dropped(folders, served):
 
     page = lay_out([views.load_view(folders[kind]) for kind in ("writing", "chat")])
     kept = [block.time_to_live for block in page.blocks.values() if isinstance(block, gradio.State)]
-    assert kept.count(KEPT) == 1  # a draft; the browser holds conversations
+    assert kept.count(KEPT) == 1  # a draft; Gradio drops a conversation with its session
     assert served[1].state_holder.capacity == 100
 
 

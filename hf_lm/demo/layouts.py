@@ -127,7 +127,7 @@ def _text(message: dict[str, Any]) -> str:
 
 
 def _chat(view: ChatView) -> None:
-    """The browser holds the conversation, and sends it with each message."""
+    """Each message comes with the conversation before it, which Gradio keeps for the session."""
 
     def answer(message: str, history: list[dict[str, Any]], system: str) -> Generator[tuple[Any, str]]:
         messages = [{"role": each["role"], "content": _text(each)} for each in history]
