@@ -63,7 +63,7 @@ def figure(
     from matplotlib.figure import Figure
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    style: Any = STYLE | {"axes.grid.axis": grid, "font.sans-serif": ["DejaVu Sans", *han_fonts()]}  # keys are a Literal
+    style: Any = STYLE | {"axes.grid.axis": grid, "font.sans-serif": ["DejaVu Sans", *han_fonts()]}  # Any: a Literal
     with matplotlib.rc_context(style):
         drawing = Figure(figsize=size, dpi=150)
         panels = list(drawing.subplots(rows, columns, squeeze=False, **options).flat)
