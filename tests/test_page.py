@@ -80,41 +80,63 @@ def test_what_is_no_model_or_of_another_kind_is_said_in_one_line(folders, tmp_pa
         assert said in error
 
 
-def test_a_draft_is_written_on_taken_and_undone(folders):
+SETTINGS = {"max_new_tokens": 5, "temperature": 1.5, "seed": 0}
+
+
+def test_a_draft_is_continued_taken_and_undone(folders):
     view, draft = views.load_view(folders["writing"]), Draft()
-    *_, (text, _) = view.go_on(draft, "The fox", max_new_tokens=5, temperature=1.0)
+    *_, (text, _, _) = view.write(draft, "The fox", None, SETTINGS)
     assert text.startswith("The fox")
     assert draft.text == text
-    found, _ = view.alternatives(draft, "The dog", max_new_tokens=4, temperature=1.5)
-    taken = view.take(draft, "The dog", found[0])
-    assert taken == "The dog" + found[0].text
-    assert view.undo(draft, taken)[0] == "The dog"
-    assert view.undo(draft, "The dog")[0] == text
+    [(_, _, offers)] = view.alternatives(draft, "The dog", None, SETTINGS)
+    assert "% a token" in offers[0][0]
+    [(taken, _, _)] = view.take(draft, "The dog", offers[0][1], SETTINGS)
+    assert taken == "The dog" + offers[0][1]
+    assert next(view.undo(draft, taken, None, {}))[0] == "The dog"
+    assert next(view.undo(draft, "The dog", None, {}))[0] == text
     with pytest.raises(ValueError, match="has changed"):
-        view.take(draft, "something else", found[0])
+        next(view.take(draft, "something else", offers[0][1], SETTINGS))
 
 
-def test_a_stream_that_is_left_keeps_what_it_wrote(folders):
+def test_a_stream_that_is_closed_keeps_what_it_wrote(folders):
     view, draft = views.load_view(folders["writing"]), Draft()
-    pieces = view.go_on(draft, "The fox", max_new_tokens=20, temperature=1.0)
-    text, _ = next(pieces)
+    pieces = view.write(draft, "The fox", None, SETTINGS | {"max_new_tokens": 20})
+    text, *_ = next(pieces)
     pieces.close()
     assert draft.text == text != "The fox"
-    assert view.undo(draft, text)[0] == "The fox"
+    assert next(view.undo(draft, text, None, {}))[0] == "The fox"
 
 
-def test_two_people_have_a_chat_each(folders):
-    view = views.load_view(folders["chat"])
-    one, two = view.new(), view.new()
-    *_, (said, _) = view.say(one, HOSTILE)
-    assert said[0] == {"role": "user", "content": HOSTILE}
-    assert two.messages == []
-    *_, (again, _) = view.regenerate(one)
-    assert len(again) == 2
-    assert "<img" not in views.said_html(again)
+def test_a_chat_is_held_by_who_chats(folders, monkeypatch):
+    view, seen = views.load_view(folders["chat"]), []
+    encode = Conversation.encode
+    monkeypatch.setattr(
+        Conversation, "encode", lambda self, messages: seen.append([*messages]) or encode(self, messages)
+    )
+    turns = [{"role": "user", "content": "<b>"}, {"role": "assistant", "content": "yes"}]
+    refused = {"role": "user", "content": "a question without an answer"}
+    *_, (answer, note) = view.answer(" and now? ", [*turns, refused], "Be short.")
+    assert isinstance(answer, str)
+    assert note == ("" if answer else "The answer is empty.")
+    system, asked = {"role": "system", "content": "Be short."}, {"role": "user", "content": "and now?"}
+    assert seen == [[system, *turns, asked]]
     with pytest.raises(ValueError, match="shorten it"):
-        list(view.say(two, "word " * 300))
-    assert two.messages == []
+        list(view.answer("word " * 300, []))
+
+
+@has_gradio
+def test_a_message_is_text_to_the_browser_and_comes_back_as_it_was():
+    from gradio.components.chatbot import ChatbotDataMessages
+
+    from hf_lm.demo.layouts import plain_chatbot
+
+    chat = plain_chatbot()
+    text = f"  indented\n    {HOSTILE} &amp;"
+    shown = chat.postprocess([{"role": "user", "content": text}])
+    assert "<" not in shown.root[0].content[0].text
+    assert chat.preprocess(shown) == [{"role": "user", "content": [{"type": "text", "text": text}]}]
+    forged = {"role": "user", "content": [{"type": "file", "file": {"path": "/etc/passwd"}}]}
+    assert chat.preprocess(ChatbotDataMessages(root=[forged])) == []
 
 
 def test_classes_have_probabilities_and_a_cut_is_said(folders):
@@ -148,7 +170,7 @@ def test_no_text_and_too_long_a_text_are_refused(folders):
         with pytest.raises(ValueError, match="1,000,000 characters"):
             view.answer(*["x" * 1_000_000] * texts)
     with pytest.raises(ValueError, match="1,000,000 characters"):
-        next(views.load_view(folders["writing"]).go_on(Draft(), "x" * 1_000_000))
+        next(views.load_view(folders["writing"]).write(Draft(), "x" * 1_000_000, None, SETTINGS))
 
 
 def test_the_report_shows_intervals_and_escapes_what_it_says(folders):
@@ -246,14 +268,14 @@ def test_no_file_is_taken(served):
     assert not page.upload_file_set
 
 
-def test_drafts_and_conversations_of_old_sessions_are_dropped(folders, served):
+def test_drafts_of_old_sessions_are_dropped(folders, served):
     import gradio
 
     from hf_lm.demo.layouts import KEPT, lay_out
 
     page = lay_out([views.load_view(folders[kind]) for kind in ("writing", "chat")])
     kept = [block.time_to_live for block in page.blocks.values() if isinstance(block, gradio.State)]
-    assert kept.count(KEPT) == 3  # a draft, what is offered beside it, a conversation
+    assert kept.count(KEPT) == 1  # a draft; Gradio drops a conversation with its session
     assert served[1].state_holder.capacity == 100
 
 
@@ -280,15 +302,16 @@ def test_two_people_in_a_browser(folders):
             box.fill(f"Person {number} {HOSTILE}")
             one.get_by_role("button", name="Alternatives").click()
         for number, one in enumerate(people):
-            one.get_by_role("button", name="Take 1").click(timeout=30_000)
+            one.get_by_role("radio").first.click(timeout=30_000)
             box = one.get_by_label("Text", exact=True).first
             sync.expect(box).not_to_have_value(f"Person {number} {HOSTILE}")
             assert box.input_value().startswith(f"Person {number} {HOSTILE}")
         one = people[0]
         one.get_by_role("tab", name="Chat").click()
         one.get_by_placeholder("Message ...").fill("<b>hi</b>")
-        one.get_by_role("button", name="Send").click()
-        sync.expect(one.locator(".said.user")).to_have_text("<b>hi</b>", timeout=30_000)
+        one.get_by_placeholder("Message ...").press("Enter")
+        sync.expect(one.get_by_test_id("user")).to_have_text("<b>hi</b>", timeout=30_000)
+        sync.expect(one.get_by_test_id("bot")).to_be_visible(timeout=30_000)
         one.get_by_role("tab", name="Question answering").click()
         one.get_by_label("Text", exact=True).locator("visible=true").fill(HOSTILE)
         one.get_by_label("Question", exact=True).fill("Who?")
@@ -298,10 +321,3 @@ def test_two_people_in_a_browser(folders):
     outside = [each for each in asked if not each.startswith((url, "data:", "blob:"))]
     assert outside == []
     assert f"{url}x" not in asked  # no image was made of text
-
-
-def test_a_conversation_in_a_session_is_not_a_copy_of_the_model(folders):
-    view = views.load_view(folders["chat"])
-    talk = view.new()
-    assert isinstance(talk, Conversation)
-    assert talk.model is view.model

@@ -1,256 +1,216 @@
 """The tabs of the page, in Gradio: the report of a model, and for each kind of view how it is tried."""
 
 import html
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from hf_lm.demo.views import OFFERED, bars_html, report_html, said_html
+from hf_lm.demo.views import (
+    AnswersView,
+    ChatView,
+    ClassesView,
+    Shown,
+    TextView,
+    View,
+    WritingView,
+    bars_html,
+    report_html,
+)
 from hf_lm.inference.writing import Draft
 from hf_lm.models.configuration import context_length
-from hf_lm.reporting.terminal import percent
 
-KEPT = 86_400  # seconds that a draft or a conversation is kept after its last change
-PRIVATE = {"api_visibility": "private"}
-STREAM = {**PRIVATE, "concurrency_limit": 4, "show_progress": "hidden"}  # people who are written for at once
-ONCE = {**PRIVATE, "concurrency_limit": 1, "show_progress": "minimal"}
+KEPT = 86_400  # seconds that a draft is kept after its last change
+STREAMS = 4  # people who are written for at once
 
 
-def lay_out(views: Sequence[Any]) -> Any:
-    """A gradio.Blocks with a tab per view."""
+def lay_out(views: Sequence[View]) -> gr.Blocks:
+    """A page with a tab per view."""
     with gr.Blocks(title="hf-lm", analytics_enabled=False) as page, gr.Tabs():
-        for view in views:  # long titles would not all fit: the model is named where two have the same
+        for view in views:  # long titles would not all fit: the model is named only where two titles are equal
             twins = sum(other.title == view.title for other in views) > 1
-            with gr.Tab(f"{view.title} · {_short(view)}" if twins else view.title):
+            with gr.Tab(f"{view.title} · {Path(view.name).name}" if twins else view.title):
                 gr.HTML(f'<p class="model" dir="auto">{html.escape(view.name)}</p>')
                 if not view.report:
-                    LAYOUTS[type(view).__name__](view)
+                    _try(view)
                     continue
                 with gr.Tabs():
                     with gr.Tab("Try it"):
-                        LAYOUTS[type(view).__name__](view)
+                        _try(view)
                     with gr.Tab("Report of its training"):
                         gr.HTML(report_html(view.report, view.name))
     return page
 
 
-def _writing(view: Any) -> None:
-    draft, seed = gr.State(Draft, time_to_live=KEPT), gr.State(0)
-    offers = gr.State(None, time_to_live=KEPT)
-    text = gr.Textbox(label="Text", lines=9, max_lines=22, placeholder="Write, then let the model go on ...")
-    with gr.Row():
-        go_on = gr.Button("Continue", variant="primary", min_width=90)
-        three = gr.Button("Alternatives", min_width=90)
-        stop = gr.Button("Stop", min_width=60)
-        undo = gr.Button("Undo", min_width=60)
-        redo = gr.Button("Redo", min_width=60)
-    note = _note_box()
-    with gr.Row(visible=False) as shown:
-        boxes, buttons = [], []
-        for i in range(OFFERED):
-            with gr.Column(min_width=200):
-                boxes.append(gr.Textbox(lines=4, max_lines=10, interactive=False, label=f"{i + 1}"))
-                buttons.append(gr.Button(f"Take {i + 1}", size="sm"))
-    with gr.Accordion("Settings", open=False), gr.Row():
-        longest = _longest(view.model)
-        tokens = gr.Slider(1, longest, min(32, longest), step=1, label="Tokens written at most")
-        temperature = gr.Slider(0, 1.5, 0.8, step=0.1, label="Temperature (0 takes the likeliest)")
-
-    def shown_offers(found: list[Any]) -> list[Any]:
-        cells = [gr.update(value=one.text, label=f"{percent(one.per_token)} a token", visible=True) for one in found]
-        cells += [gr.update(visible=False)] * (OFFERED - len(cells))
-        return [gr.update(visible=bool(found)), *cells, *(gr.update(visible=i < len(found)) for i in range(OFFERED))]
-
-    offered = [shown, *boxes, *buttons]
-
-    def write(draft, text, seed, tokens, temperature):
-        settings = {"max_new_tokens": int(tokens), "temperature": temperature, "seed": seed}
-        yield [text, draft, seed + 1, None, _said(""), *shown_offers([])]
-        with _Refusals() as refused:
-            pieces = view.go_on(draft, text, **settings)
-            try:
-                for so_far, said in pieces:
-                    yield [so_far, draft, seed + 1, None, _said(said), *shown_offers([])]
-            finally:
-                pieces.close()
-        if refused.said:
-            yield [gr.skip(), draft, seed, None, _said(refused.said), *shown_offers([])]
-
-    def offer(draft, text, seed, tokens, temperature):
-        settings = {"max_new_tokens": int(tokens), "temperature": temperature, "seed": seed}
-        with _Refusals() as refused:
-            found, said = view.alternatives(draft, text, **settings)
-            return [draft, seed + 1, found, _said(said), *shown_offers(found)]
-        return [draft, seed, None, _said(refused.said), *shown_offers([])]
-
-    def take(number: int) -> Callable:
-        def run(draft, text, offers):
-            with _Refusals() as refused:
-                if not offers:
-                    raise ValueError("nothing is offered any more: ask again.")
-                text = view.take(draft, text, offers[number])
-            return [text, draft, None, _said(refused.said), *shown_offers([])]
-
-        return run
-
-    def step(which: Callable) -> Callable:
-        def run(draft, text):
-            with _Refusals() as refused:
-                text, said = which(draft, text)
-                return [text, draft, None, _said(said), *shown_offers([])]
-            return [gr.skip(), draft, None, _said(refused.said), *shown_offers([])]
-
-        return run
-
-    settings = [draft, text, seed, tokens, temperature]
-    writing = go_on.click(write, settings, [text, draft, seed, offers, note, *offered], **STREAM)
-    stop.click(None, None, None, cancels=[writing], **PRIVATE)
-    three.click(offer, settings, [draft, seed, offers, note, *offered], **ONCE)
-    for number, button in enumerate(buttons):
-        button.click(take(number), [draft, text, offers], [text, draft, offers, note, *offered], **ONCE)
-    for button, which in ((undo, view.undo), (redo, view.redo)):
-        button.click(step(which), [draft, text], [text, draft, offers, note, *offered], **ONCE)
-
-
-def _chat(view: Any) -> None:
-    # a Conversation, from the first message on: it holds the model, which is not to be copied
-    talk = gr.State(None, time_to_live=KEPT)
-    with gr.Accordion("System prompt", open=False):
-        system = gr.Textbox(show_label=False, container=False, lines=2, placeholder="What the model is told first")
-    # not gr.Chatbot: it shows HTML of a message as HTML, even with render_markdown=False
-    messages = gr.HTML(said_html([]), autoscroll=True)
-    with gr.Row(equal_height=True):
-        text = gr.Textbox(show_label=False, container=False, lines=1, max_lines=8, scale=5, placeholder="Message ...")
-        send = gr.Button("Send", variant="primary", scale=1, min_width=80)
-    with gr.Row():
-        stop, again, undo, reset = (
-            gr.Button(name, size="sm", min_width=60) for name in ("Stop", "Another answer", "Undo", "Reset")
-        )
-    note = _note_box()
-
-    def answer(ask, talk, text, system):
-        talk = talk or view.new()
-        with _Refusals() as refused:
-            if system != talk.system:
-                talk.set_system(system)
-            pieces, first = ask(talk), True
-            try:
-                for said, about in pieces:
-                    yield [said_html(said), talk, "" if first else gr.skip(), _said(about)]
-                    first = False
-            finally:
-                pieces.close()
-        if refused.said:
-            yield [said_html(talk.messages), talk, text, _said(refused.said)]
-
-    def say(talk, text, system):
-        yield from answer(lambda talk: view.say(talk, text), talk, text, system)
-
-    def regenerate(talk, text, system):
-        for said, changed, _, about in answer(view.regenerate, talk, text, system):
-            yield [said, changed, gr.skip(), about]
-
-    def back(talk):
-        talk = talk or view.new()
-        with _Refusals() as refused:
-            text = talk.undo()
-            return [said_html(talk.messages), talk, text, _said("")]
-        return [said_html(talk.messages), talk, gr.skip(), _said(refused.said)]
-
-    def forget(talk):
-        if talk:
-            talk.reset()
-        return [said_html([]), talk, "", _said("")]
-
-    given, shown = [talk, text, system], [messages, talk, text, note]
-    running = [
-        text.submit(say, given, shown, **STREAM),
-        send.click(say, given, shown, **STREAM),
-        again.click(regenerate, given, shown, **STREAM),
-    ]
-    stop.click(None, None, None, cancels=running, **PRIVATE)
-    undo.click(back, [talk], shown, cancels=running, **ONCE)
-    reset.click(forget, [talk], shown, cancels=running, **ONCE)
-
-
-def _text(view: Any) -> None:
-    with gr.Row(equal_height=True):
-        text = gr.Textbox(label="Text", lines=10, max_lines=20)
+def _try(view: View) -> None:
+    if isinstance(view, WritingView):
+        _writing(view)
+    elif isinstance(view, ChatView):
+        _chat(view)
+    elif isinstance(view, TextView):
         written = gr.Textbox(label=view.title, lines=10, max_lines=20, interactive=False, buttons=["copy"])
-    _one_question(view.answer, [text], written, "Write")
+        _interface(view.answer, [gr.Textbox(label="Text", lines=10, max_lines=20)], written, "Write")
+    elif isinstance(view, ClassesView):
+
+        def classify(text: str) -> tuple[str, str]:
+            shares, note = view.answer(text)
+            return bars_html(shares), note
+
+        # not gr.Label, which draws gradients
+        _interface(classify, [gr.Textbox(label="Text", lines=6, max_lines=20)], gr.HTML(), "Classify")
+    elif isinstance(view, AnswersView):
+        given = [gr.Textbox(label="Question", lines=1), gr.Textbox(label="Text", lines=7, max_lines=16)]
+        _interface(view.answer, given, gr.HTML(), "Answer")
 
 
-def _classes(view: Any) -> None:
+def _interface(ask: Callable[..., tuple[Any, str]], given: Sequence[Any], shown: Any, verb: str) -> None:
+    """Fields for `ask`, a button, and what it returns: a value to show and a note."""
+
+    def run(*texts: str) -> tuple[Any, str]:
+        try:
+            answer, note = ask(*texts)
+        except ValueError as error:
+            return None, _refusal(error)
+        return answer, _note(note)
+
+    gr.Interface(
+        run,
+        given,
+        [shown, _note_box()],
+        submit_btn=verb,
+        clear_btn=None,
+        flagging_mode="never",
+        analytics_enabled=False,
+        api_visibility="private",
+        concurrency_limit=1,
+        show_progress="minimal",
+        cache_examples=False,
+        fill_width=True,
+    )
+
+
+def plain_chatbot() -> gr.Chatbot:
+    """A gr.Chatbot in whose messages everything is text; by itself it shows their HTML, even without Markdown.
+
+    The two methods are set on the object: where a class is derived from a component, Gradio writes a .pyi file.
+    """
+    chatbot = gr.Chatbot(show_label=False, height=420, render_markdown=False, buttons=[], feedback_options=None)
+    to_browser = chatbot.postprocess
+
+    def preprocess(payload: Any) -> list[Any]:
+        return [
+            {"role": message.role, "content": [_part(html.unescape(part.text))]}
+            for message in (payload.root if payload else ())
+            for part in message.content
+            if part.type == "text"  # a browser may send files and components: they are dropped
+        ]
+
+    def postprocess(value: Any) -> Any:
+        messages: list[Any] = [
+            {"role": each["role"], "content": [_part(html.escape(_text(each)))]} for each in value or ()
+        ]
+        return to_browser(messages)
+
+    chatbot.preprocess, chatbot.postprocess = preprocess, postprocess
+    return chatbot
+
+
+def _part(text: str) -> dict[str, str]:
+    return {"type": "text", "text": text}
+
+
+def _text(message: dict[str, Any]) -> str:
+    content = message["content"]
+    return content if isinstance(content, str) else "".join(part["text"] for part in content)
+
+
+def _chat(view: ChatView) -> None:
+    """Each message comes with the conversation before it, which Gradio keeps for the session."""
+
+    def answer(message: str, history: list[dict[str, Any]], system: str) -> Generator[tuple[Any, str]]:
+        messages = [{"role": each["role"], "content": _text(each)} for each in history]
+        try:
+            with closing(view.answer(message, messages, system)) as answers:
+                for text, note in answers:
+                    yield text, _note(note)
+        except ValueError as error:
+            yield [], _refusal(error)  # no answer
+
+    note = _note_box(render=False)
+    gr.ChatInterface(
+        answer,
+        chatbot=plain_chatbot(),
+        textbox=gr.Textbox(placeholder="Message ...", max_lines=8, submit_btn=True, stop_btn=True),
+        additional_inputs=[gr.Textbox(show_label=False, lines=2, render=False)],
+        additional_inputs_accordion="System prompt",
+        additional_outputs=[note],
+        flagging_mode="never",
+        analytics_enabled=False,
+        api_visibility="private",
+        concurrency_limit=STREAMS,
+        show_progress="hidden",
+        fill_width=True,
+    )
+    note.render()
+
+
+def _writing(view: WritingView) -> None:
+    draft, seed = gr.State(Draft, time_to_live=KEPT), gr.State(0)
+    text = gr.Textbox(label="Text", lines=9, max_lines=22, placeholder="Write, then let the model continue ...")
     with gr.Row():
-        text = gr.Textbox(label="Text", lines=6, max_lines=20, scale=1)
-        bars = gr.HTML()  # gr.Label draws gradients
+        write = gr.Button("Continue", variant="primary", min_width=90)
+        offer = gr.Button("Alternatives", min_width=90)
+        stop, undo, redo = (gr.Button(name, min_width=60) for name in ("Stop", "Undo", "Redo"))
+    note = _note_box()
+    offers = gr.Radio([], label="Alternatives: click one to take it", visible=False, elem_classes=["offers"])
+    with gr.Accordion("Settings", open=False), gr.Row():
+        longest = max(1, min(256, (context_length(view.model.config) or 512) // 2))
+        tokens = gr.Slider(1, longest, min(32, longest), step=1, label="Maximum number of tokens")
+        temperature = gr.Slider(0, 1.5, 0.8, step=0.1, label="Temperature (0 takes the most likely token)")
 
-    def ask(text: str) -> tuple[str, str]:
-        found, said = view.answer(text)
-        return bars_html(found), said
+    given, shown = [draft, text, offers, seed, tokens, temperature], [text, draft, seed, note, offers]
 
-    _one_question(ask, [text], bars, "Classify")
+    def on(event: Callable[..., Any], action: Callable[..., Generator[Shown]], people: int = 1) -> Any:
+        run = _action(action)
+        return event(run, given, shown, api_visibility="private", concurrency_limit=people, show_progress="hidden")
 
-
-def _answers(view: Any) -> None:
-    context = gr.Textbox(label="Text", lines=7, max_lines=16)
-    question = gr.Textbox(label="Question", lines=1)
-    found = gr.HTML(render=False)
-    _one_question(view.answer, [question, context], found, "Answer", enter=question)
-
-
-def _one_question(ask: Callable, given: list[Any], shown: Any, verb: str, *, enter: Any = None) -> None:
-    button, note = gr.Button(verb, variant="primary"), _note_box()
-    if not shown.is_rendered:
-        shown.render()
-
-    def run(*texts):
-        with _Refusals() as refused:
-            answer, said = ask(*texts)
-            return [answer, _said(said)]
-        return [None, _said(refused.said)]
-
-    for event in (button.click, *([enter.submit] if enter else [])):
-        event(run, given, [shown, note], **ONCE)
+    writing = on(write.click, view.write, STREAMS)
+    stop.click(None, cancels=[writing], api_visibility="private")
+    on(offer.click, view.alternatives)
+    on(offers.input, view.take)
+    on(undo.click, view.undo)
+    on(redo.click, view.redo)
 
 
-LAYOUTS = {
-    "WritingView": _writing,
-    "ChatView": _chat,
-    "TextView": _text,
-    "ClassesView": _classes,
-    "AnswersView": _answers,
-}
+def _action(action: Callable[..., Generator[Shown]]) -> Callable[..., Generator[list[Any]]]:
+    """A button's handler from a method of the view, which yields (text, note, alternatives to show)."""
+
+    def run(draft: Draft, text: str, taken: str | None, seed: int, tokens: int, temperature: float):
+        settings = {"max_new_tokens": int(tokens), "temperature": temperature, "seed": seed}
+        try:
+            with closing(action(draft, text, taken, settings)) as states:
+                for text, note, offers in states:
+                    yield [text, draft, seed + 1, _note(note), _offers(offers)]
+        except ValueError as error:
+            yield [gr.skip(), draft, seed, _refusal(error), _offers([])]
+
+    return run
 
 
-def _short(view: Any) -> str:
-    return Path(view.name).name
+def _offers(offers: list[tuple[str, str]]) -> Any:
+    return gr.update(choices=offers, value=None, visible=bool(offers))
 
 
-class _Refusals:
-    """What a person is told instead of an error page."""
-
-    def __enter__(self) -> "_Refusals":
-        self.said = ""
-        return self
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
-        if not isinstance(error, ValueError):
-            return False
-        said = " ".join(str(error).split())
-        self.said = said[:1].upper() + said[1:]
-        return True
+def _note_box(*, render: bool = True) -> gr.HTML:
+    return gr.HTML(_note(""), elem_classes=["note"], render=render)
 
 
-def _note_box() -> Any:
-    return gr.HTML(_said(""), elem_classes=["note"])
-
-
-def _said(text: str) -> str:
+def _note(text: str) -> str:
     return f"<p>{html.escape(text)}</p>"
 
 
-def _longest(model: Any) -> int:
-    return max(1, min(256, (context_length(model.config) or 512) // 2))
+def _refusal(error: ValueError) -> str:
+    message = " ".join(str(error).split())
+    return _note(message[:1].upper() + message[1:])

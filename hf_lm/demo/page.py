@@ -13,8 +13,12 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gradio import Blocks
 
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Noto Sans", "Noto Sans CJK SC", "PingFang SC", "sans-serif"]
 MONO = ["ui-monospace", "Menlo", "Consolas", "monospace"]
@@ -22,7 +26,7 @@ POLICY = (  # unsafe-eval: gr.HTML evaluates its template in the browser and sho
     "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; connect-src 'self'; frame-ancestors {frames}; "
     "form-action 'self'; object-src 'none'"
 )
-SESSIONS = 100  # whose drafts and conversations are kept; the one that was used last longest ago is dropped
+SESSIONS = 100  # whose drafts are kept; the least recently used one is dropped
 CSS = """
 .gradio-container { width: 100% !important; max-width: 1080px !important; margin: 0 auto !important; }
 .gradio-container main, .gradio-container .wrap, .gradio-container .contain { width: 100%; max-width: 100%; }
@@ -42,12 +46,8 @@ table.figures th { font-weight: 600; color: var(--body-text-color-subdued); whit
 .bars .class { display: flex; justify-content: space-between; gap: 12px; overflow-wrap: anywhere; }
 .bars .bar { height: 8px; margin: 3px 0 12px; background: #e2e8f0; border-radius: 4px; overflow: hidden; }
 .bars .bar div { height: 100%; background: #64748b; }
-.talk { height: 400px; overflow-y: auto; border: 1px solid var(--border-color-primary); border-radius: 6px;
-  padding: 12px !important; }
-.talk .said { white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: plaintext; width: fit-content;
-  max-width: 80%; margin: 0 0 10px; padding: 8px 12px; border-radius: 6px; line-height: 1.5; }
-.talk .user { margin-inline-start: auto; background: #e2e8f0; color: #1e293b; }
-.talk .assistant { background: var(--background-fill-secondary); border: 1px solid var(--border-color-primary); }
+.message-content .md, .offers label span { white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: plaintext; }
+.offers .wrap { display: grid !important; grid-template-columns: repeat(auto-fit, minmax(220px, 1fr)); }
 button.lg, button.sm { font-weight: 500 !important; }
 .report h3 { margin: 18px 0 4px; font-size: 1.05em; }
 .report .plots { display: grid; grid-template-columns: 1fr 1fr; gap: 12px; margin: 18px 0; }
@@ -60,12 +60,12 @@ def open_page(
     *,
     host: str = "127.0.0.1",
     port: int = 7860,  # 0 takes any that is free
-    device: Any = None,
+    device: str | None = None,
 ) -> None:
     """Show models on a page until Ctrl-C.
 
-    Raises ImportError without the extra, OSError for a port in use, and OSError or ValueError, in one line, for a
-    model that is none or of a kind the page does not show; all of it before the page opens.
+    Raises ImportError without the extra, OSError for a port in use, and OSError or ValueError, in one line, for what
+    is not a model or is of a kind that the page does not show; all of it before the page opens.
     """
     check_gradio()
     port = free_port(host, port)
@@ -75,45 +75,39 @@ def open_page(
         threading.Event().wait()  # until a signal
 
 
-class running:
+@contextmanager
+def running(page: "Blocks", *, host: str = "127.0.0.1", port: int) -> Generator[str]:
     """Serve a page while the block runs; gives its address."""
+    from gradio.themes import Default, Font
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-    def __init__(self, page: Any, *, host: str = "127.0.0.1", port: int) -> None:
-        self.page, self.host, self.port = page, host, port
-
-    def __enter__(self) -> str:
-        import gradio
-        from starlette.middleware import Middleware
-        from starlette.middleware.trustedhost import TrustedHostMiddleware
-
-        theme = gradio.themes.Default(primary_hue="slate", neutral_hue="slate", radius_size="sm", **_fonts(gradio))
-        _, url, _ = self.page.queue(max_size=64).launch(
-            server_name=self.host,
-            server_port=self.port,
-            prevent_thread_lock=True,
-            share=False,
-            quiet=True,
-            ssr_mode=False,
-            show_error=False,
-            inbrowser=False,
-            enable_monitoring=False,
-            mcp_server=False,
-            pwa=False,
-            footer_links=[],
-            state_session_capacity=SESSIONS,
-            theme=theme,
-            css=CSS,
-            app_kwargs={
-                "middleware": [
-                    Middleware(_Guard, policy=POLICY.format(frames="'none'" if is_loopback(self.host) else "*")),
-                    Middleware(TrustedHostMiddleware, allowed_hosts=_allowed_hosts(self.host), www_redirect=False),
-                ]
-            },
-        )
-        return url
-
-    def __exit__(self, *_: Any) -> None:
-        self.page.close(verbose=False)
+    # Fonts of the reader's own machine; a plain string would be looked for on the server.
+    fonts = {"font": [Font(name) for name in FONTS], "font_mono": [Font(name) for name in MONO]}
+    policy = POLICY.format(frames="'none'" if is_loopback(host) else "*")
+    hosts = Middleware(TrustedHostMiddleware, allowed_hosts=_allowed_hosts(host), www_redirect=False)
+    _, url, _ = page.queue(max_size=64).launch(
+        server_name=host,
+        server_port=port,
+        prevent_thread_lock=True,
+        share=False,
+        quiet=True,
+        ssr_mode=False,
+        show_error=False,
+        inbrowser=False,
+        enable_monitoring=False,
+        mcp_server=False,
+        pwa=False,
+        footer_links=[],
+        state_session_capacity=SESSIONS,
+        theme=Default(primary_hue="slate", neutral_hue="slate", radius_size="sm", **fonts),
+        css=CSS,
+        app_kwargs={"middleware": [Middleware(_Guard, policy=policy), hosts]},
+    )
+    try:
+        yield url
+    finally:
+        page.close(verbose=False)
 
 
 def check_gradio() -> None:
@@ -122,8 +116,8 @@ def check_gradio() -> None:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 
 
-def build_page(models: Sequence[str], *, device: Any = None) -> Any:
-    """A gradio.Blocks with a tab per model, each loaded once and shared by all who look. Raises as `open_page`."""
+def build_page(models: Sequence[str], *, device: str | None = None) -> "Blocks":
+    """A page with a tab per model, each loaded once and shared by all visitors. Raises as `open_page`."""
     check_gradio()
     from hf_lm.demo.layouts import lay_out
     from hf_lm.demo.views import load_view
@@ -137,13 +131,8 @@ def build_page(models: Sequence[str], *, device: Any = None) -> Any:
     return lay_out(views)
 
 
-def _fonts(gradio: Any) -> dict[str, Any]:
-    """Fonts of the reader's own machine; a plain string would be looked for on the server."""
-    font = gradio.themes.Font
-    return {"font": [font(name) for name in FONTS], "font_mono": [font(name) for name in MONO]}
-
-
 def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -151,7 +140,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _allowed_hosts(host: str) -> list[str]:
-    """Names under which the page is reached; every one where it listens on all addresses, as in a Space.
+    """Host names that the page answers to; all where it listens on every address, as in a Space.
 
     A site whose name is pointed to this machine (DNS rebinding) could otherwise read the page.
     """
@@ -159,7 +148,7 @@ def _allowed_hosts(host: str) -> list[str]:
 
 
 def free_port(host: str, port: int) -> int:
-    """The port, or for 0 a free one. Raises OSError that names the next free one where it is in use."""
+    """The port, or for 0 a free one. Raises OSError with the next free one where it is in use."""
 
     def bound(port: int) -> int:
         kind, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -186,7 +175,7 @@ def free_port(host: str, port: int) -> int:
 
 
 class _Guard:
-    """ASGI: every answer carries the content security policy, and no file is taken: no part of the page needs one."""
+    """ASGI middleware: every response carries the content security policy, and uploads are refused."""
 
     def __init__(self, app: Any, policy: str) -> None:
         self.app, self.policy = app, policy.encode()

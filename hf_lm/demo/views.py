@@ -9,24 +9,30 @@ Text that came from people, models and data is escaped wherever HTML is made.
 import base64
 import html
 import json
+import random
 from collections.abc import Generator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm.inference.chat import Conversation
-from hf_lm.inference.generate import Continuation, encode_prompt, load_writer
+from hf_lm.inference.generate import encode_prompt, load_writer
 from hf_lm.inference.pipelines import pipeline
 from hf_lm.inference.writing import Draft, alternatives, continue_text
 from hf_lm.models.configuration import context_length, family, load_config
 from hf_lm.reporting.report import SHOWN as METRICS
 from hf_lm.reporting.report import beside, in_words, warnings
+from hf_lm.reporting.terminal import percent
+from hf_lm.tokenization.chat_template import Message
 from hf_lm.tokenization.tokenizer import encode_documents, load_tokenizer
 
 LONGEST_INPUT = 100_000  # characters
-OFFERED = 3  # alternatives side by side
+OFFERED = 3  # alternatives
 WRITTEN = {"translation": "Translation", "summarization": "Summary", "text2text-generation": "Text to text"}
+
+Shown = tuple[str, str, list[tuple[str, str]]]  # text, note, (label, text) of each alternative
 
 
 class View:
@@ -39,7 +45,11 @@ class View:
 
 
 class WritingView(View):
-    """The writing assistant. A draft belongs to the person; what stands in the box is brought into it first."""
+    """The writing assistant.
+
+    A draft belongs to one person. Each method takes the text in the box, with which it updates the draft first, and
+    yields (the text to show, a note, the alternatives to offer as (label, text)).
+    """
 
     title = "Writing"
 
@@ -49,55 +59,56 @@ class WritingView(View):
         super().__init__(name, report)
         self.model, self.tokenizer = model, tokenizer
 
-    def go_on(self, draft: Draft, text: str, **decoding: Any) -> Generator[tuple[str, str]]:
-        """(the text so far, a note), piece by piece; left early, what was written is kept as well."""
-        _take(draft, text)
-        note = self._left_out(text, decoding)
+    def write(self, draft: Draft, text: str, taken: str | None, decoding: dict[str, Any]) -> Generator[Shown]:
+        """The text and its continuation, piece by piece; when it is closed early, what was written is kept."""
+        _update(draft, text)
+        note = self._unread(text, decoding)
         pieces, written = continue_text(self.model, self.tokenizer, text, **decoding), ""
         try:
             for piece in pieces:
                 written += piece
-                yield text + written, note
+                yield text + written, note, []
         finally:
             pieces.close()
             draft.add(written)
-        yield draft.text, note or ("" if written else "The model ends the text here.")
+        yield draft.text, note or ("" if written else "The model ends the text here."), []
 
-    def alternatives(self, draft: Draft, text: str, **decoding: Any) -> tuple[list[Continuation], str]:
-        """Continuations of the text, and a note."""
-        _take(draft, text)
+    def alternatives(self, draft: Draft, text: str, taken: str | None, decoding: dict[str, Any]) -> Generator[Shown]:
+        """Continuations of the text, each with the probability of its tokens."""
+        _update(draft, text)
         found = alternatives(self.model, self.tokenizer, text, count=OFFERED, **decoding)
-        few = "" if found else "The model has nothing else to offer: try once more, or a higher temperature."
-        return found, self._left_out(text, decoding) or few
+        none = "" if found else "The model has no other continuation: try once more, or a higher temperature."
+        offers = [(f"{each.text.strip()}  ({percent(each.per_token)} a token)", each.text) for each in found]
+        yield text, self._unread(text, decoding) or none, offers
 
-    def take(self, draft: Draft, text: str, chosen: Continuation) -> str:
-        """The text with an alternative after it. Raises ValueError where the text was changed meanwhile."""
+    def take(self, draft: Draft, text: str, taken: str | None, decoding: dict[str, Any]) -> Generator[Shown]:
+        """The text and an alternative after it. Raises ValueError where the text was changed after it was offered."""
         if text != draft.text:
-            _take(draft, text)
+            _update(draft, text)
             raise ValueError("the text has changed since these were offered: ask again.")
-        draft.add(chosen.text)
-        return draft.text
+        draft.add(taken or "")
+        yield draft.text, "", []
 
-    def undo(self, draft: Draft, text: str) -> tuple[str, str]:
-        _take(draft, text)
+    def undo(self, draft: Draft, text: str, taken: str | None, decoding: dict[str, Any]) -> Generator[Shown]:
+        _update(draft, text)
         done = draft.undo()
-        return draft.text, "" if done else "There is nothing to undo."
+        yield draft.text, "" if done else "There is nothing to undo.", []
 
-    def redo(self, draft: Draft, text: str) -> tuple[str, str]:
-        _take(draft, text)
+    def redo(self, draft: Draft, text: str, taken: str | None, decoding: dict[str, Any]) -> Generator[Shown]:
+        _update(draft, text)
         done = draft.redo()
-        return draft.text, "" if done else "There is nothing to redo."
+        yield draft.text, "" if done else "There is nothing to redo.", []
 
-    def _left_out(self, text: str, decoding: dict[str, Any]) -> str:
+    def _unread(self, text: str, decoding: dict[str, Any]) -> str:
         longest = decoding.get("max_new_tokens", 0)
-        _, left_out = encode_prompt(self.model, self.tokenizer, text, max_new_tokens=longest)
+        _, unread = encode_prompt(self.model, self.tokenizer, text, max_new_tokens=longest)
         positions = context_length(self.model.config)
-        said = f"The model's context is {positions:,} tokens: it did not read the first {left_out:,} of this text."
-        return said if left_out else ""
+        note = f"The model's context is {positions:,} tokens: it did not read the first {unread:,} of this text."
+        return note if unread else ""
 
 
 class ChatView(View):
-    """A chat. `new` begins one: each person has their own."""
+    """A chat. It holds no conversation: each message comes with those before it."""
 
     title = "Chat"
 
@@ -106,51 +117,28 @@ class ChatView(View):
     ) -> None:
         super().__init__(name, report)
         self.model, self.tokenizer = model, tokenizer
-        self.new()  # a template that cannot be filled is said before the page opens
+        Conversation(model, tokenizer)  # a template that cannot be used is an error before the page opens
 
-    def new(self) -> Conversation:
-        return Conversation(self.model, self.tokenizer)
+    def answer(self, text: str, history: list[Message], system: str = "") -> Generator[tuple[str, str]]:
+        """(the answer so far, a note), piece by piece; each time it is called the answer is sampled anew.
 
-    def say(self, talk: Conversation, text: str) -> Generator[tuple[list[dict[str, str]], str]]:
-        """(the messages so far, a note), piece by piece."""
-        _check_length(text)
-        if not text.strip():
-            raise ValueError("the message is empty.")
-        yield from self._told(talk, talk.say(text.strip()))
-
-    def regenerate(self, talk: Conversation) -> Generator[tuple[list[dict[str, str]], str]]:
-        yield from self._told(talk, talk.regenerate())
-
-    def _told(self, talk: Conversation, pieces: Generator[str]) -> Generator[tuple[list[dict[str, str]], str]]:
-        left_out = (
-            f"The context of {context_length(self.model.config):,} tokens is full: the model no longer sees the "
-            f"oldest {talk.left_out} messages."
-        )
-        note = left_out if talk.left_out else ""
-        try:
-            yield said_in(talk), note
+        A question in the history that has no answer is not shown to the model.
+        """
+        _check_text(text)
+        following = [*history[1:], {"role": "user"}]
+        answered = [m for m, after in zip(history, following, strict=False) if m["role"] != after["role"]]
+        seed = random.getrandbits(31)
+        talk = Conversation(self.model, self.tokenizer, system=system, messages=answered, seed=seed)
+        with closing(talk.say(text.strip())) as pieces:
+            note = (
+                f"The context of {context_length(self.model.config):,} tokens is full: the model no longer sees the "
+                f"oldest {talk.left_out} messages."
+            )
+            note = note if talk.left_out else ""
             for _ in pieces:
-                yield said_in(talk), note
-        finally:
-            pieces.close()
-        if not talk.messages[-1]["content"]:
-            note = note or "The model said nothing."
-        yield said_in(talk), note
-
-
-def said_in(talk: Conversation) -> list[dict[str, str]]:
-    """The messages of a conversation but the system prompt, as they are now."""
-    return [dict(message) for message in talk.messages if message["role"] != "system"]
-
-
-def said_html(messages: list[dict[str, str]]) -> str:
-    """Messages as HTML in which all they hold is text."""
-    said = "".join(
-        f'<div class="said {one["role"]}" dir="auto">{html.escape(one["content"]) or "…"}</div>'
-        for one in messages
-        if one["role"] in ("user", "assistant")
-    )
-    return f'<div class="talk">{said}</div>'
+                yield talk.messages[-1]["content"], note
+        answer = talk.messages[-1]["content"]
+        yield answer, note or ("" if answer else "The answer is empty.")
 
 
 class TextView(View):
@@ -317,7 +305,7 @@ def answers_table(found: list[dict[str, Any]]) -> str:
     return _table(("answer", "probability"), rows)
 
 
-def _take(draft: Draft, text: str) -> None:
+def _update(draft: Draft, text: str) -> None:
     _check_length(text)
     draft.change(text)
 

@@ -190,14 +190,14 @@ def _say_repeated(found: dict[str, Any]) -> Iterator[str]:
     if "leaked" in found:
         yield f"train        {copies['rows']:,} documents ({copies['share']:.1%}) are copies of an earlier one"
         for split, share in found["leaked"].items():
-            yield f"{split:<12} {share:.1%} of the tokens stand in train, in runs of 50 or more"
+            yield f"{split:<12} {share:.1%} of the tokens occur in train, in runs of 50 or more"
         return
     said = f"train        {copies['rows']:,} rows ({copies['share']:.1%}) have the text of an earlier one"
     yield said + (f"; {copies['differing']:,} texts have several answers" if copies["differing"] else "")
     yield from (f"             {_short(example)}" for example in copies["examples"])
     for split, overlap in found["overlap"].items():
         exact = f", {overlap['exact']:,} of them word for word" if overlap["rows"] else ""
-        yield f"{split:<12} {overlap['rows']:,} rows ({overlap['share']:.1%}) also stand in train{exact}"
+        yield f"{split:<12} {overlap['rows']:,} rows ({overlap['share']:.1%}) also occur in train{exact}"
         yield from (f"             {_short(example)}" for example in overlap.get("examples", ()))
 
 

@@ -63,7 +63,8 @@ def figure(
     from matplotlib.figure import Figure
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context(STYLE | {"axes.grid.axis": grid, "font.sans-serif": ["DejaVu Sans", *han_fonts()]}):
+    style: Any = STYLE | {"axes.grid.axis": grid, "font.sans-serif": ["DejaVu Sans", *han_fonts()]}  # Any: a Literal
+    with matplotlib.rc_context(style):
         drawing = Figure(figsize=size, dpi=150)
         panels = list(drawing.subplots(rows, columns, squeeze=False, **options).flat)
         yield panels
@@ -149,6 +150,7 @@ def draw_lengths(lengths: dict[str, dict[str, list[int]]], folder: str | Path) -
     middle = np.median([value for values in lengths["train"].values() for value in values])
     logarithmic = high > 12 * max(1, middle)  # the longest are far from the rest
     edges = np.geomspace(1, high + 1, 40) if logarithmic else np.linspace(0, high + 1, min(high + 2, 40))
+    edges = [float(edge) for edge in edges]
     path = Path(folder) / "lengths.png"
     with figure(path) as [axes]:
         for line, kind in zip(("-", "--"), lengths["train"], strict=False):
