@@ -156,12 +156,12 @@ def test_a_checkpoint_that_cannot_be_a_half_is_one_line(made, tmp_path, capsys):
     transformers.T5ForConditionalGeneration(t5).save_pretrained(tmp_path / "t5")
     tokenizer = load_tokenizer(made.bert, decoder=made.gpt)
     for model, decoder, said in (
-        (made.gpt, made.gpt, "--model .*gpt is a decoder .* which writes by itself: leave --decoder out, or give a"),
-        (tmp_path / "t5", made.gpt, "--model .*t5 is an encoder-decoder .* which has a half that writes: leave"),
+        (made.gpt, made.gpt, "--model .*gpt is a decoder .* which takes no other decoder: omit --decoder, or give an"),
+        (tmp_path / "t5", made.gpt, "--model .*t5 is an encoder-decoder .* which takes no other decoder: omit"),
         (
             made.bert,
             tmp_path / "t5",
-            "--decoder .*t5 is an encoder-decoder, which has a half that reads; take",
+            "--decoder .*t5 is an encoder-decoder, which has an encoder of its own; take",
         ),
         (made.bert, tmp_path / "llama", "--decoder .*llama is a llama, .* has no cross attention; take a GPT-2, BERT"),
         (made.bert, tmp_path / "none", "there is no folder .*none"),
