@@ -194,7 +194,7 @@ def test_the_oldest_turns_fall_out_and_the_system_prompt_stays(conversation, cha
 
 def test_a_message_over_the_context_is_refused_and_leaves_the_history_alone(conversation):
     before = copy.deepcopy(conversation.messages)
-    with pytest.raises(ValueError, match=r"the model's context of 128 leaves 118 beside the answer"):
+    with pytest.raises(ValueError, match=r"the model's context of 128 leaves 118 besides the answer"):
         conversation.say("long " * 100)
     assert conversation.messages == before
 

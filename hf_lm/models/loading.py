@@ -100,7 +100,7 @@ def load_with_head(
     labels: Sequence[str] = (),
     trained: bool = False,  # whether the checkpoint must have the head
     quantize: int = 0,  # bits of the body's matrices: 4 or 8; 0 is full precision
-    **options: Any,  # of from_pretrained
+    **options: object,  # of from_pretrained
 ) -> PreTrainedModel:
     """A checkpoint with the head that `auto_class` gives it, in float32.
 
@@ -170,7 +170,7 @@ def load_weights(
     *,
     new: Sequence[str] = (),  # modules that the checkpoint may lack; HEAD is all outside its body
     quantize: int = 0,
-    **options: Any,
+    **options: object,
 ) -> PreTrainedModel:
     """A model in float32; of an adapter's folder, its base with the adapter's updates in its weights.
 
@@ -219,7 +219,7 @@ def load_weights(
 
 
 def _read(
-    auto_class: type, name_or_path: str, config: PreTrainedConfig, *, quantize: int = 0, **options: Any
+    auto_class: type, name_or_path: str, config: PreTrainedConfig, *, quantize: int = 0, **options: object
 ) -> tuple[PreTrainedModel, set[str], dict[str, Shapes]]:
     """(model, weights that the checkpoint lacks, weights of another shape). ValueError for unexpected weights."""
     if adapter := find_adapter(name_or_path):
@@ -306,7 +306,7 @@ def fresh_modules(model: PreTrainedModel) -> list[str]:
 
 
 def _read_adapted(
-    auto_class: type, name_or_path: str, adapter: dict[str, Any], config: PreTrainedConfig, **options: Any
+    auto_class: type, name_or_path: str, adapter: dict[str, Any], config: PreTrainedConfig, **options: object
 ) -> tuple[PreTrainedModel, set[str], dict[str, Shapes]]:
     """An adapter's base as the adapter was trained on it (quantized, then dequantized, if it was), merged with it."""
     from peft import PeftConfig, get_peft_model, get_peft_model_state_dict

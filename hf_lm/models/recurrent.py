@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from torch.nn.utils.rnn import pack_sequence, unpack_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_sequence, unpack_sequence
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -123,7 +123,7 @@ class RecurrentLMHeadModel(PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         cache: State | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> CausalLMOutputWithPast:
         """Logits (batch, time, vocab), the loss where there are labels, and the state after the last token.
 
@@ -161,7 +161,7 @@ class RecurrentLMHeadModel(PreTrainedModel, GenerationMixin):
         carried: dict[str, Any] = {STATE: state if use_cache else None}
         return CausalLMOutputWithPast(loss=loss, logits=logits, **carried)
 
-    def _run(self, embedded: Any, state: State | None) -> tuple[Any, State]:
+    def _run(self, embedded: torch.Tensor | PackedSequence, state: State | None) -> tuple[Any, State]:
         """The cell over (batch, time, n_embd) or packed sequences."""
         is_lstm = self.config.cell == "lstm"
         output, final = self.rnn(embedded, state if state is None or is_lstm else state[0])

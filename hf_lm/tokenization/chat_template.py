@@ -179,6 +179,6 @@ def _shown(text: str, shown: dict[str, list[str]]) -> list[str]:
 
 def ends_of(tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig) -> set[int]:
     """The ids that end an answer: the tokenizer's and those of the generation configuration."""
-    known: Any = generation.eos_token_id
-    own: Any = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+    known = generation.eos_token_id
+    own = cast(int | None, tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id)
     return {i for i in (own, *(known if isinstance(known, list) else [known])) if i is not None}
