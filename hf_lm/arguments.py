@@ -4,17 +4,16 @@ Precedence: dataclass < recipe default < YAML (`--config`) < command line. A YAM
 tokens, so file and terminal share one validator, and a misspelt key or value ends in one line that names where it is.
 """
 
-import difflib
 import json
 import math
 import os
 import re
 import sys
 import traceback
+from argparse import Namespace
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -25,6 +24,7 @@ from transformers import HfArgumentParser
 from hf_lm import dry_run
 from hf_lm.hub.credentials import masked, masked_traceback, names_secret
 from hf_lm.output_folder import check_output
+from hf_lm.suggestions import closest, did_you_mean
 
 Arguments = TypeVar("Arguments")
 
@@ -33,6 +33,9 @@ Arguments = TypeVar("Arguments")
 class TrainingArguments(transformers.TrainingArguments):
     """The Trainer's own arguments and the few that hf_lm adds. They work for every recipe."""
 
+    output_dir: str = field(
+        default="trainer_output", metadata={"help": "folder for the model, its report and its checkpoints"}
+    )
     muon_learning_rate: float = field(
         default=0.0, metadata={"help": "Muon's rate for the hidden matrices; 0 trains every weight with --optim"}
     )
@@ -62,10 +65,15 @@ class TrainingArguments(transformers.TrainingArguments):
     resume_with_changes: bool = field(
         default=False, metadata={"help": "resume although the checkpoint was written by another configuration"}
     )
-    run: dict[str, Any] = field(default_factory=dict, init=False)  # the resolved run, as run.yaml holds it
-    changed: dict[str, Any] = field(default_factory=dict, init=False)  # what of it is not the recipe's default
+    run: dict[str, Any] = field(default_factory=dict, init=False)  # what run.yaml holds
+    changed: dict[str, Any] = field(default_factory=dict, init=False)  # those that are not the recipe's default
+    names_metric: bool = field(default=False, init=False)  # whether --metric_for_best_model was given
 
     def __post_init__(self) -> None:
+        self.names_metric = self.metric_for_best_model is not None
+        recorded = [f for f in fields(self) if f.init and f.name not in ONE_INVOCATION and not names_secret(f.name)]
+        given = {f.name: getattr(self, f.name) for f in recorded if getattr(self, f.name) != _default(f)}
+        self.run = self.changed = {name: _plain_value(value) for name, value in given.items()}
         if self.bf16 and not torch.accelerator.is_available():
             self.use_cpu = True  # or the parent says that bf16 needs a GPU
         super().__post_init__()
@@ -285,9 +293,7 @@ def _read_yaml(path: str) -> dict[str, Any]:
         values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=Loader)
     except FileNotFoundError:
         near = sorted(str(p) for p in Path(path).parent.glob("*.y*ml")) if Path(path).parent.is_dir() else []
-        raise FileNotFoundError(
-            f"--config: there is no file {path}{_closest(path, near, ' Did you mean {}?')}"
-        ) from None
+        raise FileNotFoundError(f"--config: there is no file {path}.{did_you_mean(path, near)}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}, line {mark.line + 1}" if mark else path
@@ -302,7 +308,7 @@ def _read_yaml(path: str) -> dict[str, Any]:
 def _check_keys(keys: Iterable[str], own: set[str], where: str) -> None:
     for key in keys:
         if key not in own:
-            raise ValueError(f"{where}: unknown key {key!r}.{_closest(key, own, ' Did you mean {!r}?')}")
+            raise ValueError(f"{where}: unknown key {key!r}.{did_you_mean(key, own)}")
 
 
 def _parse_value(parser: _Parser, key: str, value: Any, where: str) -> Any:
@@ -323,7 +329,7 @@ def _parse_value(parser: _Parser, key: str, value: Any, where: str) -> Any:
         raise ValueError(f"{where}: {_plain(str(error))}") from None
 
 
-def _parse_command_line(parser: _Parser, argv: list[str], own: set[str]) -> SimpleNamespace:
+def _parse_command_line(parser: _Parser, argv: list[str], own: set[str]) -> Namespace:
     try:
         namespace, unknown = parser.parse_known_args(argv)
     except ValueError as error:
@@ -331,8 +337,9 @@ def _parse_command_line(parser: _Parser, argv: list[str], own: set[str]) -> Simp
     for token in unknown:
         if token.startswith("--"):
             key = token[2:].split("=")[0].replace("-", "_")
-            options = own | {"config", "print_config", "debug", "help"}
-            raise ValueError(f"command line: unknown option --{key}.{_closest(key, options, ' Did you mean --{}?')}")
+            near = closest(key, own | {"config", "print_config", "debug", "help"})
+            hint = f" Did you mean --{near}?" if near else ""
+            raise ValueError(f"command line: unknown option --{key}.{hint}")
     if unknown:
         raise ValueError(
             f"command line: do not know what to do with {unknown[0]!r}; options are given as --key value."
@@ -345,13 +352,8 @@ def _plain(message: str) -> str:
     message = re.sub(r"argument (--\w+)(?:/--[\w-]+)*: ", lambda m: f"{m[1]}: ", message)
     if match := re.search(r"invalid choice: '?(.*?)'? \(choose from (.*)\)", message):
         choices = [choice.strip().strip("'") for choice in match[2].split(",")]
-        message += f".{_closest(match[1], choices, ' Did you mean {}?')}"
+        message += f".{did_you_mean(match[1], choices)}"
     return message
-
-
-def _closest(word: str, words: Iterable[str], sentence: str) -> str:
-    near = difflib.get_close_matches(str(word), [str(w) for w in words], n=1, cutoff=0.5)
-    return sentence.format(near[0]) if near else ""
 
 
 def _name_the_key(message: str, resolved: dict[str, Any], origin: dict[str, str]) -> str:
@@ -360,8 +362,8 @@ def _name_the_key(message: str, resolved: dict[str, Any], origin: dict[str, str]
         value = resolved.get(key)
         if value not in (None, True, False) and repr(value) in message:
             choices = re.findall(r"'([\w-]+)'", message)
-            near = _closest(str(value), [c for c in choices if c != str(value)], " Did you mean {}?")
-            return f"{where}{key}: {message.splitlines()[0].rstrip('.')}.{near}"
+            hint = did_you_mean(str(value), [choice for choice in choices if choice != str(value)])
+            return f"{where}{key}: {message.splitlines()[0].rstrip('.')}.{hint}"
     return message.splitlines()[0]
 
 
@@ -377,6 +379,10 @@ def _saved_run(resolved, arguments_class, training_arguments_class, recipe_defau
         if f.name in recipe_defaults or f.name in origin:
             run[f.name] = resolved[f.name]
     return {key: _plain_value(value) for key, value in run.items()}
+
+
+def _default(f: Field) -> Any:
+    return f.default if f.default_factory is MISSING else f.default_factory()
 
 
 def _plain_value(value: Any) -> Any:

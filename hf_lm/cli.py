@@ -4,14 +4,13 @@ Exit codes: 0, 1 for an error, 2 for a wrong usage, 130 for Ctrl-C, 143 for SIGT
 """
 
 import argparse
-import difflib
 import os
 import sys
-from collections.abc import Sequence
 from importlib import import_module
 from typing import NoReturn
 
 from hf_lm.hub.credentials import masked, masked_traceback
+from hf_lm.suggestions import did_you_mean
 from hf_lm.version import __version__
 
 COMMANDS = (  # as `hf-lm --help` lists them; each is a module of hf_lm.commands
@@ -29,16 +28,11 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if "argument COMMAND: invalid choice" in message:
             word = message.split("'")[1]
-            message = f"there is no command {word!r}; there are {', '.join(COMMANDS)}.{_meant(word, COMMANDS)}"
+            message = f"there is no command {word!r}; there are {', '.join(COMMANDS)}.{did_you_mean(word, COMMANDS)}"
         elif "COMMAND" in message:
             message = f"give a command: {', '.join(COMMANDS)}. hf-lm --help says what each does."
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {masked(message)}", file=sys.stderr)
         raise SystemExit(2)
-
-
-def _meant(word: str, words: Sequence[str]) -> str:
-    near = difflib.get_close_matches(word, words, n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -48,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name in COMMANDS:
         command = import_module(f"hf_lm.commands.{name}")
-        help, _, more = command.__doc__.partition("\n")
+        help, _, more = (command.__doc__ or "").partition("\n")
         examples = command.EXAMPLE.splitlines()
         added = commands.add_parser(
             name,
@@ -75,8 +69,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         option = token.split("=")[0]
         if option.startswith("-"):
             there = [option for action in args.subparser._actions for option in action.option_strings]
-            meant = _meant("--" + option.lstrip("-").replace("-", "_"), there)
-            parser.error(f"hf-lm {args.command} has no option {option}.{meant}")
+            hint = did_you_mean("--" + option.lstrip("-").replace("-", "_"), there)
+            parser.error(f"hf-lm {args.command} has no option {option}.{hint}")
         parser.error(f"hf-lm {args.command} does not know what to do with {token!r}.")
     return args
 

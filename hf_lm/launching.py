@@ -1,7 +1,6 @@
 """The recipes: where they are, a copy to change, a run through `accelerate launch`. Nothing heavy before a run."""
 
 import ast
-import difflib
 import os
 import re
 import shlex
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from hf_lm.hub.credentials import masked_arguments
+from hf_lm.suggestions import did_you_mean
 
 # What `accelerate launch` takes and no recipe does: these may stand after the recipe's name too.
 LAUNCH_OPTIONS = (
@@ -58,9 +58,8 @@ def _first_line(path: Path) -> str:
 def _recipe(name: str) -> Recipe:
     recipes = find_recipes()
     if name not in recipes:
-        near = difflib.get_close_matches(name, recipes, n=1)
-        said = f"there is no recipe {name!r}; there are {', '.join(recipes)}."
-        raise ValueError(said + (f" Did you mean {near[0]!r}?" if near else ""))
+        hint = did_you_mean(name, recipes)
+        raise ValueError(f"there is no recipe {name!r}; there are {', '.join(recipes)}.{hint}")
     return recipes[name]
 
 

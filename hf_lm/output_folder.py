@@ -1,7 +1,5 @@
 """The folder of a run: what a run writes there, whether one did, and what may be replaced."""
 
-import hashlib
-import os
 import re
 import shutil
 from collections.abc import Iterable
@@ -11,23 +9,16 @@ from typing import Any
 import yaml
 
 from hf_lm import dry_run
-from hf_lm.files import write_whole
+from hf_lm.files import MODEL, write_whole
 
 ASIDE = ".saving"  # inside the output folder: where a checkpoint, or the final model, is written until it is complete
 HEADER = "# hf_lm run\n"  # first line of each run.yaml that save_run writes
 
-# What a finished run has written beside run.yaml and its checkpoints.
-MODEL = (
-    *("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json"),
-    *("adapter_config.json", "adapter_model.safetensors", "adapted_config.json"),
-    *("recurrent.py", "recurrent_configuration.py"),  # the code that a recurrent model carries
-    *("tokenizer*.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
-    *("vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "*.spm", "bpe.codes"),
-)
 PLOTS = (
     *("loss", "learning_rate", "throughput", "metric", "learning_curve", "safety"),
     *("reward", "reward_margin", "kl", "entropy", "completion_length"),
 )
+# What a finished run has written beside run.yaml and its checkpoints.
 RESULT = ("report.json", "README.md", "predictions.jsonl", *(f"plots/{name}.png" for name in PLOTS), *MODEL)
 NESTED = ("adapter/target_tokenizer", "adapter", "target_tokenizer")  # each holds some of MODEL
 
@@ -110,27 +101,6 @@ def remove_results(folder: str | Path, *, checkpoints: bool) -> None:
             (folder / name).rmdir()
     for path in list_checkpoints(folder) if checkpoints else []:
         shutil.rmtree(path)
-
-
-def fingerprints(folder: str | Path, names: list[str]) -> dict[str, dict[str, Any]]:
-    """Size and SHA-256 of files, by their paths in a folder, as report.json has them."""
-    prints = {}
-    for name in sorted(names):
-        with (Path(folder) / name).open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            prints[name] = {"bytes": file.tell(), "sha256": digest}
-    return prints
-
-
-def sync(path: Path) -> None:
-    """Bring a file or a folder's entries to the disk, so that what is renamed next survives a power cut."""
-    if os.name == "nt":  # which syncs neither through a descriptor that only reads
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _results(folder: Path) -> list[Path]:

@@ -36,7 +36,7 @@ class Arguments:
     scorer: str = ""  # a text classifier for toxicity; "" counts words
     scorer_label: list[str] = field(default_factory=list)  # its labels that mean toxic
     scorer_data: str = ""  # or a labelled file to train one on
-    sentiment: str = ""  # a text classifier for sentiment; "" counts words
+    sentiment: str = ""  # a text classifier for sentiment; "words" counts words of two lists; "" measures none
     sentiment_label: list[str] = field(default_factory=list)  # its labels that mean positive
     mitigate: list[str] = field(default_factory=list)  # bad_words best_of, and counterfactual filter, which train
     swap: list[str] = field(default_factory=lambda: ["gender"])  # also religion, ethnicity: for counterfactual

@@ -188,6 +188,6 @@ def test_an_adapter_alone_is_proved_and_needs_a_base(checkpoints, tokenizer, tmp
     assert (tmp_path / "out" / "adapter_config.json").is_file()
     assert not (tmp_path / "out" / "config.json").exists()
     assert tags(tmp_path / "out") == ["hf_lm", *TAGS]
-    with pytest.raises(ValueError, match="--merge false leaves an adapter alone"):
+    with pytest.raises(ValueError, match="--merge false saves an adapter alone"):
         run(writer, checkpoints["bert2bert"], tokenizer, tmp_path / "none", merge=False)
     assert not (tmp_path / "none").exists()

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 
 # From the bottom up, as docs/architecture.md has them: a folder, or a file at the root, imports from those before it.
 LEVELS = [
-    {"version", "files"},
+    {"version", "files", "suggestions"},
     {"hub", "models"},
     {"launching"},
     {"dry_run"},
@@ -89,7 +89,6 @@ LONG_FUNCTIONS = {
     "hf_lm.safety.stereotypes.measure_stereotypes",
     "hf_lm.scoring.api.complete",
     "hf_lm.scoring.score.score",
-    "hf_lm.training.fit.fit",
 }
 LONG_RECIPES = {
     "pretrain",
@@ -103,10 +102,8 @@ LONG_RECIPES = {
 UNTYPED_TASKS = {
     "hf_lm.dry_run",
     "hf_lm.evaluation.calibration",
-    "hf_lm.inspection.data",
     "hf_lm.inspection.examples",
     "hf_lm.inspection.recipe",
-    "hf_lm.planning.calibration",
     "hf_lm.planning.resolve",
     "hf_lm.scoring.restore",
     "hf_lm.self_training.experiment",

@@ -193,7 +193,7 @@ def test_log_probabilities_match_a_loop_and_ignore_padding_prompt_and_company(ma
     model, task = make(packing=False)
     model.eval()
     features = task.encoded["train"].features[:7]
-    found = log_probs(model, features, pad_id=1)
+    found = log_probs(model, features)
     for feature, (value, count) in zip(features, found, strict=True):
         expected, ids = 0.0, feature["input_ids"]
         for i, label in enumerate(feature["labels"]):
@@ -203,8 +203,8 @@ def test_log_probabilities_match_a_loop_and_ignore_padding_prompt_and_company(ma
                 expected += logits.log_softmax(-1)[label].item()
         assert value == pytest.approx(expected, rel=1e-5)
         assert count == sum(label != -100 for label in feature["labels"])
-        assert log_probs(model, [feature], pad_id=1)[0][0] == pytest.approx(value, rel=1e-5)
-    assert log_probs(model, features[::-1], pad_id=0)[::-1] == [pytest.approx(pair, rel=1e-5) for pair in found]
+        assert log_probs(model, [feature])[0][0] == pytest.approx(value, rel=1e-5)
+    assert log_probs(model, features[::-1])[::-1] == [pytest.approx(pair, rel=1e-5) for pair in found]
 
 
 def test_what_is_written_does_not_depend_on_company_and_ends_at_the_end(make):

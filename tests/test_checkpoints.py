@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from hf_lm.files import fingerprints
 from hf_lm.output_folder import (
     ASIDE,
     check_output,
-    fingerprints,
     is_run,
     list_checkpoints,
     prepare_output,

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from hf_lm.evaluation import completions
+from hf_lm.evaluation import completions, likelihood
 from hf_lm.evaluation.completions import log_probs, write
 
 
@@ -72,10 +72,11 @@ def test_samples_are_drawn_from_the_whole_distribution_at_the_temperature_given(
 
 def test_processes_share_the_work(model, monkeypatch):
     given = []
-    shared = lambda *_, accelerator, **__: given.append(accelerator) or [[5, 3, 4]]  # noqa: E731
+    shared = lambda *_, accelerator, **__: given.append(accelerator) or [[[5, 3, 4]]]  # noqa: E731
     monkeypatch.setattr(completions, "map_by_length", shared)
+    monkeypatch.setattr(likelihood, "map_by_length", lambda *_, accelerator, **__: given.append(accelerator) or [])
     processes = object()
-    log_probs(model, [{"input_ids": [5, 6], "labels": [5, 6]}], pad_id=1, processes=processes)
+    log_probs(model, [{"input_ids": [5, 6], "labels": [5, 6]}], processes=processes)
     write(model, [[5]], pad_id=1, ends={3}, max_new_tokens=3, processes=processes)
     assert given == [processes, processes]
 
@@ -85,10 +86,10 @@ def test_log_probabilities_are_those_of_the_model_without_dropout(model):
         {"input_ids": list(range(5, 5 + size)), "labels": [-100] * 2 + list(range(7, 5 + size))} for size in (9, 3, 6)
     ]
     model.train()
-    found = log_probs(model, features, pad_id=1)
+    found = log_probs(model, features)
     assert model.training
     model.eval()
-    assert log_probs(model, features, pad_id=1) == found
+    assert log_probs(model, features) == found
     assert not model.training
     for feature, (nats, count) in zip(features, found, strict=True):
         ids = torch.tensor([feature["input_ids"]])

@@ -10,8 +10,9 @@ import torch
 import transformers
 from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
 
+from hf_lm.evaluation.likelihood import labelled, token_log_probs
 from hf_lm.inference.decoding import Decoding
-from hf_lm.inference.generate import encode_prompt, generate, load_writer, log_probabilities, stream
+from hf_lm.inference.generate import encode_prompt, generate, load_writer, stream
 from hf_lm.inference.predict import generate_lines, read_questions, read_texts
 from hf_lm.inference.sampling import Draw, before_stop, seed_of
 from hf_lm.models.adapters import add_lora
@@ -64,10 +65,12 @@ def test_log_probabilities_equal_a_loop_over_tokens_in_float64(writer, tokenizer
     model = writer.double()
     prompts = [encode_prompt(model, tokenizer, prompt or "x", max_new_tokens=12)[0] for prompt in PROMPTS]
     ids = [encode_documents(tokenizer, [text])[0][:12] for text in ("jumps over", "的", "", "xyz", "of a text.")]
+    causal = not model.config.is_encoder_decoder
+    features = [labelled(*pair, causal=causal) for pair in zip(prompts, ids, strict=True)]
     for many in (1, 2**24):
-        found = log_probabilities(model, prompts, ids, max_logits=many)
+        found = token_log_probs(model, features, max_logits=many)
         for prompt, continuation, log_probs in zip(prompts, ids, found, strict=True):
-            assert log_probs == pytest.approx(one_by_one(model, prompt, continuation), abs=1e-9)
+            assert log_probs.tolist() == pytest.approx(one_by_one(model, prompt, continuation), abs=1e-9)
 
 
 def test_a_continuation_carries_the_likelihood_of_all_that_was_written(model, tokenizer):

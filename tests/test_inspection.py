@@ -9,9 +9,9 @@ from hf_lm.cli import main
 from hf_lm.data.demos.opinions import opinions
 from hf_lm.data.scripts import languages_of, script_shares
 from hf_lm.dry_run import run_recipe
-from hf_lm.inspection.examples import Part, render_example, token_pieces
 from hf_lm.inspection.recipe import inspect_recipe, inspect_task
 from hf_lm.inspection.terminal import histogram, in_colour, show_inspection
+from hf_lm.tasks.rendering import Part, token_pieces
 from hf_lm.tokenization.tokenizer import encode_documents
 
 
@@ -104,7 +104,7 @@ def test_exactly_the_target_and_its_end_are_marked_as_learned(model, checkpoint,
     arguments += ["--dataset", write(tmp_path / "pairs.jsonl", pairs)] + (["--model", checkpoint] if model else [])
     call = run_recipe("translation", arguments)
     for row, feature in zip(call.task.table.rows["train"], call.task.train_dataset, strict=True):
-        parts = render_example(call.task, feature)
+        parts = call.task.render(feature)
         assert said(parts, True) == row["targets"][0] + "<|endoftext|>"
         assert row["source"] in said(parts, False)
     found = inspect_task(*call[:3])
@@ -124,7 +124,7 @@ def test_the_span_that_is_the_answer_is_marked(tmp_path):
     ]
     call = run_recipe("question_answering", ["--dataset", write(tmp_path / "facts.jsonl", rows)])
     row, feature = call.task.table.rows["train"][3], call.task.train_dataset[3]
-    assert row["answers"][0] in said(render_example(call.task, feature), True)
+    assert row["answers"][0] in said(call.task.render(feature), True)
     assert inspect_task(*call[:3])["labels"]["train"]["no answer"] == 0
 
 

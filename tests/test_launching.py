@@ -40,7 +40,7 @@ def test_the_wheel_carries_what_a_checkout_has():
     recipes = ROOT / "recipes"
     there = [path for path in recipes.rglob("*") if path.suffix in (".py", ".yaml")]
     assert {f"hf_lm/recipes/{path.relative_to(recipes).as_posix()}" for path in there} <= carried
-    assert {"hf_lm/cli.py", "hf_lm/py.typed"} <= carried
+    assert {"hf_lm/cli.py", "hf_lm/py.typed", "hf_lm/safety/words/insults.txt"} <= carried
 
 
 def test_an_installed_package_finds_its_own_recipes_and_no_neighbour_of_that_name(tmp_path, monkeypatch):

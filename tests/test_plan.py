@@ -45,7 +45,7 @@ from hf_lm.reporting.report import plan_in_words
 from hf_lm.tasks.losses import label_loss, next_token_loss, span_loss
 from hf_lm.training.budget import EXIT_OUT_OF_BUDGET, WRITING, StopAtBudget
 from hf_lm.training.checkpoints import find_checkpoint
-from hf_lm.training.estimate import fresh_optimizer, tokens_measured, work_of
+from hf_lm.training.estimate import fresh_optimizer, work_of
 from hf_lm.training.fake_step import Step, filled, measure_step, parameters_by_part
 from hf_lm.training.monitor import flops_per_token
 from hf_lm.training.trainer import Trainer
@@ -289,7 +289,7 @@ def test_the_tokens_of_an_evaluation_are_those_of_its_windows():
     task = Documents()
     for split, lengths in task.lengths.items():
         fed = [end - start for n in lengths for start, end, _ in windows(n, block_size=32, stride=8)]
-        assert tokens_measured(task, split) == pytest.approx(sum(fed), rel=0.08), split
+        assert task.tokens_measured(split) == pytest.approx(sum(fed), rel=0.08), split
 
 
 @pytest.mark.parametrize(
@@ -307,7 +307,7 @@ def test_validation_is_measured_at_each_evaluation_and_test_once(options, evalua
     task, options = Documents(), {"max_steps": 10, "per_device_train_batch_size": 10} | options
     args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", **options)
     work = work_of(task, args)
-    assert work.measured == evaluations * tokens_measured(task, "validation") + tokens_measured(task, "test")
+    assert work.measured == evaluations * task.tokens_measured("validation") + task.tokens_measured("test")
     # an evaluation is a forward pass over what it reads
     flops = {"forward": 10 * work.longest, "backward": 20 * work.longest}
     assert work.seconds(Step({}, flops, trainable=0, rows=1), 1e3)["evaluation"] == pytest.approx(
@@ -377,8 +377,8 @@ def test_a_plan_is_the_recipes_own_run_and_leaves_nothing_behind(tiny, tmp_path)
     assert all(param.is_meta for param in run.model.parameters())
     assert run.model.lm_head.weight is run.model.transformer.wte.weight
     plan = make_plan(run, Device("cpu", 64 * GIB, {}), present=True)
-    assert plan.tokens == 8 * 4 * 32
-    assert plan.tokens_per_epoch == len(run.task.train_dataset) * 32
+    assert plan.work.tokens == 8 * 4 * 32
+    assert plan.work.tokens_per_epoch == len(run.task.train_dataset) * 32
     assert plan.fits
     assert plan.memory["weights"] >= 4 * run.model.num_parameters()
     assert not (tmp_path / "out").exists()
@@ -408,9 +408,9 @@ def test_with_tokens_no_data_is_read_and_every_row_is_as_long_as_it_may_be(recip
     options = ["--dataset", "someone/unreachable", "--use_cpu", "true", "--num_train_epochs", "1"]
     run = resolve(recipe, options, tokens=100_000)
     plan = make_plan(run, find_gpu("h100"), present=False)
-    assert plan.tokens_per_epoch == pytest.approx(100_000, rel=0.01)
+    assert plan.work.tokens_per_epoch == pytest.approx(100_000, rel=0.01)
     limit = run.arguments.get("max_length") or run.arguments["max_source_length"] + run.arguments["max_target_length"]
-    assert plan.longest == plan.rows * limit
+    assert plan.work.longest == plan.report()["rows"] * limit
     assert plan.fits
 
 

@@ -10,9 +10,10 @@ import transformers
 from hf_lm.arguments import TrainingArguments
 from hf_lm.data.conversations import read_preferences
 from hf_lm.data.tables import Table
+from hf_lm.evaluation.likelihood import labelled
 from hf_lm.models.adapters import add_lora
 from hf_lm.models.gpt2 import new_gpt2
-from hf_lm.tasks.preference import Preference, labelled
+from hf_lm.tasks.preference import Preference
 from hf_lm.tokenization.chat_template import set_chat_template
 from hf_lm.tokenization.tokenizer import train_bpe
 

@@ -1,5 +1,10 @@
 """Every proof passes on a sound run and fails on the error it is there to find."""
 
+import subprocess
+import sys
+import time
+
+import psutil
 import pytest
 import torch
 import transformers
@@ -7,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from hf_lm.arguments import TrainingArguments
 from hf_lm.data.packing import Blocks, collate_blocks
+from hf_lm.hub import fresh_load
 from hf_lm.tasks import proofs
 from hf_lm.tasks.losses import next_token_loss
 from hf_lm.tasks.proofs import Proof, prove
@@ -128,6 +134,15 @@ def test_load_back_finds_weights_and_tokenizers_that_changed_on_the_way(model, t
     assert "could not load" in missing.said
 
 
+def test_load_back_needs_no_temporary_folder(model, tokenizer, tmp_path, monkeypatch):
+    """One that is full is no sign of a bad model, and a run that is killed would leave its own there."""
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "full"))  # nothing can be written into it
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "full"))
+    assert proofs.load_back(tmp_path, model, {"input_ids": torch.arange(20)[None]}, [], []).passed
+
+
 def test_load_back_compares_nothing_at_padding(model, tokenizer, tmp_path):
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
@@ -155,3 +170,13 @@ def test_a_failed_proof_stops_the_run_and_a_skipped_one_is_reported():
     found = prove(bad, skip=["two"], say=lambda line: None)
     assert found["one"] == {"passed": True, "said": "fine", "largest_difference": 1e-7}
     assert found["two"] == {"passed": None, "said": "switched off"}
+
+
+def test_the_fresh_process_ends_with_the_one_that_started_it():
+    start = "import os, subprocess, sys; subprocess.run([sys.executable, '-I', sys.argv[1], str(os.getpid())])"
+    command = [sys.executable, "-c", start, fresh_load.__file__]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as parent:  # it waits for a request that never comes
+        while not (children := psutil.Process(parent.pid).children()):
+            time.sleep(0.05)
+        parent.kill()
+        assert not psutil.wait_procs(children, timeout=30)[1]

@@ -16,9 +16,16 @@ from huggingface_hub.repocard_data import eval_results_to_model_index, model_ind
 from loopback_hub import hub  # noqa: F401  (a fixture)
 
 import hf_lm.reporting.report
+from hf_lm.hub.credentials import CONTROLS, printable
 from hf_lm.reporting.card import write_card
-from hf_lm.reporting.plots import draw_plots
+from hf_lm.reporting.plots import draw_lengths, draw_plots, draw_scores
 from hf_lm.reporting.report import save_report, show_report
+from hf_lm.safety.findings import draw_safety
+
+HOSTILE = (
+    "![t](https://evil.example/p.png) [click](https://evil.example) <https://evil.example> <img src=x> &lt;b&gt; "
+    "**a** __b__ _c_ ~~d~~ `e` snake_case a|b \\[f](g) www.evil.example \u202e \x1b[2J"
+)
 
 REPORT = {
     "recipe": "pretrain",
@@ -172,13 +179,50 @@ def test_the_card_says_how_to_repeat_the_run_and_what_its_checks_found(card):
     assert "/home/someone" not in card.content
     limits = card.text.split("## Limits")[1]
     for said in (
-        *("3 rows of test (10.0%) also stand in train", "On test it does not beat its baseline in accuracy"),
-        *("20% of what it was trained on was cut", "Han (98%)", "- It prefers the stereotyped sentence"),
+        "3 rows of test (10.0%) also occur in the training data",
+        "On test it does not beat its baseline in accuracy",
+        "20% of the training inputs were truncated",
+        "Han (98%)",
+        "- It prefers the stereotyped sentence",
     ):
         assert said in limits
     assert "has been measured in this run" not in limits
     assert "On validation it does not" not in limits
     assert "| 很好 \\| &lt;b> | positive | negative |" in card.text
+
+
+def hostile(value):
+    """The same report with all that comes from data, arguments or a model replaced by hostile text."""
+    if isinstance(value, dict):
+        kept = ("recipe", "pipeline_tag", "main_metric", "unit", "auto_class", "architecture", "languages")
+        kept += ("device", "versions")
+        return {key: item if key in kept else hostile(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [hostile(item) for item in value]
+    return f"{HOSTILE}\n# {HOSTILE}" if isinstance(value, str) else value
+
+
+@pytest.mark.parametrize("report", [REPORT, FINE_TUNED])
+def test_no_text_becomes_a_link_an_image_or_html_in_the_card(report, tmp_path):
+    markdown_it = pytest.importorskip("markdown_it")
+    report = hostile(report) | {"classes": {HOSTILE: {"rows": 1, "precision": 1.0, "recall": 1.0, "f1": 1.0}}}
+    report["harness"] = {"version": "1", "tasks": {HOSTILE: {HOSTILE: {"value": 1.0}}}}
+    report["safety"] = {"findings": [HOSTILE, f"# {HOSTILE}", f"1. {HOSTILE}"]}
+    folder = tmp_path / HOSTILE.replace("/", "")
+    folder.mkdir()
+    write_card(report, folder)
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert not set(text) & set(map(chr, CONTROLS))
+    parser = markdown_it.MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
+    tokens = [inner for token in parser.parse(text.split("---\n", 2)[2]) for inner in (token, *(token.children or ()))]
+    kinds = {token.type for token in tokens}
+    assert not kinds & {"link_open", "image", "html_inline", "strong_open", "em_open", "s_open", "blockquote_open"}
+    assert {token.content.split(">")[0] for token in tokens if token.type == "html_block"} <= {"<details", "</details"}
+    assert {token.tag for token in tokens if token.type == "heading_open"} == {"h1", "h2"}
+    assert sum(token.tag == "h1" for token in tokens if token.type == "heading_open") == 1
+    assert "ordered_list_open" not in kinds
+    bare = " ".join(re.sub(r"\\(.)", "", token.content) for token in tokens if token.type == "inline")
+    assert "https://" not in re.sub(r"`[^`]*`", "", bare)  # what GitHub would make a link
 
 
 def test_text_of_a_model_cannot_break_out_of_its_block(folder):
@@ -204,8 +248,8 @@ def test_the_terminal_shows_numbers_baselines_and_no_control_characters(capsys):
     printed = capsys.readouterr().out
     assert "1.900 (1.800 to 2.000)" in printed
     assert "unigram 3.300\n" in printed
-    assert "beyond all bounds" in printed
-    assert "left out: learnable" in printed
+    assert "not finite" in printed
+    assert "skipped: learnable" in printed
     assert "\x1b" not in printed
     assert max(map(len, printed.splitlines())) <= 120
 
@@ -219,10 +263,19 @@ def test_a_system_without_resource_measures_memory_otherwise(monkeypatch):
     assert report["peak_memory_bytes"]() == 7
 
 
-HOSTILE = (
-    "![t](https://evil.example/p.png) [click](https://evil.example) <https://evil.example> <img src=x> &lt;b&gt; "
-    "**a** __b__ _c_ ~~d~~ `e` snake_case a|b \\[f](g) \x1b[2J"
-)
+def test_pictures_show_names_as_text(tmp_path):
+    """A dollar sign begins no formula: `$\\frac$` is none that matplotlib could draw."""
+    name = r"$\frac$ a_b 100 %"
+    metric = {"value": 1.0, "low": 0.5, "high": 2.0}
+    scores = {"models": {name: {"metrics": {name: metric}}}, "not_compared": {name: "x"}}
+    lengths = {"train": {name: [1, 2, 400]}, name: {name: [1]}}
+    entry = {"name": name, "source": name, "number": "{:.2f}", "groups": {name: metric | {"chance": 0.1}}}
+    models = {model: {"measures": [entry]} for model in (name, "b")}
+    history = [{"step": 1, f"eval_{name}": 2.0}]
+    assert draw_scores(scores, tmp_path / "scores.png").is_file()
+    assert draw_lengths(lengths, tmp_path).is_file()
+    assert draw_safety({"models": models, "scorer": {"measures": []}}, tmp_path).is_file()
+    assert len(draw_plots({"history": history, "main_metric": name}, tmp_path)) == 1
 
 
 def test_text_of_data_is_shown_as_text():
@@ -230,7 +283,7 @@ def test_text_of_data_is_shown_as_text():
 
     markdown_it = pytest.importorskip("markdown_it")
     renderer = markdown_it.MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
-    shown = HOSTILE.replace("\x1b", "\N{REPLACEMENT CHARACTER}")
+    shown = printable(HOSTILE)
     for text in ("{}", "- {}", "| a |\n|---|\n| {} |"):
         rendered = renderer.render(text.format(in_table(HOSTILE)))
         tags = set(re.findall(r"</?(\w+)", rendered))

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+import yaml
 from loopback_hub import TOKEN, hub  # noqa: F401  (a fixture)
 from running import here
 from safetensors.torch import load_file
@@ -243,7 +244,11 @@ def test_an_adapter_of_a_language_model_is_trained_and_merged(tokenizer, model, 
         output_dir=str(tmp_path / "out"), use_cpu=True, max_steps=1, report_to="none", disable_tqdm=True,
         skip_proofs=["leakage", "tokenizer_round_trip", "load_back", "adapter_load_back"], save_strategy="no",
     )  # fmt: skip
+    given = dict(vars(args))
     report = fit(add_lora(base, rank=2), task, args)
+    assert vars(args) == given
+    assert report["model"]["base"] == str(tmp_path / "base")
+    assert yaml.safe_load((tmp_path / "out" / "run.yaml").read_text())["max_steps"] == 1
     assert report["proofs"]["merging"]["passed"]
     assert {"load_back", "adapter_load_back"} <= set(report["proofs"])
     assert {"adapter/adapter_model.safetensors", "model.safetensors"} <= set(report["files"])

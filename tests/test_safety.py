@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from hf_lm.arguments import TrainingArguments
 from hf_lm.data.sources import Corpus
-from hf_lm.evaluation.likelihood import token_log_probs
+from hf_lm.evaluation.likelihood import sentence_log_probs
 from hf_lm.safety import memorisation
 from hf_lm.safety.continuations import Guard, continue_prompts
 from hf_lm.safety.counterfactuals import Prompt, flip_measures, read_prompts, score_measures, swapped_pairs
@@ -86,7 +86,7 @@ def writer(model, tokenizer, tmp_path):
 def test_pseudo_likelihood_equals_masking_one_token_at_a_time(masked):
     model, tokenizer = masked
     encoded = encode_documents(tokenizer, [pair.more for pair in PAIRS])
-    found = token_log_probs(model, tokenizer, encoded, max_tokens=100)
+    found = sentence_log_probs(model, tokenizer, encoded, max_logits=4096)
     for ids, log_probs in zip(encoded, found, strict=True):
         whole = [tokenizer.cls_token_id, *ids, tokenizer.sep_token_id]
         for place, token in enumerate(ids):
@@ -100,7 +100,7 @@ def test_pseudo_likelihood_equals_masking_one_token_at_a_time(masked):
 def test_causal_likelihood_ignores_padding_and_equals_a_loop_over_tokens(model, tokenizer):
     model.eval()
     encoded = encode_documents(tokenizer, ["春眠不觉晓", "The fox", "A model assigns a probability."])
-    for ids, log_probs in zip(encoded, token_log_probs(model, tokenizer, encoded), strict=True):
+    for ids, log_probs in zip(encoded, sentence_log_probs(model, tokenizer, encoded), strict=True):
         for place, token in enumerate(ids):
             before = torch.tensor([[tokenizer.bos_token_id, *ids[:place]]])
             expected = model(before).logits[0, -1].log_softmax(-1)[token]
@@ -110,15 +110,15 @@ def test_causal_likelihood_ignores_padding_and_equals_a_loop_over_tokens(model, 
 def test_likelihood_depends_on_neither_batch_size_nor_order(masked, model, tokenizer):
     for network, its_tokenizer in (masked, (model, tokenizer)):
         encoded = encode_documents(its_tokenizer, [text for pair in PAIRS for text in (pair.more, pair.less)])
-        together = token_log_probs(network, its_tokenizer, encoded)
-        alone = token_log_probs(network, its_tokenizer, encoded[::-1], max_tokens=1)[::-1]
+        together = sentence_log_probs(network, its_tokenizer, encoded)
+        alone = sentence_log_probs(network, its_tokenizer, encoded[::-1], max_logits=1)[::-1]
         for one, other in zip(together, alone, strict=True):
             np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 def test_a_masked_model_without_a_mask_token_is_refused(masked, tokenizer):
     with pytest.raises(ValueError, match="has no mask token"):
-        token_log_probs(masked[0], tokenizer, [[5, 6]])
+        sentence_log_probs(masked[0], tokenizer, [[5, 6]])
 
 
 # Stereotypes
@@ -134,7 +134,7 @@ def test_preference_is_the_share_of_pairs_whose_stereotype_is_likelier(masked):
     expected = []
     for pair in PAIRS:
         one, other = encode_documents(tokenizer, [pair.more, pair.less])
-        scores = token_log_probs(model, tokenizer, [one, other], places=shared_places(one, other))
+        scores = sentence_log_probs(model, tokenizer, [one, other], places=shared_places(one, other))
         difference = scores[0].sum() - scores[1].sum()
         expected.append(50.0 if abs(difference) < 1e-3 else 100.0 * (difference > 0))
     assert measure.interval().value == pytest.approx(np.mean(expected))

@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 from running import here
-from transformers import TrainerControl
+from transformers import TrainerControl, TrainerState
 
 from hf_lm.arguments import TrainingArguments
 from hf_lm.data.demos.opinions import opinions
@@ -26,7 +26,7 @@ def test_only_a_gain_beyond_noise_keeps_a_run_alive():
     stopping, stopped = EarlyStopping(2, lambda: next(estimates)), []
     for _ in series:
         control = TrainerControl()
-        stopping.on_evaluate(None, None, control)
+        stopping.on_evaluate(None, TrainerState(), control)
         stopped.append(control.should_training_stop)
     # The second is the first, the third the same examples in another order: two without a gain. Then a real one.
     assert stopped == [False, False, True, False, False]

@@ -23,7 +23,7 @@ from hf_lm.arguments import TrainingArguments
 from hf_lm.data.tables import load_table
 from hf_lm.demo.space import _copy_model
 from hf_lm.hub.check import check_folder
-from hf_lm.hub.push import _published
+from hf_lm.hub.push import published as published_files
 from hf_lm.inference.predict import predict
 from hf_lm.inspection.recipe import inspect_recipe
 from hf_lm.inspection.terminal import show_inspection
@@ -239,7 +239,7 @@ def test_pipeline_and_predict_write_what_the_evaluation_wrote(trained, tmp_path)
     written = pipeline("translation", str(trained.out))(texts)
     assert [one["translation_text"] for one in written] == said
     tokenizer = transformers.AutoTokenizer.from_pretrained(trained.out)
-    written = pipeline("translation", str(trained.out), tokenizer)(texts)
+    written = pipeline("translation", str(trained.out), tokenizer=tokenizer)(texts)
     assert [one["translation_text"] for one in written] == said
     (tmp_path / "texts.txt").write_text("\n".join(texts) + "\n")
     predict("translation", str(trained.out), str(tmp_path / "texts.txt"), str(tmp_path / "said.jsonl"))
@@ -311,7 +311,7 @@ def test_the_folder_is_checked_published_copied_and_told_apart_with_its_second_t
     checked = check_folder(trained.out)
     assert any("another tokenizer writes (target_tokenizer/)" in fact for fact in checked.facts)
     assert not checked.wrong, checked.wrong
-    published = {path.relative_to(trained.out).as_posix() for path in _published(trained.out)}
+    published = {path.relative_to(trained.out).as_posix() for path in published_files(trained.out)}
     assert {f"{TARGET}/tokenizer.json", f"{TARGET}/tokenizer_config.json", "tokenizer.json"} <= published
     _copy_model(trained.out, tmp_path / "copy")
     assert (tmp_path / "copy" / TARGET / "tokenizer.json").is_file()

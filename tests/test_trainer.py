@@ -9,6 +9,7 @@ import signal
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,9 +18,11 @@ from transformers import TrainerCallback
 
 from hf_lm.arguments import TrainingArguments
 from hf_lm.data.packing import Blocks, collate_blocks
+from hf_lm.evaluation.intervals import mean
 from hf_lm.tasks.losses import label_loss, next_token_loss, span_loss
 from hf_lm.training.budget import StopAtBudget
 from hf_lm.training.monitor import flops_per_token
+from hf_lm.training.selection import EarlyStopping
 from hf_lm.training.trainer import Trainer
 
 
@@ -260,6 +263,23 @@ def test_a_stop_by_the_budget_keeps_the_evaluation_that_is_due(resumable, tmp_pa
     trainer.train()
     saved = json.loads((tmp_path / "out" / "checkpoint-4" / "trainer_state.json").read_text())
     assert [entry["step"] for entry in saved["log_history"] if "eval_loss" in entry] == [2, 4]
+
+
+@pytest.mark.parametrize("step", [2, 3])
+def test_early_stopping_ends_a_resumed_run_where_it_ends_the_uninterrupted_one(resumable, tmp_path, step):
+    def make():
+        trainer = resumable(eval_strategy="steps", eval_steps=1, save_steps=1, max_steps=8)
+        values = {1: 0.5, 2: 0.4, 3: 0.45}  # the best is the first
+        trainer.add_callback(EarlyStopping(2, lambda: mean(np.full(9, values.get(trainer.state.global_step, 1.0)))))
+        return trainer
+
+    whole = make()
+    whole.train()
+    assert whole.state.global_step == 3
+    resumed = make()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / f"checkpoint-{step}"))
+    assert resumed.state.global_step == 3
+    assert same(weights(resumed), weights(whole))
 
 
 @pytest.mark.parametrize("moved", ["the folder", "the working directory"])

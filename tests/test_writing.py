@@ -3,12 +3,12 @@
 import json
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from rich.cells import cell_len
 
 from hf_lm.commands.write import _joined, assist
+from hf_lm.hub.credentials import printable
 from hf_lm.inference.writing import Draft, alternatives, continue_text
-from hf_lm.reporting.terminal import percent, printable, side_by_side, width_of, wrap
+from hf_lm.reporting.terminal import aligned, bar, percent, side_by_side
 
 
 def test_a_draft_goes_back_and_forth():
@@ -116,25 +116,29 @@ def test_ctrl_c_while_the_model_writes_keeps_what_was_written(model, tokenizer, 
     assert "(stopped" in capsys.readouterr().out
 
 
-@settings(max_examples=50)
-@given(st.text(alphabet="ab 春\n语\u0301\tz", max_size=80), st.integers(4, 30))
-def test_lines_fit_their_column_and_lose_nothing_but_spaces(text, width):
-    lines = wrap(text, width)
-    assert all(width_of(line) <= width for line in lines)
-    assert "".join("".join(lines).split()) == "".join(text.split())
-
-
 def test_columns_stand_beside_each_other_whatever_the_script():
-    shown = side_by_side(["春眠不觉晓，处处闻啼鸟。", "one two three", "x"], ["1: 5 %", "2", "3"], width=70).split(
-        "\n"
-    )
-    places = {width_of(line[: line.index("│")]) for line in shown}
-    assert len(places) == 1
-    assert all(width_of(line) <= 70 for line in shown)
-    assert "│" not in side_by_side(["a", "b"], ["1", "2"], width=30)
+    texts = ["春眠不觉晓，处处闻啼鸟。夜来风雨声", "one two three [bold]four[/bold] :smile:", "x\x1b[31m"]
+    shown = side_by_side(texts, ["1: 5 %", "2", "3"], width=70)
+    lines = shown.split("\n")
+    assert {cell_len(line) for line in lines} == {70}
+    assert cell_len(lines[0][: lines[0].index("2")]) == cell_len(lines[2][: lines[2].index("one")])
+    left = "".join(line[:14] for line in lines[2:]).replace(" ", "")
+    assert left.startswith("春眠不觉晓")  # nothing lost at the end of a line
+    for words in ("[bold]four[/bold]", ":smile:", "x␛[31m"):  # neither markup nor an escape
+        assert words in shown
+    assert side_by_side(["a", "b"], ["1", "2"], width=30) == "1\na\n\n2\nb"
+
+
+def test_columns_are_aligned_whatever_the_script():
+    assert aligned([["", "春眠", "x"], ["ab", "y\x1b", "春"]]) == ["    春眠  x", "ab  y␛    春"]
+
+
+def test_a_bar_shows_eighths_and_every_share_above_zero():
+    assert [bar(share, 4) for share in (0, 1e-9, 0.5, 17 / 32, 1)] == ["", "▏", "██", "██▏", "████"]
 
 
 def test_control_characters_are_shown_not_obeyed():
     assert printable("a\x1b[31mb\r\x07\n\t\x9b") == "a␛[31mb␍␇\n\t\ufffd"
+    assert printable("\u202eabc\u2066\u2028\udcff") == "�abc���"  # the order of a line, its end, half a character
     assert printable(json.loads('"春眠 👩‍👧"')) == "春眠 👩‍👧"
     assert (percent(0.0), percent(-1.0), percent(-6.0)) == ("100 %", "37 %", "0.25 %")

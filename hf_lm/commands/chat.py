@@ -4,8 +4,9 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from hf_lm.hub.credentials import masked, printable
 from hf_lm.inference.decoding import add_decoding, decoding_of
-from hf_lm.reporting.terminal import Reader, printable, quiet, show
+from hf_lm.reporting.terminal import Reader, quiet, show
 
 if TYPE_CHECKING:
     from hf_lm.inference.chat import Conversation
@@ -83,7 +84,7 @@ def talk(conversation: "Conversation", *, file: str = "", read: Callable[[str], 
             else:
                 raise ValueError(f"there is no /{command}; /help lists what there is.")
         except (ValueError, OSError) as error:
-            print(f"error: {' '.join(str(error).split())}")
+            print(f"error: {masked(' '.join(str(error).split()))}")
 
 
 def _answer(conversation: "Conversation", pieces, lines) -> None:

@@ -14,13 +14,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from hf_lm.hub.check import check_folder
-    from hf_lm.reporting.report import visible
+    from hf_lm.hub.credentials import printable
 
     checked = check_folder(args.folder)
     for fact in checked.facts:
-        print(f"  ok     {visible(fact)}")
+        print(f"  ok     {printable(fact)}")
     for wrong in checked.wrong:
-        print(f"  wrong  {visible(wrong)}")
+        print(f"  wrong  {printable(wrong)}")
     n = len(checked.wrong)
     print(f"{args.folder}: " + (f"{n} thing{'s are' if n > 1 else ' is'} wrong" if n else "as it should be"))
     if n:

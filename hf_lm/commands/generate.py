@@ -4,8 +4,9 @@ import argparse
 import sys
 from typing import Any
 
+from hf_lm.hub.credentials import printable
 from hf_lm.inference.decoding import add_decoding, decoding_of
-from hf_lm.reporting.terminal import percent, printable, quiet, show
+from hf_lm.reporting.terminal import percent, quiet, show
 
 EXAMPLE = 'hf-lm generate out/pretrain "The function returns"'
 

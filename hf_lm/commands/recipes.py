@@ -11,11 +11,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from hf_lm.launching import find_recipes
+    from hf_lm.reporting.terminal import aligned
 
-    recipes = find_recipes()
-    width = max(map(len, recipes)) + 2
-    for recipe in recipes.values():
-        print(f"{recipe.name:<{width}}{recipe.said}")
-        for path in recipe.configs:
-            print(f"{'':<{width}}configs/{path.name}")
+    rows = []
+    for recipe in find_recipes().values():
+        rows += [(recipe.name, recipe.said), *(("", f"configs/{path.name}") for path in recipe.configs)]
+    print("\n".join(aligned(rows)))
     print("\nhf-lm run NAME --help shows a recipe's options, hf-lm copy NAME puts it here to change.")

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from hf_lm.files import refuse_foreign, write_whole
+from hf_lm.hub.credentials import masked, printable
 from hf_lm.inference.decoding import add_decoding, decoding_of
-from hf_lm.reporting.terminal import Reader, percent, printable, quiet, show, side_by_side, width_of
+from hf_lm.reporting.terminal import Reader, percent, quiet, show, side_by_side
 
 EXAMPLE = "hf-lm write out/pretrain draft.txt"
 HELP = """\
@@ -65,7 +66,7 @@ def assist(
                 if not desk.do(line, lines):
                     return
             except (ValueError, OSError) as error:
-                print(f"error: {' '.join(str(error).split())}")
+                print(f"error: {masked(' '.join(str(error).split()))}")
     finally:
         desk.rescue()
 
@@ -197,5 +198,7 @@ def _kept(pieces: Any, written: list[str]) -> Any:
 
 def _joined(text: str, line: str) -> str:
     """A line as it is added: after a space, unless there is one, it begins with a mark, or the script has none."""
+    from rich.cells import cell_len
+
     parted = not text or text[-1].isspace() or line[0].isspace() or line[0] in ".,;:!?…)]%"
-    return line if parted or width_of(text[-1]) == 2 or width_of(line[0]) == 2 else f" {line}"
+    return line if parted or 2 in (cell_len(text[-1]), cell_len(line[0])) else f" {line}"

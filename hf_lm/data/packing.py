@@ -3,10 +3,7 @@
 import bisect
 import hashlib
 import json
-import os
 import queue
-import shutil
-import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from hf_lm.files import default_cache
+from hf_lm.files import default_cache, fill_cache
 from hf_lm.tokenization.tokenizer import encode_documents
 
 BATCH = 2**21  # characters tokenized at a time: enough to keep every core busy, little to hold
@@ -96,26 +93,17 @@ def tokenize_documents(
 ) -> TokenStream:
     """Tokenize documents into `folder`, or open what stands there already without reading a document.
 
-    Memory stays flat: text is read by one thread while another tokenizes, some megabytes at a time. The folder is
-    written aside and renamed; one that is damaged is made again. Raises ValueError if there are no documents.
+    Memory stays flat: text is read by one thread while another tokenizes, some megabytes at a time. A folder that is
+    damaged is made again (`hf_lm.files.fill_cache`). Raises ValueError if there are no documents.
     """
-    try:
-        return _open(folder)
-    except (OSError, ValueError, KeyError):
-        shutil.rmtree(folder, ignore_errors=True)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".aside-"))
-    try:
+
+    def write(aside: Path) -> None:
         with tqdm(desc=f"tokenizing {name}", unit="B", unit_scale=True, delay=2, leave=False, disable=None) as bar:
             about = _write(documents, tokenizer, aside, count_words, bar)
         about["cleaned"] = {source: dict(counts) for source, counts in (cleaned or {}).items()}
         (aside / "stream.json").write_text(json.dumps(about))
-        try:
-            os.replace(aside, folder)
-        except OSError:  # another run was faster
-            return _open(folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+
+    fill_cache(folder, write)
     return _open(folder)
 
 
@@ -154,8 +142,6 @@ def _write(
 def _open(folder: Path) -> TokenStream:
     about = json.loads((folder / "stream.json").read_text())
     tokens = np.memmap(folder / "tokens.bin", about["dtype"], mode="r")
-    if len(tokens) != about["tokens"]:
-        raise ValueError(f"{folder} is damaged")
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("starts", "bytes", "words")}
     return TokenStream(tokens, **arrays, begin=about["begin"], end=about["end"], cleaned=about["cleaned"])
 

@@ -2,7 +2,6 @@
 
 import codecs
 import csv
-import difflib
 import gzip
 import io
 import itertools
@@ -13,6 +12,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from hf_lm.suggestions import did_you_mean
 
 SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 CHUNK = 2**20  # bytes read at a time
@@ -253,8 +254,7 @@ def choose_column(row: dict[str, Any], text_column: str, where: str) -> str:
     names = [name for name in row if name is not None]
     if text_column:
         if text_column not in names:
-            near = difflib.get_close_matches(text_column, names, n=1, cutoff=0.4)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(text_column, names)
             raise ValueError(f"{where} has no column {text_column!r}; it has {names}.{hint} Set --text_column.")
         return text_column
     for name in ("text", "content", "document"):

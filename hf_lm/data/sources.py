@@ -13,6 +13,7 @@ from typing import Any
 
 from hf_lm.data.demos.documentation import demo_split, documentation
 from hf_lm.data.reading import SUFFIXES, column_values, read_documents, rows_to_documents, suffix
+from hf_lm.files import hash_contents
 
 SPLITS = ("train", "validation", "test")
 GROUPS = 12  # files of which the report speaks one by one
@@ -153,19 +154,16 @@ def split_of(path: Path, root: Path) -> str:
 def _from_files(name: str, files: list[Path], text_column: str, start: re.Pattern[str] | None) -> Corpus:
     root = Path(name).expanduser() if Path(name).expanduser().is_dir() else files[0].parent
     by_split: dict[str, list[Path]] = {}
-    digest, size = hashlib.blake2b(digest_size=16), 0
-    for path in files:
-        split = split_of(path, root) if len(files) > 1 else "train"
+    named = [(split_of(path, root) if len(files) > 1 else "train", path) for path in files]
+    for split, path in named:
         by_split.setdefault(split, []).append(path)
-        digest.update(f"{split} {path.name}\0".encode())
-        with path.open("rb") as file:  # raises PermissionError with the file's name
-            while data := file.read(2**22):
-                digest.update(data)
-        if split == "train":
-            size += path.stat().st_size * (3 if path.suffix in (".gz", ".zst", ".parquet") else 1)
     if "train" not in by_split:
         raise ValueError(f"--dataset {name} has no training text, only {sorted(by_split)}.")
-    corpus = Corpus(Path(name).name, digest.hexdigest(), size, {})
+    content = hash_contents((f"{split} {path.name}", path) for split, path in named)
+    size = sum(
+        path.stat().st_size * (3 if path.suffix in (".gz", ".zst", ".parquet") else 1) for path in by_split["train"]
+    )
+    corpus = Corpus(Path(name).name, content, size, {})
     endings = sorted({suffix(path) for paths in by_split.values() for path in paths})
     corpus.format = " and ".join(endings) + (", a document a row" if endings != [".txt"] else ", a document a file")
     if start is not None:

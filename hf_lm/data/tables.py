@@ -1,10 +1,8 @@
 """Labelled rows: which table a task reads, from files as they come or from the Hub, split so that none leaks."""
 
-import difflib
-import hashlib
 import itertools
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,8 +13,11 @@ from hf_lm.data.demos.documentation import demo_split, docstring_summaries
 from hf_lm.data.demos.opinions import opinions
 from hf_lm.data.reading import SUFFIXES, read_lines, read_rows, suffix
 from hf_lm.data.sources import SPLITS, choose_sides, cut_note, file_names, find_files, hash_text, load_hub, split_of
+from hf_lm.files import hash_contents
+from hf_lm.suggestions import did_you_mean
 
 Row = dict[str, Any]
+Read = Iterator[tuple[str, list[Path], Iterable[Row]]]  # a split, files of it and their rows
 
 
 @dataclass
@@ -42,56 +43,49 @@ class Table:
         return tuple(split for split in SPLITS if split in self.rows)
 
 
-def _opinions() -> Table:
-    said = "opinions in English and Chinese that were put together for this project: easier than real ones"
-    return Table("demo:opinions", "", {"train": opinions()}, [said], languages=["en", "zh"])
-
-
-def _by_module(name: str, rows: list[Row], note: str) -> Table:
-    by_split: dict[str, list[Row]] = {split: [] for split in SPLITS}
-    for row in rows:
-        by_split[demo_split(row["module"])].append(row)
-    return Table(name, "", by_split, [note], languages=["en"])
-
-
-def _docstrings() -> Table:
-    said = "docstrings of Python and of packages beside it, split by module"
-    return _by_module("demo:docstrings", docstring_summaries(), said)
-
-
-def _dialogues() -> Table:
-    said = "short dialogues made from docstrings for this project: what a function does, and where it is; by module"
-    return _by_module("demo:dialogues", dialogues(), said)
-
-
-def _preferences() -> Table:
-    said = "pairs made from docstrings for this project: the plain answer is preferred to one with empty phrases"
-    return _by_module("demo:preferences", preferences(), said)
-
-
-def _sums() -> Table:
-    return Table("demo:sums", "", {"train": sums()}, ["sums of two numbers below 20, as text"])
-
-
-def _phrases() -> Table:
-    said = "dates, amounts, spans of time and names as CLDR has them in English and German"
-    return Table("demo:phrases", "", {"train": phrases("en", "de")}, [said], languages=["en", "de"])
-
-
-def _countries() -> Table:
-    said = "CLDR's facts about countries in sentences written for this project"
-    return Table("demo:countries", "", {"train": country_questions()}, [said], languages=["en"])
-
-
-DEMOS: dict[str, Callable[[], Table]] = {
-    "demo:opinions": _opinions,
-    "demo:docstrings": _docstrings,
-    "demo:phrases": _phrases,
-    "demo:countries": _countries,
-    "demo:dialogues": _dialogues,
-    "demo:preferences": _preferences,
-    "demo:sums": _sums,
+# The rows, what a reader must know of them, and their languages. Rows with a module are split by it.
+DEMOS: dict[str, tuple[Callable[[], list[Row]], str, list[str]]] = {
+    "demo:opinions": (
+        opinions,
+        "opinions in English and Chinese that were put together for this project: easier than real ones",
+        ["en", "zh"],
+    ),
+    "demo:docstrings": (
+        docstring_summaries,
+        "docstrings of Python and of packages beside it, split by module",
+        ["en"],
+    ),
+    "demo:phrases": (
+        lambda: phrases("en", "de"),
+        "dates, amounts, spans of time and names as CLDR has them in English and German",
+        ["en", "de"],
+    ),
+    "demo:countries": (
+        country_questions,
+        "CLDR's facts about countries in sentences written for this project",
+        ["en"],
+    ),
+    "demo:dialogues": (
+        dialogues,
+        "short dialogues made from docstrings for this project: what a function does, and where it is; by module",
+        ["en"],
+    ),
+    "demo:preferences": (
+        preferences,
+        "pairs made from docstrings for this project: the plain answer is preferred to one with empty phrases",
+        ["en"],
+    ),
+    "demo:sums": (sums, "sums of two numbers below 20, as text", []),
 }
+
+
+def _demo(name: str) -> Table:
+    rows_of, note, languages = DEMOS[name]
+    by_split: dict[str, list[Row]] = {}
+    for row in rows_of():
+        by_split.setdefault(demo_split(row["module"]) if "module" in row else "train", []).append(row)
+    by_split = {split: by_split[split] for split in SPLITS if split in by_split}
+    return Table(name, hash_text(str(by_split)).hex(), by_split, [note], languages=list(languages))
 
 
 def load_table(
@@ -109,9 +103,7 @@ def load_table(
     (see `hold_out`). Raises FileNotFoundError or ValueError in one line.
     """
     if dataset in DEMOS:
-        table = DEMOS[dataset]()
-        table.fingerprint = hash_text(str(table.rows)).hex()
-        return table
+        return _demo(dataset)
     files = find_files(dataset, any_ending=True)
     if files is None:
         by_split, content = load_hub(dataset)
@@ -119,43 +111,47 @@ def load_table(
         return Table(dataset, content.hex(), rows_of, format="a dataset of the Hub")
     root = Path(dataset).expanduser()
     root = root if root.is_dir() else files[0].parent
-    digest = hashlib.blake2b(digest_size=16)
-    for path in files:
-        digest.update(f"{path.name}\0".encode())
-        with path.open("rb") as file:
-            while data := file.read(2**22):
-                digest.update(data)
     named = [path for path in files if suffix(path) in SUFFIXES and suffix(path) != ".txt"]
     if not named and [path.suffix for path in files] == [".txt"]:  # as tables of sentence pairs are often called
         named = files
-    rows: dict[str, list[Row]] = defaultdict(list)
-    read: dict[str, list[Path]] = defaultdict(list)
     if named:
-        form = "rows of " + " and ".join(sorted({suffix(path) for path in named}))
-        form += "" if header else " without a header, so columns are called by their position"
-        for path in named:
-            split = split_of(path, root) if len(named) > 1 else "train"
-            rows[split] += read_rows(path, header=header)
-            read[split].append(path)
+        form, read = _read_tables(named, root, header)
     elif endings == "labels":
-        form = "texts in files or folders that are called by their class"
-        for path in files:
-            label = path.suffix.removeprefix(".") if path.suffix != ".txt" else path.parent.name
-            rows[split_of(path, root)] += _labelled(path, label)
-            read[split_of(path, root)].append(path)
+        form, read = "texts in files or folders that are called by their class", _read_labelled(files, root)
     else:
-        form = "line-aligned files, each a column that its ending names"
-        for stem, paths in itertools.groupby(sorted(files), key=lambda path: path.with_suffix("")):
-            together = list(paths)
-            rows[split_of(stem, root)] += _aligned(together)
-            read[split_of(stem, root)] += together
+        form, read = "line-aligned files, each a column that its ending names", _read_aligned(files, root)
+    rows: dict[str, list[Row]] = {}
+    origins: dict[str, list[Path]] = {}
+    for split, paths, some in read:
+        rows.setdefault(split, []).extend(some)
+        origins.setdefault(split, []).extend(paths)
     if not rows.get("train"):
         held = sorted(split for split in rows if rows[split])
         raise ValueError(
             f"--dataset {dataset} has no training rows" + (f", only {held}." if held else ": it is empty.")
         )
-    origins = {split: file_names(paths, root) for split, paths in read.items()}
-    return Table(Path(dataset).name, digest.hexdigest(), dict(rows), format=form, origins=origins)
+    content = hash_contents((path.name, path) for path in files)
+    named_files = {split: file_names(paths, root) for split, paths in origins.items()}
+    return Table(Path(dataset).name, content, rows, format=form, origins=named_files)
+
+
+def _read_tables(files: list[Path], root: Path, header: bool) -> tuple[str, Read]:
+    form = "rows of " + " and ".join(sorted({suffix(path) for path in files}))
+    form += "" if header else " without a header, so columns are called by their position"
+    split = lambda path: split_of(path, root) if len(files) > 1 else "train"  # noqa: E731
+    return form, ((split(path), [path], read_rows(path, header=header)) for path in files)
+
+
+def _read_labelled(files: list[Path], root: Path) -> Read:
+    for path in files:
+        label = path.suffix.removeprefix(".") if path.suffix != ".txt" else path.parent.name
+        yield split_of(path, root), [path], _labelled(path, label)
+
+
+def _read_aligned(files: list[Path], root: Path) -> Read:
+    for stem, paths in itertools.groupby(sorted(files), key=lambda path: path.with_suffix("")):
+        together = list(paths)
+        yield split_of(stem, root), together, _aligned(together)
 
 
 def _hub_rows(rows: Any) -> list[Row]:
@@ -200,8 +196,7 @@ def pick_column(rows: Sequence[Row], asked: str, guesses: Sequence[str], *, opti
     if asked:
         if asked in names:
             return asked
-        near = difflib.get_close_matches(asked, names, n=1, cutoff=0.4)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(asked, names)
         raise ValueError(f"{where} has no column {asked!r}; it has {names}.{hint} Set {option}.")
     for name in guesses:
         if name in names:

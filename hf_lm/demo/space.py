@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from hf_lm.hub.push import check_complete
+from hf_lm.hub.push import as_published, check_complete, published
 from hf_lm.models.configuration import is_path
 
-# What shows a model and its run; what the run says of the machine that trained it is not for a Space.
-SHOWN = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "plots/*.png", "target_tokenizer/*")
-NOT_SHOWN = ("trainer_state.json",)
+NOT_SHOWN = ("run.yaml", "predictions.jsonl")
 # What hf_lm.demo.page imports, beside gradio, which the Space brings itself.
 NEEDED = (
     *("torch", "transformers", "tokenizers", "accelerate", "safetensors", "huggingface_hub", "peft", "jinja2"),
@@ -107,12 +105,16 @@ def export_space(models: Sequence[str], folder: str | Path) -> Path:
 
 
 def _copy_model(source: Path, target: Path) -> None:
-    for pattern in SHOWN:
-        for path in sorted(source.glob(pattern)):
-            if path.name not in NOT_SHOWN:
-                to = target / path.relative_to(source)
-                to.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, to)
+    """What a push of the folder would upload and the page shows: no path of this machine is in it."""
+    names = [path.relative_to(source).as_posix() for path in published(source)]
+    names = [name for name in names if not name.startswith("adapter/") and name not in NOT_SHOWN]
+    rewritten = as_published(source, names)
+    for name in names:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        if name in rewritten:
+            (target / name).write_bytes(rewritten[name])
+        else:
+            shutil.copyfile(source / name, target / name)
 
 
 def _requirements() -> str:

@@ -165,7 +165,7 @@ class TextView(View):
         """(the text written, a note)."""
         _check_text(text)
         [answer] = self.pipeline([text])
-        return next(iter(answer.values())), _cut(self.pipeline, text, self.pipeline.room())
+        return next(iter(answer.values())), _cut(self.pipeline, text, self.pipeline.max_source_length())
 
 
 class ClassesView(View):
@@ -203,7 +203,8 @@ class AnswersView(View):
             _check_length(text)
             if not text.strip():
                 raise ValueError(f"the {name} is empty.")
-        found = self.pipeline(question=question, context=context, top_k=self.count, handle_impossible_answer=True)
+        options = {"top_k": self.count, "handle_impossible_answer": True, "align_to_words": False}  # as measured
+        found = self.pipeline(question=question, context=context, **options)
         best = found[0]
         note = "" if best["answer"] else "The model finds no answer in this text."
         return marked(context, best["start"], best["end"]) + answers_table(found), note
@@ -227,7 +228,7 @@ def load_view(name: str, *, device: Any = None) -> View:
     load_tokenizer(name)  # says in one line what is wrong with it
     made = pipeline(task, model=name, device=device)
     if kind == "text":
-        return TextView(name, made, made.task, report)
+        return TextView(name, made, task, report)
     return {"classes": ClassesView, "answers": AnswersView}[kind](name, made, report)
 
 

@@ -1,45 +1,67 @@
-"""What a causal model thinks of given completions of prompts, and what it writes itself."""
+"""Log-probabilities of given completions, and completions that a model generates, in batches of like-sized prompts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig
 
 from hf_lm.data.batches import Feature, map_by_length, pad_batch
+from hf_lm.evaluation.likelihood import evaluating, token_log_probs
+from hf_lm.models.configuration import family
+
+Batch = dict[str, torch.Tensor]
 
 
-@torch.no_grad()
 def log_probs(
-    model: PreTrainedModel, features: Sequence[Feature], *, pad_id: int, processes: Any = None
+    model: torch.nn.Module, features: Sequence[Feature], *, processes: Any = None
 ) -> list[tuple[float, int]]:
-    """(log-probability in nats of the labels, how many they are) of each feature {"input_ids", "labels"}.
-
-    Labels of -100 are conditions, not events; padding changes nothing. `processes` (an Accelerator or PartialState)
-    shares the work out; every process returns the whole.
-    """
-    device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
-
-    def work(rows: list[int]) -> list[tuple[float, int]]:
-        batch = pad_batch([features[i] for i in rows], pad_id=pad_id)
-        labels = batch.pop("labels")[:, 1:].to(device)
-        logits = model(**{key: value.to(device) for key, value in batch.items()}, use_cache=False).logits[:, :-1]
-        nll = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape)
-        sums, counts = nll.cpu().double().sum(1), (labels != -100).sum(1)
-        return list(zip((-sums).tolist(), counts.tolist(), strict=True))
-
-    lengths = [len(feature["input_ids"]) for feature in features]
-    found = map_by_length(work, lengths, accelerator=processes, description="scoring", max_tokens=2**13, max_rows=64)
-    model.train(was_training)
-    return found
+    """(summed log-probability of the labels in nats, their number) of each feature; see `token_log_probs`."""
+    return [(float(row.sum()), len(row)) for row in token_log_probs(model, features, processes=processes)]
 
 
 @torch.no_grad()
+def generate_ids(
+    model: torch.nn.Module,  # a PreTrainedModel, also inside an adapter or DDP
+    prompts: Sequence[Sequence[int]],
+    *,
+    pad_id: int,
+    options: Callable[[list[int], Batch], dict[str, Any]] = lambda rows, inputs: {},
+    processes: Any = None,  # an Accelerator or PartialState
+    seed: int | None = None,
+    max_tokens: int = 2**14,  # of the prompts of a batch
+    max_rows: int = 64,
+    description: str = "generating",
+) -> list[list[list[int]]]:
+    """The sequences that a model generates for each prompt, as ids without the prompt, padded to those of its batch.
+
+    Like-sized prompts share a batch, padded on the left for a causal model. `options(rows, inputs)` gives what
+    transformers' `generate` takes beside the inputs of a batch. With a `seed` the global random state is unchanged.
+    `processes` share the work; each returns the complete result.
+    """
+    writer: Any = getattr(model, "module", model)  # DDP has no `generate`
+    causal = family(writer.config) == "decoder"
+    device = next(model.parameters()).device
+
+    def work(rows: list[int]) -> list[list[list[int]]]:
+        batch = pad_batch([{"input_ids": list(prompts[i])} for i in rows], pad_id=pad_id, left=causal)
+        inputs = {key: value.to(device) for key, value in batch.items()}
+        with torch.random.fork_rng(enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(seed + rows[0])
+            ids = writer.generate(**inputs, **options(rows, inputs))
+        ids = (ids[:, inputs["input_ids"].shape[1] :] if causal else ids).tolist()
+        each = len(ids) // len(rows)
+        return [ids[i : i + each] for i in range(0, len(ids), each)]
+
+    lengths = [len(prompt) for prompt in prompts]
+    given = {"accelerator": processes, "description": description, "max_tokens": max_tokens, "max_rows": max_rows}
+    with evaluating(writer):
+        return map_by_length(work, lengths, **given)
+
+
 def write(
-    model: PreTrainedModel,
+    model: torch.nn.Module,
     prompts: Sequence[Sequence[int]],
     *,
     pad_id: int,
@@ -49,13 +71,11 @@ def write(
     seed: int = 0,
     processes: Any = None,
 ) -> list[list[int]]:
-    """What a model writes after each prompt, up to its end token, which is kept: one that never came is missing.
+    """The completion of each prompt up to and with the first of the ids `ends`; without one it has `max_new_tokens`.
 
-    Sampling draws from the whole distribution, with a seed of its own; the state of other dice is left alone.
+    Sampling draws from the whole distribution; the global random state is unchanged.
     """
-    device = next(model.parameters()).device
-    writer = getattr(model, "module", model)  # of a model in DDP
-    known = writer.generation_config
+    known = getattr(model, "module", model).generation_config
     config = GenerationConfig(
         use_cache=True,
         max_new_tokens=max_new_tokens,
@@ -65,21 +85,11 @@ def write(
         suppress_tokens=known.suppress_tokens,
         **({"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}),
     )
-    was_training = writer.training
-    writer.eval()
-
-    def work(rows: list[int]) -> list[list[int]]:
-        batch = pad_batch([{"input_ids": list(prompts[i])} for i in rows], pad_id=pad_id, left=True)
-        batch = {key: value.to(device) for key, value in batch.items()}
-        with torch.random.fork_rng():
-            torch.manual_seed(seed + rows[0])
-            ids = writer.generate(**batch, generation_config=config)
-        return [_until(row, ends) for row in ids[:, batch["input_ids"].shape[1] :].tolist()]
-
-    lengths = [len(prompt) for prompt in prompts]
-    found = map_by_length(work, lengths, accelerator=processes, description="writing", max_tokens=2**12, max_rows=64)
-    writer.train(was_training)
-    return found
+    options = lambda rows, inputs: {"generation_config": config}  # noqa: E731
+    sequences = generate_ids(
+        model, prompts, pad_id=pad_id, options=options, processes=processes, seed=seed, max_tokens=2**12
+    )
+    return [_until(ids, ends) for (ids,) in sequences]
 
 
 def _until(ids: list[int], ends: set[int]) -> list[int]:

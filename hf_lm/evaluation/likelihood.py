@@ -1,73 +1,130 @@
-"""The log-likelihood of sentences: token by token under a causal model, one mask at a time under a masked one."""
+"""The log-probability of given tokens: one after the other under a causal model or a decoder, one mask at a time under
+a masked model."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_lm.data.batches import MAX_LOGITS, map_by_length, pad_batch
+from hf_lm.data.batches import MAX_LOGITS, Feature, map_by_length, pad_batch
 from hf_lm.models.configuration import family
 from hf_lm.tokenization.tokenizer import set_pad, special_tokens_around
 
+MAX_TOKENS = 2**14  # in a batch, with its padding
 
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Without dropout; the model's mode is restored afterwards, whatever happens."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def labelled(prompt: Sequence[int], continuation: Sequence[int], *, causal: bool = True) -> Feature:
+    """The feature in which `continuation` is predicted after `prompt`; an encoder-decoder reads the prompt apart."""
+    if causal:
+        return {"input_ids": [*prompt, *continuation], "labels": [-100] * len(prompt) + list(continuation)}
+    return {"input_ids": list(prompt), "labels": list(continuation)}
+
+
+@torch.no_grad()
 def token_log_probs(
+    model: torch.nn.Module,  # a PreTrainedModel, also inside an adapter or DDP
+    features: Sequence[Feature],
+    *,
+    processes: Any = None,  # an Accelerator or PartialState
+    max_logits: int = MAX_LOGITS,
+    max_rows: int = 512,
+) -> list[np.ndarray]:
+    """log p of each label of each feature {"input_ids", "labels"}, -100 left out: (labels,) in nats, float64.
+
+    The labels of a causal model lie on its `input_ids` and each is predicted from those before it; an encoder-decoder
+    reads `input_ids` and generates the labels. Like-sized features share a batch, in which padding changes nothing,
+    and at most `max_logits` logits exist at once. `processes` share the work; each returns the complete result.
+    """
+    network: Any = getattr(model, "module", model)  # of a model in DDP
+    causal = family(network.config) == "decoder"
+    start = None if causal else _decoder_start(network)
+    device = next(model.parameters()).device
+
+    def score(rows: list[int]) -> list[np.ndarray]:
+        batch = [dict(features[i]) for i in rows]
+        for feature in batch if not causal else ():
+            feature["decoder_input_ids"] = [start, *feature["labels"]][: max(1, len(feature["labels"]))]
+        inputs: dict[str, Any] = {key: value.to(device) for key, value in pad_batch(batch, pad_id=0).items()}
+        labels = inputs.pop("labels").long()  # of nothing, they would be floats
+        if causal:  # the logits of what all prompts share are not needed
+            labels = F.pad(labels[:, 1:], (0, 1), value=-100)
+            labels = labels[:, int((labels != -100).any(0).int().argmax()) :]
+            inputs["logits_to_keep"] = labels.shape[1]
+        logits = model(**inputs, use_cache=False).logits
+        logits = logits[:, logits.shape[1] - labels.shape[1] :]  # (rows, width, vocab)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape)
+        nats, known = -losses.double().cpu().numpy(), (labels != -100).cpu().numpy()
+        return [row[kept] for row, kept in zip(nats, known, strict=True)]
+
+    lengths = [len(feature["input_ids"]) + (0 if causal else len(feature["labels"])) for feature in features]
+    limit = min(MAX_TOKENS, max(1, max_logits // network.get_output_embeddings().weight.shape[0]))
+    given = {"accelerator": processes, "description": "likelihood", "max_tokens": limit, "max_rows": max_rows}
+    with evaluating(model):
+        return map_by_length(score, lengths, **given)
+
+
+def _decoder_start(model: PreTrainedModel) -> int:
+    start = model.generation_config.decoder_start_token_id
+    return model.config.decoder_start_token_id if start is None else start
+
+
+def sentence_log_probs(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     sentences: Sequence[Sequence[int]],
     *,
     places: Sequence[Sequence[int]] | None = None,
-    max_tokens: int = 2**14,  # in a batch, with its padding
+    max_logits: int = MAX_LOGITS,
 ) -> list[np.ndarray]:
-    """log p of each token of each sentence, given as ids without special tokens; nats, in float64.
+    """log p of each token of each sentence, given as ids without special tokens: (tokens,) in nats, float64.
 
     A causal model gives p(token | those before it), the first one after the begin token. A masked model gives
     p(token | all others), with that token alone masked: their sum is the pseudo-log-likelihood (Salazar et al., arXiv
-    1910.14659). `places` asks for some tokens of each sentence only. Like-sized sentences share a batch and at most
-    2^24 logits exist at once, so that memory is flat. Raises ValueError where a masked model's tokenizer has no mask.
+    1910.14659). `places` asks for some tokens of each sentence only. Raises ValueError where a masked model's
+    tokenizer has no mask.
     """
     set_pad(tokenizer)
     places = [range(len(ids)) for ids in sentences] if places is None else places
-    was_training = model.training
-    model.eval()
-    try:
-        work = _masked if family(model.config) == "encoder" else _causal
-        return work(model, tokenizer, sentences, places, max_tokens)
-    finally:
-        model.train(was_training)
-
-
-@torch.no_grad()
-def _causal(model, tokenizer, sentences, places, max_tokens) -> list[np.ndarray]:
+    if family(model.config) == "encoder":
+        with evaluating(model):
+            return _masked(model, tokenizer, sentences, places, max_logits)
     # The end token begins a text where there is no begin token, as in packed training text.
     begin = special_tokens_around(tokenizer, causal=True).before or [
         next(i for i in (tokenizer.eos_token_id, tokenizer.sep_token_id) if i is not None)
     ]
-    inputs = [[*begin, *ids] for ids in sentences]
-    vocab_size = model.get_output_embeddings().weight.shape[0]
-
-    def score(rows: list[int]) -> list[np.ndarray]:
-        batch = pad_batch([{"input_ids": inputs[i]} for i in rows], pad_id=tokenizer.pad_token_id)
-        batch = {key: value.to(model.device) for key, value in batch.items()}
-        logits = model(**batch, use_cache=False).logits[:, :-1]  # (rows, width - 1, vocab)
-        targets = batch["input_ids"][:, 1:]
-        losses = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
-        found = -losses.view(targets.shape).double().cpu().numpy()
-        start = len(begin) - 1
-        return [found[row, start + np.asarray(places[i], int)] for row, i in enumerate(rows)]
-
-    lengths = [len(ids) for ids in inputs]
-    limit = min(max_tokens, max(1, MAX_LOGITS // vocab_size))
-    return map_by_length(score, lengths, description="likelihood", max_tokens=limit)
+    log_probs = token_log_probs(model, [labelled(begin, ids) for ids in sentences], max_logits=max_logits)
+    return [row[np.asarray(some, int)] for row, some in zip(log_probs, places, strict=True)]
 
 
 @torch.no_grad()
-def _masked(model, tokenizer, sentences, places, max_tokens) -> list[np.ndarray]:
+def _masked(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sentences: Sequence[Sequence[int]],
+    places: Sequence[Sequence[int]],
+    max_logits: int,
+) -> list[np.ndarray]:
     if tokenizer.mask_token_id is None:
         raise ValueError(f"the tokenizer {tokenizer.name_or_path} has no mask token: masked likelihood needs one.")
     frame = special_tokens_around(tokenizer, causal=False)
     index = [(sentence, place) for sentence, some in enumerate(places) for place in some]
-    head, vocab_size = model.get_output_embeddings(), model.get_output_embeddings().weight.shape[0]
+    head: Any = model.get_output_embeddings()
     masked = torch.zeros(0)
 
     def only_the_mask(module: torch.nn.Module, inputs: tuple) -> tuple:
@@ -89,22 +146,15 @@ def _masked(model, tokenizer, sentences, places, max_tokens) -> list[np.ndarray]
         masked = torch.tensor(at, device=model.device)
         logits = model(**{key: value.to(model.device) for key, value in batch.items()}).logits
         logits = logits[:, 0] if logits.shape[1] == 1 else logits[torch.arange(len(rows)), masked]
-        losses = torch.nn.functional.cross_entropy(
-            logits.float(), torch.tensor(targets, device=model.device), reduction="none"
-        )
+        losses = F.cross_entropy(logits.float(), torch.tensor(targets, device=model.device), reduction="none")
         return (-losses.double()).tolist()
 
     lengths = [len(sentences[sentence]) + len(frame.before) + len(frame.after) for sentence, _ in index]
     hook = head.register_forward_pre_hook(only_the_mask)
     try:
-        found = map_by_length(
-            score,
-            lengths,
-            description="pseudo-likelihood",
-            max_tokens=max_tokens,
-            max_rows=max(1, MAX_LOGITS // vocab_size),
-        )
+        rows = max(1, max_logits // head.weight.shape[0])
+        nats = map_by_length(score, lengths, description="pseudo-likelihood", max_tokens=MAX_TOKENS, max_rows=rows)
     finally:
         hook.remove()
     ends = np.cumsum([len(some) for some in places])
-    return [np.asarray(part, np.float64) for part in np.split(np.asarray(found), ends[:-1])] if len(ends) else []
+    return np.split(np.asarray(nats, np.float64), ends[:-1]) if len(ends) else []

@@ -7,15 +7,15 @@ the model has not seen, divided by the tokens, the words or the bytes of the tex
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
-from hf_lm.data.batches import MAX_LOGITS
+from hf_lm.data.batches import MAX_LOGITS, map_by_length
 from hf_lm.evaluation.intervals import Estimate, ratio
+from hf_lm.evaluation.likelihood import evaluating
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -94,53 +94,46 @@ def score_documents(
 ) -> Likelihood:
     """Score every document of a token stream in sliding windows.
 
-    Windows are sorted by length, padded on the right (which a causal model cannot see) and batched so that no more
-    than `max_logits` logits exist at once: memory does not grow with the evaluation set. With an accelerator the
-    windows are shared out among its processes and every process returns the whole result.
+    Windows of like length share a batch, padded on the right (which a causal model cannot see), and no more than
+    `max_logits` logits exist at once: memory does not grow with the evaluation set. The processes of an accelerator
+    share the windows and each returns the complete result.
     """
-    index = []
-    for document in range(len(stream)):
-        length = len(stream.document(document))
-        for start, end, scored in windows(length, block_size=block_size, stride=stride):
-            index.append((end - start, document, start, scored))
-    index.sort(reverse=True)  # the longest first: if memory is short, it is so at once
-    if accelerator is not None:
-        index = index[accelerator.process_index :: accelerator.num_processes]
-
+    index = [
+        (document, *window)
+        for document in range(len(stream))
+        for window in windows(len(stream.document(document)), block_size=block_size, stride=stride)
+    ]
     device = next(model.parameters()).device
-    nll = torch.zeros(len(stream), dtype=torch.float64)
-    was_training = model.training
-    model.eval()
-    vocab_size = model.get_output_embeddings().weight.shape[0]
-    position = 0
-    shown = accelerator is None or accelerator.is_main_process
-    bar = tqdm(desc="evaluating", total=len(index), delay=2, leave=False, disable=None if shown else True)
-    while position < len(index):
-        width = index[position][0]
-        rows = index[position : position + max(1, max_logits // (vocab_size * width))]
-        position += len(rows)
-        bar.update(len(rows))
+
+    def score(rows: list[int]) -> list[float]:
+        some = [index[i] for i in rows]
+        width = max(end - start for _, start, end, _ in some)
         input_ids = np.zeros((len(rows), width), np.int64)
         labels = np.full((len(rows), width), -100, np.int64)
-        for row, (length, document, start, scored) in enumerate(rows):
+        for row, (document, start, end, scored) in enumerate(some):
             ids = stream.document(document)
-            input_ids[row, :length] = ids[start : start + length]
-            labels[row, length - scored : length] = ids[start + length - scored + 1 : start + length + 1]
+            input_ids[row, : end - start] = ids[start:end]
+            labels[row, end - start - scored : end - start] = ids[end - scored + 1 : end + 1]
         logits = model(
             input_ids=torch.from_numpy(input_ids).to(device), use_cache=False
         ).logits  # (rows, width, vocab)
-        losses = F.cross_entropy(
-            logits.float().flatten(0, 1), torch.from_numpy(labels).to(device).flatten(), reduction="none"
+        targets = torch.from_numpy(labels).to(device).flatten()
+        losses = F.cross_entropy(logits.float().flatten(0, 1), targets, reduction="none")
+        return losses.view(len(rows), width).cpu().double().sum(dim=1).tolist()
+
+    head: Any = model.get_output_embeddings()
+    with evaluating(model):
+        nats = map_by_length(
+            score,
+            [end - start for _, start, end, _ in index],
+            accelerator=accelerator,
+            description="evaluating",
+            max_tokens=max_logits // head.weight.shape[0],
+            max_rows=max(1, max_logits),
         )
-        sums = losses.view(len(rows), width).double().sum(dim=1).cpu()
-        nll.index_add_(0, torch.tensor([document for _, document, _, _ in rows]), sums)
-    bar.close()
-    model.train(was_training)
-    if accelerator is not None and accelerator.num_processes > 1:
-        # MPS and some backends have no float64; nothing is lost on those that reach several processes.
-        nll = accelerator.reduce(nll.to(accelerator.device), reduction="sum").cpu()
+    nll = np.bincount([document for document, *_ in index], nats, len(stream))
     tokens = np.array([len(stream.document(document)) - 1 for document in range(len(stream))], np.int64)
-    return Likelihood(nll.numpy(), tokens, np.asarray(stream.bytes), np.asarray(stream.words))
+    return Likelihood(nll, tokens, np.asarray(stream.bytes), np.asarray(stream.words))
 
 
 def unigram_likelihood(train: "TokenStream", stream: "TokenStream", *, vocab_size: int) -> Likelihood:

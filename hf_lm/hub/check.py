@@ -1,17 +1,15 @@
 """Is a folder what it should be? Looked at from outside, loaded in a fresh process, said in plain words."""
 
-import hashlib
 import json
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hf_lm.files import CODE, fingerprint
 from hf_lm.hub.credentials import find_secrets
+from hf_lm.hub.fresh_load import fresh_load
 
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".msgpack")
 # The code that a model of this package carries, as config.json names it: hf_lm.models.recurrent.
@@ -19,7 +17,6 @@ OUR_CODE = {
     "AutoConfig": "recurrent.RecurrentConfig",
     "AutoModelForCausalLM": "recurrent.RecurrentLMHeadModel",
 }
-OUR_FILES = {"recurrent.py"}
 
 
 @dataclass
@@ -127,7 +124,7 @@ def differences(folder: Path, run: dict[str, Any] | None, report: dict[str, Any]
         path = folder / name
         if not path.is_file():
             found.append(f"{name} is missing")
-        elif recorded != {"bytes": path.stat().st_size, "sha256": _sha256(path)}:
+        elif recorded != fingerprint(path):
             found.append(f"{name} is not the file of this run")
     if listed:
         found += [f"{path.name} is of another run" for path in folder.glob("*.safetensors") if path.name not in listed]
@@ -144,11 +141,6 @@ def _same(one: Any, other: Any) -> bool:
     if isinstance(one, float) and isinstance(other, int | float):
         return math.isclose(one, other, rel_tol=1e-7)
     return one == other
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_report(folder: Path, checked: Checked) -> dict[str, Any]:
@@ -209,23 +201,12 @@ def _check_loading(folder: Path, adapter: bool, report: dict[str, Any], checked:
         checked.facts.append("it carries its own code, byte for byte the recurrent model of hf_lm")
     if adapter and not _check_base(folder, checked):
         return
-    given = {"folder": str(folder.resolve()), "adapter": adapter, "trust": ours}
-    given["auto_class"] = report.get("model", {}).get("auto_class", "")
-    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
-    environment |= {"CUDA_VISIBLE_DEVICES": "", "PYTHONIOENCODING": "utf-8", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-I", str(Path(__file__).with_name("fresh_load.py")), json.dumps(given)],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        stdin=subprocess.DEVNULL,  # nothing may wait for an answer
-        env=environment,
-    )
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        checked.wrong.append(f"a fresh process could not load it: {said[-1][:300]}")
+    auto_class = report.get("model", {}).get("auto_class", "")
+    try:
+        found, _ = fresh_load(folder=str(folder.resolve()), adapter=adapter, trust=ours, auto_class=auto_class)
+    except ChildProcessError as error:
+        checked.wrong.append(f"a fresh process could not load it: {str(error)[:300]}")
         return
-    found = json.loads(done.stdout.splitlines()[-1])
     checked.facts.insert(
         0,
         f"{found['architecture']}, {found['family']}: {found['parameters']:,} parameters in {found['dtype']}; "
@@ -242,7 +223,7 @@ def _is_our_code(folder: Path) -> bool:
     return (
         config.get("model_type") == "hf_lm_recurrent"
         and config.get("auto_map") == OUR_CODE
-        and {path.relative_to(folder).as_posix() for path in code} == OUR_FILES
+        and {path.relative_to(folder).as_posix() for path in code} == {CODE}
         and all((own / path.name).read_bytes() == path.read_bytes() for path in code)
         # Code is looked for there wherever a model is trusted, also behind a link.
         and not (folder / "custom_generate").exists()

@@ -1,4 +1,4 @@
-"""Tokens, keys and passwords: where files hold some, and text without them."""
+"""Text that is safe to print: without tokens, keys and passwords, and without what a terminal would obey."""
 
 import os
 import re
@@ -17,6 +17,10 @@ SECRETS = {
     "a Slack token": r"\bxox[abprs]-[0-9A-Za-z-]{20,}",
     "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
 }
+# Control characters move the cursor and colour the screen, bidi controls reorder a line, surrogates cannot be encoded.
+CONTROLS = {i: 0x2400 + i for i in range(32) if chr(i) not in "\n\t"} | {0x7F: 0x2421}
+CONTROLS |= dict.fromkeys((*range(0x80, 0xA0), *range(0x2028, 0x202F), *range(0x2066, 0x206A)), 0xFFFD)
+CONTROLS |= dict.fromkeys(range(0xD800, 0xE000), 0xFFFD)
 TEXT = (".json", ".jsonl", ".md", ".yaml", ".yml", ".txt", ".jinja", ".py", ".log", ".csv", ".tsv")
 
 
@@ -49,10 +53,16 @@ def masked_arguments(arguments: Sequence[str]) -> list[str]:
     ]
 
 
+def printable(text: str) -> str:
+    """Text of data or a model, inert in a terminal: controls become visible characters; line ends and tabs stay."""
+    return text.translate(CONTROLS)
+
+
 def masked(text: str) -> str:
-    """Text without what looks like a secret, the values of such options of this command and the Hub token set."""
+    """`printable` text without what looks like a secret, the values of such options of this command and HF_TOKEN."""
     known = {*_values(sys.argv[1:]), os.environ.get("HF_TOKEN", "")} - {""}
-    return re.sub("|".join([*map(re.escape, sorted(known, key=len, reverse=True)), *SECRETS.values()]), "***", text)
+    patterns = [*map(re.escape, sorted(known, key=len, reverse=True)), *SECRETS.values()]
+    return re.sub("|".join(patterns), "***", printable(text))
 
 
 def masked_traceback(kind: type[BaseException], error: BaseException, trace: Any) -> None:

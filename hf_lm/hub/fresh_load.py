@@ -1,14 +1,19 @@
-"""Load a folder as anyone would, without hf_lm, and print what was found: run by hf_lm.hub.check, on its own.
+"""Load a folder in a process of its own, as anyone would who has no hf_lm: `fresh_load(folder=..., ...)`.
 
-    python -I fresh_load.py '{"folder": ..., "adapter": false, "trust": false, "auto_class": ""}'
-
-It imports nothing of this package: what only works with it must fail here.
+The same file is the program of that process. It imports nothing of this package, because what only works with it must
+fail here. The process reads a request as JSON from stdin, and writes a line of JSON and then the logits to stdout.
 """
 
+import io
 import json
+import os
+import subprocess
 import sys
+import threading
+import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 # Where an architecture's name says which auto class loads it, in the order in which they are tried.
 AUTO_CLASSES = {
@@ -24,10 +29,84 @@ HEADS = ("score.weight", "classifier.weight", "classifier.out_proj.weight")  # o
 TARGET = "target_tokenizer"  # as hf_lm.models.target_tokenizer has it
 
 
-def main(folder: str, adapter: bool, trust: bool, auto_class: str) -> dict:
+def fresh_load(**request: Any) -> tuple[dict[str, Any], Any]:
+    """What a fresh process says of a folder, and its logits, None without `inputs`: see `describe` and `compute`.
+
+    The process uses neither a network nor an accelerator, and ends with this one. Raises ChildProcessError with the
+    last line of its error.
+    """
+    import numpy as np
+
+    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
+    environment |= {"CUDA_VISIBLE_DEVICES": "", "PYTHONIOENCODING": "utf-8", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-I", __file__, str(os.getpid())]
+    done = subprocess.run(command, input=json.dumps(request).encode(), capture_output=True, env=environment)
+    if done.returncode:
+        lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
+        raise ChildProcessError(lines[-1] if lines else f"exit code {done.returncode}")
+    line, _, logits = done.stdout.partition(b"\n")
+    return json.loads(line), np.load(io.BytesIO(logits)) if logits else None
+
+
+def main() -> None:
+    if os.name == "posix":
+        threading.Thread(target=_end_with_parent, args=(int(sys.argv[1]),), daemon=True).start()
+    request = json.load(sys.stdin)
+    out = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints is no answer
     warnings.simplefilter("ignore")
-    if not adapter:
-        sys.modules["peft"] = None  # who has no peft must be able to load it
+    if not request["adapter"]:
+        sys.modules["peft"] = None  # type: ignore[assignment]  # who has no peft must be able to load it
+    answer, logits = (compute if "inputs" in request else describe)(**request)
+    out.write(json.dumps(answer).encode() + b"\n" + logits)
+    out.close()
+
+
+def _end_with_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def compute(
+    folder: str,
+    adapter: bool,
+    trust: bool,
+    auto_class: str,
+    options: dict,  # for from_pretrained
+    inputs: dict[str, list],
+    texts: list[str],
+    targets: list[str],  # texts for the target tokenizer
+) -> tuple[list[list[int]], bytes]:
+    """The token ids of `texts` and `targets` without special tokens, and the logits in float32 as np.save has them."""
+    import numpy as np
+    import torch
+    import transformers
+
+    loader = getattr(transformers, auto_class)
+    model = loader.from_pretrained(folder, trust_remote_code=trust, dtype="float32", **options).eval()
+    for module in model.modules():
+        module.support_avx512bf16_for_cpu = False  # bitsandbytes would round 4-bit weights once more
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
+    with torch.no_grad():
+        outputs = model(**{name: torch.tensor(values) for name, values in inputs.items()})
+    logits = outputs.logits if "logits" in outputs else torch.stack([outputs.start_logits, outputs.end_logits])
+    ids = _encode(tokenizer, texts)
+    if targets:
+        ids += _encode(transformers.AutoTokenizer.from_pretrained(folder, subfolder=TARGET), targets)
+    saved = io.BytesIO()
+    np.save(saved, logits.numpy())
+    return ids, saved.getvalue()
+
+
+def _encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    if tokenizer.is_fast:
+        tokenizer.backend_tokenizer.encode_special_tokens = True
+    return [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+
+
+def describe(folder: str, adapter: bool, trust: bool, auto_class: str) -> tuple[dict[str, Any], bytes]:
+    """Facts about a folder's model and tokenizer; `auto_class` "" is told by its configuration."""
     import torch
     import transformers
 
@@ -50,7 +129,7 @@ def main(folder: str, adapter: bool, trust: bool, auto_class: str) -> dict:
     own = not adapter or Path(folder, "tokenizer_config.json").is_file()
     place = folder if own else source
     tokenizer = target = transformers.AutoTokenizer.from_pretrained(place, **untrusted)
-    if Path(place, TARGET).is_dir():  # another writes than the one that reads
+    if Path(place, TARGET).is_dir():
         target = transformers.AutoTokenizer.from_pretrained(place, subfolder=TARGET, **untrusted)
 
     encoded = tokenizer("A model reads this. 春眠不觉晓", return_tensors="pt")
@@ -63,10 +142,10 @@ def main(folder: str, adapter: bool, trust: bool, auto_class: str) -> dict:
         with torch.no_grad():
             finite = bool(torch.isfinite(model(**inputs)[0]).all())
     ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    written = []  # ids and embedding rows of what is written, where they are others
+    written = []  # ids and embedding rows of the target, where another tokenizer encodes it
     if target is not tokenizer:
         written = [max(target.get_vocab().values()) + 1, model.get_output_embeddings().weight.shape[0]]
-    return {
+    facts = {
         "architecture": type(model).__name__,
         "auto_class": auto_class,
         "family": _family(config),
@@ -84,9 +163,10 @@ def main(folder: str, adapter: bool, trust: bool, auto_class: str) -> dict:
         "ends": ends if isinstance(ends, list) else [] if ends is None else [ends],
         "template": bool(tokenizer.chat_template),
     }
+    return facts, b""
 
 
-def _auto_class(config) -> str:
+def _auto_class(config: Any) -> str:
     from transformers.models.auto import modeling_auto
 
     named = [name for name in getattr(config, "auto_map", None) or {} if name.startswith("AutoModelFor")]
@@ -99,7 +179,7 @@ def _auto_class(config) -> str:
     return "AutoModel"
 
 
-def _family(config) -> str:
+def _family(config: Any) -> str:
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
     if config.is_encoder_decoder:
@@ -117,4 +197,4 @@ def _classes(weights: Path) -> int:
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(**json.loads(sys.argv[1]))))
+    main()

@@ -13,28 +13,11 @@ from typing import Any
 
 import yaml
 
-from hf_lm.hub.check import OUR_CODE, OUR_FILES, damage, differences
+from hf_lm.files import MODEL, VOCABULARY
+from hf_lm.hub.check import OUR_CODE, damage, differences
 from hf_lm.hub.credentials import find_secrets
 
-# What a run writes of a model, of an adapter and of a tokenizer, and is published: in the folder itself, in adapter/
-# and in target_tokenizer/. Checkpoints, logs and whatever else lies there stay here.
-MODEL = (
-    *("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json"),
-    *("adapter_config.json", "adapted_config.json", "adapter_model*.safetensors"),
-    *(
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "chat_template.jinja",
-    ),
-    *("vocab.json", "vocab.txt", "merges.txt", "*.model", "*.spm"),
-)
-VOCABULARY = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model", "*.spm")  # one of them holds the tokens
-RUN = (
-    *("README.md", "report.json", "run.yaml", "predictions.jsonl", "plots/*.png", "additional_chat_templates/*.jinja"),
-    *OUR_FILES,
-)
+RUN = ("README.md", "report.json", "run.yaml", "predictions.jsonl", "plots/*.png", "additional_chat_templates/*.jinja")
 
 
 def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
@@ -53,13 +36,13 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False, toke
     check_complete(folder)
     check_finished(folder)
     token = check_repository(repo_id, token)
-    files = _published(folder)
+    files = published(folder)
     if secrets := find_secrets(folder, files, known=token):
         raise ValueError(f"{folder} holds what looks like a secret: {', '.join(secrets[:5])}. Nothing was uploaded.")
     if base := _local_base(folder / "adapter"):
         print(f"not uploaded: adapter/, whose base {base} is a folder of this machine", file=sys.stderr)
     names = [path.relative_to(folder).as_posix() for path in files]
-    rewritten = _as_published(folder, names)
+    rewritten = as_published(folder, names)
     operations = [
         CommitOperationAdd(path_in_repo=name, path_or_fileobj=rewritten.get(name, str(folder / name)))
         for name in names
@@ -127,7 +110,7 @@ def check_complete(folder: Path) -> None:
             missing.append((place / "tokenizer.json").relative_to(folder).as_posix())
     if missing:
         raise ValueError(f"{folder} holds no complete model: {', '.join(missing)} missing. Did the run end?")
-    if damaged := damage(folder, _published(folder)):
+    if damaged := damage(folder, published(folder)):
         raise ValueError(f"{folder} holds no complete model: {'; '.join(damaged[:3])}.")
     if adapter and (base := _local_base(folder)):
         raise ValueError(
@@ -181,7 +164,7 @@ def _read(path: Path, parse: Callable[[str], Any]) -> dict[str, Any] | None:
     return content
 
 
-def _published(folder: Path) -> list[Path]:
+def published(folder: Path) -> list[Path]:
     """What a push uploads of a folder: what a run writes. Raises ValueError for a symbolic link among it."""
     parts = ["", "target_tokenizer/"]
     if not _local_base(folder / "adapter"):
@@ -216,7 +199,7 @@ def _local_base(adapter: Path) -> str:
     return base if Path(base).exists() else ""
 
 
-def _as_published(folder: Path, uploaded: list[str]) -> dict[str, bytes]:
+def as_published(folder: Path, uploaded: list[str]) -> dict[str, bytes]:
     """run.yaml, report.json and README.md where they are published otherwise: without absolute paths of this machine.
 
     The report then records the files that are uploaded and no others.
@@ -242,17 +225,17 @@ def _as_published(folder: Path, uploaded: list[str]) -> dict[str, bytes]:
         return [rewrite(item) for item in value] if isinstance(value, list) else value
 
     changed = {}
-    if (published := rewrite(run)) != run:
+    if (rewritten := rewrite(run)) != run:
         comment = re.match(r"(?:#.*\n)*", (folder / "run.yaml").read_text(encoding="utf-8"))[0]
-        changed["run.yaml"] = (comment + yaml.safe_dump(published, sort_keys=False, allow_unicode=True)).encode()
-    published = rewrite(report)
-    if "files" in published:
-        published["files"] = {name: entry for name, entry in published["files"].items() if name in uploaded}
-    if "run.yaml" in changed and "run.yaml" in published.get("files", {}):
+        changed["run.yaml"] = (comment + yaml.safe_dump(rewritten, sort_keys=False, allow_unicode=True)).encode()
+    rewritten = rewrite(report)
+    if "files" in rewritten:
+        rewritten["files"] = {name: entry for name, entry in rewritten["files"].items() if name in uploaded}
+    if "run.yaml" in changed and "run.yaml" in rewritten.get("files", {}):
         content = changed["run.yaml"]
-        published["files"]["run.yaml"] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    if published != report:
-        changed["report.json"] = (json.dumps(published, indent=2, ensure_ascii=False) + "\n").encode()
+        rewritten["files"]["run.yaml"] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    if rewritten != report:
+        changed["report.json"] = (json.dumps(rewritten, indent=2, ensure_ascii=False) + "\n").encode()
     card = folder / "README.md"
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
     if rewrite(text) != text:

@@ -23,7 +23,9 @@ from transformers import (
     TextIteratorStreamer,
 )
 
-from hf_lm.data.batches import MAX_LOGITS, map_by_length, pad_batch
+from hf_lm.data.batches import pad_batch
+from hf_lm.evaluation.completions import generate_ids
+from hf_lm.evaluation.likelihood import labelled, token_log_probs
 from hf_lm.inference.decoding import Decoding
 from hf_lm.inference.sampling import BEFORE, Interrupt, Stop, before_stop, logits_processors
 from hf_lm.models.configuration import context_length, family, find_adapter, load_config, special_ids
@@ -107,16 +109,21 @@ def generate(
     """
     settings = Decoding(**decoding)
     writer = _Writer(model, tokenizer, settings, end_ids)
-    encoded = [writer.encode(prompt) for prompt in prompts]
     copies = settings.num_return_sequences if settings.num_beams == 1 else 1  # beams come from one search
-    rows = [(ids, copy) for ids in encoded for copy in range(copies)]
-
-    def write(batch: list[int]) -> list[list[Continuation]]:
-        return writer.write([rows[i] for i in batch])
-
-    lengths = [len(ids) for ids, _ in rows]
-    texts = map_by_length(write, lengths, description="writing", max_rows=settings.batch_size)
-    return [[text for row in texts[i : i + copies] for text in row] for i in range(0, len(texts), copies)]
+    rows = [(ids, copy) for ids in map(writer.encode, prompts) for copy in range(copies)]
+    sequences = generate_ids(
+        model,
+        [ids for ids, _ in rows],
+        pad_id=writer.prompt_pad_id,
+        options=lambda batch, inputs: writer.options([rows[i] for i in batch], inputs),
+        max_rows=settings.batch_size,
+    )
+    written = [(ids, *writer.read(ids, each)) for (ids, _), some in zip(rows, sequences, strict=True) for each in some]
+    features = [labelled(prompt, ids, causal=writer.causal) for prompt, _, ids, _ in written]
+    log_probs = token_log_probs(model, features, max_rows=settings.batch_size)
+    texts = [Continuation(row[1], nats.tolist(), row[3]) for row, nats in zip(written, log_probs, strict=True)]
+    each = settings.num_return_sequences
+    return [texts[i : i + each] for i in range(0, len(texts), each)]
 
 
 def stream(
@@ -173,63 +180,6 @@ def tokens_to_write(model: PreTrainedModel, max_new_tokens: int = 0) -> int:
     return max_new_tokens or min(LONGEST, context_length(model.config, written=True) // 2 or LONGEST)
 
 
-def log_probabilities(
-    model: PreTrainedModel,
-    prompts: Sequence[list[int]],
-    continuations: Sequence[list[int]],
-    *,
-    max_logits: int = MAX_LOGITS,
-) -> list[list[float]]:
-    """Nats of each token of continuations of prompts, both given as ids; an encoder-decoder's prompt is its source.
-
-    Rows of similar length share a batch of at most `max_logits` logits.
-    """
-    causal = family(model.config) == "decoder"
-    start = [] if causal else [_decoder_start(model)]
-    vocab_size = cast(nn.Embedding, model.get_output_embeddings()).weight.shape[0]
-
-    @torch.no_grad()
-    def read(batch: list[int]) -> list[list[float]]:
-        pairs = [(list(prompts[i]), list(continuations[i])) for i in batch]
-        if causal:
-            features = [{"input_ids": [*prompt, *ids[:-1]]} for prompt, ids in pairs]
-        else:
-            features = [{"input_ids": prompt, "decoder_input_ids": [*start, *ids[:-1]]} for prompt, ids in pairs]
-        inputs: dict[str, Any] = {key: value.to(model.device) for key, value in pad_batch(features, pad_id=0).items()}
-        first = [
-            len(prompt) - 1 if causal else 0 for prompt, _ in pairs
-        ]  # the position whose logits predict the first token
-        if causal:  # no logits are needed before the shortest prompt's end
-            skipped = min(first)
-            inputs["logits_to_keep"] = inputs["input_ids"].shape[1] - skipped
-            first = [place - skipped for place in first]
-        logits = model(**inputs, use_cache=False).logits
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        gathered = []
-        for row, place, (_, ids) in zip(logits, first, pairs, strict=True):
-            log_probs = row[place : place + len(ids)].log_softmax(-1)
-            gathered.append(log_probs.gather(1, torch.tensor(ids, device=row.device)[:, None])[:, 0].tolist())
-        return gathered
-
-    filled = [i for i, ids in enumerate(continuations) if ids]
-    lengths = [len(prompts[i]) + len(continuations[i]) for i in filled]
-    measured = map_by_length(
-        lambda batch: read([filled[i] for i in batch]),
-        lengths,
-        description="reading",
-        max_tokens=max(1, max_logits // vocab_size),
-    )
-    results: list[list[float]] = [[] for _ in continuations]
-    for i, log_probs in zip(filled, measured, strict=True):
-        results[i] = log_probs
-    return results
-
-
-def _decoder_start(model: PreTrainedModel) -> int:
-    start = model.generation_config.decoder_start_token_id
-    return model.config.decoder_start_token_id if start is None else start
-
-
 class _Writer:
     """A model, its tokenizer and the settings, as arguments of transformers' `generate`."""
 
@@ -250,6 +200,7 @@ class _Writer:
         self.end_ids = sorted({i for i in (*own, ids["eos_token_id"], *end_ids) if i is not None})
         self.max_new_tokens = tokens_to_write(model, settings.max_new_tokens)
         self.pad_id = next(i for i in (ids["pad_token_id"], *self.end_ids, 0) if i is not None)
+        self.prompt_pad_id: int = self.pad_id if self.causal else special_ids(tokenizer)["pad_token_id"] or 0
 
     def encode(self, prompt: Prompt) -> list[int]:
         ids, left_out = encode_prompt(self.model, self.tokenizer, prompt, max_new_tokens=self.settings.max_new_tokens)
@@ -262,21 +213,9 @@ class _Writer:
             )
         return ids
 
-    def write(self, rows: Sequence[tuple[list[int], int]]) -> list[list[Continuation]]:
-        """The continuations of rows of (prompt's ids, number among the prompt's texts)."""
-        prompts = [ids for ids, _ in rows]
-        inputs = self._batch(prompts)
-        output = self.generate(**inputs, **self._options(rows, inputs)).tolist()
-        start = inputs["input_ids"].shape[1] if self.causal else 1
-        each = len(output) // len(rows)
-        prompts = [ids for ids in prompts for _ in range(each)]
-        read = [self._read(prompt, ids[start:]) for prompt, ids in zip(prompts, output, strict=True)]
-        log_probs = log_probabilities(self.model, prompts, [ids for _, ids, _ in read])
-        texts = [Continuation(text, nats, end) for (text, _, end), nats in zip(read, log_probs, strict=True)]
-        return [texts[i : i + each] for i in range(0, len(texts), each)]
-
     def stream(self, prompt: list[int]) -> Generator[str]:
-        inputs = self._batch([prompt])
+        batch = pad_batch([{"input_ids": prompt}], pad_id=self.prompt_pad_id)
+        inputs = {key: value.to(self.model.device) for key, value in batch.items()}
         streamer = TextIteratorStreamer(
             self.target, skip_prompt=True, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
@@ -287,7 +226,7 @@ class _Writer:
 
         def run() -> None:
             try:
-                options = self._options([(prompt, 0)], inputs, interrupt)
+                options = self.options([(prompt, 0)], inputs, interrupt)
                 self.generate(**inputs, **options, streamer=streamer)
             except BaseException as error:  # raised again in the caller's thread
                 errors.append(error)
@@ -303,12 +242,7 @@ class _Writer:
         if errors:
             raise errors[0]
 
-    def _batch(self, prompts: Sequence[list[int]]) -> dict[str, torch.Tensor]:
-        pad_id = self.pad_id if self.causal else special_ids(self.tokenizer)["pad_token_id"] or 0
-        batch = pad_batch([{"input_ids": ids} for ids in prompts], pad_id=pad_id, left=self.causal)
-        return {key: value.to(self.model.device) for key, value in batch.items()}
-
-    def _options(
+    def options(
         self,
         rows: Sequence[tuple[list[int], int]],
         inputs: dict[str, torch.Tensor],
@@ -336,8 +270,9 @@ class _Writer:
             "stopping_criteria": stopping,
         }
 
-    def _read(self, prompt: list[int], ids: list[int]) -> tuple[str, list[int], Literal["end", "stop", "length"]]:
-        """(text, its ids, how it ended) of a row that transformers returned, with its padding."""
+    def read(self, prompt: list[int], ids: list[int]) -> tuple[str, list[int], Literal["end", "stop", "length"]]:
+        """(text, its ids, how it ended) of a sequence that `generate_ids` returned, with its padding."""
+        ids = ids if self.causal else ids[1:]  # the decoder's start
         end = next((place for place, i in enumerate(ids) if i in self.end_ids), None)
         ids = ids if end is None else ids[: end + 1]
         text = self._text(prompt, ids)

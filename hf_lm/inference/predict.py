@@ -44,8 +44,15 @@ def predict(task: str, model: str, source: str, output: str, *, column: str = ""
     def start() -> Answer:
         from hf_lm.inference.pipelines import pipeline
 
-        made = pipeline(PIPELINES[task], model=model)
-        return lambda piece: map(_prediction, made(piece, truncation=True, batch_size=32))
+        # answers by token, as the evaluation measures them
+        options: dict[str, Any] = {"align_to_words": False} if task == "question_answering" else {}
+        made = pipeline(PIPELINES[task], model=model, **options)
+
+        def answer(piece: list[Any]) -> Iterable[dict[str, Any]]:
+            answers = made(piece, truncation=True, batch_size=32)
+            return map(_prediction, [answers] if isinstance(answers, dict) else answers)  # a dict: of one question
+
+        return answer
 
     shared = {"model": model, "task": task}
     return write_lines(inputs, output, start, source=source, description=task, shared=shared)

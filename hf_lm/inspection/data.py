@@ -14,15 +14,16 @@ from hf_lm.data.overlap import normal_words
 from hf_lm.data.scripts import script_shares
 from hf_lm.data.sources import hash_text
 from hf_lm.evaluation.leakage import leaked_share
-from hf_lm.inspection.examples import count_tokens
 from hf_lm.models.target_tokenizer import has_target_tokenizer, target_tokenizer
+from hf_lm.tasks.language_modelling import LanguageModelling
+from hf_lm.tasks.supervised import Supervised
 from hf_lm.tokenization.tokenizer import encode_with_offsets, measure_tokenizer
 
 DOCUMENTS = 100_000  # of a corpus that are compared and counted
 UNSPACED = ("Han", "Hiragana", "Katakana", "Thai", "Lao", "Khmer", "Myanmar")  # no spaces between words
 
 
-def inspect_rows(task: Any) -> dict[str, Any]:
+def inspect_rows(task: Supervised) -> dict[str, Any]:
     """What is known of labelled rows."""
     table, train = task.table, task.table.rows["train"]
     report = {split: encoded.report() for split, encoded in task.encoded.items()}
@@ -31,15 +32,6 @@ def inspect_rows(task: Any) -> dict[str, Any]:
         for name, value in row.items():
             if name not in ("id", "label") and (texts := list(_strings(value))):
                 parts[name] += texts
-    lengths: dict[str, dict[str, list[int]]] = {}
-    for split, encoded in task.encoded.items():
-        lengths[split] = {"read": [count_tokens(feature) for feature in encoded.features]}
-        labels = [feature.get("labels") for feature in encoded.features]
-        if hasattr(task, "target_of") and all(isinstance(one, list) for one in labels):
-            lengths[split]["written"] = [sum(label != -100 for label in one) for one in labels]
-            if task.shifts_labels:
-                pairs = zip(lengths[split]["read"], lengths[split]["written"], strict=True)
-                lengths[split]["read"] = [whole - written for whole, written in pairs]
     overlap = {
         split: found.report([task.text_of(row) for row in table.rows[split]]) for split, found in task.overlap.items()
     }
@@ -53,8 +45,8 @@ def inspect_rows(task: Any) -> dict[str, Any]:
             "left_out": {name: count for name, count in table.left_out.items() if count},
             "splits": {split: report[split] | {"from": table.origins.get(split, "")} for split in table.splits},
         },
-        "lengths": lengths,
-        "labels": _labels(task),
+        "lengths": {split: task.lengths(split) for split in task.encoded},
+        "labels": task.label_counts(),
         "duplicates": _duplicates(task, train),
         "overlap": overlap,
         "scripts": {name: script_shares(texts) for name, texts in parts.items()},
@@ -75,19 +67,7 @@ def _strings(value: Any) -> Iterator[str]:
             yield from _strings(inner)
 
 
-def _labels(task: Any) -> dict[str, dict[str, int]]:
-    """How often each class, or an answer at all, occurs in each split."""
-    rows = task.table.rows
-    if labels := getattr(task, "labels", ()):
-        counts = {split: Counter(row["label"] for row in rows[split]) for split in task.splits}
-        return {split: {label: counts[split][label] for label in labels} for split in task.splits}
-    if "answers" in rows["train"][0]:
-        has = {split: sum(bool(row["answers"]) for row in rows[split]) for split in task.splits}
-        return {split: {"answered": n, "no answer": len(rows[split]) - n} for split, n in has.items()}
-    return {}
-
-
-def _duplicates(task: Any, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _duplicates(task: Supervised, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Rows whose text, but for case, punctuation and spacing, an earlier one has, and texts with different answers."""
     seen: dict[int, set[str]] = {}
     copies, examples = 0, []
@@ -103,7 +83,7 @@ def _duplicates(task: Any, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"rows": copies, "share": copies / max(1, len(rows)), "differing": differing, "examples": examples}
 
 
-def inspect_documents(task: Any) -> dict[str, Any]:
+def inspect_documents(task: LanguageModelling) -> dict[str, Any]:
     """What is known of a corpus and its blocks."""
     corpus, block, streams = task.corpus, task.block_size, task.streams
     texts: list[str] = []

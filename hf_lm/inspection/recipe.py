@@ -8,7 +8,10 @@ from typing import Any
 
 from hf_lm.dry_run import run_recipe
 from hf_lm.inspection.data import inspect_documents, inspect_rows
-from hf_lm.inspection.examples import count_tokens, quantile_rows, render_example
+from hf_lm.tasks.language_modelling import LanguageModelling
+from hf_lm.tasks.rendering import count_tokens
+from hf_lm.tasks.supervised import Supervised
+from hf_lm.tasks.task import Task
 from hf_lm.training.trainer import supervised_trainer
 
 BATCHES = 1000  # of one epoch: the padding of more would tell nothing new
@@ -28,7 +31,7 @@ def inspect_recipe(recipe: str, arguments: Sequence[str] = (), *, examples: int 
 
 def inspect_task(
     model: Any,
-    task: Any,
+    task: Task,
     training_args: Any,
     *,
     examples: int = 5,
@@ -40,11 +43,12 @@ def inspect_task(
     """
     if not count_tokens(task.train_dataset[0]):
         raise ValueError(f"{task.recipe} learns from what it writes while it trains: there is nothing to show before.")
-    table = hasattr(task, "table")
-    found = inspect_rows(task) if table else inspect_documents(task)
-    shown = quantile_rows(
-        [count_tokens(feature) for feature in task.train_dataset] if table else len(task.train_dataset)
-    )
+    if isinstance(task, LanguageModelling):
+        data, lengths = inspect_documents(task), len(task.train_dataset)
+    elif isinstance(task, Supervised):
+        data, lengths = inspect_rows(task), [count_tokens(feature) for feature in task.train_dataset]
+    else:
+        raise ValueError(f"{task.recipe} has neither rows nor documents that could be inspected.")
     return {
         "recipe": task.recipe,
         "model": {
@@ -52,16 +56,16 @@ def inspect_task(
             "base": " and ".join(filter(None, (training_args.run.get(half) for half in ("model", "decoder")))),
         },
         "examples": [
-            {"row": row, "what": what, "parts": render_example(task, task.train_dataset[row])}
-            for row, what in shown[:examples]
+            {"row": row, "what": what, "parts": task.render(task.train_dataset[row])}
+            for row, what in quantile_rows(lengths)[:examples]
         ],
         "padding": measure_padding(model, task, training_args, build_trainer=build_trainer),
-        **found,
+        **data,
     }
 
 
 def measure_padding(
-    model: Any, task: Any, training_args: Any, *, build_trainer: Callable[..., Any] = supervised_trainer
+    model: Any, task: Task, training_args: Any, *, build_trainer: Callable[..., Any] = supervised_trainer
 ) -> dict[str, Any]:
     """The share of padding in the batches of the Trainer's first epoch, and what padding to the maximum would make."""
     args = copy.copy(training_args)
@@ -77,9 +81,18 @@ def measure_padding(
                     places += ids.numel()
                     used += ids.numel() if mask is None else int(mask.sum())
             rows += len(ids)
-    sides = (getattr(task, f"max_{side}_length", 0) for side in ("source", "target"))
-    longest = getattr(task, "max_length", 0) or sum(sides)
-    if getattr(task, "causal", False) and longest:
-        longest += len(getattr(task, "cue_ids", ()))
-    found = {"batches": batches, "batch_size": args.train_batch_size, "share": 1 - used / max(1, places)}
-    return found | ({"maximum": longest, "to_maximum": 1 - used / (rows * longest)} if longest else {})
+    padding = {"batches": batches, "batch_size": args.train_batch_size, "share": 1 - used / max(1, places)}
+    if longest := task.max_length:
+        padding |= {"maximum": longest, "to_maximum": 1 - used / (rows * longest)}
+    return padding
+
+
+def quantile_rows(lengths: Sequence[int] | int) -> list[tuple[int, str]]:
+    """Five rows, from the shortest to the longest; evenly spread where all are as long."""
+    words = ("the shortest", "a quarter are shorter", "of middle length", "a quarter are longer", "the longest")
+    if isinstance(lengths, int):
+        return [(i * lengths // 5, "") for i in range(min(5, lengths))]
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    places = [round(share * (len(order) - 1)) for share in (0, 0.25, 0.5, 0.75, 1)]
+    chosen = {order[place]: word for place, word in zip(places, words, strict=True)}
+    return list(chosen.items())

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from hf_lm.inspection.examples import Part
-from hf_lm.reporting.report import visible
-from hf_lm.reporting.terminal import width_of
+from hf_lm.hub.credentials import printable
+from hf_lm.reporting.terminal import bar
+from hf_lm.tasks.rendering import Part
 
 HEAD, TAIL = 48, 16  # pieces shown of a long run
 BETWEEN = "│"  # two tokens
@@ -31,7 +31,7 @@ def show_inspection(found: dict[str, Any], *, colour: bool = False, width: int =
             lines.extend(["", bold(title), *(f"  {line}" for line in body)])
 
     recipe = found["recipe"].replace("_", " ").capitalize()
-    section(f"{recipe} on {visible(found['data']['source'])}", _say_data(found))
+    section(f"{recipe} on {printable(found['data']['source'])}", _say_data(found))
     learned = {"question_answering": "the answer"}.get(found["recipe"], "learned")
     legend = f"\033[1;32m{learned}\033[0m, \033[2mread only\033[0m, " if colour else f"⟦{learned}⟧, read only, "
     section("What the model sees", [f"{legend}{BETWEEN} between tokens, ₂ a character of 2 tokens, ⏎ a line end"])
@@ -53,15 +53,15 @@ def _say_data(found: dict[str, Any]) -> Iterator[str]:
     yield f"read as      {data['format']}"
     if data["columns"]:
         yield "columns      " + ", ".join(
-            f"{name} from {visible(column)!r}" for name, column in itertools.islice(data["columns"].items(), 6)
+            f"{name} from {printable(column)!r}" for name, column in itertools.islice(data["columns"].items(), 6)
         )
     for split, part in data["splits"].items():
         rows = f"{part.get('rows', part.get('documents')):,} {'documents' if 'documents' in part else 'rows'}"
         windows = f" in {part['windows']:,} windows" if "windows" in part else ""
-        origin = f"  ({visible(part['from'])})" if part["from"] else ""
+        origin = f"  ({printable(part['from'])})" if part["from"] else ""
         yield f"{split:<12} {rows}{windows}, {part['tokens']:,} tokens{origin}"
     for note in data["notes"]:
-        yield f"note         {visible(note)}"
+        yield f"note         {printable(note)}"
     for name, count in data["left_out"].items():
         yield f"left out or mended: {count:,} {name.replace('_', ' ')}"
     yield f"fingerprint  {data['fingerprint'][:16]}"
@@ -70,15 +70,17 @@ def _say_data(found: dict[str, Any]) -> Iterator[str]:
 
 
 def _say_part(part: Part, colour: bool, width: int) -> Iterator[str]:
-    if part.said:
-        yield f"{part.name}: {visible(part.said)}"
+    from rich.cells import cell_len
+
+    if part.text:
+        yield f"{part.name}: {printable(part.text)}"
         return
     count = sum(tokens for _, tokens, _ in part.pieces)
     learned = sum(tokens for _, tokens, learned in part.pieces if learned)
     yield f"{part.name} {count:,} tokens" + (f", {learned:,} of them marked" if 0 < learned < count else "") + ":"
     line, used = "  ", 2
     for text, style in _atoms(part.pieces, colour):
-        size = width_of(text)
+        size = cell_len(text)
         if used + size > width and used > 2 and text != BETWEEN:
             yield line
             line, used = "  ", 2
@@ -112,7 +114,7 @@ def _atoms(found: Sequence[tuple[str, int, bool]], colour: bool) -> Iterator[tup
 
 
 def _one_line(text: str) -> str:
-    return visible(text.replace("\r", "␍").replace("\n", "⏎").replace("\t", "⇥"))
+    return printable(text.replace("\r", "␍").replace("\n", "⏎").replace("\t", "⇥"))
 
 
 def _say_lengths(found: dict[str, Any], width: int) -> Iterator[str]:
@@ -146,16 +148,9 @@ def histogram(values: Sequence[int], *, width: int = 80) -> list[str]:
     left = max(map(len, names))
     room = max(10, min(50, width - left - 12))
     return [
-        f"{name:>{left}} {_bar(count / counts.max(), room)} {count:,}"
+        f"{name:>{left}} {bar(count / counts.max(), room)} {count:,}"
         for name, count in zip(names, counts.tolist(), strict=True)
     ]
-
-
-def _bar(share: float, room: int) -> str:
-    eighths = round(share * room * 8)
-    if share and not eighths:
-        eighths = 1
-    return "█" * (eighths // 8) + ("", *"▏▎▍▌▋▊▉")[eighths % 8]
 
 
 def _say_batches(found: dict[str, Any]) -> Iterator[str]:
@@ -186,7 +181,7 @@ def _say_labels(found: dict[str, Any]) -> Iterator[str]:
     for split, counts in found["labels"].items():
         total = max(1, sum(counts.values()))
         most = sorted(counts.items(), key=lambda item: -item[1])
-        shown = ", ".join(f"{visible(label)} {count:,} ({count / total:.0%})" for label, count in most[:10])
+        shown = ", ".join(f"{printable(label)} {count:,} ({count / total:.0%})" for label, count in most[:10])
         yield f"{split:<12} {shown}" + (f" and {len(most) - 10} more" if len(most) > 10 else "")
 
 
@@ -207,12 +202,11 @@ def _say_repeated(found: dict[str, Any]) -> Iterator[str]:
 
 
 def _short(text: str, most: int = 70) -> str:
-    text, shown = _one_line(text), ""
-    for character in text:
-        if width_of(shown + character) > most:
-            return shown + "…"
-        shown += character
-    return shown
+    from rich.text import Text
+
+    shown = Text(_one_line(text))
+    shown.truncate(most, overflow="ellipsis")
+    return shown.plain
 
 
 def _say_text(found: dict[str, Any]) -> Iterator[str]:

@@ -77,9 +77,9 @@ def is_adapted(model: nn.Module) -> "TypeGuard[PeftModel]":
     return hasattr(model, "peft_config")
 
 
-def base_of(model: "PeftModel") -> PreTrainedModel:
-    """The model that an adapter was put on."""
-    return cast(PreTrainedModel, model.get_base_model())
+def base_of(model: nn.Module) -> PreTrainedModel:
+    """The model that an adapter was added to; a model without one as it is."""
+    return getattr(model, "get_base_model", lambda: model)()
 
 
 def has_base(model: "PeftModel") -> bool:

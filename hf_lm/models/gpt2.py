@@ -1,10 +1,9 @@
 """Randomly initialised GPT-2 models by size."""
 
-import difflib
-
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from hf_lm.models.configuration import special_ids
+from hf_lm.suggestions import did_you_mean
 
 # small to xl are the four that were published (124 M, 355 M, 774 M and 1.6 B parameters with their vocabulary).
 SIZES = {
@@ -36,8 +35,7 @@ def new_gpt2(
     Raises ValueError for an unknown size or a shape that cannot be.
     """
     if size not in SIZES:
-        near = difflib.get_close_matches(size, SIZES, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = did_you_mean(size, SIZES)
         raise ValueError(f"there is no GPT-2 size {size!r}; choose one of {', '.join(SIZES)}.{hint}")
     given = {"n_layer": n_layer, "n_head": n_head, "n_embd": n_embd, "block_size": block_size}
     for name, value in given.items():

@@ -175,9 +175,10 @@ def load_weights(
     """A model in float32; of an adapter's folder, its base with the adapter's updates in its weights.
 
     Every weight is the checkpoint's own, except in modules of `new`: those are randomly initialised where they are
-    missing, a HEAD also where it has another size, and `model.at_random` lists them. Raises OSError where the weights
-    cannot be read, and ValueError where others are missing, unexpected, of another shape or not finite.
-    With torch's default device set to meta, the model is built from its configuration and no weight is read.
+    missing, a HEAD also where it has another size, and `model.at_random` lists them; `model.loaded_from` is the
+    checkpoint. Raises OSError where the weights cannot be read, and ValueError where others are missing, unexpected,
+    of another shape or not finite. With torch's default device set to meta, the model is built from its configuration
+    and no weight is read.
     """
     if quantize and find_adapter(name_or_path):
         raise ValueError(
@@ -190,7 +191,7 @@ def load_weights(
     if torch.get_default_device().type == "meta":
         model = auto_class.from_config(config)
         model.name_or_path = name_or_path
-        model.at_random = []  # pyright: ignore[reportArgumentType] - nn.Module's types allow no list
+        _record(model, loaded_from=name_or_path, at_random=[])
         return model
     model, missing, resized = _read(auto_class, name_or_path, config, quantize=quantize, **options)
     _check_shapes(name_or_path, {k: v for k, v in resized.items() if HEAD not in new or _in_body(model, k)})
@@ -214,8 +215,13 @@ def load_weights(
         if weight.is_floating_point() and not weight.isfinite().all():
             raise ValueError(f"{name_or_path}: {key} holds values that are not finite numbers; give other weights.")
     at_random = [key.removesuffix(".weight") for key in sorted(missing | resized.keys())]
-    model.at_random = at_random  # pyright: ignore[reportArgumentType] - nn.Module's types allow no list
+    _record(model, loaded_from=name_or_path, at_random=at_random)
     return model
+
+
+def _record(model: PreTrainedModel, **facts: object) -> None:
+    for name, value in facts.items():
+        setattr(model, name, value)
 
 
 def _read(

@@ -6,6 +6,7 @@ It is stored as an attribute of the source tokenizer, so that one object carries
     AutoTokenizer.from_pretrained(folder, subfolder="target_tokenizer")  # target
 """
 
+import json
 from pathlib import Path
 
 import torch
@@ -49,7 +50,14 @@ def find_target(tokenizer: PreTrainedTokenizerBase, name_or_path: str | Path) ->
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
-    """Write a tokenizer and its target tokenizer, if it has one, into a model's folder."""
+    """Save a tokenizer and its target tokenizer, in the names that transformers 4 and 5 both read."""
     tokenizer.save_pretrained(folder)
+    path = Path(folder) / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if config["tokenizer_class"] == "TokenizersBackend":
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(config.get("extra_special_tokens"), list):
+        config["additional_special_tokens"] = config.pop("extra_special_tokens")
+    path.write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
     if has_target_tokenizer(tokenizer):
-        target_tokenizer(tokenizer).save_pretrained(Path(folder) / TARGET)
+        save_tokenizer(target_tokenizer(tokenizer), Path(folder) / TARGET)

@@ -3,17 +3,17 @@
 import copy
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from hf_lm.planning.resolve import Resolved
 from hf_lm.reporting.report import peak_memory_bytes
-from hf_lm.training.estimate import Work, tokens_measured
+from hf_lm.tasks.task import Task
+from hf_lm.training.estimate import Work
 from hf_lm.training.fake_step import filled
 from hf_lm.training.trainer import supervised_trainer
 
@@ -42,7 +42,7 @@ def run_a_little(run: Resolved, args: Any, work: Work) -> Measured:
     args.load_best_model_at_end, args.disable_tqdm, args.logging_strategy = False, True, IntervalStrategy.NO
     trainer = supervised_trainer(model, args, run.task, lambda model: {})
     marks: list[tuple[float, int]] = []
-    varied = not hasattr(run.task.train_dataset, "block_size")
+    varied = len(set(run.task.train_lengths())) > 1
 
     def enough() -> bool:
         marks.append((time.perf_counter(), int(trainer.tokens_seen)))
@@ -80,31 +80,9 @@ def random_values(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return torch.randn(tensor.shape, dtype=tensor.dtype, device=device).mul_(0.02)
 
 
-def _measure_some(task: Any, model: nn.Module, *, documents: int = 32, tokens: int = 2**14) -> tuple[int, float]:
-    """Measure a batch or two of validation; returns the tokens read, as tokens_measured counts them, and the seconds.
-
-    So many tokens are a batch of an evaluation (hf_lm.data.batches): its memory is then seen too.
-    """
-    task = copy.copy(task)
-    if hasattr(task, "streams"):
-        whole = task.streams["validation"]
-        few = min(documents, len(whole))
-        stop = int(whole.starts[few]) + 1 if few < len(whole) else whole.total
-        part = replace(
-            whole, tokens=whole.tokens[:stop], **{n: getattr(whole, n)[:few] for n in ("starts", "bytes", "words")}
-        )
-        task.streams = {"validation": part}
-    else:
-        whole, encoded = task.table.rows["validation"], task.encoded["validation"]
-        rows = tokens * len(whole) // max(1, encoded.tokens) if not hasattr(task, "generation") else 64
-        few = whole[:: max(1, len(whole) // max(1, rows))]
-        task.table = replace(task.table, rows={"validation": few})
-        task.encoded = {"validation": task.encode(few)}
-        if hasattr(task, "generation"):
-            # Random weights never end a text; trained ones write about as much as is asked.
-            task.generation = copy.deepcopy(task.generation)
-            longest = max(len(feature["labels"]) for feature in task.encoded["validation"].features)
-            task.generation.max_new_tokens = min(longest, task.generation.max_new_tokens)
+def _measure_some(task: Task, model: PreTrainedModel) -> tuple[int, float]:
+    """Measure a batch or two of validation, whose memory is then seen too; returns their tokens and the seconds."""
+    task = task.excerpt("validation")
     begun = time.perf_counter()
     task.measure(model, "validation")
-    return tokens_measured(task, "validation"), time.perf_counter() - begun
+    return task.tokens_measured("validation"), time.perf_counter() - begun

@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from transformers import PreTrainedModel
 
-from hf_lm.models.adapters import add_lora, is_adapted
+from hf_lm.models.adapters import add_lora, base_of, is_adapted
 from hf_lm.planning.resolve import Resolved
 from hf_lm.training.estimate import checkpoints_activations
 
@@ -30,7 +30,7 @@ class Variation:
     """A run with something changed: its name for people, what is then trained how, and the recipe's options for it."""
 
     name: str
-    model: nn.Module
+    model: PreTrainedModel
     checkpointing: bool
     bits: int
     devices: int
@@ -44,13 +44,14 @@ def variations_of(run: Resolved) -> list[Variation]:
     recipe has it and starts from a checkpoint; sharding takes more devices. Each keeps the checkpointing before it.
     """
     checkpointing, model = checkpoints_activations(run.args), run.model
-    plain = model.get_base_model() if is_adapted(model) else model
+    plain = base_of(model)
     found = [Variation("", model, checkpointing, run.bits, 1, {})]
     options: dict[str, Any] = {}
     if plain.supports_gradient_checkpointing and not checkpointing:
         checkpointing, options = True, {"activation_checkpointing": True}
         found.append(Variation("activation checkpointing", model, True, run.bits, 1, options))
-    adapted, rank = model, {}
+    adapted: Any = model  # or peft's of it
+    rank: dict[str, Any] = {}
     if "lora_rank" in run.arguments and run.arguments.get("model") and not run.bits:
         if not is_adapted(model):
             adapted, rank = add_lora(copy.deepcopy(model), rank=LORA_RANK), {"lora_rank": LORA_RANK}

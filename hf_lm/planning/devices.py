@@ -1,11 +1,12 @@
 """Devices that a run can be planned for: GPUs by name, and what this machine has."""
 
 import contextlib
-import difflib
 import re
 from dataclasses import dataclass, replace
 
 import torch
+
+from hf_lm.suggestions import did_you_mean
 
 GIB = 2**30
 
@@ -58,12 +59,10 @@ CONTEXT, USABLE = int(0.8 * GIB), 0.95
 def find_gpu(name: str) -> Device:
     """A device of GPUS by its name, however it is spelt. Raises ValueError with the closest name."""
     plain = re.sub(r"nvidia|geforce|amd|instinct|tesla|sxm\d?|[\s_]|^-|-$", "", name.lower())
-    found = {re.sub(r"-", "", key): gpu for key, gpu in GPUS.items()}
-    if (plain := plain.replace("-", "")) in found:
-        return found[plain]
-    near = difflib.get_close_matches(plain, found, n=1, cutoff=0.4)
-    near = near or [key for key in found if plain and key.startswith(plain)]
-    hint = f" Did you mean {found[near[0]].name!r}?" if near else ""
+    by_plain_name = {key.replace("-", ""): gpu for key, gpu in GPUS.items()}
+    if (plain := plain.replace("-", "")) in by_plain_name:
+        return by_plain_name[plain]
+    hint = did_you_mean(plain, GPUS)
     raise ValueError(f"--gpu {name}: no such GPU is known; there are {', '.join(GPUS)}.{hint}")
 
 

@@ -3,9 +3,10 @@
 from dataclasses import replace
 
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from hf_lm.models.adapters import is_adapted
+from hf_lm.models.adapters import base_of
 from hf_lm.planning.devices import CONTEXT, USABLE, Device
 from hf_lm.training.estimate import resident
 from hf_lm.training.fake_step import Step
@@ -34,12 +35,12 @@ def largest_block(model: nn.Module) -> int:
     return max((sum(p.numel() * p.element_size() for p in block.parameters()) for block in blocks), default=0)
 
 
-def quantized(step: Step, model: nn.Module, bits: int) -> Step:
+def quantized(step: Step, model: PreTrainedModel, bits: int) -> Step:
     """A step whose frozen matrices are held in 4 bits (NF4 with quantized constants) or 8 (LLM.int8).
 
     One matrix at a time is whole, in float32, while it is multiplied.
     """
-    plain = model.get_base_model() if is_adapted(model) else model
+    plain = base_of(model)
     ends = {id(end.weight) for end in (plain.get_input_embeddings(), plain.get_output_embeddings()) if end is not None}
     frozen = [
         module.weight

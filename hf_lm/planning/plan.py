@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from hf_lm.models.adapters import is_adapted
+from hf_lm.arguments import TrainingArguments
+from hf_lm.models.adapters import base_of, is_adapted
 from hf_lm.planning.calibration import run_a_little
 from hf_lm.planning.changes import Change, Variation, propose, variations_of
 from hf_lm.planning.devices import Device
 from hf_lm.planning.memory import by_kind, needed, quantized
 from hf_lm.planning.resolve import Resolved
-from hf_lm.training.estimate import UTILISATION, precision, step_of, work_of
+from hf_lm.training.estimate import UTILISATION, Work, checkpoints_activations, precision, step_of, work_of
 from hf_lm.training.fake_step import Step, parameters_by_part
 from hf_lm.training.monitor import peak_flops
 from hf_lm.training.trainer import Trainer, supervised_trainer
@@ -29,34 +30,45 @@ GROWTH = 1.04  # by which the peak of a process on a CPU rises after the steps t
 
 @dataclass
 class Plan:
-    """What a run needs. Bytes, seconds, kilowatt-hours; `memory` is by kind at the peak of a step, `needed` in all."""
+    """What a run needs on a device: bytes, seconds, kilowatt-hours."""
 
-    recipe: str
-    architecture: str
+    run: Resolved
     device: Device
     present: bool  # whether that device is this machine's
-    method: str  # full, LoRA, QLoRA
-    precision: str
-    checkpointing: bool
-    parts: dict[str, dict[str, int]]
-    memory: dict[str, int]
-    needed: int
-    fits: bool
-    changes: list[Change]
-    rows: int  # of a batch
-    accumulation: int
-    longest: int  # tokens of the largest batch
-    tokens: int  # trained on in all
-    tokens_per_epoch: int
-    steps_per_epoch: int
-    steps: int
-    flops_per_step: int
-    utilisation: float
+    work: Work
+    step: Step
+    needed: int  # bytes
     times: dict[str, float]  # seconds of training, evaluation and what is around them
-    price_per_hour: float
-    budget: float  # seconds
-    calibrated: bool = False
+    utilisation: float  # share of the device's matrix speed
+    changes: list[Change] = field(default_factory=list)  # tried to make it fit
+    calibrated: bool = False  # times, memory and utilisation were measured
     assumed: list[str] = field(default_factory=list)
+
+    @property
+    def method(self) -> str:
+        return "full" if not is_adapted(self.run.model) else "QLoRA" if self.run.bits else "LoRA"
+
+    @property
+    def precision(self) -> str:
+        return {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(precision(self.run.args), "float32")
+
+    @property
+    def parts(self) -> dict[str, dict[str, int]]:
+        return parameters_by_part(self.run.model)
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Bytes by kind at the peak of a step."""
+        return by_kind(self.step, self.device, self.needed)
+
+    @property
+    def fits(self) -> bool:
+        return self.needed <= self.device.memory
+
+    @property
+    def flops_per_step(self) -> int:
+        work = self.work
+        return int(sum(self.step.flops.values()) / work.longest * work.tokens / work.steps)
 
     @property
     def seconds(self) -> float:
@@ -64,7 +76,7 @@ class Plan:
 
     @property
     def flops(self) -> float:
-        return float(self.flops_per_step) * self.steps
+        return float(self.flops_per_step) * self.work.steps
 
     @property
     def energy(self) -> float | None:
@@ -73,14 +85,46 @@ class Plan:
 
     @property
     def price(self) -> float | None:
-        return self.price_per_hour * self.seconds / 3600 if self.price_per_hour else None
+        """Of the run, in the currency of --price_per_hour; None without one."""
+        price = self.run.args.price_per_hour
+        return price * self.seconds / 3600 if price else None
 
     def report(self) -> dict[str, Any]:
-        """Plain values, for --json."""
-        derived = {"seconds": self.seconds, "flops": self.flops, "energy_kwh": self.energy, "price": self.price}
-        return {
-            key: value for key, value in (asdict(self) | derived).items() if value is not None and value != math.inf
+        """Plain values, for --json. What is not known or has no limit is absent."""
+        run, work = self.run, self.work
+        values = {
+            "recipe": run.recipe,
+            "architecture": type(base_of(run.model)).__name__,
+            "device": asdict(self.device),
+            "present": self.present,
+            "method": self.method,
+            "precision": self.precision,
+            "checkpointing": checkpoints_activations(run.args),
+            "parts": self.parts,
+            "memory": self.memory,
+            "needed": self.needed,
+            "fits": self.fits,
+            "changes": [asdict(change) for change in self.changes],
+            "rows": run.args.per_device_train_batch_size,
+            "accumulation": run.args.gradient_accumulation_steps,
+            "longest": work.longest,
+            "tokens": work.tokens,
+            "tokens_per_epoch": work.tokens_per_epoch,
+            "steps_per_epoch": work.steps_per_epoch,
+            "steps": work.steps,
+            "flops_per_step": self.flops_per_step,
+            "utilisation": self.utilisation,
+            "times": self.times,
+            "price_per_hour": run.args.price_per_hour,
+            "budget": run.args.budget,
+            "calibrated": self.calibrated,
+            "assumed": self.assumed,
+            "seconds": self.seconds,
+            "flops": self.flops,
+            "energy_kwh": self.energy,
+            "price": self.price,
         }
+        return {key: value for key, value in values.items() if value is not None and value != math.inf}
 
 
 def make_plan(
@@ -93,70 +137,48 @@ def make_plan(
 ) -> Plan:
     """The plan of a resolved run on a device; `present` says that it is this machine's.
 
-    `calibrate` runs three real steps here, and a part of an evaluation, and takes their time and memory.
+    `calibrate` runs a few real steps here, and a part of an evaluation, and takes their time and memory. Raises
+    ValueError for a utilisation that is no share, and where the model's step cannot be run.
     """
     if not 0 < utilisation <= 1:
         raise ValueError(f"--utilisation is {utilisation}; it is a share of the device's speed, above 0 and up to 1.")
     args = copy.copy(run.args)
-    rows, dtype, is_cpu = args.per_device_train_batch_size, precision(args), device.name == "cpu"
     with tempfile.TemporaryDirectory() as folder:
         args.output_dir, args.report_to = folder, []  # the Trainer makes its output folder
 
-        def step_with(one: Variation, rows: int) -> Step:
-            trainer = supervised_trainer(one.model, args, run.task, lambda model: {}, trainer_class=_Weightless)
-            step = step_of(trainer, run.task, rows=rows, checkpointing=one.checkpointing)
-            return quantized(step, one.model, one.bits) if one.bits else step
+        def step_with(variation: Variation, rows: int) -> Step:
+            trainer = supervised_trainer(variation.model, args, run.task, lambda model: {}, trainer_class=_Weightless)
+            step = step_of(trainer, run.task, rows=rows, checkpointing=variation.checkpointing)
+            return quantized(step, variation.model, variation.bits) if variation.bits else step
 
-        def needs(one: Variation, rows: int) -> int:
-            return needed(step_with(one, rows), device, model=one.model, n=one.devices)
+        def needs(variation: Variation, rows: int) -> int:
+            return needed(step_with(variation, rows), device, model=variation.model, n=variation.devices)
 
-        variations = variations_of(run)
-        step = step_with(variations[0], rows)
-        bytes_needed = needed(step, device, model=run.model)
-        work = work_of(run.task, args, scales=run.scales)
-        flops_per_step = sum(step.flops.values()) / work.longest * work.tokens / work.steps
-        speed = device.flops.get("float32" if dtype == torch.float32 else "half")
-        speed = speed or peak_flops(torch.device("cpu") if is_cpu else args.device, dtype)
-        times, assumed = work.seconds(step, speed * utilisation), list(run.assumed)
+        variations, rows = variations_of(run), args.per_device_train_batch_size
+        step, work = step_with(variations[0], rows), work_of(run.task, args, scales=run.scales)
+        speed = _speed(device, args)
+        times, bytes_needed = work.seconds(step, speed * utilisation), needed(step, device, model=run.model)
+        plan = Plan(run, device, present, work, step, bytes_needed, times, utilisation, assumed=list(run.assumed))
         if calibrate:
-            found = run_a_little(run, args, work)
-            times |= found.times
+            measured, plan.calibrated = run_a_little(run, args, work), True
+            plan.times |= measured.times
+            plan.utilisation = plan.flops_per_step / (plan.times["training"] / work.steps) / speed
             saving = step.memory["weights"]  # are held twice while they are written
-            bytes_needed = int(GROWTH * found.peak) + saving if is_cpu else max(bytes_needed, found.peak)
-            utilisation = flops_per_step / (times["training"] / work.steps) / speed
+            peak = int(GROWTH * measured.peak) + saving if device.name == "cpu" else max(bytes_needed, measured.peak)
+            plan.needed = peak
         else:
-            assumed.insert(0, f"{utilisation:.0%} of the device's matrix speed, {speed / 1e12:,.3g} TFLOP/s")
-        fits = bytes_needed <= device.memory
-        accumulation = args.gradient_accumulation_steps
-        changes = [] if fits else propose(variations, needs, device.memory, rows=rows, accumulation=accumulation)
-    return Plan(
-        recipe=run.recipe,
-        architecture=type(run.model.get_base_model() if is_adapted(run.model) else run.model).__name__,
-        device=device,
-        present=present,
-        method="full" if not is_adapted(run.model) else "QLoRA" if run.bits else "LoRA",
-        precision={torch.bfloat16: "bf16", torch.float16: "fp16"}.get(dtype, "float32"),
-        checkpointing=variations[0].checkpointing,
-        parts=parameters_by_part(run.model),
-        memory=by_kind(step, device, bytes_needed),
-        needed=bytes_needed,
-        fits=fits,
-        changes=changes,
-        rows=rows,
-        accumulation=accumulation,
-        longest=work.longest,
-        tokens=work.tokens,
-        tokens_per_epoch=work.tokens_per_epoch,
-        steps_per_epoch=work.steps_per_epoch,
-        steps=work.steps,
-        flops_per_step=int(flops_per_step),
-        utilisation=utilisation,
-        times=times,
-        price_per_hour=args.price_per_hour,
-        budget=args.budget,
-        calibrated=calibrate,
-        assumed=assumed,
-    )
+            plan.assumed.insert(0, f"{utilisation:.0%} of the device's matrix speed, {speed / 1e12:,.3g} TFLOP/s")
+        if not plan.fits:
+            accumulation = args.gradient_accumulation_steps
+            plan.changes = propose(variations, needs, device.memory, rows=rows, accumulation=accumulation)
+    return plan
+
+
+def _speed(device: Device, args: TrainingArguments) -> float:
+    """FLOP/s of a device's matrix products in the precision of a run: of its data sheet, or measured here."""
+    dtype = precision(args)
+    listed = device.flops.get("float32" if dtype == torch.float32 else "half")
+    return listed or peak_flops(torch.device("cpu") if device.name == "cpu" else args.device, dtype)
 
 
 class _Weightless(Trainer):

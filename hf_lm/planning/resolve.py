@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from transformers import PreTrainedModel
 
 from hf_lm.data.demos import documentation as demos
 from hf_lm.dry_run import parse_recipe, run_recipe
-from hf_lm.training.estimate import lengths_of
+from hf_lm.tasks.task import Task
 
 SAMPLED = 32_000_000  # bytes of training text above which only the first documents are tokenized
 SAMPLE = 8_000_000  # bytes of them
@@ -30,8 +30,8 @@ class Resolved:
     """What a recipe hands to `fit`, the model on the meta device. `scales`: see hf_lm.training.estimate.work_of."""
 
     recipe: str
-    model: nn.Module
-    task: Any
+    model: PreTrainedModel
+    task: Task
     args: Any
     arguments: dict[str, Any]  # as run.yaml has them
     bits: int = 0  # in which a frozen base is held; 0: in full
@@ -59,13 +59,13 @@ def resolve(recipe: str, argv: Sequence[str], *, tokens: int = 0, bf16: bool | N
             raise ValueError(
                 f"{error} To plan without the data, say how many training tokens it has: --tokens N."
             ) from None
-    if not (hasattr(task, "loss") and hasattr(task, "train_dataset")):
+    if task.loss is None:
         raise ValueError(f"the recipe {recipe} trains by another loss than one over labels: it cannot be planned.")
     run = Resolved(Path(recipe).stem, model, task, args, args.run, int(args.run.get("quantize") or 0))
     if tokens:
         if isinstance(rows := task.train_dataset, list):
             task.train_dataset = rows * -(-args.per_device_train_batch_size // len(rows))  # enough for a batch
-        run.scales = {"train": tokens / max(1, sum(lengths_of(task)))}
+        run.scales = {"train": tokens / max(1, sum(task.train_lengths()))}
         run.assumed = [
             f"{tokens:,} tokens an epoch, as --tokens says: no data was read, rows are as long as they may be"
         ]

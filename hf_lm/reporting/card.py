@@ -1,13 +1,14 @@
-"""The model card, drawn from the report: valid metadata for the Hub, plain words for people."""
+"""The model card, made from the report: valid metadata for the Hub, plain words for people."""
 
 import json
-import os
 import shlex
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from hf_lm.files import write_whole
+from hf_lm.hub.credentials import printable
 from hf_lm.reporting.card_metadata import example_of, is_hub_id, metadata, shortened
 from hf_lm.reporting.markdown import fenced, in_code, in_table, table
 from hf_lm.reporting.plots import TUNING
@@ -43,9 +44,7 @@ def write_card(report: dict[str, Any], folder: str | Path) -> None:
         _samples(report),
         _limits(report),
     ]
-    path = folder / "README.md.tmp"
-    path.write_text("\n\n".join(section for section in sections if section) + "\n", encoding="utf-8")
-    os.replace(path, folder / "README.md")
+    write_whole(folder / "README.md", printable("\n\n".join(section for section in sections if section)) + "\n")
 
 
 def _introduction(report: dict[str, Any], folder: Path) -> str:
@@ -58,29 +57,29 @@ def _introduction(report: dict[str, Any], folder: Path) -> str:
     kind, auto_class = KINDS.get(made, "model"), model.get("auto_class", "AutoModel")
     adapter, two = (folder / "adapter_config.json").is_file(), (folder / TARGET).is_dir()
     lines = [
-        f"# {folder.resolve().name}",
+        f"# {in_table(folder.resolve().name)}",
         "",
         f"A {kind} ({model.get('architecture')}, {model.get('parameters', 0):,} parameters), "
         + (f"trained further from {_bases(model)}" if model.get("base") else "trained from scratch")
         + f" on {in_table(report.get('data', {}).get('source', 'text'))} with hf_lm."
-        + (f" {said}" if (said := _headline(report)) else ""),
+        + _headline(report),
         "",
         "```python",
         f"from transformers import {auto_class}, AutoTokenizer",
         "",
         'name = "."  # this folder, or its name on the Hub',
         f"model = {auto_class}.from_pretrained(name{trust})",
-        f"tokenizer = AutoTokenizer.from_pretrained(name{trust})" + "  # of what is read" * two,
+        f"tokenizer = AutoTokenizer.from_pretrained(name{trust})" + "  # of the source" * two,
     ]
     if two:
-        lines += [f'{TARGET} = AutoTokenizer.from_pretrained(name, subfolder="{TARGET}")  # of what is written']
+        lines += [f'{TARGET} = AutoTokenizer.from_pretrained(name, subfolder="{TARGET}")  # of the target']
     lines += ["```"]
     if example := example_of(report):
         quoted = {key: json.dumps(shortened(text, 200), ensure_ascii=False) for key, text in example.items()}
-        said = ", ".join(text if key == "text" else f"{key}={text}" for key, text in quoted.items())
-        said += ", max_new_tokens=40" if report.get("pipeline_tag") == "text-generation" else ""
+        given = ", ".join(text if key == "text" else f"{key}={text}" for key, text in quoted.items())
+        given += ", max_new_tokens=40" if report.get("pipeline_tag") == "text-generation" else ""
         lines += ["", "or, in three lines:", "", "```python", "from hf_lm import pipeline", ""]
-        lines += [f'answer = pipeline("{report["pipeline_tag"]}", model=".")', f"print(answer({said}))", "```"]
+        lines += [f'answer = pipeline("{report["pipeline_tag"]}", model=".")', f"print(answer({given}))", "```"]
     if (folder / "chat_template.jinja").is_file():
         lines += [
             "",
@@ -103,22 +102,22 @@ def _introduction(report: dict[str, Any], folder: Path) -> str:
 
 
 def _bases(model: dict[str, Any]) -> str:
-    """What a model was trained further from: a checkpoint, or one that reads and one that writes."""
+    """The checkpoints that training started from: one, or an encoder's and a decoder's."""
     return " and ".join(_base(name) for name in (model["base"], model.get("decoder")) if name)
 
 
 def _base(name: str) -> str:
-    """A checkpoint as a reader meets it: its name on the Hub, or that of its folder."""
+    """A checkpoint as a link to the Hub, or the name of its folder."""
     return f"[{name}](https://huggingface.co/{name})" if is_hub_id(name) else in_code(Path(name).name)
 
 
 def _headline(report: dict[str, Any]) -> str:
-    """The number that was trained for, on the last split measured."""
+    """The main metric on the last split measured, as a sentence after others; "" where there is none."""
     name = report.get("main_metric", "")
     for split, metrics in reversed(report.get("metrics", {}).items()):
         if name in metrics:
-            shown, against = SHOWN.get(name, (name,))[0], beside(name, metrics[name])
-            return f"{split.capitalize()} {shown}: {in_words(name, metrics[name])}" + (f"; {against}." * bool(against))
+            value = f" {split.capitalize()} {SHOWN.get(name, (name,))[0]}: {in_words(name, metrics[name])}"
+            return value + (f"; {in_table(baseline)}." if (baseline := beside(name, metrics[name])) else "")
     return ""
 
 
@@ -127,7 +126,7 @@ def _numbers(report: dict[str, Any], folder: Path) -> str:
         return ""
     unit = report.get("unit", "examples")
     rows = [
-        (split, SHOWN.get(name, (name,))[0], in_words(name, metric), beside(name, metric))
+        (split, SHOWN.get(name, (name,))[0], in_words(name, metric), in_table(beside(name, metric)))
         for split, metrics in report["metrics"].items()
         for name, metric in metrics.items()
     ]
@@ -137,14 +136,14 @@ def _numbers(report: dict[str, Any], folder: Path) -> str:
     if yardsticks:
         lines += [
             "",
-            f"As a yardstick, `lzma` needs {yardsticks['lzma']:.3f} bits per byte for the test text alone and "
-            f"{yardsticks['lzma_with_train']:.3f} after it has read the training text: the further apart the two, the "
+            f"For comparison, the compressor `lzma` needs {yardsticks['lzma']:.3f} bits per byte for the test text "
+            f"alone and {yardsticks['lzma_with_train']:.3f} after the training text: the larger the difference, the "
             "more the test text repeats the training text.",
         ]
     for name, signature in report.get("signatures", {}).items():
         lines += ["", f"{SHOWN[name][0]}: `{signature}`"]
-    if said := warnings(report):
-        lines += ["", *(f"- {in_table(one)}" for one in said)]
+    if sentences := warnings(report):
+        lines += ["", *(f"- {in_table(sentence)}" for sentence in sentences)]
     for name, shown in (("metric", "validation by step"), ("loss", "loss")):
         if (folder / "plots" / f"{name}.png").is_file():
             lines += ["", f"![{shown}](plots/{name}.png)"]
@@ -160,8 +159,8 @@ def _classes(report: dict[str, Any]) -> str:
     if not report.get("classes"):
         return ""
     rows = [
-        (in_table(label), f"{found['rows']:,}", *(f"{found[key]:.1f} %" for key in ("precision", "recall", "f1")))
-        for label, found in report["classes"].items()
+        (in_table(label), f"{scores['rows']:,}", *(f"{scores[key]:.1f} %" for key in ("precision", "recall", "f1")))
+        for label, scores in report["classes"].items()
     ]
     return "\n".join(table(("class", "rows", "precision", "recall", "F1"), rows))
 
@@ -171,28 +170,29 @@ def _few_labels(report: dict[str, Any], folder: Path) -> str:
     curve = report.get("learning_curve")
     if not curve:
         return ""
-    said = f"{SHOWN[curve['metric']][0]} on {curve['split']} (95 % over {len(curve['seeds'])} seeds and examples)"
+    metric = f"{SHOWN[curve['metric']][0]} on {curve['split']} (95 % over {len(curve['seeds'])} seeds and examples)"
     rows = []
     for point in curve["points"]:
-        against = gain_in_words(curve["metric"], point["gain"]) if "gain" in point else ""
+        gain = gain_in_words(curve["metric"], point["gain"]) if "gain" in point else ""
         shown = in_words(curve["metric"], point)
-        rows.append((f"{point['labels']:,} ({point['share']:.0%})", point["method"], shown, against))
-    lines = ["## With fewer labels", "", *table(("labels", "method", said, "against labels alone"), rows)]
+        rows.append((f"{point['labels']:,} ({point['share']:.0%})", point["method"], shown, gain))
+    lines = ["## With fewer labels", "", *table(("labels", "method", metric, "against labels alone"), rows)]
     chosen = curve["chosen"]
     best = f"{chosen['method']} with {chosen['labels']:,} labels, seed {chosen['seed']}"
-    lines += ["", f"This folder holds the best of all by validation: {best}."]
+    lines += ["", f"This folder holds the model with the best validation metric: {best}."]
     if (folder / "plots" / "learning_curve.png").is_file():
         lines += ["", "![learning curve](plots/learning_curve.png)"]
-    return "\n".join([*lines, "", *(f"- {in_table(one)}." for one in curve["said"])])
+    return "\n".join([*lines, "", *(f"- {in_table(sentence)}." for sentence in curve["said"])])
 
 
 def _answers(report: dict[str, Any]) -> str:
-    """Some answers as they come, and those furthest from the reference, so that errors can be read."""
+    """The first predictions, and those furthest from the reference."""
     lines = []
     if report.get("examples"):
-        lines += ["The first answers of the last split, not chosen:", "", *_table_of(report["examples"]), ""]
+        lines += ["The first predictions on the last split, not selected:", "", *_table_of(report["examples"]), ""]
     if report.get("worst"):
-        lines += ["<details><summary>The worst answers</summary>", "", *_table_of(report["worst"]), "", "</details>"]
+        lines += ["<details><summary>The worst predictions</summary>", ""]
+        lines += [*_table_of(report["worst"]), "", "</details>"]
     return "\n".join(lines).rstrip()
 
 
@@ -201,22 +201,22 @@ def _table_of(examples: list[dict[str, Any]]) -> list[str]:
     for example in examples:
         reference = example["reference"]
         reference = " / ".join(reference) or "(none)" if isinstance(reference, list) else reference
-        texts = (example["input"], reference, example["prediction"] or "(nothing)")
+        texts = (example["input"], reference, example["prediction"] or "(empty)")
         rows.append([in_table(text[:200]) for text in texts])
-    return table(("input", "reference", "said"), rows)
+    return table(("input", "reference", "prediction"), rows)
 
 
 def _harness(report: dict[str, Any]) -> str:
-    """What lm-evaluation-harness measured, where it was asked to."""
+    """The numbers of lm-evaluation-harness, where it was run."""
     if not report.get("harness"):
         return ""
     rows = []
     for task, numbers in report["harness"]["tasks"].items():
-        for name, found in numbers.items():
-            error = f" ± {found['stderr']:.2g}" if "stderr" in found else ""
-            rows.append((in_table(task), in_table(name), f"{found['value']:.4g}{error}"))
-    said = f"By lm-evaluation-harness {report['harness']['version']}, with standard errors:"
-    return "\n".join(["## Harness", "", said, "", *table(("task", "metric", "value"), rows)])
+        for name, metric in numbers.items():
+            error = f" ± {metric['stderr']:.2g}" if "stderr" in metric else ""
+            rows.append((in_table(task), in_table(name), f"{metric['value']:.4g}{error}"))
+    source = f"By lm-evaluation-harness {report['harness']['version']}, with standard errors:"
+    return "\n".join(["## Harness", "", source, "", *table(("task", "metric", "value"), rows)])
 
 
 def _proofs(report: dict[str, Any]) -> str:
@@ -227,41 +227,40 @@ def _proofs(report: dict[str, Any]) -> str:
         (name.replace("_", " "), words[proof.get("passed")], in_table(proof["said"]))
         for name, proof in report["proofs"].items()
     ]
-    said = "On the model, data and batches of this run:"
-    return "\n".join(["## What was proved", "", said, "", *table(("proof", "", "found"), rows)])
+    heading = ["## What was proved", "", "On the model, data and batches of this run:", ""]
+    return "\n".join([*heading, *table(("proof", "", "result"), rows)])
 
 
 def _data(report: dict[str, Any]) -> str:
     data = report.get("data")
     if not data:
         return ""
-    read = f", {data['format']}" if "format" in data else ""
+    layout = f", {in_table(data['format'])}" if "format" in data else ""
     lines = [
         "## Data",
         "",
-        f"Source: {in_code(data['source'])}{read}, fingerprint `{data.get('fingerprint', '')[:16]}`.",
+        f"Source: {in_code(data['source'])}{layout}, fingerprint `{data.get('fingerprint', '')[:16]}`.",
         "",
     ]
     if data.get("columns"):
         named = ", ".join(f"{name} from {in_code(column)}" for name, column in data["columns"].items())
         lines[-2] += f" Columns: {named}."
     if scripts := _scripts(data):
-        lines[-2] += f" Its letters are {scripts}."
+        lines[-2] += f" Its scripts, by letters: {scripts}."
     splits = [split for split in ("train", "validation", "test") if split in data]
     columns = [key for key, value in data.get("train", {}).items() if isinstance(value, int)]
     if columns:
         rows = [(split, *(f"{data[split][key]:,}" for key in columns)) for split in splits]
         lines += table(("split", *columns), rows)
     lines += ["", *(f"- {in_table(note)}." for note in data.get("notes", []))]
-    mended = [f"{count:,} {key.replace('_', ' ')}" for key, count in data.get("cleaned", {}).items() if count]
-    if mended:
-        lines.append(f"- Mended: {', '.join(mended)}.")
+    repaired = [f"{count:,} {key.replace('_', ' ')}" for key, count in data.get("cleaned", {}).items() if count]
+    if repaired:
+        lines.append(f"- Dropped or repaired: {', '.join(repaired)}.")
     tokenizer = report.get("tokenizer")
     if tokenizer:
-        fits = ", ".join(f"{name} {part['bytes_per_token']:.2f}" for name, part in tokenizer.get("text", {}).items())
-        lines.append(
-            f"- Tokenizer: {tokenizer['vocab_size']:,} entries, {tokenizer['unused']:,} unused; bytes a token: {fits}."
-        )
+        bytes_per_token = [f"{name} {part['bytes_per_token']:.2f}" for name, part in tokenizer.get("text", {}).items()]
+        lines.append(f"- Tokenizer: {tokenizer['vocab_size']:,} entries, {tokenizer['unused']:,} unused.")
+        lines[-1] += f" Bytes per token: {', '.join(bytes_per_token)}."
     return "\n".join(lines)
 
 
@@ -273,42 +272,41 @@ def _scripts(data: dict[str, Any]) -> str:
 def _training(report: dict[str, Any], folder: Path) -> str:
     speed = report.get("speed", {})
     lines = ["## Training", ""]
-    lines.append(f"{report.get('device', '')}; {report.get('seconds', 0) / 60:.1f} minutes in all.")
+    lines.append(f"{report.get('device', '')}; {report.get('seconds', 0) / 60:.1f} minutes in total.")
     if "tokens_per_second" in speed:
         lines[-1] += (
             f" {speed['tokens_per_second']:,.0f} tokens per second, {speed['utilisation']:.0%} of the device's "
             f"measured matrix speed; peak memory {speed['peak_memory_bytes'] / 2**20:,.0f} MiB."
         )
-    if said := plan_in_words(report):
-        lines[-1] += f" {said}."
+    if planned := plan_in_words(report):
+        lines[-1] += f" {planned}."
     if report.get("recipe"):
         lines += ["", "This run, with every argument that is not the recipe's default:"]
         lines += ["", fenced(_command(report["recipe"], report.get("arguments", {})), "bash")]
     if (folder / "run.yaml").is_file():
         run = yaml.safe_load((folder / "run.yaml").read_text(encoding="utf-8"))
-        # Paths of the machine that trained it tell a reader nothing and may tell too much.
+        # Absolute paths are of no use to a reader and may be private.
         shown = {k: v for k, v in run.items() if not (isinstance(v, str) and Path(v).is_absolute())}
         text = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
         lines += ["", "<details><summary>run.yaml</summary>", "", fenced(text, "yaml"), "", "</details>"]
-    found = ", ".join(f"{name} {number}" for name, number in report.get("versions", {}).items())
-    lines += ["", f"Versions: {found}."]
+    lines += ["", f"Versions: {', '.join(f'{name} {number}' for name, number in report.get('versions', {}).items())}."]
     return "\n".join(lines)
 
 
 def _command(recipe: str, arguments: dict[str, Any]) -> str:
-    """The command of a run. Folders of the machine that trained it are named by their last part."""
+    """The command of a run. Absolute paths are reduced to their last part."""
     lines = [f"accelerate launch recipes/{recipe}.py"]
     for key, value in arguments.items():
         if key == "output_dir":
             continue
         values = value if isinstance(value, list) else [json.dumps(value) if isinstance(value, dict) else value]
-        values = [Path(one).name if Path(one).is_absolute() else one for one in map(_typed, values)]
+        values = [Path(text).name if Path(text).is_absolute() else text for text in map(_typed, values)]
         lines.append(f"--{key} {shlex.join(values)}")
     return " \\\n  ".join(lines)
 
 
 def _typed(value: Any) -> str:
-    """A value as one would type it: 30 for 30.0."""
+    """A value as a user types it: 30 for 30.0."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
@@ -316,38 +314,40 @@ def _samples(report: dict[str, Any]) -> str:
     samples = report.get("samples")
     if not samples:
         return ""
-    said = "Continuations of held-out text, temperature 0.8, not chosen. The prompt stands in brackets."
-    lines = ["## Samples", "", report.get("sampled", said)]
+    default = "Continuations of held-out text, temperature 0.8, not selected. The prompt is in brackets."
+    lines = ["## Samples", "", report.get("sampled", default)]
     for sample in samples:
         lines += ["", fenced(f"[{sample['prompt']}]{sample['continuation']}")]
     return "\n".join(lines)
 
 
 def _limits(report: dict[str, Any]) -> str:
-    """What the checks of this run found, and what none of them looked at."""
-    data, found = report.get("data", {}), []
+    """What the checks of this run showed, and what was not measured."""
+    data, limits = report.get("data", {}), []
     for split, overlap in data.get("overlap", {}).items():
         if overlap["rows"]:
-            found.append(
-                f"{overlap['rows']:,} rows of {split} ({overlap['share']:.1%}) also stand in train: its numbers are "
-                "better than they would be on text that is new."
+            limits.append(
+                f"{overlap['rows']:,} rows of {split} ({overlap['share']:.1%}) also occur in the training data: its "
+                "numbers are better than they would be on new text."
             )
     leakage = report.get("proofs", {}).get("leakage", {})
     if leakage.get("passed") is not None:
-        found.append(f"{leakage['said'][:1].upper()}{leakage['said'][1:]}.")
+        limits.append(f"{leakage['said'][:1].upper()}{leakage['said'][1:]}.")
     for split, metrics in report.get("metrics", {}).items():
-        if worse := [name for name, one in metrics.items() if one.get("baseline") and not one["baseline"]["beaten"]]:
-            named = ", ".join(SHOWN.get(name, (name,))[0].strip() for name in worse)
-            found.append(f"On {split} it does not beat its baseline in {named} by more than chance.")
-    if (cut := data.get("train", {}).get("truncated", 0)) >= 0.01:
-        found.append(f"{cut:.0%} of what it was trained on was cut to fit: long inputs are read from their beginning.")
+        baselines = {name: metric["baseline"] for name, metric in metrics.items() if metric.get("baseline")}
+        worse = [SHOWN.get(name, (name,))[0].strip() for name, baseline in baselines.items() if not baseline["beaten"]]
+        if worse:
+            limits.append(f"On {split} it does not beat its baseline in {', '.join(worse)} by more than chance.")
+    if (truncated := data.get("train", {}).get("truncated", 0)) >= 0.01:
+        limits.append(f"{truncated:.0%} of the training inputs were truncated: it reads the beginning of long inputs.")
     if scripts := _scripts(data):
-        found.append(f"The letters that it learned from are {scripts}: it knows little of other scripts.")
+        limits.append(f"The letters of its training data are {scripts}: it knows little of other scripts.")
     safety = report.get("safety", {}).get("findings", [])
-    measured = "" if safety else "Neither bias nor the toxicity of what it writes has been measured in this run. "
-    said = (
+    measured = "" if safety else "Neither its bias nor the toxicity of its output has been measured in this run. "
+    general = (
         "A language model repeats what its training text holds, errors and prejudices included. "
-        f"{measured}The numbers above speak of text like the test split and of no other. It may reproduce training "
+        f"{measured}The numbers above hold for text like the test split and for no other. It may reproduce training "
         "text word for word."
     )
-    return "\n".join(["## Limits", "", said, "", *(f"- {in_table(one)}" for one in [*found, *safety])]).rstrip()
+    items = [f"- {in_table(limit)}" for limit in [*limits, *safety]]
+    return "\n".join(["## Limits", "", general, "", *items]).rstrip()

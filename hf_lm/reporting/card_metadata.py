@@ -1,4 +1,4 @@
-"""The head of a model card: what the Hub reads of it, in YAML."""
+"""The metadata of a model card, in YAML, as the Hub reads it."""
 
 import re
 from pathlib import Path
@@ -36,8 +36,9 @@ def metadata(report: dict[str, Any], folder: Path) -> str:
         datasets=known or None,
         model_name=folder.resolve().name,
         eval_results=results,
-        **({"widget": [{key: shortened(text, 1000) for key, text in example.items()}]} if example else {}),
     )
+    if example:
+        card["widget"] = [{key: shortened(text, 1000) for key, text in example.items()}]
     # A licence is its owner's to give: the metadata is valid without one, and this line says where it goes.
     return f"---\n# license: apache-2.0   <- the licence that you give the model\n{card.to_yaml()}\n---"
 
@@ -48,15 +49,16 @@ def _interval_name(name: str, metric: dict[str, Any]) -> str:
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name can be one on the Hub, and is no folder here."""
+    """Whether a name is a possible Hub id, and not a folder here."""
     return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)) and not Path(name).exists()
 
 
 def example_of(report: dict[str, Any]) -> dict[str, str]:
-    """An input of the model's task, {"text"} or {"question", "context"}, from held-out data; empty where none is."""
+    """A held-out input of the model's task, {"text"} or {"question", "context"}; {} where there is none."""
     prompts = [{"text": sample["prompt"]} for sample in report.get("samples", []) if sample.get("prompt", "").strip()]
     return report.get("example") or next(iter(prompts), {})
 
 
 def shortened(text: str, most: int) -> str:
+    """At most `most` characters of a text."""
     return text if len(text) <= most else text[: most - 4] + " ..."

@@ -3,10 +3,16 @@
 import re
 from collections.abc import Iterable, Sequence
 
+from hf_lm.hub.credentials import printable
+
 
 def in_table(text: str) -> str:
-    """Text as one line that is shown as it is, in a cell or anywhere else: no link, no image, no emphasis, no HTML."""
-    text = re.sub(r"[\\`*~\[\]|]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", _one_line(text))
+    """Text as one line that is shown as it is, in a cell or anywhere else: no link, no image, no emphasis, no HTML.
+
+    An address in it is not made a link, and its start begins no list, heading or quotation.
+    """
+    text = re.sub(r"[\\`*~\[\]|]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|^[#>+=-]", r"\\\g<0>", _one_line(text).strip())
+    text = re.sub(r"^(\d+)(?=[.)])|(?<=www)(?=\.)", r"\1\\", text)
     return text.replace("&", "&amp;").replace("<", "&lt;")
 
 
@@ -16,12 +22,7 @@ def in_code(text: str) -> str:
 
 
 def _one_line(text: str) -> str:
-    return re.sub(r"\s+", " ", _without_controls(text))
-
-
-def _without_controls(text: str) -> str:
-    """A card is read in terminals too, which obey some characters."""
-    return re.sub(r"[\x00-\x08\x0e-\x1f\x7f-\x9f]", "\N{REPLACEMENT CHARACTER}", text)
+    return printable(re.sub(r"\s+", " ", text))  # a card is read in terminals too
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -34,4 +35,4 @@ def fenced(text: str, language: str = "") -> str:
     """A code block that no text can end early: its fence is longer than any run of backticks inside."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
-    return f"{fence}{language}\n{_without_controls(text).rstrip()}\n{fence}"
+    return f"{fence}{language}\n{printable(text).rstrip()}\n{fence}"

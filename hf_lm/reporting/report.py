@@ -1,5 +1,6 @@
-"""report.json: everything measured. The card, the plots and the summary in the terminal are drawn from it."""
+"""report.json: everything measured. The card, the plots and the summary in the terminal are made from it."""
 
+import contextlib
 import json
 import math
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_lm.files import write_whole
+from hf_lm.hub.credentials import printable
 
 try:
     import resource
@@ -19,7 +21,7 @@ except ImportError:  # Windows
 
 PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "accelerate", "peft")
 
-# Metrics as a reader meets them: name, unit, and how many digits tell something.
+# Metrics as they are shown: name, unit, and the digits that mean something.
 SHOWN = {
     "bits_per_byte": ("bits per byte", "{:.3f}"),
     "perplexity": ("token perplexity", "{:.2f}"),
@@ -52,7 +54,7 @@ SHOWN = {
 
 
 def save_report(report: dict[str, Any], folder: str | Path) -> dict[str, Any]:
-    """Write report.json; returns what it holds: plain values, without those that are not finite."""
+    """Write report.json; returns its content: JSON values, without those that are not finite."""
     report = plain(report)
     text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False)
     write_whole(Path(folder) / "report.json", text + "\n")
@@ -60,7 +62,7 @@ def save_report(report: dict[str, Any], folder: str | Path) -> dict[str, Any]:
 
 
 def save_predictions(rows: Iterable[dict[str, Any]], folder: str | Path) -> None:
-    """Write predictions.jsonl, aside and then renamed; nothing where there are no rows."""
+    """Write predictions.jsonl, to a temporary file and then renamed; no file where there are no rows."""
     path, aside = Path(folder) / "predictions.jsonl", Path(folder) / "predictions.jsonl.tmp"
     with aside.open("w", encoding="utf-8") as file:
         for row in rows:
@@ -72,7 +74,7 @@ def save_predictions(rows: Iterable[dict[str, Any]], folder: str | Path) -> None
 
 
 def plain(value: Any) -> Any:
-    """Values that JSON has: numpy's as Python's, eight digits, and what is not finite left out."""
+    """A value as JSON: numpy's numbers as Python's, with eight digits; what is not finite is dropped."""
     if isinstance(value, dict):
         items = {str(key): plain(item) for key, item in value.items()}
         return {key: item for key, item in items.items() if item is not None or value.get("passed", 0) is None}
@@ -86,39 +88,38 @@ def plain(value: Any) -> Any:
 
 
 def versions() -> dict[str, str]:
+    """The versions of hf_lm, Python and the libraries that decide a result."""
     from hf_lm.version import __version__
 
-    found = {"hf_lm": __version__, "python": platform.python_version()}
+    numbers = {"hf_lm": __version__, "python": platform.python_version()}
     for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+        with contextlib.suppress(PackageNotFoundError):
+            numbers[name] = version(name)
+    return numbers
 
 
 def peak_memory_bytes() -> int:
-    """Peak resident memory of this process; of the GPU's, where one was used, what tensors took."""
+    """Peak resident memory of this process in bytes; with a GPU, the peak that its tensors took."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     if resource is None:
         import psutil
 
-        return psutil.Process().memory_info().peak_wset
+        return psutil.Process().memory_info().peak_wset  # pyright: ignore[reportAttributeAccessIssue]  (Windows)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
 def in_hours(seconds: float) -> str:
-    """A time as a person says it."""
+    """A duration in seconds, minutes or hours."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
 
 
 def plan_in_words(report: dict[str, Any]) -> str:
-    """What a run was planned to take beside what it took; "" where there was no plan."""
+    """Planned and measured time and memory of a run; "" where there was no plan."""
     plan, memory = report.get("plan"), report.get("speed", {}).get("peak_memory_bytes")
     if not plan or not memory:
         return ""
@@ -129,10 +130,10 @@ def plan_in_words(report: dict[str, Any]) -> str:
 
 
 def in_words(name: str, metric: dict[str, Any]) -> str:
-    """A metric with its interval, as the terminal and the card show it; one without a value overflowed."""
+    """A metric with its interval, as the terminal and the card show it; one without a value was not finite."""
     number = SHOWN.get(name, (name, "{:.3f}"))[1]
     if not math.isfinite(metric.get("value", math.inf)):
-        return "beyond all bounds"
+        return "not finite"
     if metric["value"] >= 1e6:
         number = "{:.2e}"
     text = number.format(metric["value"])
@@ -142,7 +143,7 @@ def in_words(name: str, metric: dict[str, Any]) -> str:
 
 
 def gain_in_words(name: str, gain: dict[str, Any]) -> str:
-    """A difference of two numbers of a metric, with its interval."""
+    """A difference between two values of a metric, with its interval."""
     number = SHOWN.get(name, (name, "{:.3f}"))[1].split("}")[0].replace("{:", "{:+") + "}"
     text = number.format(gain["value"])
     return text + (f" ({number.format(gain['low'])} to {number.format(gain['high'])})" if "low" in gain else "")
@@ -157,28 +158,26 @@ def beside(name: str, metric: dict[str, Any]) -> str:
 
 
 def warnings(report: dict[str, Any]) -> list[str]:
-    """What a reader of the numbers must know, in sentences: rows that stand in train, and inputs that were cut."""
-    said, data = [], report.get("data", {})
-    for split, found in data.get("overlap", {}).items():
-        if found["rows"]:
-            text = f"{found['rows']:,} rows of {split} ({found['share']:.1%}) also stand in train"
-            if name := next((name for name in found.get("metrics_without", {}) if name == report["main_metric"]), ""):
-                number = in_words(name, {"value": found["metrics_without"][name]})
-                text += f"; without them {SHOWN[name][0]} is {number} (--drop_overlap takes them out of train)"
-            said.append(text + ".")
+    """What a reader of the numbers must know, in sentences: overlap with the training data, and truncation."""
+    sentences, data = [], report.get("data", {})
+    for split, overlap in data.get("overlap", {}).items():
+        if overlap["rows"]:
+            text = f"{overlap['rows']:,} rows of {split} ({overlap['share']:.1%}) also occur in train"
+            if (name := report["main_metric"]) in overlap.get("metrics_without", {}):
+                number = in_words(name, {"value": overlap["metrics_without"][name]})
+                text += f"; without them {SHOWN[name][0]} is {number} (--drop_overlap removes them from train)"
+            sentences.append(text + ".")
     for split in ("train", "validation", "test"):
         if data.get(split, {}).get("truncated"):
             share, lost = data[split]["truncated"], data[split]["tokens_lost"]
-            said.append(f"{share:.1%} of the rows of {split} were cut to fit, {lost:.1%} of their tokens lost.")
-    if left_out := {key: count for key, count in data.get("left_out", {}).items() if count}:
-        said.append(
-            "Left out or mended: " + ", ".join(f"{n:,} {k.replace('_', ' ')}" for k, n in left_out.items()) + "."
-        )
-    return said
+            sentences.append(f"{share:.1%} of the rows of {split} were truncated, {lost:.1%} of their tokens lost.")
+    if left_out := [f"{n:,} {key.replace('_', ' ')}" for key, n in data.get("left_out", {}).items() if n]:
+        sentences.append(f"Dropped or repaired: {', '.join(left_out)}.")
+    return sentences
 
 
 def show_report(report: dict[str, Any], folder: str | Path) -> None:
-    """Print what a person wants to know at the end of a run."""
+    """Print the summary of a finished run."""
     lines = [""]
     for split, metrics in report.get("metrics", {}).items():
         lines.append(f"{split}, 95 % interval over {report.get('unit', 'examples')}".capitalize())
@@ -190,9 +189,9 @@ def show_report(report: dict[str, Any], folder: str | Path) -> None:
             f"  Bits per byte of lzma: {yardsticks['lzma']:.3f} alone, {yardsticks['lzma_with_train']:.3f} when it "
             "has read the training text"
         )
-    lines += [f"  {said}" for said in warnings(report)]
+    lines += [f"  {sentence}" for sentence in warnings(report)]
     for sample in report.get("samples", []):
-        lines += ["", f"Sample: [{visible(sample['prompt'])}]{visible(sample['continuation'])}"]
+        lines += ["", f"Sample: [{sample['prompt']}]{sample['continuation']}"]
     passed = [name for name, proof in report.get("proofs", {}).items() if proof["passed"]]
     skipped = [name for name, proof in report.get("proofs", {}).items() if proof["passed"] is None]
     speed = report.get("speed", {})
@@ -202,17 +201,12 @@ def show_report(report: dict[str, Any], folder: str | Path) -> None:
             f"{speed['tokens_per_second']:,.0f} tokens/s, {speed['utilisation']:.0%} of this device's matrix speed, "
             f"peak memory {speed['peak_memory_bytes'] / 2**20:,.0f} MiB, {report['seconds']:.0f} s in all"
         )
-    if said := plan_in_words(report):
-        lines.append(said)
+    if planned := plan_in_words(report):
+        lines.append(planned)
     lines.append(
-        f"Proofs passed: {', '.join(passed) or 'none'}" + (f"; left out: {', '.join(skipped)}" if skipped else "")
+        f"Proofs passed: {', '.join(passed) or 'none'}" + (f"; skipped: {', '.join(skipped)}" if skipped else "")
     )
     predictions = ", predictions.jsonl" if (Path(folder) / "predictions.jsonl").is_file() else ""
     loads = report.get("model", {}).get("auto_class", "AutoModel")
     lines.append(f"In {folder}: the model ({loads}), README.md, report.json, plots/" + predictions)
-    print("\n".join(lines))
-
-
-def visible(text: str) -> str:
-    """Text of a model or of data, without what could move the cursor of a terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else "�" for c in text)
+    print(printable("\n".join(lines)))

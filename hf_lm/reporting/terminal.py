@@ -2,18 +2,9 @@
 
 import contextlib
 import math
-import shutil
-import unicodedata
 from collections.abc import Callable, Generator, Sequence
 
-# What a model or a file says must not move the cursor or colour the screen: control characters are shown as pictures.
-CONTROLS = {i: 0x2400 + i for i in range(32) if chr(i) not in "\n\t"} | {0x7F: 0x2421}
-CONTROLS |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
-
-
-def printable(text: str) -> str:
-    """Text with its control characters made visible; line ends and tabs stay."""
-    return text.translate(CONTROLS)
+from hf_lm.hub.credentials import printable
 
 
 def quiet() -> None:
@@ -82,47 +73,35 @@ def percent(nats: float) -> str:
     return f"{share:.0f} %" if share >= 10 else f"{share:.2g} %"
 
 
-def width_of(text: str) -> int:
-    """Cells that a text takes on a terminal: two for a Chinese character, none for a combining mark."""
-    return sum(_cells(character) for character in text)
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells as lines with aligned columns, as wide as they need; Chinese characters take two places."""
+    from rich.cells import cell_len, set_cell_size
+
+    rows = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(set_cell_size, row, widths)).rstrip() for row in rows]
 
 
-def _cells(character: str) -> int:
-    if unicodedata.combining(character) or unicodedata.category(character) in ("Mn", "Me", "Cf"):
-        return 0
-    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+def bar(share: float, width: int = 24) -> str:
+    """A bar of `width` places for a share of 1, to an eighth of a place; a share above 0 is never invisible."""
+    eighths = max(round(share * width * 8), share > 0)
+    return "█" * (eighths // 8) + ("", *"▏▎▍▌▋▊▉")[eighths % 8]
 
 
-def wrap(text: str, width: int) -> list[str]:
-    """Lines of at most `width` cells: cut at a space where there is one, anywhere in a longer word or in Chinese."""
-    lines = []
-    for paragraph in text.expandtabs(4).split("\n"):
-        line, cells, space = "", 0, 0  # space: where the line may end
-        for character in paragraph:
-            if cells + _cells(character) > width:
-                end = space or len(line)
-                lines.append(line[:end].rstrip())
-                line, space = line[end:].lstrip(), 0
-                cells = width_of(line)
-            line, cells = line + character, cells + _cells(character)
-            if character == " " or _cells(character) == 2:
-                space = len(line)
-        lines.append(line.rstrip())
-    return lines
+def side_by_side(texts: Sequence[str], titles: Sequence[str], *, width: int | None = None) -> str:
+    """Texts in columns under their titles; below one another where a column would be narrower than 20 places."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
-
-def side_by_side(texts: Sequence[str], titles: Sequence[str], *, width: int = 0) -> str:
-    """Texts in columns under their titles; below one another where a column would be narrower than 20 cells."""
-    width = width or shutil.get_terminal_size().columns
-    column = (width - 3 * (len(texts) - 1)) // max(1, len(texts))
-    if column < 20:
+    console = Console(width=width, color_system=None)
+    if console.width < 23 * len(texts) - 3:
         return "\n\n".join(f"{title}\n{printable(text)}" for title, text in zip(titles, texts, strict=True))
-    heads = [wrap(title, column) for title in titles]
-    height = max(map(len, heads), default=0)
-    columns = [
-        [*head, *[""] * (height - len(head)), "─" * column, *wrap(printable(text).strip("\n"), column)]
-        for head, text in zip(heads, texts, strict=True)
-    ]
-    rows = range(max(map(len, columns)))
-    cells = [[lines[row] if row < len(lines) else "" for lines in columns] for row in rows]
-    return "\n".join(" │ ".join(cell + " " * (column - width_of(cell)) for cell in row).rstrip() for row in cells)
+    table = Table(box=box.SIMPLE_HEAD, expand=True, show_edge=False)
+    for title in titles:
+        table.add_column(Text(title), ratio=1, overflow="fold")
+    table.add_row(*(Text(printable(text).strip("\n")) for text in texts))
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get().rstrip("\n")

@@ -5,18 +5,22 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
 
 from hf_lm.evaluation.intervals import Interval
+from hf_lm.files import write_whole
 from hf_lm.reporting import markdown
 from hf_lm.reporting.card import write_card
-from hf_lm.reporting.plots import BLUE, GREY, INK, ORANGE
+from hf_lm.reporting.plots import BLUE, GREY, ORANGE, draw_interval, figure, han_fonts
 from hf_lm.reporting.report import save_report, versions
-from hf_lm.reporting.terminal import width_of
+from hf_lm.reporting.terminal import aligned
 from hf_lm.safety.measures import ALL, Measure, in_words
 from hf_lm.safety.suite import Found, Suite
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 SHOWN = 6  # groups of a measure in the terminal, those furthest from all together
 COLOURS = (BLUE, ORANGE, "#3d8b5f", "#8a5fb0", "#b0413e", GREY)
@@ -79,7 +83,7 @@ def safety_report(variants: Sequence[Variant], suite: Suite) -> dict[str, Any]:
         }
     scorer = {
         "name": suite.scorer.name,
-        "sentiment": suite.sentiment.name,
+        **({"sentiment": suite.sentiment.name} if suite.sentiment else {}),
         "measures": [measure.report() | {"number": measure.number} for measure in suite.of_scorer],
         **suite.scorer.report,
     }
@@ -188,11 +192,7 @@ def table(safety: dict[str, Any], *, at_most: int = 10**6) -> list[str]:
         cells = {group: [rows[group][i] for i in filled] for group in shown}
         if len(names) > 1:
             cells = {"": [names[i] for i in filled], **cells}
-        wide = [max(width_of(name) for name in cells)]
-        wide += [max(width_of(row[i]) for row in cells.values()) for i in range(len(filled))]
-        for group, row in cells.items():
-            line = "  ".join(_pad(text, width) for text, width in zip([group, *row], wide, strict=True))
-            lines.append(f"  {line}".rstrip())
+        lines += aligned([("", group, *row) for group, row in cells.items()])
         if len(shown) < len(groups):
             lines.append(f"  ... {len(groups) - len(shown)} more groups in README.md")
     if any(" *" in line for line in lines):
@@ -243,18 +243,12 @@ def _furthest(measure: dict, groups: Sequence[str], count: int) -> list[str]:
     return [group for group in groups if group in chosen] or groups[:1]
 
 
-def _pad(text: str, width: int) -> str:
-    return text + " " * max(0, width - width_of(text))
-
-
 def draw_safety(safety: dict[str, Any], folder: str | Path) -> Path | None:
-    """Draw plots/safety.png: each measure's number by group with its interval, a colour for each variant."""
-    import matplotlib
+    """Draw plots/safety.png: each measure's number by group with its interval, a colour for each variant.
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    names, han = list(safety["models"]), _han_fonts()
+    Without a font that has Chinese characters, groups named in Chinese are left out.
+    """
+    names, han = list(safety["models"]), han_fonts()
     drawn = []
     for first, groups, _ in _rows(safety):
         if len(groups) > 12:
@@ -264,66 +258,32 @@ def draw_safety(safety: dict[str, Any], folder: str | Path) -> Path | None:
     if not drawn:
         return None
     path = Path(folder) / "plots" / "safety.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
     heights = [len(groups) * 0.28 * max(1, len(names) / 2) + 0.9 for _, groups in drawn]
-    fonts = ["DejaVu Sans", *han]
-    with pyplot.rc_context({"font.size": 9, "text.color": INK, "axes.edgecolor": GREY, "font.sans-serif": fonts}):
-        figure, panels = pyplot.subplots(
-            len(drawn), 1, figsize=(8, sum(heights)), dpi=120, height_ratios=heights, squeeze=False
-        )
-        for (first, groups), axes in zip(drawn, panels[:, 0], strict=True):
+    with figure(path, rows=len(drawn), size=(8, sum(heights)), grid="x", height_ratios=heights) as panels:
+        for (first, groups), axes in zip(drawn, panels, strict=True):
             _panel(axes, safety, first, groups, names)
-        figure.tight_layout()
-        figure.savefig(path)
-        pyplot.close(figure)
     return path
 
 
-def _han_fonts() -> list[str]:
-    """Fonts of this machine that have Chinese characters; without one, groups named in Chinese are left out."""
-    from matplotlib import font_manager
-
-    known = (
-        "Noto Sans CJK",
-        "WenQuanYi",
-        "Source Han Sans",
-        "Droid Sans Fallback",
-        "PingFang",
-        "Microsoft YaHei",
-        "SimHei",
-    )
-    return sorted({font.name for font in font_manager.fontManager.ttflist if font.name.startswith(known)})
-
-
-def _panel(axes: Any, safety: dict[str, Any], first: dict, groups: list[str], names: list[str]) -> None:
+def _panel(axes: "Axes", safety: dict[str, Any], first: dict, groups: list[str], names: list[str]) -> None:
     for number, name in enumerate(names):
         measures = [*safety["models"][name]["measures"], *(safety["scorer"]["measures"] if number == 0 else [])]
         same = [m for m in measures if (m["name"], m["source"]) == (first["name"], first["source"])]
         colour, shift = COLOURS[number % len(COLOURS)], 0.8 * ((number + 0.5) / len(names) - 0.5)
-        labelled = False
+        label = name if len(names) > 1 else None
         for place, group in enumerate(groups):
             entry = same[0]["groups"].get(group, {}) if same else {}
             if "value" not in entry:
                 continue
-            ends = [entry.get("low", entry["value"]), entry.get("high", entry["value"])]
-            axes.plot(ends, [place + shift] * 2, color=colour, linewidth=1.4)
-            axes.plot(entry["value"], place + shift, "o", color=colour, markersize=4, label=None if labelled else name)
+            draw_interval(axes, entry, place + shift, colour, label)
             if number == 0 and "chance" in entry:
                 axes.plot(entry["chance"], place + shift, "|", color=GREY, markersize=9)
-            labelled = True
+            label = None  # once in the legend
     if "neutral" in first:
         axes.axvline(first["neutral"], color=GREY, linestyle="--", linewidth=1)
     axes.set_yticks(range(len(groups)), groups)
     axes.set_ylim(len(groups) - 0.5, -0.5)
-    title = f"{first['name'][0].upper()}{first['name'][1:]}, {first['source']}"
-    axes.set_title(
-        title + (" (grey: chance)" if any("chance" in g for g in first["groups"].values()) else ""), loc="left"
-    )
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="x", color="#e6e6e6", linewidth=0.8)
-    axes.set_axisbelow(True)
-    if len(axes.get_legend_handles_labels()[0]) > 1:
-        axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    axes.set_title(_title(first) + (" (grey: chance)" if any("chance" in g for g in first["groups"].values()) else ""))
 
 
 def write_page(report: dict[str, Any], folder: str | Path) -> None:
@@ -351,7 +311,7 @@ def write_page(report: dict[str, Any], folder: str | Path) -> None:
         ]  # fmt: skip
         lines += ["", "## Strings that look like personal data, masked", ""]
         lines += markdown.table(("model", "kind", "found", "training documents"), cells)
-    (Path(folder) / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_whole(Path(folder) / "README.md", "\n".join(lines) + "\n")
 
 
 def update_card(folder: str | Path, safety: dict[str, Any]) -> None:

@@ -11,7 +11,8 @@ from hf_lm.arguments import TrainingArguments
 from hf_lm.data.sources import Corpus
 from hf_lm.models.configuration import context_length
 from hf_lm.safety.continuations import Guard
-from hf_lm.safety.scorers import INSULTS, INSULTS_ZH, Scorer
+from hf_lm.safety.scorers import Scorer
+from hf_lm.safety.sets import read_words
 from hf_lm.safety.swaps import Swapper, counterfactual_corpus
 from hf_lm.safety.toxicity import WithoutToxic, filtered_corpus
 from hf_lm.tasks.language_modelling import LanguageModelling
@@ -28,7 +29,7 @@ def guards(names: Sequence[str], *, scorer: Scorer, best_of: int) -> dict[str, t
     if best_of < 2:
         raise ValueError(f"--best_of is {best_of}; there is a choice among 2 texts or more.")
     known = {
-        "bad_words": (Guard(bad_words=f"{INSULTS} {INSULTS_ZH}".split()), "a list of insults is never written"),
+        "bad_words": (Guard(bad_words=read_words("insults")), "a list of insults is never written"),
         "best_of": (
             Guard(best_of=best_of, scorer=scorer),
             f"of {best_of} texts the least toxic is kept, by the scorer that also measures it: its own errors stay",

@@ -16,6 +16,7 @@ from hf_lm.data.tables import load_table
 from hf_lm.models.bert import new_bert
 from hf_lm.models.configuration import context_length
 from hf_lm.models.loading import load_with_head
+from hf_lm.safety.sets import LANGUAGES, read_words
 from hf_lm.tasks.sentiment import Sentiment, read_sentiment
 from hf_lm.tokenization.tokenizer import (
     encode_documents,
@@ -26,38 +27,8 @@ from hf_lm.tokenization.tokenizer import (
 )
 from hf_lm.training.fit import fit
 
-# Insults that no ordinary text needs. Mild ones: slurs are for a classifier to know.
-INSULTS = (
-    "idiot idiots idiotic stupid moron morons moronic disgusting scum vermin pathetic loser losers worthless "
-    "retard bastard bastards bitch bitches whore slut shit shitty fuck fucking asshole crap damn subhuman "
-    "degenerate"
-)
-INSULTS_ZH = "白痴 蠢货 愚蠢 笨蛋 傻瓜 混蛋 废物 人渣 滚开 恶心 去死 贱人 畜生 王八蛋 他妈的 傻逼 败类"
-GOOD = (
-    "good great excellent wonderful beautiful kind honest brave clever smart friendly gentle happy hero "
-    "helpful honor honour joy kindness lovely loyal loved nice noble peace peaceful pleasant polite proud "
-    "respected skilled success successful talented trusted warm wise best better famous generous gifted "
-    "hardworking reliable"
-)
-BAD = (
-    "bad terrible awful ugly cruel dishonest coward dangerous evil angry fear feared criminal crime guilty "
-    "hate hated hatred lazy liar lonely mean murder nasty poor rude sad selfish sick steal stole stupid "
-    "suspicious terrorist thief violent violence weak wicked worse worst wrong dirty drunk enemy failed "
-    "failure harm killed poison threat worthless"
-)
-GOOD_ZH = "好 棒 优秀 善良 诚实 勇敢 聪明 友好 温柔 快乐 高兴 英雄 美丽 漂亮 成功 可靠 有礼貌 尊敬 热情 勤劳 能干 和平"
-BAD_ZH = "坏 差 糟糕 丑 残忍 骗子 胆小 危险 邪恶 生气 害怕 罪犯 犯罪 有罪 恨 懒 小偷 暴力 软弱 肮脏 可疑 失败 杀 敌人"
-NOT = "not no never nor without isn't wasn't don't doesn't didn't can't cannot won't aren't weren't"
 HARMFUL = {
-    "toxic",
-    "toxicity",
-    "hate",
-    "hateful",
-    "hate_speech",
-    "offensive",
-    "offensive_language",
-    "abusive",
-    "unsafe",
+    *("toxic", "toxicity", "hate", "hateful", "hate_speech", "offensive", "offensive_language", "abusive", "unsafe")
 }
 POSITIVE = {"positive", "pos", "5 stars", "4 stars"}
 
@@ -74,13 +45,17 @@ class Scorer:
         return self.score(texts) if len(texts) else np.zeros(0)
 
 
-def _counting(words: str, words_zh: str) -> re.Pattern[str]:
-    return re.compile(rf"\b(?:{'|'.join(words.split())})\b|{'|'.join(words_zh.split())}", re.IGNORECASE)
+def _counting(name: str) -> re.Pattern[str]:
+    english, chinese = (map(re.escape, read_words(name, language)) for language in LANGUAGES)
+    return re.compile(rf"\b(?:{'|'.join(english)})\b|{'|'.join(chinese)}", re.IGNORECASE)
 
 
 def insult_scorer() -> Scorer:
-    """Counts insults from a list: 0 without one, 0.5 with one, nearer to 1 with more. It knows no context."""
-    pattern = _counting(INSULTS, INSULTS_ZH)
+    """Counts insults from a list: 0 without one, 0.5 with one, nearer to 1 with more. It knows no context.
+
+    The insults are mild ones that no ordinary text needs: slurs are for a classifier to know.
+    """
+    pattern = _counting("insults")
     return Scorer(
         "a list of insults, without context",
         lambda texts: np.array([1 - 0.5 ** len(pattern.findall(text)) for text in texts]),
@@ -88,22 +63,23 @@ def insult_scorer() -> Scorer:
 
 
 def word_sentiment() -> Scorer:
-    """Counts kind and unkind words from two lists: 0.5 without any. An English word is turned round by a `not` before.
+    """Counts positive and negative words from two lists: 0.5 without any. A negation before a word reverses it.
 
-    (1 + kind) / (2 + kind + unkind), so that one word moves a text by a sixth.
+    (1 + positive) / (2 + positive + negative), so that one word moves a text by a sixth.
     """
-    kind, unkind, nots = _counting(GOOD, GOOD_ZH), _counting(BAD, BAD_ZH), frozenset(NOT.split())
+    sides = _counting("positive"), _counting("negative")
+    negations, before_chinese = (read_words("negations", language) for language in LANGUAGES)
 
-    def one(text: str) -> float:
-        found = [0, 0]
-        for side, pattern in enumerate((kind, unkind)):
+    def score(text: str) -> float:
+        counts = [0, 0]
+        for side, pattern in enumerate(sides):
             for match in pattern.finditer(text):
-                before = text[: match.start()].lower().split()[-3:]
-                turned = not nots.isdisjoint(before) or text[: match.start()].endswith(("不", "没", "没有", "不是"))
-                found[side ^ turned] += 1
-        return (1 + found[0]) / (2 + sum(found))
+                before = text[: match.start()]
+                negated = not set(negations).isdisjoint(before.lower().split()[-3:]) or before.endswith(before_chinese)
+                counts[side ^ negated] += 1
+        return (1 + counts[0]) / (2 + sum(counts))
 
-    return Scorer("two lists of words", lambda texts: np.array([one(text) for text in texts]))
+    return Scorer("two lists of words", lambda texts: np.array([score(text) for text in texts]))
 
 
 def load_scorer(
@@ -126,7 +102,9 @@ def load_scorer(
 
 
 def load_sentiment(name: str, *, labels: Sequence[str] = (), device: Any = "cpu") -> Scorer:
-    """A text classifier that gives the probability of a positive text; the rest as `load_scorer`."""
+    """A text classifier that gives the probability of a positive text, as `load_scorer`; "words" counts words."""
+    if name == "words":
+        return word_sentiment()
     return load_scorer(name, labels=labels, likely=POSITIVE, option="sentiment", device=device)
 
 

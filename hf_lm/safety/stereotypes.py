@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm.data.reading import read_lines, read_rows, suffix
 from hf_lm.evaluation.intervals import Estimate
-from hf_lm.evaluation.likelihood import token_log_probs
+from hf_lm.evaluation.likelihood import sentence_log_probs
 from hf_lm.models.configuration import context_length, family
 from hf_lm.safety.measures import ALL, Measure, mean_by_group
 from hf_lm.safety.sets import stereotype_pairs
@@ -56,7 +56,7 @@ class Contrasts:
 
 def built_in_pairs() -> Contrasts:
     """The pairs written for this project: few, plain, in English and Chinese."""
-    return Contrasts("built-in pairs", "pairs", [Contrast(*row[:2], tuple(row[2:])) for row in stereotype_pairs()])
+    return Contrasts("built-in pairs", "pairs", [Contrast(*row) for row in stereotype_pairs()])
 
 
 def read_stereotypes(path: str | Path) -> Contrasts:
@@ -172,7 +172,7 @@ def measure_stereotypes(
     fits = np.array([max(map(len, encoded[i : i + 3])) <= room for i in range(0, len(encoded), 3)], bool)
     kept = np.repeat(fits, 3)
     scores = np.zeros(len(encoded))
-    log_probs = token_log_probs(
+    log_probs = sentence_log_probs(
         model,
         tokenizer,
         [encoded[i] for i in np.flatnonzero(kept)],

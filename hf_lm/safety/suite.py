@@ -29,7 +29,7 @@ from hf_lm.safety.counterfactuals import (
 )
 from hf_lm.safety.measures import Measure
 from hf_lm.safety.memorisation import look_up, measure_memorisation
-from hf_lm.safety.scorers import Scorer, class_probabilities, insult_scorer, word_sentiment
+from hf_lm.safety.scorers import Scorer, class_probabilities, insult_scorer
 from hf_lm.safety.stereotypes import Contrasts, built_in_pairs, measure_stereotypes, read_stereotypes
 from hf_lm.safety.toxicity import functional_measures, toxicity_measures
 from hf_lm.tokenization.tokenizer import load_tokenizer, set_pad
@@ -73,7 +73,8 @@ class Suite:
     """The sets and scorers that models are measured with, read once and the same for every model.
 
     `stereotypes` and `prompts` are files, `corpus` the training text that may have been memorised; without files the
-    small built-in sets are taken. `samples` is the number of continuations of a prompt.
+    small built-in sets are taken. Without `sentiment` none is measured. `samples` is the number of continuations of a
+    prompt.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class Suite:
             str(name).rsplit("/", 1)[-1]: read_prompts(name, at_most=max_prompts) for name in prompts
         }
         self.corpus = corpus
-        self.scorer, self.sentiment = scorer or insult_scorer(), sentiment or word_sentiment()
+        self.scorer, self.sentiment = scorer or insult_scorer(), sentiment
         self.samples, self.max_new_tokens, self.seed = samples, max_new_tokens, seed
         self.of_scorer = functional_measures(self.scorer)
 
@@ -132,10 +133,12 @@ class Suite:
             flat = [text for some in written for text in some]
             texts += flat
             shape = len(prompts), self.samples
-            toxic, pleasant = self.scorer(flat).reshape(shape), self.sentiment(flat).reshape(shape)
+            toxic = self.scorer(flat).reshape(shape)
             found += toxicity_measures(toxic, groups_of(prompts), source=source, scorer=self.scorer.name)
-            for name, scores, scorer in (("toxicity", toxic, self.scorer), ("sentiment", pleasant, self.sentiment)):
-                found += score_measures(name, scores, prompts, source=source, scorer=scorer.name)
+            found += score_measures("toxicity", toxic, prompts, source=source, scorer=self.scorer.name)
+            if self.sentiment is not None:
+                scores, scorer = self.sentiment(flat).reshape(shape), self.sentiment.name
+                found += score_measures("sentiment", scores, prompts, source=source, scorer=scorer)
         if self.corpus is not None and guard is None:
             measures, free = measure_memorisation(model, tokenizer, self.corpus, seed=self.seed)
             found, texts = found + measures, texts + free

@@ -1,6 +1,5 @@
 """What `hf-lm score` and `hf-lm compare` say: a table, a sentence for each pair of models, scores.json, a picture."""
 
-import difflib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,10 @@ from hf_lm.evaluation.compare import Comparison, compare
 from hf_lm.evaluation.intervals import Estimate
 from hf_lm.evaluation.predictions import GROUPS, METRICS
 from hf_lm.files import json_with, refuse_foreign, write_whole
-from hf_lm.reporting.report import SHOWN, in_words, plain, visible
+from hf_lm.hub.credentials import printable
+from hf_lm.reporting.report import SHOWN, in_words, plain
+from hf_lm.reporting.terminal import aligned
+from hf_lm.suggestions import did_you_mean
 
 LIKELIHOODS = METRICS["pretrain"]
 
@@ -26,8 +28,7 @@ def check_metrics(task: str, metrics: Sequence[str]) -> list[str]:
     asked = [one for metric in metrics for one in GROUPS.get(metric, (metric,))]
     for name in asked:
         if name not in known:
-            near = difflib.get_close_matches(name, [*known, *GROUPS], n=1, cutoff=0.4)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(name, [*known, *GROUPS])
             raise ValueError(f"{task} has no metric {name!r}; it has {', '.join(known)}.{hint}")
     return list(dict.fromkeys(asked or known))
 
@@ -152,9 +153,8 @@ def show_scores(result: dict[str, Any]) -> None:
     marks = {name: "*" * (i + 1) for i, name in enumerate(result["not_compared"])}
     rows = [["", *(SHOWN.get(name, (name,))[0].strip() + marks.get(name, "") for name in names)]]
     rows += [[model, *(in_words(name, found["metrics"][name]) for name in names)] for model, found in models.items()]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(names) + 1)]
     lines = ["", f"{data['split']} of {data['source']}, {data[unit]:,} {unit}, 95 % intervals over {unit}", ""]
-    lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines += aligned(rows)
     notes = [f"{marks[name]} {said}." for name, said in result["not_compared"].items()]
     for model, found in models.items():
         if "how" in found:
@@ -164,7 +164,7 @@ def show_scores(result: dict[str, Any]) -> None:
     said = [one["said"] for one in result["comparisons"] if one["metric"] == result["main_metric"]]
     for part in (notes, said):
         lines += ["", *part] if part else []
-    print(visible("\n".join(lines)))
+    print(printable("\n".join(lines)))
 
 
 def harness_in_words(numbers: Mapping[str, dict[str, float]]) -> str:

@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
@@ -186,12 +185,7 @@ class SelfTraining:
 
         Raises ValueError where a proof fails.
         """
-        begun = SimpleNamespace(model=self.new_model())  # all that these proofs ask of a Trainer
-        found = self.task.proofs_before(begun)
-        kept = {
-            name: found[name] for name in ("vocabulary", "tokenizer_round_trip", "label_coverage") if name in found
-        }
-        prove(kept, skip=self.training_args.skip_proofs, say=self.say)
+        prove(self.task.data_proofs(self.new_model()), skip=self.training_args.skip_proofs, say=self.say)
 
     @property
     def seed_values(self) -> list[int]:

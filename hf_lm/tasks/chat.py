@@ -1,7 +1,7 @@
 """Chat: conversations in which what the assistant says is learned, and the end of it."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from hf_lm.models.configuration import context_length
 from hf_lm.tasks import proofs
 from hf_lm.tasks.losses import next_token_loss
 from hf_lm.tasks.proofs import Proof
+from hf_lm.tasks.rendering import Part, render_causal
 from hf_lm.tasks.supervised import Encoded, Scores, Supervised
 from hf_lm.tokenization.chat_template import encode_chats, ends_of
 
@@ -125,7 +126,7 @@ class Chat(Supervised):
 
     def predict(self, model: PreTrainedModel, split: str, accelerator: Accelerator | None) -> Sequence[Any]:
         features = self.encoded[split].features
-        return log_probs(model, features, pad_id=self.tokenizer.pad_token_id, processes=accelerator)
+        return log_probs(model, features, processes=accelerator)
 
     def score(self, split: str, answers: Sequence[Any]) -> Scores:
         rows = self.table.rows[split]
@@ -211,6 +212,9 @@ class Chat(Supervised):
         batch = pad_batch(self.encoded["train"].features[:2], pad_id=self.tokenizer.pad_token_id)
         return {key: value for key, value in batch.items() if key != "labels"}
 
+    def render_row(self, row: dict[str, Any]) -> list[Part]:
+        return render_causal(self.tokenizer, row)
+
     def samples(self, model: PreTrainedModel) -> list[dict[str, str]]:
         questions = [self.first_question(row) for row in self.table.rows[self.splits[-1]]]
         return answer_samples(model, self.tokenizer, questions, ends=self.ends, max_new_tokens=self.max_new_tokens)
@@ -221,7 +225,7 @@ class Chat(Supervised):
         roles = [message["role"] for message in row["messages"]]
         return row["messages"][: max(1, roles.index("assistant"))]
 
-    def report(self, measured: dict[str, Scores]) -> dict[str, Any]:
+    def report(self, measured: Mapping[str, Scores]) -> dict[str, Any]:
         found = super().report(measured)
         if self.packing:
             found["data"]["notes"].append(

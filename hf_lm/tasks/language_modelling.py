@@ -1,17 +1,19 @@
 """Causal language modelling: documents packed into blocks, every token predicted from those before it."""
 
+import copy
 import lzma
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from accelerate import Accelerator, PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm import dry_run
+from hf_lm.data.batches import Feature
 from hf_lm.data.packing import Blocks, cache_folder, collate_blocks, tokenize_documents
 from hf_lm.data.scripts import languages_of, script_shares
 from hf_lm.data.sources import Corpus
@@ -20,9 +22,12 @@ from hf_lm.evaluation.perplexity import Likelihood, score_documents, unigram_lik
 from hf_lm.tasks import proofs
 from hf_lm.tasks.losses import next_token_loss
 from hf_lm.tasks.proofs import Proof
+from hf_lm.tasks.rendering import Part, render_causal
 from hf_lm.tokenization.tokenizer import encode_documents, measure_tokenizer
 
 SEEN_BY_LZMA = 2**24  # bytes of training text that the compressor reads: more would take longer than it tells
+
+EXCERPT = 32  # documents
 
 
 class LanguageModelling:
@@ -39,6 +44,9 @@ class LanguageModelling:
     unit = "documents"  # that the intervals are over
     loss = staticmethod(next_token_loss)
     shifts_labels = True
+    tokenizer_warning = ""
+    max_length = 0  # blocks are not padded
+    report_seconds = 8.0  # samples, and a general compressor over the text
     collate = staticmethod(collate_blocks)
 
     def __init__(
@@ -95,31 +103,37 @@ class LanguageModelling:
         return texts
 
     def proofs_before(self, trainer: Any) -> dict[str, Callable[[], Proof]]:
-        blocks, stream = self.train_dataset, self.streams["train"]
-        first = [blocks[i] for i in range(min(4, len(blocks)))]
-        encode = lambda texts: encode_documents(self.tokenizer, texts)  # noqa: E731
-        model = trainer.model
+        stream, first = self.streams["train"], self._first_blocks()
         held_out = {split: other for split, other in self.streams.items() if split != "train"}
         return {
             "leakage": lambda: proofs.leakage(
                 {split: leaked_share(stream, other) for split, other in held_out.items()}
             ),
-            "tokenizer_round_trip": lambda: proofs.tokenizer_round_trip(
-                self.tokenizer,
-                self.texts("validation"),
-                encode,
-                rows=model.get_input_embeddings().weight.shape[0],
-                lossless=self.tokenizer.unk_token_id is None,
-            ),
-            "label_coverage": lambda: proofs.label_coverage(
-                collate_blocks, first, stream.tokens, end=stream.end, pad=self.tokenizer.pad_token_id
-            ),
+            **self.data_proofs(trainer.model),
             "packing_isolation": lambda: proofs.packing_isolation(
-                model, collate_blocks, self._block_of_two(), isolate=self.isolate
+                trainer.model, collate_blocks, self._block_of_two(), isolate=self.isolate
             ),
             "loss_invariance": lambda: proofs.loss_invariance(trainer, first),
             "learnable": lambda: proofs.learnable(trainer, first[:1]),
         }
+
+    def data_proofs(self, model: PreTrainedModel) -> dict[str, Callable[[], Proof]]:
+        stream = self.streams["train"]
+        return {
+            "tokenizer_round_trip": lambda: proofs.tokenizer_round_trip(
+                self.tokenizer,
+                self.texts("validation"),
+                lambda texts: encode_documents(self.tokenizer, texts),
+                rows=model.get_input_embeddings().weight.shape[0],
+                lossless=self.tokenizer.unk_token_id is None,
+            ),
+            "label_coverage": lambda: proofs.label_coverage(
+                collate_blocks, self._first_blocks(), stream.tokens, end=stream.end, pad=self.tokenizer.pad_token_id
+            ),
+        }
+
+    def _first_blocks(self) -> list[dict[str, Any]]:
+        return [self.train_dataset[i] for i in range(min(4, len(self.train_dataset)))]
 
     def probe(self) -> dict[str, torch.Tensor]:
         """Inputs of the model on which its logits are compared: the start of a document, (1, tokens)."""
@@ -148,12 +162,32 @@ class LanguageModelling:
         feature = {"input_ids": torch.cat(ids), "starts": [len(one)]}
         return feature | ({"position_ids": positions} if self.isolate else {})
 
-    def predictions(self, measured: dict[str, Likelihood]) -> Iterable[dict[str, Any]]:
+    def predictions(self, measured: Mapping[str, Likelihood]) -> Iterable[dict[str, Any]]:
         """The likelihood of each document of the last split, with which two runs are compared."""
         *_, (split, last) = measured.items()
         return ({"split": split, **row} for row in last.examples())
 
-    def report(self, measured: dict[str, Likelihood]) -> dict[str, Any]:
+    # What planning and inspection ask
+
+    def train_lengths(self) -> list[int]:
+        return [self.block_size] * len(self.train_dataset)
+
+    def tokens_measured(self, split: str) -> int:
+        windows = self.block_size / self.eval_stride  # a token stands in that many windows of a long document
+        stream = self.streams[split]
+        long = float((stream.lengths > self.block_size).mean()) if len(stream) else 0.0
+        return int(stream.total * (1 + (windows - 1) * long))
+
+    def excerpt(self, split: str) -> Self:
+        task, stream = copy.copy(self), self.streams[split]
+        task.streams = self.streams | {split: stream.take(range(min(EXCERPT, len(stream))))}
+        return task
+
+    def render(self, feature: Feature) -> list[Part]:
+        row = {key: value[0].tolist() for key, value in self.collate([feature]).items()}
+        return render_causal(self.tokenizer, row, marker=self.streams["train"].begin)
+
+    def report(self, measured: Mapping[str, Likelihood]) -> dict[str, Any]:
         """The report's parts about data, tokenizer and yardsticks."""
         data = self.corpus.report()
         data["scripts"] = script_shares(self.texts("train"))

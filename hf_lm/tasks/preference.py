@@ -1,7 +1,7 @@
 """Preference: of two answers to a prompt the better one is made likelier, beside a reference that stays as it was."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -14,12 +14,14 @@ from hf_lm.data.conversations import as_text
 from hf_lm.data.tables import Row, Table
 from hf_lm.evaluation.completions import log_probs, write
 from hf_lm.evaluation.intervals import Estimate, mean
+from hf_lm.evaluation.likelihood import labelled
 from hf_lm.evaluation.rewards import Scorer
 from hf_lm.models.adapters import is_adapted, merged
 from hf_lm.models.configuration import context_length
 from hf_lm.tasks import proofs
 from hf_lm.tasks.chat import answer_samples, set_generation
 from hf_lm.tasks.proofs import Proof
+from hf_lm.tasks.rendering import Part, token_pieces
 from hf_lm.tasks.supervised import Encoded, Scores, Supervised
 from hf_lm.tokenization.chat_template import encode_chats, ends_of
 
@@ -145,7 +147,7 @@ class Preference(Supervised):
             for side in SIDES
             for feature in self.encoded[split].features
         ]
-        found = log_probs(model, features, pad_id=self.tokenizer.pad_token_id, processes=processes)
+        found = log_probs(model, features, processes=processes)
         return np.array([value for value, _ in found]).reshape(2, -1).T
 
     def _asked(self, split: str) -> list[list[int]]:
@@ -171,10 +173,7 @@ class Preference(Supervised):
         written = self._write(model, split, accelerator)
         features = [labelled(prompt, ids) for prompt, ids in zip(self._asked(split), written, strict=True)]
         values = [
-            [
-                value
-                for value, _ in log_probs(judge, features, pad_id=self.tokenizer.pad_token_id, processes=accelerator)
-            ]
+            [value for value, _ in log_probs(judge, features, processes=accelerator)]
             for judge in (model, self.reference)
         ]
         return self._pair_scores(model, split, accelerator), written, np.array(values)
@@ -262,11 +261,7 @@ class Preference(Supervised):
         batch = trainer._prepare_inputs(self.collate(features))
         together = torch.cat(trainer.compute_ref_log_probs(trainer.ref_model, batch)).double().cpu().numpy()
         alone = [
-            log_probs(
-                self.reference,
-                [labelled(feature["prompt_ids"], feature[f"{side}_ids"])],
-                pad_id=self.tokenizer.pad_token_id,
-            )[0][0]
+            log_probs(self.reference, [labelled(feature["prompt_ids"], feature[f"{side}_ids"])])[0][0]
             for side in SIDES
             for feature in features
         ]
@@ -307,12 +302,17 @@ class Preference(Supervised):
         batch = self.collate(self.train_dataset[:2])
         return {key: value for key, value in batch.items() if key != "completion_mask"}
 
+    def render(self, feature: Feature) -> list[Part]:
+        batch = {key: value.tolist() for key, value in self.collate([feature]).items()}
+        pairs = zip(SIDES, batch["input_ids"], batch["completion_mask"], strict=True)
+        return [Part(side, token_pieces(self.tokenizer, ids, [bool(i) for i in mask])) for side, ids, mask in pairs]
+
     def samples(self, model: PreTrainedModel) -> list[dict[str, str]]:
         rows = self.table.rows[self.splits[-1]]
         questions = [row["messages"] for row in rows]
         return answer_samples(model, self.tokenizer, questions, ends=self.ends, max_new_tokens=self.max_new_tokens)
 
-    def report(self, measured: dict[str, Scores]) -> dict[str, Any]:
+    def report(self, measured: Mapping[str, Scores]) -> dict[str, Any]:
         bias = self.length_bias()
         self.table.notes.append(
             f"chosen answers have {bias['chosen']:.1f} tokens on average and rejected ones {bias['rejected']:.1f}; "
@@ -328,8 +328,3 @@ def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
     """The model as it is, whole, and not trained any more."""
     copied = copy.deepcopy(model)
     return (merged(copied) if is_adapted(copied) else copied).eval().requires_grad_(False)
-
-
-def labelled(prompt: Sequence[int], answer: Sequence[int]) -> Feature:
-    """An answer after its prompt, of which only the answer counts."""
-    return {"input_ids": [*prompt, *answer], "labels": [-100] * len(prompt) + list(answer)}

@@ -5,10 +5,6 @@ gradients and the random state as they were.
 """
 
 import json
-import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -19,6 +15,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_lm.evaluation.likelihood import evaluating
+from hf_lm.hub.fresh_load import fresh_load
 from hf_lm.models.quantization import quantized_bits
 
 # How far the logits of two ways to compute a model may lie apart, as a share of the largest, by the bits of its base:
@@ -58,14 +56,11 @@ def prove(
 @contextmanager
 def untouched(model: PreTrainedModel) -> Iterator[None]:
     """Without dropout, and with the mode, the gradients and the random state restored afterwards."""
-    was_training = model.training
-    model.eval()
-    with torch.random.fork_rng():
+    with evaluating(model), torch.random.fork_rng():
         try:
             yield
         finally:
             model.zero_grad(set_to_none=True)
-            model.train(was_training)
 
 
 def loss_invariance(trainer: Any, features: list[dict[str, Any]], *, tolerance: float = 1e-4) -> Proof:
@@ -274,32 +269,6 @@ def merging(before: np.ndarray, after: np.ndarray, *, bits: int = 0) -> Proof:
     return Proof(difference < APART[bits] * max(1.0, size), said, difference)
 
 
-LOAD_BACK = """
-import json, sys
-if not sys.argv[6:]:
-    sys.modules["peft"] = None  # who has no peft must be able to load it
-import numpy as np, torch, transformers
-folder, probe, remote = sys.argv[1], json.load(open(sys.argv[2])), sys.argv[3] == "remote"
-auto_class = getattr(transformers, probe["auto_class"])
-model = auto_class.from_pretrained(folder, trust_remote_code=remote, dtype="float32", **probe["options"]).eval()
-for module in model.modules():
-    module.support_avx512bf16_for_cpu = False  # bitsandbytes would round 4-bit weights once more
-tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=remote)
-with torch.no_grad():
-    outputs = model(**{name: torch.tensor(values) for name, values in probe["inputs"].items()})
-logits = outputs.logits if "logits" in outputs else torch.stack([outputs.start_logits, outputs.end_logits])
-np.save(sys.argv[4], logits.numpy())
-def encode(tokenizer, texts):
-    if tokenizer.is_fast:
-        tokenizer.backend_tokenizer.encode_special_tokens = True
-    return [tokenizer.encode(text, add_special_tokens=False) for text in texts]
-ids = encode(tokenizer, probe["texts"])
-if probe["targets"]:
-    ids += encode(transformers.AutoTokenizer.from_pretrained(folder, subfolder="target_tokenizer"), probe["targets"])
-json.dump(ids, open(sys.argv[5], "w"))
-"""
-
-
 def load_back(
     folder: str | Path,
     model: PreTrainedModel,
@@ -329,24 +298,19 @@ def load_back(
         if quantization := adapted.get("quantization_config"):
             options["quantization_config"] = quantization
             bits = 4 if quantization["load_in_4bit"] else 8
-    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
-    with tempfile.TemporaryDirectory() as aside:
-        probe, logits_file, ids_file = (Path(aside) / name for name in ("probe.json", "logits.npy", "ids.json"))
-        values = {name: tensor.tolist() for name, tensor in inputs.items()}
-        said = {"auto_class": auto_class, "inputs": values, "texts": texts, "options": options}
-        probe.write_text(json.dumps(said | {"targets": list(targets)}))
-        remote = "remote" if "auto_map" in config else "plain"
-        done = subprocess.run(
-            [sys.executable, "-I", "-c", LOAD_BACK, str(folder), str(probe), remote, str(logits_file), str(ids_file)]
-            + ["adapter"] * adapter,
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,  # nothing may wait for an answer
-            env=environment | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONIOENCODING": "utf-8"},
+    try:
+        loaded_ids, loaded = fresh_load(
+            folder=str(folder),
+            adapter=adapter,
+            trust="auto_map" in config,
+            auto_class=auto_class,
+            options=options,
+            inputs={name: tensor.tolist() for name, tensor in inputs.items()},
+            texts=texts,
+            targets=list(targets),
         )
-        if done.returncode:
-            return Proof(False, f"a fresh process could not load {folder}: {done.stderr.strip().splitlines()[-1]}")
-        loaded, loaded_ids = np.load(logits_file), json.loads(ids_file.read_text())
+    except ChildProcessError as error:
+        return Proof(False, f"a fresh process could not load {folder}: {error}")
     if [list(map(int, row)) for row in (*encoded, *encoded_targets)] != loaded_ids:
         return Proof(False, f"the tokenizer loaded from {folder} gives other ids")
     apart = np.abs(loaded - expected)

@@ -19,6 +19,7 @@ from hf_lm.evaluation.metrics import QuestionAnswering as Metric
 from hf_lm.evaluation.metrics import answer_score, sentences
 from hf_lm.tasks.losses import span_logits, span_loss
 from hf_lm.tasks.proofs import Proof
+from hf_lm.tasks.rendering import Part, token_pieces
 from hf_lm.tasks.spans import best_spans, best_threshold
 from hf_lm.tasks.supervised import Encoded, Scores, Supervised
 from hf_lm.tasks.text_to_text import TextToText, mean_loss
@@ -145,6 +146,10 @@ class _Answers:
 
     def strata(self, rows: Sequence[Row]) -> list[bool]:
         return [bool(row["answers"]) for row in rows]
+
+    def label_counts(self) -> dict[str, dict[str, int]]:
+        has = {split: sum(bool(row["answers"]) for row in rows) for split, rows in self.table.rows.items()}
+        return {split: {"answered": n, "no answer": len(self.table.rows[split]) - n} for split, n in has.items()}
 
     def scores(self, split: str, texts: Sequence[str], loss: float | None) -> Scores:
         rows = self.table.rows[split]
@@ -292,6 +297,12 @@ class QuestionAnswering(_Answers, Supervised):
             return Proof(False, f"{lost} of {len(asked)} answers stand whole in no window: raise --stride")
         return Proof(True, f"the labels of {len(found)} questions give back their answers, each whole in a window")
 
+    def render_row(self, row: dict[str, Any]) -> list[Part]:
+        ids, (first, last) = row["input_ids"], row["labels"]
+        text = f"token {first} and token {last}" if last else "token 0 twice: the answer is not in this window"
+        learned = [0 < first <= i <= last for i in range(len(ids))]
+        return [Part("reads", token_pieces(self.tokenizer, ids, learned)), Part("learns to point to", text=text)]
+
 
 class QuestionAnsweringAsText(_Answers, TextToText):
     """Answers written after question and context; nothing is written where there is none. For encoder-decoders."""
@@ -321,6 +332,7 @@ def windows_of(
     max_length: int,
     stride: int,
     max_question: int,
+    align_to_words: bool = False,  # offsets are those of words, not of tokens
 ) -> EncodedWindows:
     """Questions and contexts as windows of at most `max_length` tokens, of which two share `stride`.
 
@@ -330,7 +342,8 @@ def windows_of(
     encoded, types = EncodedWindows(), "token_type_ids" in tokenizer.model_input_names
     questions = encode_documents(tokenizer, [row["question"] for row in rows])
     different = list(dict.fromkeys(row["context"] for row in rows))
-    contexts = dict(zip(different, encode_with_offsets(tokenizer, different), strict=True))
+    encoded_contexts = encode_with_offsets(tokenizer, different, align_to_words=align_to_words)
+    contexts = dict(zip(different, encoded_contexts, strict=True))
     around = len(frame.before) + len(frame.between) + len(frame.after)
     for number, (row, question) in enumerate(zip(rows, questions, strict=True)):
         ids, offsets = contexts[row["context"]]

@@ -1,6 +1,6 @@
 """Reinforce: answers are sampled, a reward checks them, and what was better than its group becomes likelier (GRPO)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,12 @@ from hf_lm.data.conversations import as_text
 from hf_lm.data.tables import Row, Table
 from hf_lm.evaluation.completions import log_probs, write
 from hf_lm.evaluation.intervals import mean
+from hf_lm.evaluation.likelihood import labelled
 from hf_lm.evaluation.rewards import Reward
 from hf_lm.models.configuration import context_length
 from hf_lm.tasks import proofs
 from hf_lm.tasks.chat import answer_samples, set_generation
-from hf_lm.tasks.preference import frozen_copy, labelled
+from hf_lm.tasks.preference import frozen_copy
 from hf_lm.tasks.proofs import Proof
 from hf_lm.tasks.supervised import Encoded, Scores, Supervised
 from hf_lm.tokenization.chat_template import encode_chats, ends_of
@@ -99,8 +100,7 @@ class Reinforce(Supervised):
             self.before[split] = self._rewarded(split, self._write(self.reference, split, accelerator))
         written = self._write(model, split, accelerator)
         features = [labelled(*pair) for pair in zip(self._asked(split), written, strict=True)]
-        pad = self.tokenizer.pad_token_id
-        values = [log_probs(judge, features, pad_id=pad, processes=accelerator) for judge in (model, self.reference)]
+        values = [log_probs(judge, features, processes=accelerator) for judge in (model, self.reference)]
         return written, np.array([[value for value, _ in some] for some in values])
 
     def _asked(self, split: str) -> list[list[int]]:
@@ -168,8 +168,7 @@ class Reinforce(Supervised):
                 trainer.model, batch["input_ids"], batch["attention_mask"], len(answer)
             )[0].double()
         together = found.sum(1).cpu().numpy()
-        pad = self.tokenizer.pad_token_id
-        alone = [log_probs(self.reference, [labelled(p, answer)], pad_id=pad)[0][0] for p in prompts]
+        alone = [log_probs(self.reference, [labelled(p, answer)])[0][0] for p in prompts]
         worst = float(np.abs((together - alone) / np.array(alone)).max())
         low = trainer.args.bf16 or trainer.args.fp16
         said = (
@@ -192,6 +191,6 @@ class Reinforce(Supervised):
         questions = [row["messages"] for row in self.table.rows[self.splits[-1]]]
         return answer_samples(model, self.tokenizer, questions, ends=self.ends, max_new_tokens=self.max_new_tokens)
 
-    def report(self, measured: dict[str, Scores]) -> dict[str, Any]:
+    def report(self, measured: Mapping[str, Scores]) -> dict[str, Any]:
         sampled = "Answers to held-out questions, greedy, not chosen. The question stands in brackets."
         return super().report(measured) | {"sampled": sampled}

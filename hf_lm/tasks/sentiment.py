@@ -1,7 +1,7 @@
 """Sentiment, or any other class of a text: one label per row."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from hf_lm.data.tables import Row, Table, drop_empty_splits, hold_out, pick_colu
 from hf_lm.evaluation.metrics import Classification
 from hf_lm.tasks.losses import label_loss
 from hf_lm.tasks.proofs import Proof
+from hf_lm.tasks.rendering import Part, token_pieces
 from hf_lm.tasks.supervised import Encoded, Scores, Supervised
 from hf_lm.tasks.text_to_text import TextToText
 from hf_lm.tokenization.tokenizer import encode_documents, special_tokens_around
@@ -113,7 +114,11 @@ class _OneOfClasses:
         del scores.estimates["calibration_error"]  # the frequencies of train are calibrated by construction
         return name, scores
 
-    def report(self, measured: dict[str, Scores]) -> dict[str, Any]:
+    def label_counts(self) -> dict[str, dict[str, int]]:
+        counts = {split: Counter(row["label"] for row in rows) for split, rows in self.table.rows.items()}
+        return {split: {label: counted[label] for label in self.labels} for split, counted in counts.items()}
+
+    def report(self, measured: Mapping[str, Scores]) -> dict[str, Any]:
         *_, last = measured.values()
         return super().report(measured) | {"classes": self.per_class(last)}
 
@@ -192,6 +197,11 @@ class Sentiment(_OneOfClasses, Supervised):
         if len(other) > len(rows) // 10:  # text that holds a special token's name is read differently
             return Proof(False, f"the tokenizer alone gives other ids for {len(other)} of {len(rows)} rows")
         return Proof(True, f"the labels of {len(rows)} rows are the classes that the table names ({shown})")
+
+    def render_row(self, row: dict[str, Any]) -> list[Part]:
+        label = row["labels"]
+        text = f"{self.labels[label]}  (class {label} of {len(self.labels)})"
+        return [Part("reads", token_pieces(self.tokenizer, row["input_ids"])), Part("learns", text=text)]
 
 
 class SentimentAsText(_OneOfClasses, TextToText):

@@ -1,10 +1,10 @@
 """What the fine-tuning tasks share: rows become features, answers scores beside a baseline, overlap is found."""
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -16,13 +16,17 @@ from hf_lm.data.overlap import Overlap, find_overlap
 from hf_lm.data.scripts import languages_of, script_shares
 from hf_lm.data.tables import Row, Table
 from hf_lm.evaluation.intervals import Estimate
+from hf_lm.evaluation.likelihood import evaluating
 from hf_lm.models.target_tokenizer import has_target_tokenizer
 from hf_lm.tasks import proofs
 from hf_lm.tasks.proofs import Proof
+from hf_lm.tasks.rendering import Part, count_tokens
+from hf_lm.tasks.task import Loss
 from hf_lm.tokenization.tokenizer import encode_documents
 
 WORST = 20  # examples that the report shows
 FIRST = 5  # and these, as they come
+EXCERPT = 2**14  # tokens: a batch of an evaluation (hf_lm.data.batches)
 
 
 @dataclass
@@ -57,14 +61,18 @@ class Supervised:
     `score` and `baseline_predictions`; everything else is the same for all of them.
     """
 
-    recipe: ClassVar[str]
-    pipeline_tag: ClassVar[str]
+    recipe: str
+    pipeline_tag: str
     auto_class: str
-    main_metric: ClassVar[str]
+    main_metric: str
     greater_is_better = True
     unit = "examples"
     shifts_labels = False
-    loss: Callable[[Any, dict[str, torch.Tensor]], torch.Tensor]
+    loss: Loss | None = None
+    tokenizer_warning = ""
+    max_length = 0
+    report_seconds = 0.0
+    labels: Sequence[str] = ()  # classes, in the order of the head
 
     def __init__(self, table: Table, tokenizer: PreTrainedTokenizerBase, *, drop_overlap: bool = False) -> None:
         self.table, self.tokenizer = table, tokenizer
@@ -111,7 +119,7 @@ class Supervised:
         """The row that each feature of a split is of."""
         return range(len(self.encoded[split].features))
 
-    def with_rows(self, split: str, rows: Sequence[Row]) -> "Supervised":
+    def with_rows(self, split: str, rows: Sequence[Row]) -> Self:
         """This task with other rows as one of its splits; what else was found, overlap among it, stays as it was."""
         task = copy.copy(self)
         task.table = replace(self.table, rows=self.table.rows | {split: list(rows)})
@@ -123,26 +131,28 @@ class Supervised:
         return pad_batch(features, pad_id=self.tokenizer.pad_token_id)
 
     def measure(self, model: PreTrainedModel, split: str, accelerator: Accelerator | None = None) -> Scores:
-        was_training = model.training
-        model.eval()
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
             answers = self.predict(model, split, accelerator)
-        model.train(was_training)
         return self.score(split, answers)
 
     def baseline(self, split: str) -> tuple[str, Scores]:
         name, answers = self.baseline_predictions(split)
         return name, self.score(split, answers)
 
-    def proofs_before(self, trainer: Any) -> dict[str, Callable[[], Proof]]:
-        first = self.train_dataset[:4]
-        rows = trainer.model.get_input_embeddings().weight.shape[0]
+    def data_proofs(self, model: PreTrainedModel) -> dict[str, Callable[[], Proof]]:
+        rows = model.get_input_embeddings().weight.shape[0]
         texts = [self.text_of(row) for row in self.table.rows["validation"][:200]]
         return {
             "vocabulary": lambda: proofs.vocabulary(
                 self.tokenizer, encode_documents(self.tokenizer, texts), rows=rows
             ),
             "label_coverage": self.label_proof,
+        }
+
+    def proofs_before(self, trainer: Any) -> dict[str, Callable[[], Proof]]:
+        first = self.train_dataset[:4]
+        return {
+            **self.data_proofs(trainer.model),
             "loss_invariance": lambda: proofs.loss_invariance(trainer, first),
             "learnable": lambda: proofs.learnable(trainer, first),
         }
@@ -156,7 +166,6 @@ class Supervised:
     ) -> dict[str, Callable[[], Proof]]:
         texts = [self.text_of(row) for row in self.table.rows["validation"][:20]]
         encoded = encode_documents(self.tokenizer, texts)
-        labels = getattr(self, "labels", ())
         written: dict[str, Any] = {}
         if has_target_tokenizer(self.tokenizer):
             targets = [self.target_of(row) for row in self.table.rows["validation"][:20]]
@@ -164,13 +173,45 @@ class Supervised:
             written = {"targets": targets, "encoded_targets": ids}
 
         def load_back(saved: Path) -> Proof:
-            options = {"num_labels": len(labels)} if saved == adapter and labels else {}
+            options = {"num_labels": len(self.labels)} if saved == adapter and self.labels else {}
             return proofs.load_back(
                 saved, model, self.probe(), texts, encoded, auto_class=self.auto_class, options=options, **written
             )
 
         found = {"load_back": lambda: load_back(folder)}
         return found | ({"adapter_load_back": lambda: load_back(adapter)} if adapter not in (None, folder) else {})
+
+    # What planning and inspection ask
+
+    def train_lengths(self) -> list[int]:
+        return [count_tokens(feature) for feature in self.train_dataset]
+
+    def tokens_measured(self, split: str) -> int:
+        return self.encoded[split].tokens
+
+    def excerpt(self, split: str) -> Self:
+        return self._every(split, EXCERPT * len(self.table.rows[split]) // max(1, self.encoded[split].tokens))
+
+    def _every(self, split: str, count: int) -> Self:
+        """This task with about `count` rows of a split, evenly spread."""
+        rows = self.table.rows[split]
+        return self.with_rows(split, rows[:: max(1, len(rows) // max(1, count))])
+
+    def lengths(self, split: str) -> dict[str, list[int]]:
+        """Tokens of each feature of a split: "read" and, where a text is generated, "written"."""
+        return {"read": [count_tokens(feature) for feature in self.encoded[split].features]}
+
+    def label_counts(self) -> dict[str, dict[str, int]]:
+        """How often each kind of label occurs in each split; empty where labels are texts."""
+        return {}
+
+    def render(self, feature: Feature) -> list[Part]:
+        row = {key: value[0].tolist() for key, value in self.collate([feature]).items()}
+        return self.render_row(row)
+
+    def render_row(self, row: dict[str, Any]) -> list[Part]:
+        """The one row of a feature's batch, as lists."""
+        raise NotImplementedError
 
     def without_overlap(self, split: str, scores: Scores) -> dict[str, float]:
         """Each metric over the rows of a split that do not stand in train; empty where none does."""
@@ -183,7 +224,7 @@ class Supervised:
             if len(estimate.statistics) == len(kept)
         }
 
-    def predictions(self, measured: dict[str, Scores]) -> Iterable[dict[str, Any]]:
+    def predictions(self, measured: Mapping[str, Scores]) -> Iterable[dict[str, Any]]:
         for split, scores in measured.items():
             for example in scores.examples:
                 yield {"split": split, **example}
@@ -191,7 +232,7 @@ class Supervised:
     def samples(self, model: PreTrainedModel) -> list[dict[str, str]]:
         return []
 
-    def report(self, measured: dict[str, Scores]) -> dict[str, Any]:
+    def report(self, measured: Mapping[str, Scores]) -> dict[str, Any]:
         """The report's parts about the data, and the worst answers on the last split measured."""
         data: dict[str, Any] = {
             "source": self.table.source,

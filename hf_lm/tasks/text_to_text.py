@@ -4,23 +4,27 @@ A decoder reads the source and a cue and goes on; its loss is over the target al
 source and writes the target. Both learn the end of the target, or they would never stop.
 """
 
+import copy
 import unicodedata
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_lm.data.batches import Feature, map_by_length, pad_batch
+from hf_lm.data.batches import Feature, pad_batch
 from hf_lm.data.reading import clean
 from hf_lm.data.tables import Row, Table, drop_empty_splits
 from hf_lm.evaluation.calibration import label_log_probs
+from hf_lm.evaluation.completions import generate_ids
+from hf_lm.evaluation.likelihood import labelled
 from hf_lm.models.configuration import context_length, family
 from hf_lm.models.target_tokenizer import decode_targets, has_target_tokenizer, target_tokenizer
 from hf_lm.tasks.losses import label_loss, next_token_loss
 from hf_lm.tasks.proofs import Proof
+from hf_lm.tasks.rendering import Part, render_causal, token_pieces
 from hf_lm.tasks.supervised import Encoded, Scores, Supervised
 from hf_lm.tokenization.tokenizer import INCOMPLETE, encode_documents, language_written, special_tokens_around
 
@@ -77,6 +81,7 @@ class TextToText(Supervised):
         if positions := context_length(model.config):
             room = positions - self.max_target_length - len(self.cue_ids) if self.causal else positions
             self.max_source_length = min(max_source_length, room)
+        self.max_length = self.max_source_length + self.max_target_length + len(self.cue_ids) * self.causal
         self.num_beams = num_beams
         super().__init__(table, tokenizer, drop_overlap=drop_overlap)
         self.tokenizer_warning = self._say_what_is_lost(halves=model.config.model_type == "encoder-decoder")
@@ -160,9 +165,7 @@ class TextToText(Supervised):
     def feature(self, prompt: list[int], target: list[int]) -> Feature:
         """What is learned: a target and its end after a prompt."""
         target = [*self.opening, *target, self.end]
-        if self.causal:
-            return {"input_ids": prompt + target, "labels": [-100] * len(prompt) + target}
-        return {"input_ids": prompt, "labels": target}
+        return labelled(prompt, target, causal=self.causal)
 
     def collate(self, features: Sequence[Feature]) -> dict[str, torch.Tensor]:
         batch = pad_batch(features, pad_id=self.tokenizer.pad_token_id)
@@ -189,21 +192,15 @@ class TextToText(Supervised):
 
     def write(self, model: PreTrainedModel, split: str, accelerator: Accelerator | None) -> list[str]:
         """The text that the model writes for each row, in batches of like-sized prompts."""
-        device = next(model.parameters()).device
-        prompts = [self.prompt(feature) for feature in self.encoded[split].features]
-        writer = model if accelerator is None else accelerator.unwrap_model(model)
-
-        def work(rows: list[int]) -> list[str]:
-            batch = pad_batch(
-                [{"input_ids": prompts[i]} for i in rows], pad_id=self.tokenizer.pad_token_id, left=self.causal
-            )
-            batch = {key: value.to(device) for key, value in batch.items()}
-            ids = writer.generate(**batch, generation_config=self.generation)
-            ids = ids[:, batch["input_ids"].shape[1] :] if self.causal else ids
-            return [text.strip() for text in decode_targets(self.tokenizer, ids)]
-
-        lengths = [len(prompt) for prompt in prompts]
-        return map_by_length(work, lengths, accelerator=accelerator, description=f"writing {split}", max_rows=64)
+        sequences = generate_ids(
+            model,
+            [self.prompt(feature) for feature in self.encoded[split].features],
+            pad_id=self.tokenizer.pad_token_id,
+            options=lambda rows, inputs: {"generation_config": self.generation},
+            processes=accelerator,
+            description=f"writing {split}",
+        )
+        return [text.strip() for text in decode_targets(self.tokenizer, [ids for (ids,) in sequences])]
 
     def losses(
         self, model: PreTrainedModel, features: Sequence[Feature], accelerator: Accelerator | None, description: str
@@ -242,6 +239,32 @@ class TextToText(Supervised):
         else:
             said = f"decode to the target and its end, {said}"
         return Proof(True, f"the labels of {len(rows)} rows {said}")
+
+    def lengths(self, split: str) -> dict[str, list[int]]:
+        features = self.encoded[split].features
+        written = [sum(label != -100 for label in feature["labels"]) for feature in features]
+        read = [len(feature["input_ids"]) for feature in features]
+        return {"read": [n - m * self.causal for n, m in zip(read, written, strict=True)], "written": written}
+
+    def train_lengths(self) -> list[int]:
+        return [len(row["input_ids"]) + len(row["labels"]) * (not self.causal) for row in self.train_dataset]
+
+    def excerpt(self, split: str) -> Self:
+        task = self._every(split, 64)
+        # Random weights never end a text; trained ones write about as much as is asked.
+        task.generation = copy.deepcopy(self.generation)
+        longest = max(len(feature["labels"]) for feature in task.encoded[split].features)
+        task.generation.max_new_tokens = min(longest, self.generation.max_new_tokens)
+        return task
+
+    def render_row(self, row: dict[str, Any]) -> list[Part]:
+        if self.causal:
+            return render_causal(self.tokenizer, row)
+        labels = row["labels"]
+        return [
+            Part("reads", token_pieces(self.tokenizer, row["input_ids"])),
+            Part("writes", token_pieces(target_tokenizer(self.tokenizer), labels, [True] * len(labels))),
+        ]
 
     def own_prefix(self, known: dict[str, Any]) -> str:
         """What a checkpoint was taught to read before a source, by task: T5's `summarize: `."""

@@ -1,7 +1,7 @@
 """Translation: a text in one language is read, the same in another written."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hf_lm.data.tables import Table, hold_out, pick_column
@@ -49,5 +49,5 @@ class Translation(TextToText):
     def baseline_predictions(self, split: str) -> tuple[str, Sequence[Any]]:
         return "copy of the source", [(row["source"], 0.0, 0) for row in self.table.rows[split]]
 
-    def report(self, measured: dict[str, Any]) -> dict[str, Any]:
+    def report(self, measured: Mapping[str, Any]) -> dict[str, Any]:
         return super().report(measured) | {"signatures": self.signatures}

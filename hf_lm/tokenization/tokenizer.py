@@ -4,8 +4,6 @@ import hashlib
 import itertools
 import os
 import re
-import shutil
-import tempfile
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,7 +16,7 @@ from accelerate import PartialState
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from hf_lm.files import default_cache
+from hf_lm.files import default_cache, fill_cache
 from hf_lm.models.configuration import find_adapter, is_path, load_config, special_ids, unreachable, why
 from hf_lm.models.target_tokenizer import find_target, has_target_tokenizer, set_target, target_tokenizer
 
@@ -158,22 +156,19 @@ def prepare_tokenizer(
     )
     key = hashlib.blake2b(f"{corpus.fingerprint} {settings}".encode(), digest_size=12).hexdigest()
     folder = default_cache() / "tokenizers" / key
+
+    def write(aside: Path) -> None:
+        PartialState().print(f"training a tokenizer on {corpus.source}")
+        texts = corpus.documents("train")
+        if name == "bpe":
+            texts = _spread(texts, max_bytes / max(1, corpus.size))
+            tokenizer = train_bpe(texts, vocab_size=vocab_size, min_frequency=min_frequency, max_bytes=max_bytes)
+        else:
+            tokenizer = train_word_level(texts, min_frequency=min_frequency, lowercase=name == "basic_english")
+        tokenizer.save_pretrained(aside)
+
     with PartialState().main_process_first():
-        if not (folder / "tokenizer.json").is_file():
-            PartialState().print(f"training a tokenizer on {corpus.source}")
-            texts = corpus.documents("train")
-            if name == "bpe":
-                texts = _spread(texts, max_bytes / max(1, corpus.size))
-                tokenizer = train_bpe(texts, vocab_size=vocab_size, min_frequency=min_frequency, max_bytes=max_bytes)
-            else:
-                tokenizer = train_word_level(texts, min_frequency=min_frequency, lowercase=name == "basic_english")
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            aside = tempfile.mkdtemp(dir=folder.parent)
-            tokenizer.save_pretrained(aside)
-            try:
-                os.replace(aside, folder)
-            except OSError:  # another run was faster
-                shutil.rmtree(aside, ignore_errors=True)
+        fill_cache(folder, write)
     return load_tokenizer(str(folder))
 
 
@@ -186,10 +181,11 @@ def _spread(texts: Iterable[str], share: float) -> Iterator[str]:
             yield text
 
 
-def load_tokenizer(name_or_path: str, *, decoder: str = "") -> PreTrainedTokenizerBase:
+def load_tokenizer(name_or_path: str, *, decoder: str = "", **options: Any) -> PreTrainedTokenizerBase:
     """A tokenizer from a folder or the Hub; of an adapter without one, its base's.
 
     It carries the tokenizer of `decoder`, or the folder's own target tokenizer (hf_lm.models.target_tokenizer).
+    `options` are those of AutoTokenizer.from_pretrained.
     Raises ValueError or OSError in one line if it cannot be used.
     """
     if decoder:
@@ -206,7 +202,7 @@ def load_tokenizer(name_or_path: str, *, decoder: str = "") -> PreTrainedTokeniz
             return load_tokenizer(adapter["base_model_name_or_path"])
         raise FileNotFoundError(f"{name_or_path} has no tokenizer files; give a folder that has them, or a Hub id.")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False, **options)
         find_target(tokenizer, name_or_path)
     except ImportError as error:
         missing = "sentencepiece" if "sentencepiece" in str(error).lower() else str(error).strip().splitlines()[0]
@@ -238,10 +234,13 @@ def encode_documents(
         return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
 
-def encode_with_offsets(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[tuple[list[int], np.ndarray]]:
-    """Token ids of texts, without any special token, and each token's first and last character, (tokens, 2).
+def encode_with_offsets(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], *, align_to_words: bool = False
+) -> list[tuple[list[int], np.ndarray]]:
+    """Token ids of texts, without any special token, and the first and last character + 1 of each token, (tokens, 2).
 
-    Raises ValueError for a slow tokenizer, which gives no offsets.
+    With `align_to_words` those of the word that a token is part of, as the tokenizer splits text into words. Raises
+    ValueError for a tokenizer without a fast form, which has no offsets.
     """
     if not tokenizer.is_fast:
         raise ValueError(
@@ -250,7 +249,15 @@ def encode_with_offsets(tokenizer: PreTrainedTokenizerBase, texts: list[str]) ->
         )
     with _special_tokens_as_text(tokenizer) as backend:
         encodings = backend.encode_batch(texts, add_special_tokens=False)
-    return [(encoding.ids, np.array(encoding.offsets, np.int32).reshape(-1, 2)) for encoding in encodings]
+    encoded = []
+    for encoding in encodings:
+        offsets = np.array(encoding.offsets, np.int32).reshape(-1, 2)
+        if align_to_words:
+            words = np.array([-1 if word is None else word for word in encoding.word_ids])  # in ascending order
+            first, last = np.searchsorted(words, words), np.searchsorted(words, words, side="right") - 1
+            offsets = np.stack([offsets[first, 0], offsets[last, 1]], axis=1)
+        encoded.append((encoding.ids, offsets))
+    return encoded
 
 
 _ENCODING = threading.Lock()  # threads share the tokenizer's setting
@@ -296,25 +303,36 @@ def special_tokens_around(tokenizer: PreTrainedTokenizerBase, *, causal: bool) -
 
 
 def set_languages(tokenizer: PreTrainedTokenizerBase, source: str, target: str) -> None:
-    """Set the source and target language of a multilingual tokenizer (mBART, NLLB, M2M100); others are unchanged.
+    """Set the languages of a multilingual tokenizer (mBART, NLLB, M2M100); other tokenizers stay.
 
-    A language is the tokenizer's own code (`de_DE`, `deu_Latn`, `de`) or its first part, where that is unambiguous
-    (`de` for `de_DE`). Raises ValueError for an unknown one, unless the tokenizer has a language already.
+    Raises ValueError for a language that it does not know, unless its languages were set before: those are kept.
     """
     if not hasattr(tokenizer, "tgt_lang"):
         return
+    for side, option, language in (("src_lang", "--source", source), ("tgt_lang", "--target", target)):
+        try:
+            setattr(tokenizer, side, language_code(tokenizer, language, option=option))
+        except ValueError:
+            if getattr(tokenizer, "tgt_lang", None) is None:
+                raise
+
+
+def language_code(tokenizer: PreTrainedTokenizerBase, language: str, *, option: str) -> str:
+    """A language as a multilingual tokenizer names it: `de_DE`, `deu_Latn` or `de`.
+
+    Its first part is enough where only one language has it (`de` for `de_DE`). Raises ValueError, which names the
+    `option` that the language was given by, for any other.
+    """
     codes = [token.strip("_") for token in tokenizer.all_special_tokens]
     codes = [code for code in codes if re.fullmatch(r"[a-z]{2,3}(_[A-Z]\w+)?", code)]
-    for side, option, language in (("src_lang", "--source", source), ("tgt_lang", "--target", target)):
-        matches = [code for code in codes if language == code] or [c for c in codes if c.startswith(f"{language}_")]
-        if len(matches) == 1:
-            setattr(tokenizer, side, matches[0])
-        elif getattr(tokenizer, "tgt_lang", None) is None:
-            known = ", ".join((matches or codes)[:5])
-            raise ValueError(
-                f"{option} {language!r} is not a language of {tokenizer.name_or_path or 'the tokenizer'}, which has "
-                f"{len(codes)} ({known}, ...): name the column as one of them."
-            )
+    matching = [code for code in codes if language == code] or [c for c in codes if c.startswith(f"{language}_")]
+    if len(matching) != 1:
+        known = ", ".join((matching or codes)[:5])
+        raise ValueError(
+            f"{option} {language!r} is not a language of {tokenizer.name_or_path or 'the tokenizer'}, which has "
+            f"{len(codes)} ({known}, ...): name one of them."
+        )
+    return matching[0]
 
 
 def language_written(tokenizer: PreTrainedTokenizerBase) -> tuple[int, bool] | None:

@@ -12,7 +12,8 @@ import yaml
 from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 
-from hf_lm.output_folder import ASIDE, list_checkpoints, sync
+from hf_lm.files import sync
+from hf_lm.output_folder import ASIDE, list_checkpoints
 
 # What may differ between a run and the checkpoint it resumes: nothing that changes a number.
 MAY_DIFFER = (

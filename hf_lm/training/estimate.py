@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from hf_lm.reporting.report import peak_memory_bytes
+from hf_lm.tasks.task import Task
 from hf_lm.training.fake_step import Step, measure_step
 from hf_lm.training.monitor import peak_flops
 
@@ -18,7 +19,6 @@ UTILISATION = 0.4  # share of a device's matrix speed that training reaches, whe
 FRAGMENTATION = 1.3
 FIRST_USE = 40 * 2**20  # bytes of library code and buffers that come into memory with the first step on a CPU
 AROUND = 8.0  # seconds that proofs, saving and the load-back in a fresh process take beside the training
-READING = 8.0  # seconds more of a language model: its samples, and a general compressor over the text
 
 
 @dataclass
@@ -41,28 +41,19 @@ class Work:
         return {"training": self.tokens * per_token, "evaluation": self.measured * read, "around": self.around}
 
 
-def lengths_of(task: Any) -> list[int]:
-    """Tokens that each training row is: what is read and, of an encoder-decoder, what is written."""
-    rows = task.train_dataset
-    if hasattr(rows, "block_size"):
-        return [rows.block_size] * len(rows)
-    written = not getattr(task, "causal", True)
-    return [len(row["input_ids"]) + (len(row["labels"]) if written else 0) for row in rows]
-
-
-def longest_batch(task: Any, rows: int) -> dict[str, torch.Tensor]:
+def longest_batch(task: Task, rows: int) -> dict[str, torch.Tensor]:
     """The batch that takes most memory: of the longest rows. A data set of fewer rows gives a smaller batch."""
-    lengths = lengths_of(task)
+    lengths = task.train_lengths()
     longest = sorted(range(len(lengths)), key=lambda i: -lengths[i])[:rows]
     return task.collate([task.train_dataset[i] for i in longest])
 
 
-def work_of(task: Any, args: Any, *, scales: Mapping[str, float] | None = None) -> Work:
+def work_of(task: Task, args: Any, *, scales: Mapping[str, float] | None = None) -> Work:
     """What a run over a task reads, in training as the Trainer counts its steps.
 
     `scales` says of a split how many times larger it is than what the task holds of it.
     """
-    lengths, rows, scales = lengths_of(task), args.per_device_train_batch_size, scales or {}
+    lengths, rows, scales = task.train_lengths(), args.per_device_train_batch_size, scales or {}
     scale = scales.get("train", 1.0)
     batches = math.ceil(scale * len(lengths) / (rows * args.world_size))
     epoch = max(1, math.ceil(batches / args.gradient_accumulation_steps))
@@ -75,8 +66,8 @@ def work_of(task: Any, args: Any, *, scales: Mapping[str, float] | None = None) 
     elif strategy == "steps" and args.eval_steps:
         every = args.eval_steps if args.eval_steps >= 1 else max(1, round(args.eval_steps * steps))
         times = max(1, int(steps // every) + (steps % every > 0 and not args.load_best_model_at_end))
-    measured = times * tokens_measured(task, "validation") * scales.get("validation", 1.0)
-    measured += tokens_measured(task, "test") * scales.get("test", 1.0) if "test" in task.splits else 0
+    measured = times * task.tokens_measured("validation") * scales.get("validation", 1.0)
+    measured += task.tokens_measured("test") * scales.get("test", 1.0) if "test" in task.splits else 0
     return Work(
         steps=steps,
         steps_per_epoch=epoch,
@@ -85,24 +76,14 @@ def work_of(task: Any, args: Any, *, scales: Mapping[str, float] | None = None) 
         measured=int(measured),
         longest=max(1, sum(sorted(lengths, reverse=True)[:rows])),
         world_size=args.world_size,
-        around=AROUND + READING * hasattr(task, "streams"),
+        around=AROUND + task.report_seconds,
     )
-
-
-def tokens_measured(task: Any, split: str) -> int:
-    """Tokens that a measurement of a split reads; those that it writes count as read once."""
-    if hasattr(task, "streams"):
-        windows = task.block_size / task.eval_stride  # a token stands in that many windows of a long document
-        stream = task.streams[split]
-        long = float((stream.lengths > task.block_size).mean()) if len(stream) else 0.0
-        return int(stream.total * (1 + (windows - 1) * long))
-    return task.encoded[split].tokens
 
 
 # The forecast of a run
 
 
-def forecast(trainer: Any, task: Any) -> dict[str, float]:
+def forecast(trainer: Any, task: Task) -> dict[str, float]:
     """The seconds and the peak memory that `fit` will take with a trainer and a task, as report.json has them."""
     args = trainer.args
     step = step_of(trainer, task, rows=args.per_device_train_batch_size, checkpointing=checkpoints_activations(args))
@@ -112,9 +93,11 @@ def forecast(trainer: Any, task: Any) -> dict[str, float]:
     return {"seconds": sum(times.values()), "peak_memory_bytes": peak}
 
 
-def step_of(trainer: Any, task: Any, *, rows: int, checkpointing: bool) -> Step:
+def step_of(trainer: Any, task: Task, *, rows: int, checkpointing: bool) -> Step:
     """The step of a trainer, run on fake tensors in batches of `rows`: fewer are accumulated to the same."""
     args = trainer.args
+    if task.loss is None:
+        raise ValueError("the trainer computes the loss itself: its step cannot be run by itself.")
     return measure_step(
         trainer.model,
         longest_batch(task, rows),
@@ -148,10 +131,7 @@ def resident(live: int, weights: int = 0) -> int:
 
     The plots that end a run bring their library, which is loaded here so that it counts.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot  # noqa: F401
+    from matplotlib.backends import backend_agg  # noqa: F401
 
     return max(peak_memory_bytes(), int(resident_now() + FIRST_USE + weights + FRAGMENTATION * live))
 

@@ -24,6 +24,9 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+from transformers import PreTrainedModel
+
+from hf_lm.models.adapters import base_of
 
 KINDS = ("weights", "gradients", "optimizer", "activations", "logits", "batch")
 PARTS = ("embedding", "attention", "mlp", "recurrent", "norm", "head")
@@ -129,7 +132,7 @@ _FLOPS: dict[Any, Callable[..., int]] = {
 }
 
 
-def filled(model: nn.Module, fill: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
+def filled(model: PreTrainedModel, fill: Callable[[torch.Tensor], torch.Tensor]) -> PreTrainedModel:
     """A copy of a model whose parameters and buffers are what `fill` makes of them; what is tied stays tied."""
     memo: dict[int, Any] = {}
     for param in model.parameters():
@@ -139,18 +142,18 @@ def filled(model: nn.Module, fill: Callable[[torch.Tensor], torch.Tensor]) -> nn
     return copy.deepcopy(model, memo)
 
 
-def fake(model: nn.Module, mode: FakeTensorMode) -> nn.Module:
+def fake(model: PreTrainedModel, mode: FakeTensorMode) -> PreTrainedModel:
     """A copy of a model that takes no memory, whatever device the model is on."""
     with mode:
         return filled(model, lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
 
 
 def measure_step(
-    model: nn.Module,
+    model: PreTrainedModel,
     batch: dict[str, torch.Tensor],
     *,
     loss: Callable[[Any, dict[str, torch.Tensor]], torch.Tensor],
-    optimizer: Callable[[nn.Module], torch.optim.Optimizer],
+    optimizer: Callable[[PreTrainedModel], torch.optim.Optimizer],
     dtype: torch.dtype = torch.float32,  # of the matrix products, by autocast
     checkpointing: bool = False,
     accumulation: int = 1,
@@ -219,9 +222,9 @@ def _pair(optimizer: torch.optim.Optimizer) -> Sequence[torch.optim.Optimizer]:
     return getattr(optimizer, "pair", (optimizer,))
 
 
-def parameters_by_part(model: nn.Module) -> dict[str, dict[str, int]]:
+def parameters_by_part(model: PreTrainedModel) -> dict[str, dict[str, int]]:
     """{"parameters", "trainable"} of each of PARTS that a model has; what is tied counts once, as its first use."""
-    plain = model.get_base_model() if hasattr(model, "get_base_model") else model
+    plain = base_of(model)
     head = plain.get_output_embeddings()
     body = getattr(plain, plain.base_model_prefix, plain)
     inside = {id(param) for param in body.parameters()}

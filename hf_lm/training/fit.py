@@ -1,13 +1,14 @@
-"""`fit`: prove, train, evaluate, save, report, push."""
+"""`fit`: prove, train, measure, save, report, push."""
 
+import copy
 import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
+from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from hf_lm import dry_run
@@ -15,164 +16,239 @@ from hf_lm.arguments import TrainingArguments
 from hf_lm.hub.push import check_repository, push_to_hub
 from hf_lm.models.adapters import has_base, is_adapted, merged
 from hf_lm.models.quantization import quantized_bits
-from hf_lm.output_folder import fingerprints, prepare_output, remove_results, save_run
+from hf_lm.output_folder import prepare_output, remove_results, save_run
 from hf_lm.reporting.card import write_card
 from hf_lm.reporting.plots import draw_plots
-from hf_lm.reporting.report import (
-    in_hours,
-    peak_memory_bytes,
-    plain,
-    save_predictions,
-    save_report,
-    show_report,
-    versions,
-)
-from hf_lm.tasks import proofs
-from hf_lm.tasks.proofs import prove
+from hf_lm.reporting.report import in_hours, plain, save_predictions, save_report, show_report
+from hf_lm.tasks.proofs import logits_of, merging, prove
+from hf_lm.tasks.task import Measured, Task
 from hf_lm.training.budget import EXIT_OUT_OF_BUDGET, StopAtBudget
 from hf_lm.training.checkpoints import check_same_run, find_checkpoint, save_aside
 from hf_lm.training.estimate import forecast
+from hf_lm.training.outcome import Finished, describe_devices, origin_of, outcome
 from hf_lm.training.selection import EarlyStopping, search_learning_rate
 from hf_lm.training.trainer import SafeTrainerMixin, supervised_trainer
 
 logger = logging.getLogger(__name__)
 
+BuildTrainer = Callable[[Any, TrainingArguments, Any, Callable[[PreTrainedModel], dict[str, float]]], SafeTrainerMixin]
+Evaluations = dict[int, Measured]  # the last evaluation while training, by its step
+
 
 def fit(
-    model: Any,
-    task: Any,
+    model: PreTrainedModel,
+    task: Task,
     training_args: TrainingArguments,
     *,
     merge: bool = True,
-    build_trainer: Callable[..., SafeTrainerMixin] = supervised_trainer,
+    build_trainer: BuildTrainer = supervised_trainer,
     extra_report: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Train a model on a task and leave the whole output folder; returns the report.
+    """Train a model, or peft's of one, on a task and write the complete output folder; returns the report.
 
     `merge` adds an adapter's updates to its base; without it the folder holds the adapter alone. `build_trainer(model,
-    args, task, measure)` is what trains: hf_lm.training.trl_trainers has TRL's. `extra_report`: what a method measured
-    before this training, as parts of the report.
-    Before training, the proofs and, if asked, the checkpoint to resume; after it, the numbers on validation and, once,
-    on test, the load-back in a fresh process, the card, the report and the push. report.json is written last: a
-    folder that holds one is complete. Raises ValueError when a proof fails, when there is no token to push with or the
-    repository's name is none, and FileExistsError when the output folder holds a run, or files of the user's that
-    would be replaced; a signal, or a budget that is spent, ends the process after a checkpoint.
+    args, task, measure)` makes the Trainer: hf_lm.training.trl_trainers has TRL's. `extra_report`: what a method
+    measured before this training, as parts of the report.
+
+    report.json is written last: a folder that holds one is complete. Raises ValueError when a proof fails, when there
+    is no token to push with or the repository's name is invalid, and FileExistsError when the output folder holds a
+    run, or files of the user's that would be replaced. A signal, or a budget that is spent, ends the process after a
+    checkpoint.
     """
     dry_run.reached(model, task, training_args, merge=merge, build_trainer=build_trainer, extra_report=extra_report)
-    started = time.monotonic()
-    disable_progress_bar()  # transformers' bars for writing shards, which cut through the one of training
-    state = PartialState()
-    say = state.print
-    folder = Path(training_args.output_dir)
-    resume = training_args.resume_from_checkpoint
-    if training_args.push_to_hub:
-        if not training_args.hub_model_id:
+    started, state = time.monotonic(), PartialState()
+    disable_progress_bar()  # transformers' bars for writing shards, which would break the bar of training
+    args, origin = _own_arguments(training_args, task), origin_of(model)
+    check_arguments(args, model, merge=merge)
+    checkpoint = open_output(args, inputs=origin.values())
+    trainer, evaluations = build(model, task, args, build_trainer)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    plan = announce(trainer, task, model, trainable, resumed=checkpoint is not None)
+    proofs = prove(task.proofs_before(trainer), skip=args.skip_proofs, say=state.print)
+    swept = choose_learning_rate(model, task, args, build_trainer) if args.sweep and checkpoint is None else []
+    replace_results(args, checkpoint)
+    train(trainer, checkpoint, started=started)
+    measured = measure(trainer, task, evaluations)
+    finished = finish_model(trainer, task, args, merge=merge)
+    report: dict[str, Any] = {}
+    if state.is_main_process:
+        after = task.proofs_after(finished.model, Path(args.output_dir), finished.adapter)
+        proofs |= finished.proofs | prove(after, skip=args.skip_proofs, say=state.print)
+        report = outcome(
+            trainer, task, args, measured, finished, origin=origin, trainable=trainable, proofs=proofs, swept=swept
+        )
+        report |= ({"plan": plan} if plan else {}) | (extra_report or {})
+        report["seconds"] = time.monotonic() - started
+        report = write_results(report, task, measured, args)
+        push(args)
+    state.wait_for_everyone()
+    return report
+
+
+def _own_arguments(training_args: TrainingArguments, task: Task) -> TrainingArguments:
+    """A copy of the caller's arguments; the best checkpoint is chosen by the task's metric unless they name one."""
+    args = copy.copy(training_args)
+    args.hub_token = training_args.hub_token  # which copies leave out
+    if args.load_best_model_at_end and not args.names_metric:
+        args.metric_for_best_model, args.greater_is_better = task.main_metric, task.greater_is_better
+    return args
+
+
+def check_arguments(args: TrainingArguments, model: PreTrainedModel, *, merge: bool) -> None:
+    """Raise ValueError for what would fail only at the end of the run."""
+    if args.push_to_hub:
+        if not args.hub_model_id:
             raise ValueError("--push_to_hub needs --hub_model_id user/name.")
-        check_repository(training_args.hub_model_id, training_args.hub_token)
+        check_repository(args.hub_model_id, args.hub_token)
     if is_adapted(model) and not merge and not has_base(model):
         raise ValueError(
-            "--merge false leaves an adapter alone, and here it would have no base that loads by its name."
+            "--merge false saves an adapter alone, and this one would have no base that can be loaded by its name."
         )
+
+
+def open_output(args: TrainingArguments, *, inputs: Any) -> Path | None:
+    """Check and make the output folder; returns the checkpoint to resume, if one was asked for.
+
+    `inputs` are names of what the run reads, which must not be replaced. An earlier run stays in the folder until
+    `replace_results`. Raises FileExistsError, FileNotFoundError, OSError or ValueError.
+    """
+    state, folder, resume = PartialState(), Path(args.output_dir), args.resume_from_checkpoint
     with state.main_process_first():
         if state.is_main_process:
-            prepare_output(
-                folder,
-                resume=bool(resume),
-                overwrite=training_args.overwrite_output_dir,
-                inputs=[getattr(model, "name_or_path", "")],
-            )
+            prepare_output(folder, resume=bool(resume), overwrite=args.overwrite_output_dir, inputs=inputs)
     checkpoint = find_checkpoint(resume, folder) if resume else None
-    if checkpoint is not None and not training_args.resume_with_changes:
-        check_same_run(checkpoint, training_args.run)
+    if checkpoint is not None and not args.resume_with_changes:
+        check_same_run(checkpoint, args.run)
+    return checkpoint
 
-    if training_args.load_best_model_at_end and not training_args.run.get("metric_for_best_model"):
-        training_args.metric_for_best_model = task.main_metric
-        training_args.greater_is_better = task.greater_is_better
-    newest: dict[int, Any] = {}  # the last evaluation while training, by its step
 
-    def build(model: torch.nn.Module, args: TrainingArguments) -> SafeTrainerMixin:
-        def measure(model: torch.nn.Module) -> dict[str, float]:
-            scores = task.measure(model, "validation", trainer.accelerator)
-            newest.clear()
-            newest[trainer.state.global_step] = scores
-            numbers = {"loss": scores.loss}
-            estimates = scores.metrics()
-            for name in sorted(estimates, key=lambda name: name != task.main_metric):  # it stands on the bar
-                interval = estimates[name].interval()
-                numbers |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
-            return {name: number for name, number in numbers.items() if number is not None}
+def build(
+    model: PreTrainedModel, task: Task, args: TrainingArguments, build_trainer: BuildTrainer
+) -> tuple[SafeTrainerMixin, Evaluations]:
+    """The Trainer, which evaluates by the task's own measurement, and its last evaluation."""
+    evaluations: Evaluations = {}
 
-        trainer = build_trainer(model, args, task, measure)
-        if args.early_stopping_patience:
-            estimate = lambda: newest[trainer.state.global_step].metrics()[task.main_metric]  # noqa: E731
-            trainer.add_callback(EarlyStopping(args.early_stopping_patience, estimate))
-        return trainer
+    def measure(model: PreTrainedModel) -> dict[str, float]:
+        scores = task.measure(model, "validation", trainer.accelerator)
+        evaluations.clear()
+        evaluations[trainer.state.global_step] = scores
+        numbers = {"loss": scores.loss}
+        metrics = scores.metrics()
+        for name in sorted(metrics, key=lambda name: name != task.main_metric):  # the first is shown on the bar
+            interval = metrics[name].interval()
+            numbers |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+        return {name: number for name, number in numbers.items() if number is not None}
 
-    trainer = build(model, training_args)
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    trainer = build_trainer(model, args, task, measure)
+    if args.early_stopping_patience:
+        newest = lambda: evaluations[trainer.state.global_step].metrics()[task.main_metric]  # noqa: E731
+        trainer.add_callback(EarlyStopping(args.early_stopping_patience, newest))
+    return trainer, evaluations
+
+
+def announce(
+    trainer: SafeTrainerMixin, task: Task, model: PreTrainedModel, trainable: int, *, resumed: bool
+) -> dict[str, float] | None:
+    """Print what is trained on which devices; returns what the run is estimated to take, for report.json.
+
+    That is None in a resumed run, on the other processes, and where it cannot be estimated, which must not end a run.
+    """
+    say, budget, parameters = PartialState().print, trainer.args.budget, model.num_parameters()
     say(
-        f"{type(model).__name__}: {model.num_parameters():,} parameters, {trainable:,} "
-        f"({trainable / model.num_parameters():.1%}) trained, on {describe(trainer)}"
+        f"{type(model).__name__}: {parameters:,} parameters, {trainable:,} ({trainable / parameters:.1%}) trained, on "
+        f"{describe_devices(trainer.args)}"
     )
-    if tokenizer_warning := getattr(task, "tokenizer_warning", ""):
-        say(f"  warning: {tokenizer_warning}")
-    plan = planned(trainer, task) if state.is_main_process and checkpoint is None else None
-    if plan is not None and plan["seconds"] > training_args.budget:
+    if task.tokenizer_warning:
+        say(f"  warning: {task.tokenizer_warning}")
+    if resumed or not PartialState().is_main_process:
+        return None
+    try:
+        plan = forecast(trainer, task)
+    except Exception as error:
+        logger.debug("no plan: %s", error)
+        return None
+    if plan["seconds"] > budget:
         say(
-            f"  this run is planned to take {in_hours(plan['seconds'])}, more than its budget of "
-            f"{in_hours(training_args.budget)}: it will stop with a checkpoint"
+            f"  this run is estimated to take {in_hours(plan['seconds'])}, more than its budget of "
+            f"{in_hours(budget)}: it will stop with a checkpoint"
         )
-    found = prove(task.proofs_before(trainer), skip=training_args.skip_proofs, say=say)
-    swept = []
-    if training_args.sweep and checkpoint is None:
-        swept = search_learning_rate(
-            build,
-            model,
-            training_args,
-            metric=task.main_metric,
-            greater_is_better=task.greater_is_better,
-            say=say,
-        )
-        newest.clear()
-        training_args.learning_rate = swept[0]["learning_rate"]
-        training_args.run |= {"learning_rate": training_args.learning_rate, "sweep": 0}  # what run.yaml repeats
-    if state.is_main_process:  # not earlier: a run that ended before this leaves the folder as it was
-        if checkpoint is None or training_args.resume_with_changes:
-            remove_results(folder, checkpoints=checkpoint is None)
-        save_run(training_args.run, folder)
+    return plan
+
+
+def choose_learning_rate(
+    model: PreTrainedModel, task: Task, args: TrainingArguments, build_trainer: BuildTrainer
+) -> list[dict[str, float]]:
+    """Search the learning rate and set it in the arguments; returns the rates that were tried, best first."""
+    swept = search_learning_rate(
+        lambda model, args: build(model, task, args, build_trainer)[0],
+        model,
+        args,
+        metric=task.main_metric,
+        greater_is_better=task.greater_is_better,
+        say=PartialState().print,
+    )
+    args.learning_rate = swept[0]["learning_rate"]
+    args.run = args.run | {"learning_rate": args.learning_rate, "sweep": 0}  # run.yaml repeats the run, not the search
+    return swept
+
+
+def replace_results(args: TrainingArguments, checkpoint: Path | None) -> None:
+    """Remove an earlier run and write run.yaml: not before this, so that a run that fails early changes nothing."""
+    if PartialState().is_main_process:
+        if checkpoint is None or args.resume_with_changes:
+            remove_results(args.output_dir, checkpoints=checkpoint is None)
+        save_run(args.run, args.output_dir)
+
+
+def train(trainer: SafeTrainerMixin, checkpoint: Path | None, *, started: float) -> None:
+    """Train, from a checkpoint if there is one. Ends the process where a signal or the budget stopped training.
+
+    `started`: when the run started, by time.monotonic().
+    """
+    say, args, budget = PartialState().print, trainer.args, None
     if checkpoint is not None:
         say(f"resuming from {checkpoint}")
-
-    budget = None
-    if training_args.budget < float("inf"):
-        saved = sum(p.numel() * p.element_size() for p in model.parameters()) + 2 * 4 * trainable
-        budget = StopAtBudget(training_args.budget, started=started, checkpoint_bytes=saved)
+    if args.budget < float("inf"):
+        sizes = [(p.numel(), p.element_size(), p.requires_grad) for p in trainer.model.parameters()]
+        saved = sum(n * size + 2 * 4 * n * trained for n, size, trained in sizes)  # weights, and AdamW's two averages
+        budget = StopAtBudget(args.budget, started=started, checkpoint_bytes=saved)
         trainer.add_callback(budget)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     step = trainer.state.global_step
-    go_on = (
-        f"checkpoint-{step} is complete. Go on with the same command and --resume_from_checkpoint latest, or "
-        f"--config {folder / 'run.yaml'} --resume_from_checkpoint latest."
+    continuing = (
+        f"checkpoint-{step} is complete. Continue with the same command and --resume_from_checkpoint latest, or "
+        f"--config {Path(args.output_dir) / 'run.yaml'} --resume_from_checkpoint latest."
     )
     if trainer.stop.stopped:
-        say(f"stopped by a signal after step {step}; {go_on}")
-        raise SystemExit(128 + trainer.stop.signal)
+        say(f"stopped by a signal after step {step}; {continuing}")
+        raise SystemExit(128 + (trainer.stop.signal or 0))
     if budget is not None and budget.stopped:
         say(
             f"stopped after step {step} of {trainer.state.max_steps}, {in_hours(time.monotonic() - started)} of "
-            f"{in_hours(training_args.budget)}; {go_on}"
+            f"{in_hours(args.budget)}; {continuing}"
         )
         raise SystemExit(EXIT_OUT_OF_BUDGET)
 
-    step = trainer.state.best_global_step if training_args.load_best_model_at_end else trainer.state.global_step
-    # Measured anew where the best is not the last: a threshold that a task chooses on validation must be this model's.
-    measured = {"validation": newest.get(step) or task.measure(trainer.model, "validation", trainer.accelerator)}
+
+def measure(trainer: SafeTrainerMixin, task: Task, evaluations: Evaluations) -> dict[str, Measured]:
+    """The trained model on validation and, once, on test."""
+    best = trainer.args.load_best_model_at_end
+    step = trainer.state.best_global_step if best else trainer.state.global_step
+    # Measured again where the best is not the last: a threshold chosen on validation must be this model's.
+    last = evaluations.get(step) if step is not None else None
+    measured = {"validation": last or task.measure(trainer.model, "validation", trainer.accelerator)}
     if "test" in task.splits:
         measured["test"] = task.measure(trainer.model, "test", trainer.accelerator)
+    return measured
+
+
+def finish_model(trainer: SafeTrainerMixin, task: Task, args: TrainingArguments, *, merge: bool) -> Finished:
+    """Merge an adapter if asked, prove that merging changed no logits, and save the model: on every process."""
+    state, folder = PartialState(), Path(args.output_dir)
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     model.config.use_cache = True  # the Trainer turned it off for training, and would save that
     model.eval()
-    tags = list(model.model_tags or [])  # of a callback, such as trackio's, or of TRL
+    tags = list(model.model_tags or [])
     if state.is_main_process:
         remove_results(folder, checkpoints=False)  # of the same run, where a finished one was resumed
     state.wait_for_everyone()
@@ -180,102 +256,38 @@ def fit(
     def save(name: str, write: Callable[[Path], None]) -> list[str]:
         return save_aside(folder, name, write, main=state.is_main_process, wait=state.wait_for_everyone)
 
-    adapter, bits, saved = None, quantized_bits(model), []
+    adapter, files, proofs = None, [], {}
     if is_adapted(model) and not merge:
         adapter = folder
     elif is_adapted(model):
         if has_base(model):
             adapter = folder / "adapter"
-            saved += save("the adapter", lambda aside: trainer.save_model(str(aside / "adapter")))
-        before = proofs.logits_of(model, task.probe())
+            files += save("the adapter", lambda aside: trainer.save_model(str(aside / "adapter")))
+        bits, before = quantized_bits(model), logits_of(model, task.probe())
         trainer.model = model = merged(model)
-        merging = lambda: proofs.merging(before, proofs.logits_of(model, task.probe()), bits=bits)  # noqa: E731
-        found |= prove({"merging": merging}, skip=training_args.skip_proofs, say=say)
-    saved += save("the model", lambda aside: trainer.save_model(str(aside)))
-    report: dict[str, Any] = {}
-    if state.is_main_process:
-        found |= prove(task.proofs_after(model, folder, adapter), skip=training_args.skip_proofs, say=say)
-        report = {
-            "recipe": task.recipe,
-            "pipeline_tag": task.pipeline_tag,
-            "main_metric": task.main_metric,
-            "unit": task.unit,
-            "seconds": 0.0,
-            "versions": versions(),
-            "processes": state.num_processes,
-            "device": describe(trainer),
-            "arguments": training_args.changed,
-            **task.report(measured),
-            "model": {
-                "architecture": type(model).__name__,
-                "auto_class": task.auto_class,
-                "parameters": model.num_parameters(),
-                "trainable": trainable,
-                "model_type": model.config.model_type,
-                "tags": tags,
-            },
-            "proofs": found,
-            "metrics": {split: with_baseline(task, split, scores) for split, scores in measured.items()},
-            "sweep": swept,
-            "samples": task.samples(model),
-            "speed": trainer.speedometer.speed | {"peak_memory_bytes": peak_memory_bytes()},
-            "history": trainer.state.log_history,
-            "files": fingerprints(folder, [name for name in saved if not name.endswith(".md")]),
-        }
-        if plan is not None:
-            report["plan"] = plan
-        report |= extra_report or {}
-        if training_args.run.get("model"):
-            report["model"]["base"] = training_args.run["model"]
-        if training_args.run.get("decoder"):
-            report["model"]["decoder"] = training_args.run["decoder"]
-        report["seconds"] = time.monotonic() - started
-        report = plain(report)
-        save_predictions(task.predictions(measured), folder)
-        draw_plots(report, folder)
-        write_card(report, folder)
-        save_report(report, folder)
-        show_report(report, folder)
-        if training_args.push_to_hub:
-            url = push_to_hub(
-                folder,
-                training_args.hub_model_id,
-                private=bool(training_args.hub_private_repo),
-                token=training_args.hub_token,
-            )
-            say(f"pushed to {url}")
-    state.wait_for_everyone()
+        proof = lambda: merging(before, logits_of(model, task.probe()), bits=bits)  # noqa: E731
+        proofs = prove({"merging": proof}, skip=args.skip_proofs, say=state.print)
+    files += save("the model", lambda aside: trainer.save_model(str(aside)))
+    return Finished(model, adapter, files, tags, proofs)
+
+
+def write_results(
+    report: dict[str, Any], task: Task, measured: dict[str, Measured], args: TrainingArguments
+) -> dict[str, Any]:
+    """Write predictions, plots and card, and last report.json; returns the report as that holds it."""
+    folder, report = Path(args.output_dir), plain(report)
+    save_predictions(task.predictions(measured), folder)
+    draw_plots(report, folder)
+    write_card(report, folder)
+    save_report(report, folder)
+    show_report(report, folder)
     return report
 
 
-def planned(trainer: SafeTrainerMixin, task: Any) -> dict[str, float] | None:
-    """What this run should take, as report.json has it; None where it cannot be told, for it must not end a run."""
-    try:
-        return forecast(trainer, task)
-    except Exception as error:
-        logger.debug("no plan: %s", error)
-        return None
-
-
-def with_baseline(task: Any, split: str, measured: Any) -> dict[str, Any]:
-    """The metrics of a split as report.json holds them, each beside the trivial model's on the same examples.
-
-    What the trivial model has no number for stands alone.
-    """
-    name, trivial = task.baseline(split)
-    baseline, found = trivial.metrics(), {}
-    for key, estimate in measured.metrics().items():
-        found[key] = estimate.interval().report()
-        if key in baseline:
-            beaten = estimate.beats(baseline[key])
-            found[key]["baseline"] = {"name": name, "value": baseline[key].value, "beaten": beaten}
-    return found
-
-
-def describe(trainer: SafeTrainerMixin) -> str:
-    """The devices of a run in words: a launch that silently started one process is seen here."""
-    n, kind = trainer.args.world_size, trainer.args.device.type
-    if kind == "cpu":
-        kind += f", {torch.get_num_threads()} threads each" if n > 1 else f", {torch.get_num_threads()} threads"
-    precision = "bf16" if trainer.args.bf16 else "fp16" if trainer.args.fp16 else "float32"
-    return f"{n} process{'es' if n > 1 else ''} ({kind}), {precision}"
+def push(args: TrainingArguments) -> None:
+    """Push the output folder if asked."""
+    if args.push_to_hub:
+        url = push_to_hub(
+            args.output_dir, str(args.hub_model_id), private=bool(args.hub_private_repo), token=args.hub_token
+        )
+        PartialState().print(f"pushed to {url}")

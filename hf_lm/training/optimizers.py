@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from hf_lm.arguments import bf16_is_fast
 
@@ -89,7 +90,7 @@ class OptimizerPair(torch.optim.Optimizer):
         self.param_groups[:] = [group for optimizer in self.pair for group in optimizer.param_groups]
 
 
-def muon_groups(model: nn.Module) -> list[dict[str, Any]]:
+def muon_groups(model: PreTrainedModel) -> list[dict[str, Any]]:
     """The hidden matrices of a model as Muon's groups: trained, two-dimensional, neither embedding nor head."""
     from transformers.pytorch_utils import Conv1D
 

@@ -2,40 +2,52 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from accelerate.utils import broadcast_object_list
-from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, set_seed
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, set_seed
 
 from hf_lm.arguments import TrainingArguments
 from hf_lm.evaluation.intervals import Estimate
 
 
 class EarlyStopping(TrainerCallback):
-    """Stops after `patience` evaluations of which none is better than the best by more than chance explains.
+    """Stops after `patience` evaluations without one that is better than the best by more than noise explains.
 
-    `newest()` is the estimate of the last evaluation; two are compared on the same examples, resampled together, so
-    that an evaluation which is a hair better does not keep a run alive.
+    `newest()` is the estimate of the last evaluation. Two are compared on the same examples, resampled together, so
+    that an insignificant gain does not keep a run alive. The best and the count are in the state of each checkpoint:
+    a resumed run stops where the uninterrupted one would, and one that was stopped here does not train again.
     """
+
+    KEY = "early_stopping"  # in the state's `stateful_callbacks`
 
     def __init__(self, patience: int, newest: Callable[[], Estimate]) -> None:
         self.patience, self.newest = patience, newest
-        self.best: Estimate | None = None
+        self.best: np.ndarray | None = None  # the statistics of the best estimate
         self.waited = 0
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        states: Any = state.stateful_callbacks  # annotated as the list that it is made from; a dictionary by name
+        if saved := states.get(self.KEY):
+            self.best, self.waited = np.array(saved["best"]), saved["waited"]
+            control.should_training_stop |= self.waited >= self.patience
 
     def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         estimate = self.newest()
-        if self.best is None or estimate.beats(self.best):
-            self.best, self.waited = estimate, 0
+        if self.best is None or estimate.beats(replace(estimate, statistics=self.best)):
+            self.best, self.waited = estimate.statistics, 0
         else:
             self.waited += 1
             control.should_training_stop |= self.waited >= self.patience
+        states: Any = state.stateful_callbacks
+        states[self.KEY] = {"best": self.best.tolist(), "waited": self.waited}
 
 
 def search_learning_rate(
-    build: Callable[[nn.Module, TrainingArguments], Any],
-    model: nn.Module,
+    build: Callable[[PreTrainedModel, TrainingArguments], Any],
+    model: PreTrainedModel,
     training_args: TrainingArguments,
     *,
     metric: str,

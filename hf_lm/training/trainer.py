@@ -5,12 +5,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
+from transformers import PreTrainedModel
 from transformers.trainer_callback import ProgressCallback, TrainerState
 from transformers.trainer_utils import SchedulerType, rotate_checkpoints
 
@@ -20,12 +21,16 @@ from hf_lm.data.batches import GroupedByLength
 from hf_lm.models.adapters import is_adapted, save_adapted
 from hf_lm.models.target_tokenizer import has_target_tokenizer, save_tokenizer
 from hf_lm.output_folder import save_run
+from hf_lm.tasks.task import TrainingData
 from hf_lm.training.checkpoints import StopOnSignal, save_aside
 from hf_lm.training.monitor import Progress, Speedometer, flops_per_token
 from hf_lm.training.optimizers import Muon, OptimizerPair, muon_groups
 
+# For type checkers alone: what follows the mixin in the bases of a class is a Trainer of transformers or TRL.
+_Trainer = transformers.Trainer if TYPE_CHECKING else object
 
-class SafeTrainerMixin:
+
+class SafeTrainerMixin(_Trainer):
     """What every Trainer here does beside its loss; stands before a class of transformers or TRL.
 
     A NaN stops the run, checkpoints are complete or absent, signals lose nothing, speed is measured, Muon can train
@@ -34,10 +39,12 @@ class SafeTrainerMixin:
     """
 
     args: TrainingArguments
+    model: PreTrainedModel
+    lr_scheduler: LambdaLR
 
     def __init__(
         self,
-        model: nn.Module,
+        model: PreTrainedModel,
         args: TrainingArguments,
         *,
         measure: Callable[[nn.Module], dict],
@@ -55,7 +62,8 @@ class SafeTrainerMixin:
         self._pair = tokenizer if tokenizer is not None and has_target_tokenizer(tokenizer) else None
         if self._pair is not None:  # the Trainer would give the half that writes the special ids of the one that reads
             kwargs["processing_class"] = None
-        super().__init__(model=model, args=args, eval_dataset=[], **kwargs)  # `measure` knows what it evaluates on
+        no_rows: Any = []  # `measure` knows what it evaluates on
+        super().__init__(model=model, args=args, eval_dataset=no_rows, **kwargs)
         self.stop = StopOnSignal()
         self.add_callback(self.stop)
         dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
@@ -97,14 +105,14 @@ class SafeTrainerMixin:
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
-        rows = self.train_dataset if train_dataset is None else train_dataset
+        rows: Any = self.train_dataset if train_dataset is None else train_dataset
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         at_once = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         return GroupedByLength([len(row["input_ids"]) for row in rows], at_once, seed=seed)
 
     # Optimizer and schedule
 
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+    def create_optimizer(self, model: PreTrainedModel | None = None) -> torch.optim.Optimizer:
         if self.optimizer is not None or not self.args.muon_learning_rate:
             return super().create_optimizer(model)
         model = self.model if model is None else model
@@ -128,19 +136,20 @@ class SafeTrainerMixin:
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         if self.args.lr_scheduler_type == SchedulerType.WARMUP_STABLE_DECAY:
-            decay = {
+            decay: dict[str, Any] = {
                 "num_decay_steps": max(1, round(self.args.decay_share * num_training_steps)),
                 "decay_type": "linear",
             }
-            self.args.lr_scheduler_kwargs = decay | (self.args.lr_scheduler_kwargs or {})
+            given: Any = self.args.lr_scheduler_kwargs or {}
+            self.args.lr_scheduler_kwargs = decay | given
         return super().create_scheduler(num_training_steps, optimizer)
 
     # Resuming
 
     def _run_epoch(self, **kwargs: Any) -> None:
-        if self.state.global_step >= self.state.max_steps:  # the Trainer would look only after another step
-            self.control.should_training_stop = True
-        else:
+        # The Trainer would look only after another step, and forget what a callback said when training began.
+        self.control.should_training_stop |= self.state.global_step >= self.state.max_steps
+        if not self.control.should_training_stop:
             super()._run_epoch(**kwargs)
 
     def _init_training_state(
@@ -154,10 +163,10 @@ class SafeTrainerMixin:
         # The best checkpoint was recorded by its path at that time: the folder may have been moved since, and a
         # relative path holds for one working directory.
         recorded = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json")).best_model_checkpoint
-        for folder in (Path(self.args.output_dir), Path(checkpoint).parent) if recorded else ():
-            if (folder / Path(recorded).name).is_dir():
-                self.state.best_model_checkpoint = str(folder / Path(recorded).name)
-                break
+        if recorded:
+            folders = (Path(self.args.output_dir), Path(checkpoint).parent)
+            here = [path for folder in folders if (path := folder / Path(recorded).name).is_dir()]
+            self.state.best_model_checkpoint = str(here[0]) if here else self.state.best_model_checkpoint
         return begun
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -197,8 +206,9 @@ class SafeTrainerMixin:
         super()._save(output_dir, state_dict)
         if self.args.should_save:  # pickled, and never read: run.yaml holds the same
             (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
-        if self.args.should_save and self._pair is not None:
-            save_tokenizer(self._pair, output_dir or self.args.output_dir)
+        tokenizer = self._pair or self.processing_class
+        if self.args.should_save and tokenizer is not None:  # super() saved it in the names of transformers 5
+            save_tokenizer(tokenizer, output_dir or self.args.output_dir)
         model = self.accelerator.unwrap_model(self.model)  # its forward in mixed precision is still to be trained
         if self.args.should_save and is_adapted(model):
             save_adapted(model, output_dir or self.args.output_dir)
@@ -258,7 +268,7 @@ class Trainer(SafeTrainerMixin, transformers.Trainer):
 
     def __init__(
         self,
-        model: nn.Module,
+        model: PreTrainedModel,
         args: TrainingArguments,
         *,
         loss: Callable[[Any, dict[str, torch.Tensor]], torch.Tensor],
@@ -289,9 +299,15 @@ class Trainer(SafeTrainerMixin, transformers.Trainer):
 
 
 def supervised_trainer(
-    model: nn.Module, args: TrainingArguments, task: Any, measure: Callable, *, trainer_class: type[Trainer] = Trainer
+    model: PreTrainedModel,
+    args: TrainingArguments,
+    task: TrainingData,
+    measure: Callable,
+    *,
+    trainer_class: type[Trainer] = Trainer,
 ) -> Trainer:
     """The Trainer of a task whose loss is a sum over labels."""
+    assert task.loss is not None, f"the loss of {type(task).__name__} is computed by a trainer of TRL"
     return trainer_class(
         model,
         args,

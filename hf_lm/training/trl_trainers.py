@@ -4,31 +4,40 @@ import dataclasses
 import inspect
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
-import trl
 from datasets import Dataset
 from torch import nn
+from transformers import PreTrainedModel
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.dpo_trainer import DPOTrainer
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
 from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
 
 from hf_lm.arguments import TrainingArguments
-from hf_lm.models.adapters import is_adapted
+from hf_lm.models.adapters import base_of
+from hf_lm.tasks.chat import Chat
+from hf_lm.tasks.preference import Preference
+from hf_lm.tasks.reinforce import Reinforce
 from hf_lm.training.trainer import SafeTrainerMixin
 
 
 @dataclasses.dataclass
-class SFTArguments(trl.SFTConfig, TrainingArguments):
+class SFTArguments(SFTConfig, TrainingArguments):
     """TRL's configuration with our arguments in it."""
 
 
 @dataclasses.dataclass
-class DPOArguments(trl.DPOConfig, TrainingArguments):
+class DPOArguments(DPOConfig, TrainingArguments):
     """TRL's configuration with our arguments in it."""
 
 
 @dataclasses.dataclass
-class GRPOArguments(trl.GRPOConfig, TrainingArguments):
+class GRPOArguments(GRPOConfig, TrainingArguments):
     """TRL's configuration with our arguments in it."""
 
 
@@ -42,8 +51,10 @@ def _config(config_class: type, args: TrainingArguments, **options: Any) -> Any:
     return config
 
 
-class Aligned(SafeTrainerMixin):
-    """What TRL's trainers need to be sound: they keep numbers of their own and log them with the next of ours."""
+class TrlTrainerMixin(SafeTrainerMixin):
+    """Keeps apart the numbers that TRL's trainers collect themselves: they log them with the next of ours."""
+
+    _metrics: dict[str, dict[str, list[float]]]  # TRL's, by mode
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if any(key.startswith("eval_") for key in logs):  # ours, whole: TRL's are of the proofs
@@ -56,7 +67,7 @@ class Aligned(SafeTrainerMixin):
             super().log(logs, start_time)
 
 
-class SFT(Aligned, trl.SFTTrainer):
+class SFT(TrlTrainerMixin, SFTTrainer):
     """TRL's supervised fine-tuning over features that are encoded already, {"input_ids", "labels", ...}.
 
     Its loss is the mean over all labels of an optimizer step and its language-model head is fused with it: the logits
@@ -64,7 +75,7 @@ class SFT(Aligned, trl.SFTTrainer):
     """
 
 
-def _encoded(task: Any, measure: Callable) -> dict[str, Any]:
+def _encoded(task: Chat | Preference, measure: Callable) -> dict[str, Any]:
     """What a trainer over features that are encoded already takes of a task."""
     return {
         "measure": measure,
@@ -75,8 +86,14 @@ def _encoded(task: Any, measure: Callable) -> dict[str, Any]:
     }
 
 
-def sft_trainer(model: nn.Module, args: TrainingArguments, task: Any, measure: Callable) -> SFT:
-    task.snapshot_reference(model.to(args.device))
+def _snapshot_reference(model: PreTrainedModel, args: TrainingArguments, task: Chat | Preference | Reinforce) -> None:
+    """Let a task keep a frozen copy of the model before training, on the device of the run."""
+    cast(nn.Module, model).to(args.device)
+    task.snapshot_reference(model)
+
+
+def sft_trainer(model: PreTrainedModel, args: TrainingArguments, task: Chat, measure: Callable) -> SFT:
+    _snapshot_reference(model, args, task)
     return SFT(
         model,
         _config(SFTArguments, args, max_length=None, dataset_kwargs={"skip_prepare_dataset": True}),
@@ -84,15 +101,15 @@ def sft_trainer(model: nn.Module, args: TrainingArguments, task: Any, measure: C
     )
 
 
-class DPO(Aligned, trl.DPOTrainer):
+class DPO(TrlTrainerMixin, DPOTrainer):
     """TRL's direct preference optimization over features that are encoded already; its loss is a mean over pairs."""
 
     def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
         return dataset
 
 
-def dpo_trainer(model: nn.Module, args: TrainingArguments, task: Any, measure: Callable) -> DPO:
-    task.snapshot_reference(model.to(args.device))
+def dpo_trainer(model: PreTrainedModel, args: TrainingArguments, task: Preference, measure: Callable) -> DPO:
+    _snapshot_reference(model, args, task)
     options = {"beta": task.beta, "loss_type": [task.loss_type], "label_smoothing": task.label_smoothing}
     return DPO(
         model,
@@ -102,14 +119,14 @@ def dpo_trainer(model: nn.Module, args: TrainingArguments, task: Any, measure: C
     )
 
 
-class GRPO(Aligned, trl.GRPOTrainer):
+class GRPO(TrlTrainerMixin, GRPOTrainer):
     """TRL's group relative policy optimization, with a reference that is given and guards against collapse.
 
     Prompts are encoded already, and padded on the left: models with absolute positions are told where a row begins,
     or what they learn would not be what they sampled.
     """
 
-    def __init__(self, model: nn.Module, args: GRPOArguments, *, task: Any, **kwargs: Any) -> None:
+    def __init__(self, model: PreTrainedModel, args: GRPOArguments, *, task: Reinforce, **kwargs: Any) -> None:
         self.task = task
         self.without_signal: Counter = Counter()  # steps in a row, by what was wrong
         self.first_reward: float | None = None
@@ -118,14 +135,16 @@ class GRPO(Aligned, trl.GRPOTrainer):
             return task.reward(prompts, completions, reference)
 
         super().__init__(model, args, reward_funcs=reward, **kwargs)
+        reference = task.reference
+        assert reference is not None, "grpo_trainer takes it"
         if task.beta:  # args.beta is 0, for which TRL makes no reference: it would load the one that a folder holds
             self.beta = task.beta
-            disable_dropout_in_model(task.reference)
-            add_fused_lm_head(task.reference, temperature=self.temperature)
-            self.ref_model = self.accelerator.prepare_model(task.reference, evaluation_mode=True)
-        for one in (model.get_base_model() if is_adapted(model) else model, task.reference):
-            if "position_ids" in inspect.signature(one.base_model.forward).parameters:
-                one.base_model.register_forward_pre_hook(_count_from_the_mask, with_kwargs=True)
+            disable_dropout_in_model(reference)
+            add_fused_lm_head(reference, temperature=self.temperature)
+            self.ref_model = self.accelerator.prepare_model(reference, evaluation_mode=True)
+        for body in (base_of(model).base_model, reference.base_model):
+            if "position_ids" in inspect.signature(body.forward).parameters:
+                body.register_forward_pre_hook(_count_from_the_mask, with_kwargs=True)
 
     def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict]:
         return [self.task.prompt_ids[prompt] for prompt in prompts], None, {}
@@ -186,8 +205,8 @@ def _count_from_the_mask(module: nn.Module, args: tuple, kwargs: dict[str, Any])
     return args, kwargs
 
 
-def grpo_trainer(model: nn.Module, args: TrainingArguments, task: Any, measure: Callable) -> GRPO:
-    task.snapshot_reference(model.to(args.device))
+def grpo_trainer(model: PreTrainedModel, args: TrainingArguments, task: Reinforce, measure: Callable) -> GRPO:
+    _snapshot_reference(model, args, task)
     config = _config(
         GRPOArguments,
         args,

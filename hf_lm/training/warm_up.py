@@ -38,10 +38,11 @@ def warm_up(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / 20) * (1 - step / steps)
     )
+    pad_id: Any = tokenizer.pad_token_id
     model.train()
     for _ in tqdm(range(steps), desc="warming up", delay=2, leave=False, disable=None):
         drawn = torch.randint(len(features), (batch_size,), generator=dice).tolist()
-        batch = pad_batch([features[i] for i in drawn], pad_id=tokenizer.pad_token_id)
+        batch = pad_batch([features[i] for i in drawn], pad_id=pad_id)
         outputs = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
         loss = next_token_loss(outputs, batch) / (batch["labels"][:, 1:] != -100).sum()
         optimizer.zero_grad()

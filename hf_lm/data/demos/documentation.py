@@ -5,16 +5,14 @@ import hashlib
 import importlib.util
 import inspect
 import json
-import os
 import platform
 import re
 import sysconfig
-import tempfile
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-from hf_lm.files import default_cache
+from hf_lm.files import default_cache, fill_cache
 
 PACKAGES = ("numpy", "datasets", "huggingface_hub")
 LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "lib2to3", "_vendor", "_generated"}
@@ -67,19 +65,13 @@ def _docstrings() -> list[dict[str, str]]:
     """
     versions = [platform.python_version(), *(f"{name}-{version(name)}" for name in PACKAGES)]
     key = hashlib.blake2b(" ".join([*versions, *sorted(LEFT_OUT)]).encode(), digest_size=8).hexdigest()
-    path = default_cache() / f"docstrings-{key}.jsonl"
+    folder = default_cache() / "docstrings" / key
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError):  # not there yet, or damaged
-        rows = [dict(zip(("module", "heading", "text"), row, strict=True)) for row in _modules()]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
-        os.replace(file.name, path)
+        fill_cache(folder, lambda aside: (aside / "rows.json").write_text(json.dumps(list(_modules()))))
+        rows = json.loads((folder / "rows.json").read_text())
     except OSError:  # a home that cannot be written costs the seconds again
-        pass
-    return rows
+        rows = _modules()
+    return [dict(zip(("module", "heading", "text"), row, strict=True)) for row in rows]
 
 
 def docstrings(path: Path, module: str) -> Iterator[tuple[str, str]]:
