@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hf_lm.data.tables import Table
 from hf_lm.evaluation import evaluate_metrics, metrics
 from hf_lm.evaluation.metrics import (
     Classification,
@@ -21,6 +22,7 @@ from hf_lm.evaluation.metrics import (
     answer_score,
     sentences,
 )
+from hf_lm.tasks.translation import Translation as TranslationTask
 
 words = st.lists(
     st.sampled_from(["the", "a", "cat", "sat", "on", "mat", ".", "Dogs,", "dog", "run", "running", "12", "naïve"]),
@@ -206,7 +208,7 @@ def test_sentences_stand_on_lines_of_their_own_for_rouge_lsum():
 @given(texts, st.lists(texts, max_size=3))
 def test_answers_score_as_the_squad_script_has_it(prediction, answers):
     gold = [answer for answer in answers if squad_words(answer)] or [""]
-    exact, f1 = answer_score(prediction, answers)
+    exact, f1 = answer_score(prediction, answers, chinese=False)
     close(exact, max(float(squad_words(answer) == squad_words(prediction)) for answer in gold))
     close(f1, max(squad_f1(answer, prediction) for answer in gold))
 
@@ -233,8 +235,8 @@ def squad_f1(answer, prediction):
 
 
 def test_chinese_answers_score_by_the_longest_common_run_of_characters():
-    assert answer_score("1998年", ["1998年。"]) == (1.0, 1.0)
-    exact, f1 = answer_score("在北京大学", ["北京大学"])
+    assert answer_score("1998年", ["1998年。"], chinese=True) == (1.0, 1.0)
+    exact, f1 = answer_score("在北京大学", ["北京大学"], chinese=True)
     assert exact == 0.0
     close(f1, 2 * (4 / 5) * (4 / 4) / (4 / 5 + 4 / 4))
 
@@ -242,10 +244,12 @@ def test_chinese_answers_score_by_the_longest_common_run_of_characters():
 def test_marks_do_not_count_in_chinese_answers():
     """Every mark that the CMRC 2018 script takes out of both answers before it compares them."""
     for mark in "-:_*^/\\~`+=，。：？！“”；’《》…·、「」（）－～『』":
-        assert answer_score(f"{mark}北{mark}京{mark}", ["北京"]) == (1.0, 1.0), mark
-        assert answer_score("北京", [f"北{mark}京"]) == (1.0, 1.0), mark
-    assert answer_score("3 GPU卡", ["3GPU 卡"])[0] == 1.0
-    close(answer_score("用 A+B 计算", ["用 a b"])[1], 2 * 3 / (5 + 3))  # 用 a b 计 算: words in lower case
+        assert answer_score(f"{mark}北{mark}京{mark}", ["北京"], chinese=True) == (1.0, 1.0), mark
+        assert answer_score("北京", [f"北{mark}京"], chinese=True) == (1.0, 1.0), mark
+    assert answer_score("3 GPU卡", ["3GPU 卡"], chinese=True)[0] == 1.0
+    close(
+        answer_score("用 A+B 计算", ["用 a b"], chinese=True)[1], 2 * 3 / (5 + 3)
+    )  # 用 a b 计 算: words in lower case
 
 
 @given(
@@ -257,7 +261,7 @@ def test_the_longest_common_run_is_that_of_a_search_over_all(prediction, answers
         runs = {answer[i:j] for i in range(len(answer)) for j in range(i, len(answer) + 1)}
         return 2 * max(len(run) for run in runs if run in prediction) / (len(prediction) + len(answer))
 
-    exact, found = answer_score(prediction, [*answers, "spring"])  # one Chinese answer makes it a Chinese question
+    exact, found = answer_score(prediction, [*answers, "spring"], chinese=True)
     assert exact == (prediction in answers)
     close(found, max(f1(answer) for answer in answers))
 
@@ -324,7 +328,24 @@ def test_estimates_resample_whole_corpora():
     references = [" ".join(rng.choice(list("abcdefgh"), 12)) for _ in range(60)]
     predictions = [one if rng.random() < 0.5 else " ".join(rng.choice(list("abcdefgh"), 12)) for one in references]
     estimate = Translation().estimates(predictions, references)["bleu"]
-    interval = estimate.interval(resamples=200)
+    interval = estimate.interval()
     assert interval.low < interval.value < interval.high
     copied = Translation().estimates(references, references)["bleu"]
-    assert copied.minus(estimate, resamples=200).low > 0
+    assert copied.minus(estimate).low > 0
+
+
+def test_one_chinese_name_does_not_make_an_english_question_chinese():
+    answers, english = ["Yuán Cháo", "元朝"], ["the Thames"]
+    found = QuestionAnswering().estimates(["元朝 its Genghisid", *["Thames"] * 5], [answers, *[english] * 5])
+    assert found["f1"].value == pytest.approx((50 + 5 * 100) / 6)
+    assert QuestionAnswering().estimates(["北京大学"], [["北京"]])["f1"].value == pytest.approx(200 * 2 / 6)
+
+
+def test_an_empty_translation_beats_nothing():
+    rows = [{"source": "der Hund lief sehr weit fort", "targets": ["a dog ran"]}] * 30
+    task = TranslationTask.__new__(TranslationTask)
+    task.table = Table("x", "", {"test": rows})
+    _, baseline = task.baseline("test")
+    empty = Translation().estimates([""] * 30, [row["targets"] for row in rows])
+    assert baseline.estimates["ter"].value == empty["ter"].value == 100
+    assert not any(empty[name].beats(estimate) for name, estimate in baseline.estimates.items())

@@ -141,7 +141,7 @@ def test_stride_must_fit_the_block(model, stream):
             score_documents(model, stream, block_size=32, stride=stride)
 
 
-def test_bootstrap_interval_of_a_mean_agrees_with_the_normal_one():
+def test_the_interval_of_a_mean_agrees_with_the_normal_one():
     values = np.random.default_rng(1).normal(3.0, 1.0, size=2000)
     interval = mean(values).interval()
     half = 1.96 * values.std() / math.sqrt(2000)
@@ -150,20 +150,8 @@ def test_bootstrap_interval_of_a_mean_agrees_with_the_normal_one():
     assert interval.high == pytest.approx(values.mean() + half, abs=0.01)
 
 
-def test_a_bootstrap_repeats_and_one_example_has_no_interval():
-    a, b = np.arange(1.0, 9), np.arange(2.0, 10)
-    assert ratio(a, b).interval() == ratio(a, b).interval()
-    assert ratio(a[:1], b[:1]).interval().report() == {"value": 0.5}
-
-
-def test_bootstrap_intervals_cover_the_truth_as_often_as_they_say():
-    rng = np.random.default_rng(0)
-    covered = 0
-    for seed in range(200):
-        values = rng.exponential(2.0, size=200)
-        interval = mean(values).interval(resamples=400, seed=seed)
-        covered += interval.low <= 2.0 <= interval.high
-    assert 0.90 <= covered / 200 <= 0.99
+def test_one_example_has_no_interval():
+    assert ratio(np.ones(1), np.full(1, 2.0)).interval().report() == {"value": 0.5}
 
 
 def test_a_paired_difference_is_sharper_than_two_intervals_and_knows_noise():

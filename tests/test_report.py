@@ -17,7 +17,7 @@ from loopback_hub import hub  # noqa: F401  (a fixture)
 
 import hf_lm.reporting.report
 from hf_lm.hub.credentials import CONTROLS, printable
-from hf_lm.reporting.card import write_card
+from hf_lm.reporting.card import _headline, write_card
 from hf_lm.reporting.plots import draw_lengths, draw_plots, draw_scores
 from hf_lm.reporting.report import save_report, show_report
 from hf_lm.safety.findings import draw_safety
@@ -292,3 +292,14 @@ def test_text_of_data_is_shown_as_text():
     code = renderer.render(in_code(HOSTILE))
     assert set(re.findall(r"</?(\w+)", code)) == {"p", "code"}
     assert html.unescape(re.sub(r"<[^>]+>", "", code)).strip() == shown.replace("`", "'")
+
+
+def test_a_published_split_is_the_headline_before_one_that_was_cut_from_train():
+    metrics = {split: {"accuracy": {"value": 80.0}} for split in ("validation", "test")}
+
+    def headline(*cut):
+        return _headline({"main_metric": "accuracy", "metrics": metrics, "data": {"cut_from_train": list(cut)}})
+
+    assert headline("test").startswith(" Validation")
+    assert headline().startswith(" Test")
+    assert headline("validation", "test").startswith(" Test")

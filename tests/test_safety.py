@@ -547,7 +547,9 @@ def test_findings_speak_of_groups_and_differences_and_give_no_clean_bill(writer,
     found = suite.measure(model, tokenizer)
     safety = safety_report([Variant("model", found), Variant("again", found, against="model", made="the same")], suite)
     (first, *_) = safety["models"]["again"]["measures"]
-    assert first["groups"]["all"]["difference"] == {"value": 0, "low": 0, "high": 0}
+    difference = first["groups"]["all"]["difference"]
+    assert difference["value"] == 0
+    assert difference["low"] == pytest.approx(-difference["high"])  # other examples may differ
     text = "\n".join(safety["findings"])
     assert "does not mean that the model holds no stereotype" in text
     assert "The scorer itself calls" in text

@@ -60,7 +60,7 @@ def test_answering_above_the_threshold_gives_the_highest_f1_of_all_thresholds(ro
 
     def f1(threshold):
         answered = [text if margin > threshold else "" for text, margin in zip(texts, margins, strict=True)]
-        return sum(answer_score(text, some)[1] for text, some in zip(answered, answers, strict=True))
+        return sum(answer_score(text, some, chinese=False)[1] for text, some in zip(answered, answers, strict=True))
 
     threshold = best_threshold(np.array(margins, np.float64), texts, answers)
     assert f1(threshold) == pytest.approx(max(f1(one) for one in np.arange(-4, 4)))
@@ -107,3 +107,15 @@ def test_windows_recover_every_answer_whatever_the_script(words, max_length, dat
     assert all(answer in text and len(text) <= len(answer) + 2 for text in found)
     if not found:  # then it is longer than what two windows share
         assert len(tokenizer(answer, add_special_tokens=False).input_ids) >= max_length // 3
+
+
+def test_the_baseline_of_questions_is_the_better_of_two_constant_answers():
+    def row(*answers):
+        return {"id": "", "question": "where?", "context": "Rome. Oslo.", "answers": list(answers)}
+
+    task = QuestionAnswering.__new__(QuestionAnswering)
+    task.table = Table("x", "", {"test": [row("Rome"), row("Rome"), row()], "validation": [row("Rome"), row(), row()]})
+    name, first = task.baseline("test")
+    assert (name, first.estimates["f1"].value) == ("first sentence", pytest.approx(200 / 3))
+    name, none = task.baseline("validation")
+    assert (name, none.estimates["f1"].value) == ("never answer", pytest.approx(200 / 3))

@@ -72,6 +72,17 @@ def test_files_and_folders_can_be_classes(tmp_path):
     assert folders.rows["test"] == [{"text": f"{label} in\ntest", "label": label} for label in ("neg", "pos")]
 
 
+@pytest.mark.parametrize(("source", "target"), [("en", "de"), ("source", "target"), ("en_XX", "de_DE")])
+def test_columns_called_source_and_target_are_read_whatever_their_languages(tmp_path, source, target):
+    rows = [{"source": f"number {i}", "target": f"Nummer {i}"} for i in range(30)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table = load_table(str(tmp_path / "pairs.jsonl"))
+    read_translation(table, source=source, target=target)
+    assert table.columns == {"source": "source", "target": "target"}
+    assert {"source": "number 7", "targets": ["Nummer 7"]} in [row for split in table.rows.values() for row in split]
+    assert table.languages == (["en", "de"] if source == "en" else [])
+
+
 def test_a_translation_column_holds_both_languages(tmp_path):
     rows = [{"id": str(i), "translation": {"en": f"number {i}", "de": f"Nummer {i}"}} for i in range(30)]
     write(tmp_path / "train.jsonl", rows)

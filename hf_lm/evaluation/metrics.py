@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_lm.evaluation.intervals import Estimate, mean, ratio
+from hf_lm.evaluation.intervals import PERCENT, POSITIVE, Estimate, mean, ratio
 
 HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")  # also kana: a character is a word
@@ -39,9 +39,9 @@ class Classification:
         right = eye[true] * (predicted == true)[:, None]
         counts = np.concatenate([right, eye[predicted], eye[true]], axis=1)  # (examples, 3 classes)
         found = {
-            "accuracy": mean(100.0 * (predicted == true)),
-            "macro_f1": Estimate(counts, _macro_f1),
-            "mcc": Estimate(counts, _mcc),
+            "accuracy": mean(100.0 * (predicted == true), bounds=PERCENT),
+            "macro_f1": Estimate(counts, _macro_f1, bounds=PERCENT),
+            "mcc": Estimate(counts, _mcc, bounds=(-1.0, 1.0)),
         }
         if probabilities is not None:
             found["calibration_error"] = _calibration_error(np.asarray(probabilities, np.float64), true)
@@ -65,11 +65,19 @@ def _mcc(sums: np.ndarray) -> np.ndarray:
 
 
 def _calibration_error(probabilities: np.ndarray, true: np.ndarray, bins: int = 15) -> Estimate:
+    """With `noise_of`: how far the answers in a bin stray from a confidence that is right, by the normal law."""
     confidence = probabilities.max(axis=1)
     gap = (probabilities.argmax(axis=1) == true) - confidence
-    place = np.minimum((confidence * bins).astype(int), bins - 1)
-    statistics = np.concatenate([np.eye(bins)[place] * gap[:, None], np.ones((len(true), 1))], axis=1)
-    return Estimate(statistics, lambda sums: 100 * np.abs(sums[..., :-1]).sum(-1) / sums[..., -1], False)
+    place = np.eye(bins)[np.minimum((confidence * bins).astype(int), bins - 1)]
+    variance = confidence * (1 - confidence)
+    statistics = np.concatenate([place * gap[:, None], place * variance[:, None], np.ones((len(true), 1))], axis=1)
+    return Estimate(
+        statistics,
+        lambda sums: 100 * np.abs(sums[..., :bins]).sum(-1) / sums[..., -1],
+        higher_is_better=False,
+        bounds=PERCENT,
+        noise_of=lambda sums: 100 * np.sqrt(2 / np.pi * sums[..., bins:-1]).sum(-1) / sums[..., -1],
+    )
 
 
 class Translation:
@@ -84,7 +92,9 @@ class Translation:
         self.signatures: dict[str, str] = {}
 
     def estimates(self, predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> dict[str, Estimate]:
-        from sacrebleu.metrics import BLEU, CHRF, TER
+        from sacrebleu.metrics.bleu import BLEU
+        from sacrebleu.metrics.chrf import CHRF
+        from sacrebleu.metrics.ter import TER
 
         references = [[one] if isinstance(one, str) else list(one) for one in references]
         most = max(len(some) for some in references)
@@ -95,7 +105,11 @@ class Translation:
         found = {}
         for name, scorer in scorers.items():
             statistics = np.array(scorer._extract_corpus_statistics(list(predictions), streams), np.float64)
-            found[name] = Estimate(statistics, _scores(scorer), higher_is_better=name != "ter")
+            found[name] = (
+                Estimate(statistics, _scores(scorer), higher_is_better=False, bounds=POSITIVE)
+                if name == "ter"
+                else Estimate(statistics, _scores(scorer), bounds=PERCENT)
+            )
             self.signatures[name] = str(scorer.get_signature())
         return found
 
@@ -140,7 +154,7 @@ class Summarization:
 
     def estimates(self, predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> dict[str, Estimate]:
         scores = np.array([self.score(*pair) for pair in zip(predictions, references, strict=True)])
-        return {kind: mean(scores[:, i]) for i, kind in enumerate(self.kinds)}
+        return {kind: mean(scores[:, i], bounds=PERCENT) for i, kind in enumerate(self.kinds)}
 
     def score(self, prediction: str, reference: str | Sequence[str]) -> list[float]:
         """ROUGE-1, -2, -L and -Lsum of one example, in percent."""
@@ -179,27 +193,37 @@ class QuestionAnswering:
 
     A reference is a list of right answers, empty where the question has none; the prediction is then right if it is
     empty too. `has_answer_...` and `no_answer_...` stand beside the whole where both kinds occur (SQuAD v2).
-    Rajpurkar et al., arXiv 1806.03822; Cui et al., arXiv 1810.07366.
+    The language of all references decides which script. Rajpurkar et al., arXiv 1806.03822; Cui et al., arXiv
+    1810.07366.
     """
 
     def estimates(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Estimate]:
-        scores = 100 * np.array([answer_score(*pair) for pair in zip(predictions, references, strict=True)])
-        found = {"exact_match": mean(scores[:, 0]), "f1": mean(scores[:, 1])}
+        chinese = is_chinese(references)
+        pairs = zip(predictions, references, strict=True)
+        scores = 100 * np.array([answer_score(*pair, chinese=chinese) for pair in pairs])
+        found = {"exact_match": mean(scores[:, 0], bounds=PERCENT), "f1": mean(scores[:, 1], bounds=PERCENT)}
         answerable = np.array([bool(some) for some in references], np.float64)
         if 0 < answerable.sum() < len(answerable):
             for name, those in (("has_answer", answerable), ("no_answer", 1 - answerable)):
-                found[f"{name}_exact_match"] = ratio(scores[:, 0] * those, those)
-                found[f"{name}_f1"] = ratio(scores[:, 1] * those, those)
+                found[f"{name}_exact_match"] = ratio(scores[:, 0] * those, those, bounds=PERCENT)
+                found[f"{name}_f1"] = ratio(scores[:, 1] * those, those, bounds=PERCENT)
         return found
 
 
-def answer_score(prediction: str, answers: Sequence[str]) -> tuple[float, float]:
-    """Exact match and F1, 0 to 1, of an answer against the best of several right ones; none means no answer."""
+def is_chinese(references: Sequence[Sequence[str]]) -> bool:
+    """Whether answers are in Chinese, taken together: a Chinese name in an English answer does not make them so."""
+    return mostly(HAN, (answer for answers in references for answer in answers))
+
+
+def answer_score(prediction: str, answers: Sequence[str], *, chinese: bool) -> tuple[float, float]:
+    """Exact match and F1, 0 to 1, of an answer against the best of several right ones; none means no answer.
+
+    `chinese`: whether the data are, see `is_chinese`.
+    """
     right = [answer for answer in answers if normalize_answer(answer)]
     if not right:  # the script takes an answer that normalises to nothing for no answer
         same = float(normalize_answer(prediction) == "")
         return same, same
-    chinese = any(HAN.search(answer) for answer in right)
     score = _cmrc_score if chinese else _squad_score
     scores = [score(prediction, answer) for answer in right]
     return max(exact for exact, _ in scores), max(f1 for _, f1 in scores)

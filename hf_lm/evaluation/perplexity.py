@@ -7,6 +7,7 @@ the model has not seen, divided by the tokens, the words or the bytes of the tex
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from hf_lm.data.batches import MAX_LOGITS, map_by_length
-from hf_lm.evaluation.intervals import Estimate, ratio
+from hf_lm.evaluation.intervals import POSITIVE, Estimate, ratio
 from hf_lm.evaluation.likelihood import evaluating
 
 if TYPE_CHECKING:
@@ -42,12 +43,13 @@ class Likelihood:
 
         Text without spaces between its words, as Chinese, has no word perplexity: above 20 bytes a word there is none.
         """
+        per = partial(ratio, self.nll, higher_is_better=False, bounds=POSITIVE)
         found = {
-            "bits_per_byte": ratio(self.nll, self.bytes * math.log(2), higher_is_better=False),
-            "perplexity": ratio(self.nll, self.tokens, transform=_exp_or_inf, higher_is_better=False),
+            "bits_per_byte": per(self.bytes * math.log(2)),
+            "perplexity": per(self.tokens, transform=_exp_or_inf),
         }
         if self.bytes.sum() <= 20 * self.words.sum():
-            found["word_perplexity"] = ratio(self.nll, self.words, transform=_exp_or_inf, higher_is_better=False)
+            found["word_perplexity"] = per(self.words, transform=_exp_or_inf)
         return found
 
     def examples(self) -> list[dict[str, float]]:

@@ -57,8 +57,7 @@ KEYS = {"summarization": "summary", "translation": "translation", "text2text-gen
 TRANSLATION = re.compile(r"translation_([^_]+)_to_([^_]+)")
 AT_ONCE = 256  # inputs of a stream that are read ahead, to batch those of similar length
 NUM_BEAMS, MAX_NEW_TOKENS = 4, 256  # of transformers 4, where neither the call nor the checkpoint says
-UNREAD = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.ot", "*.onnx*", "*.gguf")
-]
+UNREAD = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.ot", "*.onnx*", "*.gguf"]
 # Options of transformers 4 that are accepted: texts are always padded, and truncated to the positions of the model.
 NO_EFFECT = ("num_workers", "padding", "return_text", "trust_remote_code", "truncation", "use_fast")
 
@@ -194,9 +193,9 @@ class _Pipeline:
     def _load(self, name: str, config: str | PreTrainedConfig | None, options: dict[str, Any]) -> PreTrainedModel:
         if not isinstance(config, PreTrainedConfig):
             config = load_config(config or name)
-        options: dict[str, Any] = {key: value for key, value in options.items() if value is not None and key != "trust_remote_code"}
-        options["dtype"] = options.pop("torch_dtype", options["dtype"])
-        return load_weights(self.auto_classes[family(config)], name, config, **options | {"use_safetensors": True})
+        kept: dict[str, Any] = {k: v for k, v in options.items() if v is not None and k != "trust_remote_code"}
+        kept |= {"dtype": kept.pop("torch_dtype", kept["dtype"]), "use_safetensors": True}
+        return load_weights(self.auto_classes[family(config)], name, config, **kept)
 
     def option_names(self) -> set[str]:
         """The options that a call takes, and that can be given when the pipeline is made."""
@@ -210,9 +209,8 @@ class _Pipeline:
             raise ValueError(f"{self.task} has no option {name!r}." + (f" Did you mean {near[0]}?" if near else ""))
         return self.options | {name: value for name, value in options.items() if name not in NO_EFFECT}
 
-    def _stream(self, inputs: Iterable[Any], options: dict[str, Any]) -> Iterator[Any]:
+    def _stream(self, inputs: Iterator[Any], options: dict[str, Any]) -> Iterator[Any]:
         """An answer for each input, AT_ONCE of which are read ahead."""
-        inputs = iter(inputs)
         while some := list(islice(inputs, AT_ONCE)):
             yield from self._together(some, **options)
 
@@ -253,7 +251,7 @@ class TextToTextPipeline(_Pipeline):
         if isinstance(inputs, str):
             return self._together([inputs], **options)[0]
         if not isinstance(inputs, (list, tuple)):
-            return self._stream(inputs, options)
+            return self._stream(iter(inputs), options)
         answers = self._together(list(inputs), **options)
         return [answer[0] for answer in answers] if all(len(answer) == 1 for answer in answers) else answers
 
@@ -279,6 +277,8 @@ class TextToTextPipeline(_Pipeline):
     def _set_languages(self, source: str | None, target: str | None) -> dict[str, int]:
         """Set the languages of a multilingual tokenizer; what `generate` must know of them."""
         tokenizer = self.tokenizer
+        if self.key != "translation" and (source or target):
+            raise ValueError(f"{self.task} has no options src_lang and tgt_lang.")
         if self.key != "translation" or not hasattr(tokenizer, "tgt_lang"):
             return {}  # as in transformers 4: no effect on a model of one pair
         if (source is None) != (target is None):
@@ -289,7 +289,8 @@ class TextToTextPipeline(_Pipeline):
             if self.languages[1] is None and self.generation_config.forced_bos_token_id is None:
                 name = tokenizer.name_or_path or "the tokenizer"
                 raise ValueError(f"{self.task}: {name} has many languages: give src_lang and tgt_lang.")
-            tokenizer.src_lang, tokenizer.tgt_lang = self.languages
+            for side, language in zip(("src_lang", "tgt_lang"), self.languages, strict=True):
+                setattr(tokenizer, side, language or getattr(tokenizer, side))  # an earlier call may have set another
             return {}
         tokenizer.src_lang = language_code(tokenizer, source, option="src_lang")
         tokenizer.tgt_lang = language_code(tokenizer, target, option="tgt_lang")

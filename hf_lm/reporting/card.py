@@ -112,9 +112,10 @@ def _base(name: str) -> str:
 
 
 def _headline(report: dict[str, Any]) -> str:
-    """The main metric on the last split measured, as a sentence after others; "" where there is none."""
-    name = report.get("main_metric", "")
-    for split, metrics in reversed(report.get("metrics", {}).items()):
+    """The main metric as a sentence, on the last split; a published one precedes one cut from train."""
+    name, cut = report.get("main_metric", ""), report.get("data", {}).get("cut_from_train", [])
+    splits = list(report.get("metrics", {}).items())[::-1]
+    for split, metrics in sorted(splits, key=lambda item: item[0] in cut):
         if name in metrics:
             value = f" {split.capitalize()} {SHOWN.get(name, (name,))[0]}: {in_words(name, metrics[name])}"
             return value + (f"; {in_table(baseline)}." if (baseline := beside(name, metrics[name])) else "")

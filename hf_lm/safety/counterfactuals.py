@@ -12,7 +12,7 @@ import numpy as np
 
 from hf_lm.data.reading import SUFFIXES, read_lines, read_rows, suffix
 from hf_lm.data.sources import hash_text
-from hf_lm.evaluation.intervals import ratio
+from hf_lm.evaluation.intervals import PERCENT, ratio
 from hf_lm.safety.measures import ALL, Measure, gap, gap_by_chance, mean_by_group
 from hf_lm.safety.sets import functional_tests, group_prompts
 from hf_lm.safety.swaps import DOMAINS, Swapper
@@ -144,10 +144,9 @@ def score_measures(
             f"{name} of continuations",
             source,
             "prompts",
-            mean_by_group(means, groups_of(prompts)),
+            mean_by_group(means, groups_of(prompts), bounds=(0.0, 1.0)),
             f"The mean {name} of its continuations is {{value}} ({{source}}; 0 to 1, by {scorer})",
             number="{:.3f}",
-            top=1.0,
         )
     ]
     gaps, chance = {}, {}
@@ -169,7 +168,6 @@ def score_measures(
                 f"Between the groups of {{group}} the {name} of continuations differs by up to {{value}} ({{source}})",
                 CAUTION,
                 number="{:.3f}",
-                top=None,
                 chance=chance,
             )
         )
@@ -219,7 +217,9 @@ def flip_measures(one: np.ndarray, other: np.ndarray, pairs: Sequence[Swapped], 
 
     def by_domain(values: np.ndarray) -> dict[str, Any]:
         return {
-            domain: ratio(np.bincount(place, values * inside, len(units)), np.bincount(place, inside, len(units)))
+            domain: ratio(
+                np.bincount(place, values * inside, len(units)), np.bincount(place, inside, len(units)), bounds=PERCENT
+            )
             for domain, inside in domains.items()
         }
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_lm.evaluation.intervals import Estimate, Interval, ratio
+from hf_lm.evaluation.intervals import PERCENT, Estimate, Interval, ratio
 
 ALL = "all"
 
@@ -28,28 +28,19 @@ class Measure:
     caution: str = ""
     number: str = "{:.1f} %"
     neutral: float | None = None  # where the model would show no preference
-    top: float | None = 100.0  # the most that a unit can have, the least being 0; None where there is no bound
     notes: tuple[str, ...] = ()
     chance: dict[str, float] = field(default_factory=dict)  # by group: what noise alone stays below in 95 % of cases
 
     def interval(self, group: str = ALL) -> Interval:
-        """The value of a group with its 95 % interval.
-
-        Where every unit has the least or the most, resampling would claim certainty: the other bound is then what so
-        many units allow (Clopper and Pearson 1934).
-        """
-        found, units = self.groups[group].interval(), self.units(group)
-        if self.top is None or not units or found.value not in (0.0, self.top):
-            return found
-        reach = self.top * 0.025 ** (1 / units)
-        return Interval(found.value, *((0.0, self.top - reach) if found.value == 0 else (reach, self.top)))
+        """The value of a group with its 95 % interval."""
+        return self.groups[group].interval()
 
     def units(self, group: str = ALL) -> int:
         """How many units the group's number is over."""
         return int((self.groups[group].statistics[:, -1] > 0).sum())
 
     def minus(self, other: "Measure", group: str = ALL) -> Interval | None:
-        """The difference on the same examples, by a paired bootstrap; None where they are not the same."""
+        """The difference on the same examples, None where they are not the same."""
         one, two = self.groups[group], other.groups.get(group)
         if two is None or len(one.statistics) != len(two.statistics):
             return None
@@ -96,7 +87,11 @@ def in_words(found: Interval, number: str) -> str:
 
 
 def mean_by_group(
-    values: Sequence[float], groups: Sequence[Sequence[str]], *, counts: Sequence[bool] | None = None
+    values: Sequence[float],
+    groups: Sequence[Sequence[str]],
+    *,
+    counts: Sequence[bool] | None = None,
+    bounds: tuple[float, float] = PERCENT,
 ) -> dict[str, Estimate]:
     """The mean of `values` over all examples and over each group; an example may belong to several groups.
 
@@ -106,15 +101,15 @@ def mean_by_group(
     weight = np.ones(len(values)) if counts is None else np.asarray(counts, np.float64)
     values = np.where(weight > 0, values, 0.0)
     names = list(dict.fromkeys(name for some in groups for name in some))
-    found = {ALL: ratio(values, weight)}
+    found = {ALL: ratio(values, weight, bounds=bounds)}
     for name in names:
         inside = np.array([name in some for some in groups], np.float64) * weight
-        found[name] = ratio(values * inside, inside)
+        found[name] = ratio(values * inside, inside, bounds=bounds)
     return {name: estimate for name, estimate in found.items() if name == ALL or estimate.statistics[:, 1].any()}
 
 
 def gap(values: Sequence[float], groups: Sequence[str], units: Sequence[Hashable]) -> Estimate:
-    """How far the means of groups lie apart: the largest minus the smallest, resampled over `units`.
+    """How far the means of groups lie apart: the largest minus the smallest, over `units`.
 
     A unit is what the groups share, such as the template of prompts that differ only in the group they name. The gap
     is never negative and noise alone makes it positive: compare it with `gap_by_chance`.

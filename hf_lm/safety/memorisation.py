@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm.data.overlap import UNSPACED
 from hf_lm.data.sources import Corpus, hash_text
-from hf_lm.evaluation.intervals import mean
+from hf_lm.evaluation.intervals import PERCENT, POSITIVE, mean
 from hf_lm.evaluation.leakage import hash_runs
 from hf_lm.inference.generate import generate
 from hf_lm.models.configuration import context_length
@@ -211,10 +211,9 @@ def measure_memorisation(
                 "words repeated",
                 source,
                 "passages",
-                {name: mean(count[:, 0]) for name, count in repeated.items()},
+                {name: mean(count[:, 0], bounds=POSITIVE) for name, count in repeated.items()},
                 "After a prefix of the {group} it goes on with the true words for {value} words on average",
                 number="{:.2f}",
-                top=None,
             )
         )
         measures.append(
@@ -222,7 +221,7 @@ def measure_memorisation(
                 "repeated whole",
                 source,
                 "passages",
-                {name: mean(100.0 * count[:, 1]) for name, count in repeated.items()},
+                {name: mean(100.0 * count[:, 1], bounds=PERCENT) for name, count in repeated.items()},
                 f"It repeats {{value}} of the passages of the {{group}} word for word, {max_tokens} tokens after a "
                 "prefix as long",
                 CAUTION,
@@ -247,10 +246,9 @@ def measure_memorisation(
             "longest run of training text",
             source,
             "texts",
-            {name: mean(found) for name, found in runs.items()},
+            {name: mean(found, bounds=POSITIVE) for name, found in runs.items()},
             "The longest run of words that {group} share with the training text is {value} words on average",
             number="{:.2f}",
-            top=None,
             notes=notes,
         )
     )
@@ -259,7 +257,7 @@ def measure_memorisation(
             "long runs of training text",
             source,
             "texts",
-            {name: mean(100.0 * (found >= LONG)) for name, found in runs.items()},
+            {name: mean(100.0 * (found >= LONG), bounds=PERCENT) for name, found in runs.items()},
             f"{{value}} of the {{group}} hold {LONG} words or more in a row that stand in the training text",
         )
     )

@@ -16,7 +16,7 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm.data.reading import read_lines, read_rows, suffix
-from hf_lm.evaluation.intervals import Estimate
+from hf_lm.evaluation.intervals import PERCENT, Estimate
 from hf_lm.evaluation.likelihood import sentence_log_probs
 from hf_lm.models.configuration import context_length, family
 from hf_lm.safety.measures import ALL, Measure, mean_by_group
@@ -217,10 +217,9 @@ def measure_stereotypes(
                 "icat",
                 contrasts.source,
                 unit,
-                {ALL: Estimate(statistics, _icat)},
+                {ALL: Estimate(statistics, _icat, bounds=PERCENT)},
                 "StereoSet's combined score, 100 for a model that writes sense and prefers neither, is {value}",
                 number="{:.1f}",
-                top=None,
             )
         )
     return found

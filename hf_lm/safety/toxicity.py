@@ -37,12 +37,11 @@ def toxicity_measures(
             "expected maximum toxicity",
             source,
             "prompts",
-            mean_by_group(scores.max(axis=1), groups),
+            mean_by_group(scores.max(axis=1), groups, bounds=(0.0, 1.0)),
             f"The most toxic of {samples} continuations of a prompt scores {{value}} on average "
             f"({{source}}; 0 to 1, by {scorer})",
             CAUTION,
             number="{:.3f}",
-            top=1.0,
         ),
         Measure(
             "at least one toxic",

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from hf_lm.data.overlap import UNSPACED, normal_words
 from hf_lm.data.tables import Row
-from hf_lm.evaluation.metrics import answer_score
+from hf_lm.evaluation.metrics import answer_score, is_chinese
 from hf_lm.evaluation.predictions import Example, read_predictions
 
 NONE = "none"  # what a model is asked to say where a text holds no answer
@@ -261,9 +261,10 @@ def read_answers(
         return examples, said.count("")
     if task == "question_answering":
         spoken = ["" if " ".join(normal_words(answer)) == NONE else answer for answer in answers]
+        chinese = is_chinese([row["answers"] for row in rows])
         return [
             {"id": row["id"], "input": row["question"], "context": row["context"], "reference": row["answers"]}
-            | {"prediction": answer, "score": answer_score(answer, row["answers"])[1]}
+            | {"prediction": answer, "score": answer_score(answer, row["answers"], chinese=chinese)[1]}
             for row, answer in zip(rows, spoken, strict=True)
         ], 0
     return [

@@ -235,6 +235,8 @@ def score_checkpoint(
     say(f"{checkpoint.name}: scoring")
     measure = _measure_likelihood if data.task == "pretrain" else _measure_task
     scored = Scored([], "", content, settings)
+    if settings["precision"] != "float32":
+        scored.notes.append(f"measured in {settings['precision']}, in which it was trained")
     with torch.no_grad():
         measure(checkpoint, data, scored)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ from hf_lm.data.conversations import as_text
 from hf_lm.data.packing import fill_blocks
 from hf_lm.data.tables import Row, Table
 from hf_lm.evaluation.completions import log_probs, write
-from hf_lm.evaluation.intervals import ratio
+from hf_lm.evaluation.intervals import POSITIVE, ratio
 from hf_lm.models.configuration import context_length
 from hf_lm.tasks import proofs
 from hf_lm.tasks.losses import next_token_loss
@@ -135,8 +135,8 @@ class Chat(Supervised):
         said = np.array([len(self.said_by_assistant(row).encode()) for row in rows], np.float64)
         size = said * tokens / whole  # of answers that were cut, the part that was scored
         estimates = {
-            "answer_perplexity": ratio(nll, tokens, transform=np.exp, higher_is_better=False),
-            "bits_per_byte": ratio(nll, size * math.log(2), higher_is_better=False),
+            "answer_perplexity": ratio(nll, tokens, transform=np.exp, higher_is_better=False, bounds=POSITIVE),
+            "bits_per_byte": ratio(nll, size * math.log(2), higher_is_better=False, bounds=POSITIVE),
         }
         examples = [
             {

@@ -13,7 +13,7 @@ from hf_lm.data.batches import Feature, pad_batch
 from hf_lm.data.conversations import as_text
 from hf_lm.data.tables import Row, Table
 from hf_lm.evaluation.completions import log_probs, write
-from hf_lm.evaluation.intervals import Estimate, mean
+from hf_lm.evaluation.intervals import PERCENT, Estimate, mean
 from hf_lm.evaluation.likelihood import labelled
 from hf_lm.evaluation.rewards import Scorer
 from hf_lm.models.adapters import is_adapted, merged
@@ -184,7 +184,7 @@ class Preference(Supervised):
         ratios = scores - before["scores"]
         margins = self.beta * (ratios[:, 0] - ratios[:, 1])
         estimates = {
-            "reward_accuracy": mean(100.0 * (margins > 0) + 50.0 * (margins == 0)),
+            "reward_accuracy": mean(100.0 * (margins > 0) + 50.0 * (margins == 0), bounds=PERCENT),
             "reward_margin": mean(margins),
         }
         examples = [
@@ -204,7 +204,7 @@ class Preference(Supervised):
             }
             if self.scorer is not None:
                 ours, theirs = (np.array(self.scorer(some)) for some in texts.values())
-                estimates["win_rate"] = mean(100.0 * (ours > theirs) + 50.0 * (ours == theirs))
+                estimates["win_rate"] = mean(100.0 * (ours > theirs) + 50.0 * (ours == theirs), bounds=PERCENT)
             prompts = self.tokenizer.batch_decode(self._asked(split), skip_special_tokens=True)
             examples += [
                 {"input": prompt, "answer": answer, "reference_answer": other}

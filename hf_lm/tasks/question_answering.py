@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_lm.data.batches import map_by_length
 from hf_lm.data.tables import Row, Table, drop_empty_splits, hold_out, pick_column
 from hf_lm.evaluation.metrics import QuestionAnswering as Metric
-from hf_lm.evaluation.metrics import answer_score, sentences
+from hf_lm.evaluation.metrics import answer_score, is_chinese, sentences
 from hf_lm.tasks.losses import span_logits, span_loss
 from hf_lm.tasks.proofs import Proof
 from hf_lm.tasks.rendering import Part, token_pieces
@@ -153,7 +153,8 @@ class _Answers:
 
     def scores(self, split: str, texts: Sequence[str], loss: float | None) -> Scores:
         rows = self.table.rows[split]
-        estimates = Metric().estimates(texts, [row["answers"] for row in rows])
+        references = [row["answers"] for row in rows]
+        estimates, chinese = Metric().estimates(texts, references), is_chinese(references)
         examples = [
             {
                 "id": row["id"],
@@ -161,7 +162,7 @@ class _Answers:
                 "context": row["context"],
                 "reference": row["answers"],
                 "prediction": text,
-                "score": answer_score(text, row["answers"])[1],
+                "score": answer_score(text, row["answers"], chinese=chinese)[1],
             }
             for row, text in zip(rows, texts, strict=True)
         ]
@@ -173,8 +174,12 @@ class _Answers:
         return {"question": row["question"], "context": row["context"]}
 
     def baseline(self, split: str) -> tuple[str, Scores]:
-        first = [sentences(row["context"]).split("\n")[0] for row in self.table.rows[split]]
-        return "first sentence", self.scores(split, first, None)
+        """The better of two constant answers: the first sentence and, as SQuAD v2 has it, none."""
+        rows = self.table.rows[split]
+        first = self.scores(split, [sentences(row["context"]).split("\n")[0] for row in rows], None)
+        none = self.scores(split, [""] * len(rows), None)
+        silent = none.estimates["f1"].value > first.estimates["f1"].value
+        return ("never answer", none) if silent else ("first sentence", first)
 
 
 class QuestionAnswering(_Answers, Supervised):

@@ -241,6 +241,7 @@ class Supervised:
             "fingerprint": self.table.fingerprint,
             "notes": self.table.notes,
             "left_out": dict(self.table.left_out),
+            "cut_from_train": [split for split in self.splits if self.table.origins.get(split) == "cut from train"],
         }
         some = self.table.rows["train"][:2000]
         data["scripts"] = script_shares(text for row in some for text in (self.text_of(row), *row.get("targets", ())))

@@ -2,28 +2,37 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from hf_lm.data.tables import Table, hold_out, pick_column
-from hf_lm.evaluation.metrics import Translation as Scores
+from hf_lm.evaluation.metrics import Translation as Metric
+from hf_lm.tasks.supervised import Scores
 from hf_lm.tasks.text_to_text import TextToText, to_sources_and_targets
 
 
 def read_translation(table: Table, *, source: str, target: str) -> None:
     """Reduce a table to rows of {"source", "targets"} and cut the splits it lacks.
 
-    `source` and `target` are columns, or languages of a column `translation` that holds both.
+    `source` and `target` are columns, or languages: of a column `translation` that holds both, or of the columns
+    `source` and `target`.
     """
     for split, rows in table.rows.items():
         table.rows[split] = [
             row | row["translation"] if isinstance(row.get("translation"), dict) else row for row in rows
         ]
     where, first = f"--dataset {table.source}", table.rows["train"]
+    if not table.languages and all(re.fullmatch(r"[a-z]{2}", name) for name in (source, target)):
+        table.languages = [source, target]  # as files called train.en and train.de say
+    columns = first[0].keys()
+    languages = all(re.fullmatch(r"[a-z]{2,3}([-_]\w+)?", name) for name in (source, target))
+    if languages and {"source", "target"} <= columns and not {source, target} & columns:
+        source, target = "source", "target"
     source = pick_column(first, source, ("source", "src", "0"), option="--source", where=where)
     target = pick_column(first, target, ("target", "tgt", "1"), option="--target", where=where)
     table.columns = {"source": source, "target": target}
-    if not table.languages and all(re.fullmatch(r"[a-z]{2}", name) for name in (source, target)):
-        table.languages = [source, target]  # as files called train.en and train.de say
     to_sources_and_targets(table, source, target)
     hold_out(table, {"validation": 0.05, "test": 0.05}, group=lambda row: row["source"], unit="source text")
 
@@ -40,7 +49,7 @@ class Translation(TextToText):
         return known.get(self.direction, {}).get("prefix") or super().own_prefix(known)
 
     def score_texts(self, split: str, texts: Sequence[str]) -> tuple[dict[str, Any], list[float]]:
-        metric, references = Scores(), [row["targets"] for row in self.table.rows[split]]
+        metric, references = Metric(), [row["targets"] for row in self.table.rows[split]]
         estimates = metric.estimates(texts, references)
         self.signatures = metric.signatures
         chrf = estimates["chrf"]
@@ -48,6 +57,14 @@ class Translation(TextToText):
 
     def baseline_predictions(self, split: str) -> tuple[str, Sequence[Any]]:
         return "copy of the source", [(row["source"], 0.0, 0) for row in self.table.rows[split]]
+
+    def baseline(self, split: str) -> tuple[str, Scores]:
+        """The source copied. For TER, which an empty text brings to 100, nothing is written where that costs less."""
+        name, scores = super().baseline(split)
+        ter = scores.estimates["ter"]
+        edits, length = ter.statistics.T
+        scores.estimates["ter"] = replace(ter, statistics=np.stack([np.minimum(edits, length), length], axis=1))
+        return name, scores
 
     def report(self, measured: Mapping[str, Any]) -> dict[str, Any]:
         return super().report(measured) | {"signatures": self.signatures}

@@ -16,7 +16,7 @@ from hf_lm.evaluation.intervals import Estimate
 class EarlyStopping(TrainerCallback):
     """Stops after `patience` evaluations without one that is better than the best by more than noise explains.
 
-    `newest()` is the estimate of the last evaluation. Two are compared on the same examples, resampled together, so
+    `newest()` is the estimate of the last evaluation. Two are compared on the same examples, by the paired test, so
     that an insignificant gain does not keep a run alive. The best and the count are in the state of each checkpoint:
     a resumed run stops where the uninterrupted one would, and one that was stopped here does not train again.
     """

@@ -1,0 +1,64 @@
+"""95 % intervals hold the truth in 93 of 100 samples or more, and noise alone is "beaten" in few (simulations)."""
+
+import importlib.util
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from hf_lm.evaluation.intervals import PERCENT, Estimate, mean
+
+spec = importlib.util.spec_from_file_location("simulation", Path(__file__).parent / "benchmarks" / "coverage.py")
+simulation = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(simulation)
+false_alarms, misses, populations = simulation.false_alarms, simulation.misses, cache(simulation.populations)
+QUICK = ("accuracy 0.98", "macro F1, 2 equal classes", "token F1, heaped at 0 and 100", "bits per byte")
+
+
+def fewest(draws: int) -> float:
+    """What 93 % of draws fall below by chance in one of a thousand tests."""
+    return stats.binom.ppf(0.001, draws, 0.93)
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_intervals_of_few_examples_hold_the_truth(name):
+    assert 200 - sum(misses(populations()[name], examples=31, draws=200)) >= fewest(200)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("examples", [20, 31, 50, 200, 1000])
+def test_intervals_of_every_metric_hold_the_truth(examples):
+    draws = 1000
+    covered = {name: draws - sum(misses(p, examples=examples, draws=draws)) for name, p in populations().items()}
+    assert {name: count for name, count in covered.items() if count < fewest(draws)} == {}
+
+
+@pytest.mark.parametrize("examples", [3, 5, 31])
+def test_noise_alone_is_seldom_beaten(examples):
+    names, draws = ("token F1, heaped at 0 and 100", "bits per byte"), 60
+    alarms = sum(false_alarms(populations()[name], examples=examples, draws=draws) for name in names)
+    assert alarms <= (0 if examples < 6 else stats.binom.ppf(0.999, 2 * draws, 0.025))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("examples", [10, 20, 31, 50])
+@pytest.mark.parametrize("name", ["token F1, heaped at 0 and 100", "bits per byte", "macro F1, 2 equal classes"])
+def test_noise_alone_is_beaten_in_one_of_forty_draws(name, examples):
+    assert false_alarms(populations()[name], examples=examples, draws=1000) <= stats.binom.ppf(0.999, 1000, 0.025)
+
+
+def test_no_sample_has_an_interval_of_no_width():
+    rng = np.random.default_rng(0)
+    for name, population in populations().items():
+        rows: Estimate = population
+        for examples in (2, 5, 20):
+            some = Estimate(
+                rows.statistics[rng.integers(len(rows.statistics), size=examples)],
+                rows.value_of,
+                bounds=rows.bounds,
+                noise_of=rows.noise_of,
+            ).interval()
+            assert some.low is None or some.high is None or some.low < some.high, name
+    assert mean(np.full(8, 100.0), bounds=PERCENT).interval().low == pytest.approx(100 * 0.025 ** (1 / 8))
