@@ -82,9 +82,7 @@ def test_no_file_imports_itself_by_way_of_others():
 
 # What is not yet as it should be. Each list only gets shorter: what has become right is taken out of it.
 LONG_FUNCTIONS = {
-    "hf_lm.data.tables.load_table",
     "hf_lm.demo.layouts._writing",
-    "hf_lm.planning.plan.make_plan",
     "hf_lm.safety.memorisation.measure_memorisation",
     "hf_lm.safety.stereotypes.measure_stereotypes",
     "hf_lm.scoring.api.complete",
@@ -102,21 +100,14 @@ LONG_RECIPES = {
 UNTYPED_TASKS = {
     "hf_lm.dry_run",
     "hf_lm.evaluation.calibration",
-    "hf_lm.inspection.examples",
-    "hf_lm.inspection.recipe",
-    "hf_lm.planning.resolve",
     "hf_lm.scoring.restore",
     "hf_lm.self_training.experiment",
     "hf_lm.self_training.pseudo_labels",
     "hf_lm.self_training.rows",
     "hf_lm.self_training.setups",
     "hf_lm.tasks.domain",
-    "hf_lm.training.estimate",
-    "hf_lm.training.fit",
-    "hf_lm.training.trainer",
-    "hf_lm.training.trl_trainers",
 }
-OPEN_TYPES = 271  # places with `: Any`; the aim is 80
+OPEN_TYPES = 261  # places with `: Any`; the aim is 80
 
 
 def texts() -> dict[str, str]:

@@ -208,7 +208,7 @@ def test_a_template_comes_from_the_tokenizer_a_name_or_a_file(tokenizer, chat_to
     assert choose_template(chat_tokenizer).startswith(CHATML)
     with pytest.raises(ValueError, match="no chat template: give --template plain"):
         choose_template(tokenizer)
-    with pytest.raises(OSError, match="no template of that name; there are plain"):
+    with pytest.raises(OSError, match="nor the name of a template; there are plain"):
         choose_template(tokenizer, "chatml")
     file = tmp_path / "t.jinja"
     file.write_text(CHATML)

@@ -196,8 +196,8 @@ def test_the_run_proves_both_tokenizers_and_its_card_loads_both(made, trained):
     for folder in (trained.out, trained.out / "checkpoint-20"):
         assert transformers.AutoTokenizer.from_pretrained(folder).encode("The dog.")[0] == 2
     card = (trained.out / "README.md").read_text()
-    assert "tokenizer = AutoTokenizer.from_pretrained(name)  # of what is read\n" in card
-    assert 'AutoTokenizer.from_pretrained(name, subfolder="target_tokenizer")  # of what is written\n' in card
+    assert "tokenizer = AutoTokenizer.from_pretrained(name)  # of the source\n" in card
+    assert 'AutoTokenizer.from_pretrained(name, subfolder="target_tokenizer")  # of the target\n' in card
     assert "trained further from `bert` and `gpt`" in card
 
 

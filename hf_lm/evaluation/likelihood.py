@@ -3,7 +3,7 @@ a masked model."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -106,7 +106,7 @@ def sentence_log_probs(
             return _masked(model, tokenizer, sentences, places, max_logits)
     # The end token begins a text where there is no begin token, as in packed training text.
     begin = special_tokens_around(tokenizer, causal=True).before or [
-        next(i for i in (tokenizer.eos_token_id, tokenizer.sep_token_id) if i is not None)
+        cast(int, tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id)
     ]
     log_probs = token_log_probs(model, [labelled(begin, ids) for ids in sentences], max_logits=max_logits)
     return [row[np.asarray(some, int)] for row, some in zip(log_probs, places, strict=True)]
@@ -122,6 +122,7 @@ def _masked(
 ) -> list[np.ndarray]:
     if tokenizer.mask_token_id is None:
         raise ValueError(f"the tokenizer {tokenizer.name_or_path} has no mask token: masked likelihood needs one.")
+    mask_id, pad_id = cast(int, tokenizer.mask_token_id), cast(int, tokenizer.pad_token_id)
     frame = special_tokens_around(tokenizer, causal=False)
     index = [(sentence, place) for sentence, some in enumerate(places) for place in some]
     head: Any = model.get_output_embeddings()
@@ -140,9 +141,9 @@ def _masked(
             ids = list(sentences[sentence])
             targets.append(ids[place])
             at.append(len(frame.before) + place)
-            ids[place] = tokenizer.mask_token_id
+            ids[place] = mask_id
             features.append({"input_ids": [*frame.before, *ids, *frame.after]})
-        batch = pad_batch(features, pad_id=tokenizer.pad_token_id)
+        batch = pad_batch(features, pad_id=pad_id)
         masked = torch.tensor(at, device=model.device)
         logits = model(**{key: value.to(model.device) for key, value in batch.items()}).logits
         logits = logits[:, 0] if logits.shape[1] == 1 else logits[torch.arange(len(rows)), masked]

@@ -79,7 +79,7 @@ def is_adapted(model: nn.Module) -> "TypeGuard[PeftModel]":
 
 def base_of(model: nn.Module) -> PreTrainedModel:
     """The model that an adapter was added to; a model without one as it is."""
-    return getattr(model, "get_base_model", lambda: model)()
+    return cast(PreTrainedModel, getattr(model, "get_base_model", lambda: model)())
 
 
 def has_base(model: "PeftModel") -> bool:

@@ -63,7 +63,8 @@ def figure(
     from matplotlib.figure import Figure
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context(STYLE | {"axes.grid.axis": grid, "font.sans-serif": ["DejaVu Sans", *han_fonts()]}):
+    style: dict[Any, Any] = STYLE | {"axes.grid.axis": grid, "font.sans-serif": ["DejaVu Sans", *han_fonts()]}
+    with matplotlib.rc_context(style):
         drawing = Figure(figsize=size, dpi=150)
         panels = list(drawing.subplots(rows, columns, squeeze=False, **options).flat)
         yield panels
@@ -158,7 +159,7 @@ def draw_lengths(lengths: dict[str, dict[str, list[int]]], folder: str | Path) -
                 label = f"{split}, {kind} ({len(values):,})"
                 axes.hist(
                     values,
-                    edges,
+                    edges.tolist(),
                     weights=weights,
                     histtype="step",
                     color=color,
