@@ -109,7 +109,7 @@ def test_merge_adapter_writes_an_ordinary_folder_and_replaces_nothing(adapters, 
     assert transformers.AutoTokenizer.from_pretrained(out).encode("a plot")
     assert not list(out.glob("adapter*"))
     before = (out / "model.safetensors").read_bytes()
-    with pytest.raises(FileExistsError, match="is there already; choose another folder"):
+    with pytest.raises(FileExistsError, match="exists; choose another folder"):
         merge_adapter(saved.folder, out)
     assert (out / "model.safetensors").read_bytes() == before
     with pytest.raises(ValueError, match="holds no adapter"):
@@ -140,7 +140,7 @@ def test_an_adapter_whose_base_is_missing_is_said_in_one_line(adapters, tokenize
             with pytest.raises((OSError, ValueError), match=said) as raised:
                 load(str(tmp_path / "lost"))
             assert "\n" not in str(raised.value)
-    with pytest.raises(ValueError, match=r"--quantize cannot hold .* merge it into a folder of its own"):
+    with pytest.raises(ValueError, match=r"--quantize 4: .* is an adapter, .* merge it into a folder of its own"):
         load_text_to_text(str(adapters["writer", "bart"].folder), tokenizer=tokenizer, quantize=4)
 
 

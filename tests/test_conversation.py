@@ -194,7 +194,7 @@ def test_the_oldest_turns_fall_out_and_the_system_prompt_stays(conversation, cha
 
 def test_a_message_over_the_context_is_refused_and_leaves_the_history_alone(conversation):
     before = copy.deepcopy(conversation.messages)
-    with pytest.raises(ValueError, match=r"the model's context of 128 leaves 118 beside the answer"):
+    with pytest.raises(ValueError, match=r"the model's context of 128 leaves 118 besides the answer"):
         conversation.say("long " * 100)
     assert conversation.messages == before
 
@@ -208,7 +208,7 @@ def test_a_template_comes_from_the_tokenizer_a_name_or_a_file(tokenizer, chat_to
     assert choose_template(chat_tokenizer).startswith(CHATML)
     with pytest.raises(ValueError, match="no chat template: give --template plain"):
         choose_template(tokenizer)
-    with pytest.raises(OSError, match="no template of that name; there are plain"):
+    with pytest.raises(OSError, match="nor the name of a template; there are plain"):
         choose_template(tokenizer, "chatml")
     file = tmp_path / "t.jinja"
     file.write_text(CHATML)

@@ -249,7 +249,7 @@ def test_a_prompt_over_the_context_is_cut_on_the_left_and_said(model, tokenizer,
     with caplog.at_level(logging.WARNING):
         [[one]] = generate(model.eval(), tokenizer, [text], max_new_tokens=8)
     assert len(one.log_probs) == 8
-    assert f"first {left_out} tokens of the prompt were left out" in caplog.text
+    assert f"the prompt's first {left_out} tokens were truncated" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -311,7 +311,7 @@ def test_a_writer_is_loaded_from_a_folder_an_adapter_and_refused_from_an_encoder
 
     config = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
     BertForMaskedLM(config).save_pretrained(tmp_path / "bert")
-    with pytest.raises(ValueError, match="reads text and writes none"):
+    with pytest.raises(ValueError, match="an encoder, which cannot generate text"):
         load_writer(tmp_path / "bert")
     (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
     with pytest.raises(OSError, match="adapter without weights"):
@@ -385,5 +385,5 @@ def test_ctrl_c_in_a_file_of_prompts_keeps_what_is_written(model, tokenizer, tmp
     monkeypatch.setattr("hf_lm.inference.generate.generate", interrupted)
     with pytest.raises(KeyboardInterrupt):
         generate_lines(str(tmp_path), prompts, str(output), max_new_tokens=2, batch_size=1)
-    assert "holds 8 of 9; the same command goes on" in capsys.readouterr().err
+    assert "holds 8 of 9; the same command resumes" in capsys.readouterr().err
     assert len(output.read_text().splitlines()) == 8

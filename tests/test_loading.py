@@ -97,7 +97,7 @@ def test_weights_that_do_not_fit_the_configuration_are_refused(saved, tokenizer,
             ({"vocab_size": 5000}, r"wte\.weight was saved with the shape \(\d+, 16\), and \(5000, 16\) is needed"),
             ({"vocab_size": 6}, r"wte\.weight was saved with the shape .* restore the config\.json"),
             ({"n_layer": 3}, r"lacks 12 weights of GPT2LMHeadModel \(transformer\.h\.2\.attn\.c_attn\.bias, \.\.\.\)"),
-            ({"n_layer": 1}, r"holds 11 weights that GPT2LMHeadModel has no place for \(transformer\.h\.1\.attn"),
+            ({"n_layer": 1}, r"holds 11 weights that GPT2LMHeadModel does not have \(transformer\.h\.1\.attn"),
             ({"vocab_size": "many"}, "cannot (read|load)|knows no such model"),
         )
     ):
@@ -107,7 +107,7 @@ def test_weights_that_do_not_fit_the_configuration_are_refused(saved, tokenizer,
     folder = changed(saved["gpt2"], tmp_path / "nan", weights=nan)
     refused(lambda: load_causal_lm(folder), r"nan: transformer\.\S+ holds values that are not finite numbers")
     masked = changed(saved["masked"], tmp_path / "layers", num_hidden_layers=1)
-    refused(lambda: load_text_to_text(masked, tokenizer=tokenizer), "has no place for")
+    refused(lambda: load_text_to_text(masked, tokenizer=tokenizer), "does not have")
     masked = changed(saved["masked"], tmp_path / "more", num_hidden_layers=3)
     refused(lambda: load_text_to_text(masked, tokenizer=tokenizer), "lacks 16 weights of BertModel")
 
@@ -140,7 +140,7 @@ def test_an_adapter_that_does_not_fit_its_base_is_refused(saved, tokenizer, tmp_
         ({"peft_type": "PROMPT_TUNING"}, "'PROMPT_TUNING', which cannot be merged into its base"),
         ({"base_model_name_or_path": itself}, "names itself as its base"),
         ({"weights": lacking}, r"lacks \S+layer\.1\.output\.dense\.lora_B\S* \(1 such"),
-        ({"weights": renamed}, r"lacks \S+layer\.1\.|has no place for \S+layer\.7\."),
+        ({"weights": renamed}, r"lacks \S+layer\.1\.|does not have \S+layer\.7\."),
         ({"weights": headless}, r"7 lacks the weights '\S*classifier\.\w+'"),
         ({"weights": with_rows}, r"word_embeddings\.weight was saved with the shape \(7, 16\)"),
         ({"weights": nan}, "holds values that are not finite numbers"),

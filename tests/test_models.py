@@ -169,7 +169,7 @@ def test_models_that_are_not_causal_are_refused(tmp_path):
     set_seed(0)
     bert = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
     BertForMaskedLM(BertConfig(vocab_size=64, initializer_range=0.5, **bert)).save_pretrained(tmp_path / "bert")
-    with pytest.raises(ValueError, match=r"\(BertForMaskedLM\) reads the words after the one it predicts"):
+    with pytest.raises(ValueError, match=r"\(BertForMaskedLM\) sees the tokens after the one it predicts"):
         load_causal_lm(str(tmp_path / "bert"))
     BertForMaskedLM(BertConfig(vocab_size=64, **bert)).bert.save_pretrained(tmp_path / "base")
     with pytest.raises(ValueError, match=r"was saved as BertModel and lacks \d+ weights of BertLMHeadModel"):

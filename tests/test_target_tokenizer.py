@@ -156,12 +156,12 @@ def test_a_checkpoint_that_cannot_be_a_half_is_one_line(made, tmp_path, capsys):
     transformers.T5ForConditionalGeneration(t5).save_pretrained(tmp_path / "t5")
     tokenizer = load_tokenizer(made.bert, decoder=made.gpt)
     for model, decoder, said in (
-        (made.gpt, made.gpt, "--model .*gpt is a decoder .* which writes by itself: leave --decoder out, or give a"),
-        (tmp_path / "t5", made.gpt, "--model .*t5 is an encoder-decoder .* which has a half that writes: leave"),
+        (made.gpt, made.gpt, "--model .*gpt is a decoder .* which takes no other decoder: omit --decoder, or give an"),
+        (tmp_path / "t5", made.gpt, "--model .*t5 is an encoder-decoder .* which takes no other decoder: omit"),
         (
             made.bert,
             tmp_path / "t5",
-            "--decoder .*t5 is an encoder-decoder, which has a half that reads; take",
+            "--decoder .*t5 is an encoder-decoder, which has an encoder of its own; take",
         ),
         (made.bert, tmp_path / "llama", "--decoder .*llama is a llama, .* has no cross attention; take a GPT-2, BERT"),
         (made.bert, tmp_path / "none", "there is no folder .*none"),
@@ -196,8 +196,8 @@ def test_the_run_proves_both_tokenizers_and_its_card_loads_both(made, trained):
     for folder in (trained.out, trained.out / "checkpoint-20"):
         assert transformers.AutoTokenizer.from_pretrained(folder).encode("The dog.")[0] == 2
     card = (trained.out / "README.md").read_text()
-    assert "tokenizer = AutoTokenizer.from_pretrained(name)  # of what is read\n" in card
-    assert 'AutoTokenizer.from_pretrained(name, subfolder="target_tokenizer")  # of what is written\n' in card
+    assert "tokenizer = AutoTokenizer.from_pretrained(name)  # of the source\n" in card
+    assert 'AutoTokenizer.from_pretrained(name, subfolder="target_tokenizer")  # of the target\n' in card
     assert "trained further from `bert` and `gpt`" in card
 
 

@@ -3,7 +3,7 @@ a masked model."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -122,6 +122,7 @@ def _masked(
     mask: TokenId = tokenizer.mask_token_id
     if mask is None:
         raise ValueError(f"the tokenizer {tokenizer.name_or_path} has no mask token: masked likelihood needs one.")
+    mask_id, pad_id = cast(int, mask), cast(int, tokenizer.pad_token_id)
     frame = special_tokens_around(tokenizer, causal=False)
     index = [(sentence, place) for sentence, some in enumerate(places) for place in some]
     head: Any = model.get_output_embeddings()
@@ -140,9 +141,9 @@ def _masked(
             ids = list(sentences[sentence])
             targets.append(ids[place])
             at.append(len(frame.before) + place)
-            ids[place] = mask
+            ids[place] = mask_id
             features.append({"input_ids": [*frame.before, *ids, *frame.after]})
-        batch = pad_batch(features, pad_id=tokenizer.pad_token_id)
+        batch = pad_batch(features, pad_id=pad_id)
         masked = torch.tensor(at, device=model.device)
         logits = model(**{key: value.to(model.device) for key, value in batch.items()}).logits
         logits = logits[:, 0] if logits.shape[1] == 1 else logits[torch.arange(len(rows)), masked]

@@ -1,4 +1,4 @@
-"""A conversation with a model, in the tokenizer's own chat template: history, answers as they come, files of messages.
+"""A conversation with a model, in the tokenizer's chat template: history, streamed answers, files of messages.
 
 talk = Conversation(*load_writer("out/chat"), system="Answer in one sentence.")
 for piece in talk.say("What is a tokenizer?"):
@@ -21,7 +21,7 @@ from hf_lm.tokenization.chat_template import Message, control_tokens, encode_cha
 
 ROLES = ("system", "user", "assistant")
 
-# For a model that knows no turns. The lines of a message after its first are indented: it cannot look like a turn.
+# For a model without a chat template. All lines of a message but the first are indented: they cannot look like a turn.
 PLAIN = (
     "{{ bos_token or '' }}"
     "{% for message in messages %}"
@@ -35,16 +35,16 @@ TEMPLATES = {"plain": PLAIN}
 
 
 def choose_template(tokenizer: PreTrainedTokenizerBase, template: str = "") -> str:
-    """The tokenizer's own chat template, a built-in one by its name, or a Jinja file's.
+    """The tokenizer's own chat template, a built-in one by name, or that of a Jinja file.
 
-    Raises ValueError or OSError, in one line, where there is none.
+    Raises ValueError or OSError in one line where there is none.
     """
     own = tokenizer.chat_template
     if not template:
         if not own:
             raise ValueError(
-                f"{tokenizer.name_or_path or 'the tokenizer'} has no chat template: give --template plain, which any "
-                "model can follow, or --template FILE with the one (Jinja) that it was trained with."
+                f"{tokenizer.name_or_path or 'the tokenizer'} has no chat template: give --template plain, which "
+                "works with any model, or --template FILE with the one (Jinja) that it was trained with."
             )
         return tokenizer.get_chat_template()
     if isinstance(own, dict) and template in own:
@@ -55,16 +55,16 @@ def choose_template(tokenizer: PreTrainedTokenizerBase, template: str = "") -> s
         return Path(template).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         raise FileNotFoundError(
-            f"--template {template}: there is no such file of text, and no template of that name; there are "
+            f"--template {template} is neither a text file nor the name of a template; there are "
             f"{', '.join([*(own if isinstance(own, dict) else ()), *TEMPLATES])}."
         ) from None
 
 
 class Conversation:
-    """Messages so far, and a model that answers them. Raises ValueError in one line where there is no template.
+    """Messages, and a model that answers them. Raises ValueError in one line where there is no template.
 
-    `left_out`: how many of the oldest messages the last answer did not see, because the context was full. They stay
-    in `messages`. The settings are those of hf_lm.inference.decoding.Decoding.
+    `left_out`: how many of the oldest messages were omitted for the last answer, because the context was full. They
+    stay in `messages`. `decoding` are the fields of hf_lm.inference.decoding.Decoding.
     """
 
     def __init__(
@@ -79,7 +79,9 @@ class Conversation:
     ) -> None:
         self.model, self.tokenizer, self.decoding = model, tokenizer, decoding
         self.settings = Decoding(**decoding)
-        encode_prompt(model, tokenizer, "a", max_new_tokens=self.settings.max_new_tokens)  # refuses too long an answer
+        encode_prompt(
+            model, tokenizer, "a", max_new_tokens=self.settings.max_new_tokens
+        )  # refuses an answer that is too long
         self.template = choose_template(tokenizer, template)
         self.end_ids, self.stop = self._ends()
         self.messages: list[Message] = copy.deepcopy(messages or [])
@@ -90,16 +92,17 @@ class Conversation:
 
     @property
     def system(self) -> str:
+        """The system prompt; "" where there is none."""
         first = self.messages[0] if self.messages else {}
         return first["content"] if first.get("role") == "system" else ""
 
     def set_system(self, text: str) -> None:
-        """Replace the system prompt; "" takes it away."""
+        """Replace the system prompt; "" removes it."""
         rest = self.messages[1:] if self.system else self.messages
         self.messages = ([{"role": "system", "content": text}] if text else []) + rest
 
     def say(self, text: str) -> Generator[str]:
-        """Add a message and return the answer in pieces; what has been written when they are left is kept.
+        """Add a message and return the answer in pieces; when the iterator is closed, the text so far is kept.
 
         Raises ValueError, and adds nothing, where the message does not fit into the context.
         """
@@ -109,7 +112,7 @@ class Conversation:
         return self._answer(ids)
 
     def regenerate(self) -> Generator[str]:
-        """Another answer to the last message, from the next seed."""
+        """Another answer to the last message, with the next seed."""
         end = self._last_question() + 1
         ids, self.left_out = self.encode(self.messages[:end])
         self.messages = self.messages[:end]
@@ -117,38 +120,39 @@ class Conversation:
         return self._answer(ids)
 
     def undo(self) -> str:
-        """Take the last message and its answer away, and return the message."""
+        """Remove the last message and its answer, and return the message."""
         at = self._last_question()
         text, self.messages, self.tries = self.messages[at]["content"], self.messages[:at], 0
         return text
 
     def reset(self) -> None:
-        """Forget everything but the system prompt."""
+        """Remove all messages except the system prompt."""
         self.messages, self.left_out, self.tries = self.messages[:1] if self.system else [], 0, 0
 
     def encode(self, messages: list[Message]) -> tuple[list[int], int]:
-        """The ids that the model reads, and how many of the oldest messages were left out for them to fit.
+        """(ids of the prompt, number of the oldest messages that were omitted to fit the context).
 
-        Messages are left out from one user's to the next; the system prompt and the last message stay. They are
-        encoded as in training: a control token that a message spells out is text.
+        Messages are omitted up to a user's message; the system prompt and the last message stay. They are encoded as
+        in training: a control token that a message contains is text.
         """
         first = 1 if messages and messages[0]["role"] == "system" else 0
         questions = [i for i, message in enumerate(messages) if message["role"] == "user"]
         positions = context_length(self.model.config)
-        room = positions - tokens_to_write(self.model, self.settings.max_new_tokens) if positions else None
+        budget = positions - tokens_to_write(self.model, self.settings.max_new_tokens) if positions else None
+        ids = []
         for start in dict.fromkeys([first, *questions]):
             ids = self._encode(messages[:first] + messages[start:])
-            if room is None or len(ids) <= room:
+            if budget is None or len(ids) <= budget:
                 return ids, start - first
         raise ValueError(
-            f"the message has {len(ids):,} tokens with all that stands around it, and the model's context of "
-            f"{positions:,} leaves {room:,} beside the answer: shorten it, or lower --max_new_tokens."
+            f"the message has {len(ids):,} tokens in the chat template, and the model's context of {positions:,} "
+            f"leaves {budget:,} besides the answer: shorten it, or lower --max_new_tokens."
         )
 
     def save(self, path: str | Path) -> None:
-        """Add the conversation to a file as a line of {"messages": [...]}, in place of an earlier state of it.
+        """Append the conversation to a file as a line of {"messages": [...]}, or replace an earlier state of it there.
 
-        Other lines stay as they are. Raises FileExistsError for a file that holds anything but conversations.
+        Other lines are unchanged. Raises FileExistsError for a file that holds anything but conversations.
         """
         path = Path(path).expanduser().resolve()
         refuse_foreign(path, ours=lambda path: all(map(_messages, _lines(path))), option="file to /save")
@@ -167,7 +171,7 @@ class Conversation:
         answer = {"role": "assistant", "content": ""}
         self.messages.append(answer)
 
-        def told() -> Generator[str]:
+        def pieces_of_answer() -> Generator[str]:
             try:
                 for piece in pieces:
                     piece = piece if answer["content"] else piece.lstrip()
@@ -178,7 +182,7 @@ class Conversation:
                 pieces.close()
                 answer["content"] = answer["content"].rstrip()
 
-        return told()
+        return pieces_of_answer()
 
     def _last_question(self) -> int:
         for at in range(len(self.messages) - 1, -1, -1):
@@ -191,11 +195,11 @@ class Conversation:
         return ids
 
     def _ends(self) -> tuple[list[int], list[str]]:
-        """What the template puts after an answer, as an id that ends it or as strings that do.
+        """What the template puts after an answer: (the id that ends it, []) or ([], strings that end it).
 
-        A base model's end token ends a document; a turn may end with another one, or with none.
+        A base model's end token ends a document; a turn may end with another token, or with none.
         """
-        marks = ["qzxqone", "qzxqtwo", "qzxqthree"]  # no template has such words
+        marks = ["qzxqone", "qzxqtwo", "qzxqthree"]  # words of no template
         roles = ["user", "assistant", "user"]
         turns = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
         text = "".join(piece for piece, _ in render(self.tokenizer, turns, template=self.template))
@@ -244,5 +248,5 @@ def _messages(line: str | bytes) -> list[Message] | None:
         kept = [{"role": message["role"], "content": message["content"]} for message in messages]
     except (ValueError, KeyError, TypeError):
         return None
-    sound = all(each["role"] in ROLES[0 if i == 0 else 1 :] for i, each in enumerate(kept))
-    return kept if sound and all(isinstance(each["content"], str) for each in kept) else None
+    valid = all(each["role"] in ROLES[0 if i == 0 else 1 :] for i, each in enumerate(kept))
+    return kept if valid and all(isinstance(each["content"], str) for each in kept) else None

@@ -1,4 +1,4 @@
-"""How the next token is chosen: declared once, for generate, stream, write and chat, in Python and in the terminal."""
+"""Decoding settings, declared once: for generate, stream, write and chat, in Python and in the terminal."""
 
 import argparse
 import math
@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 
-def _setting(default: Any, said: str) -> Any:
-    return field(default=default, metadata={"help": said})
+def _setting(default: object, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
 
 
 BOUNDS = {
@@ -27,18 +27,18 @@ BOUNDS = {
 class Decoding:
     """Settings of generation. Raises ValueError, in one line, where they exclude each other."""
 
-    max_new_tokens: int = _setting(0, "tokens written at most; 0 is half the model's context, at most 128")
-    temperature: float = _setting(0.8, "1 is the model's own distribution, lower is more careful, 0 is greedy")
-    top_p: float = _setting(0.95, "sample among the likeliest tokens that together have this probability; 1 among all")
-    min_p: float = _setting(0.0, "leave out tokens less likely than this share of the likeliest; 0 leaves out none")
-    top_k: int = _setting(0, "sample among that many tokens; 0 among all")
-    num_beams: int = _setting(1, "hypotheses that are kept in the search for the likeliest text; needs temperature 0")
-    repetition_penalty: float = _setting(1.0, "above 1 makes tokens that stand in the text already less likely")
-    no_repeat_ngram_size: int = _setting(0, "no run of that many tokens comes twice; 0 allows it")
-    stop: tuple[str, ...] = _setting((), "strings that end the text and are left out of it")
+    max_new_tokens: int = _setting(0, "tokens generated at most; 0 is half the model's context, at most 128")
+    temperature: float = _setting(0.8, "1 is the model's own distribution, lower is less random, 0 is greedy")
+    top_p: float = _setting(0.95, "sample from the most likely tokens that together have this probability; 1: all")
+    min_p: float = _setting(0.0, "drop tokens less likely than this share of the most likely one; 0 drops none")
+    top_k: int = _setting(0, "sample from this many most likely tokens; 0: all")
+    num_beams: int = _setting(1, "hypotheses of the search for the most likely text; needs temperature 0")
+    repetition_penalty: float = _setting(1.0, "above 1, tokens that already occur in the text become less likely")
+    no_repeat_ngram_size: int = _setting(0, "no sequence of this many tokens occurs twice; 0 allows it")
+    stop: tuple[str, ...] = _setting((), "strings that end the text and are not part of it")
     seed: int = _setting(0, "the same seed gives the same text")
     num_return_sequences: int = _setting(1, "texts for each prompt")
-    batch_size: int = _setting(32, "texts written at once")
+    batch_size: int = _setting(32, "texts generated at once")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
@@ -48,49 +48,49 @@ class Decoding:
                 bounds = f"{low} or more" if high == math.inf else f"between {low} and {high}"
                 raise ValueError(f"{name} is {value}; it must be {bounds}.")
         if self.top_p == 0:
-            raise ValueError("top_p is 0, which leaves no token to choose; give temperature 0 for the likeliest.")
+            raise ValueError("top_p is 0, which leaves no token; give temperature 0 for the most likely one.")
         if not self.repetition_penalty > 0:
             raise ValueError(f"repetition_penalty is {self.repetition_penalty}; it must be above 0, and 1 is none.")
         if "" in self.stop:
-            raise ValueError("a stop string is empty: it would end every text before it begins.")
+            raise ValueError("a stop string is empty: every text would be empty.")
         if self.num_beams > 1 and self.temperature > 0:
             raise ValueError(
-                f"num_beams is {self.num_beams}, which searches for the likeliest text, and temperature is "
+                f"num_beams is {self.num_beams}, which searches for the most likely text, and temperature is "
                 f"{self.temperature}, which samples: give temperature 0, or num_beams 1."
             )
         if self.temperature == 0 and self.num_return_sequences > self.num_beams:
             raise ValueError(
                 f"num_return_sequences is {self.num_return_sequences}, but with temperature 0 and num_beams "
-                f"{self.num_beams} there are no more texts than {self.num_beams}: raise num_beams or the temperature."
+                f"{self.num_beams} there are only {self.num_beams} texts: raise num_beams or the temperature."
             )
 
 
-SEVERAL = ("num_beams", "num_return_sequences", "batch_size")  # have no meaning where one text is streamed
+SEVERAL = ("num_beams", "num_return_sequences", "batch_size")  # meaningless where one text is streamed
 
 
-def add_decoding(parser: argparse.ArgumentParser, *, streams: bool = False, **defaults: Any) -> None:
-    """Give a subcommand these settings as options, with its own defaults for some."""
-    group = parser.add_argument_group("how tokens are chosen")
+def add_decoding(parser: argparse.ArgumentParser, *, streams: bool = False, **defaults: float) -> None:
+    """Add these settings to a subcommand as options; `defaults` replace some defaults."""
+    group = parser.add_argument_group("decoding")
     for each in fields(Decoding):
         if streams and each.name in SEVERAL:
             continue
-        said, default = each.metadata["help"], defaults.get(each.name, each.default)
+        text, default = each.metadata["help"], defaults.get(each.name, each.default)
         if each.name == "stop":
             group.add_argument(
-                "--stop", action="append", default=[], metavar="STRING", help=f"{said}; may be given several times"
+                "--stop", action="append", default=[], metavar="STRING", help=f"{text}; may be given several times"
             )
         else:
             group.add_argument(
-                f"--{each.name}", type=type(default), default=default, metavar="N", help=f"{said} (default: {default})"
+                f"--{each.name}", type=type(default), default=default, metavar="N", help=f"{text} (default: {default})"
             )
 
 
 def decoding_of(args: argparse.Namespace) -> dict[str, Any]:
-    """The settings among a subcommand's arguments, as `generate` takes them. A stop string may have \\n and \\t typed.
+    """The settings among a subcommand's arguments, as `generate` takes them. In a stop string \\n and \\t are escapes.
 
     Raises ValueError in one line.
     """
     given = {each.name: getattr(args, each.name) for each in fields(Decoding) if hasattr(args, each.name)}
     given["stop"] = tuple(each.replace("\\n", "\n").replace("\\t", "\t") for each in given.get("stop", ()))
-    Decoding(**given)  # wrong settings are said before a model is loaded
+    Decoding(**given)  # wrong settings are reported before a model is loaded
     return given

@@ -1,19 +1,20 @@
-"""Text after a prompt, by any model that writes: `generate` for many prompts at once, `stream` for one as it comes.
+"""Generation with decoders and encoder-decoders: `generate` for many prompts at once, `stream` for one, in pieces.
 
     model, tokenizer = load_writer("out/pretrain")
     generate(model, tokenizer, ["The function returns"], temperature=0)[0][0].text
 
-The settings are those of hf_lm.inference.decoding.Decoding. A prompt is read as training framed documents: after the
-marker that begins one. Given as ids instead of as text it is taken as it is.
+The settings are those of hf_lm.inference.decoding.Decoding. A prompt of text follows the marker that begins a
+document, as in training; a prompt of ids is used unchanged.
 """
 
 import logging
 import threading
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
+from torch import nn
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -27,7 +28,7 @@ from hf_lm.evaluation.completions import generate_ids
 from hf_lm.evaluation.likelihood import labelled, token_log_probs
 from hf_lm.inference.decoding import Decoding
 from hf_lm.inference.sampling import BEFORE, Interrupt, Stop, before_stop, logits_processors
-from hf_lm.models.configuration import context_length, family, find_adapter, load_config
+from hf_lm.models.configuration import context_length, family, find_adapter, load_config, special_ids
 from hf_lm.models.encoder_decoder import load_text_to_text
 from hf_lm.models.loading import load_causal_lm
 from hf_lm.models.target_tokenizer import target_tokenizer
@@ -36,16 +37,16 @@ from hf_lm.tokenization.tokenizer import INCOMPLETE, encode_documents, load_toke
 logger = logging.getLogger(__name__)
 
 Prompt = str | Sequence[int]
-LONGEST = 128  # tokens that are written where nothing else is said
+LONGEST = 128  # new tokens at most, where max_new_tokens is 0
 
 
 @dataclass(frozen=True)
 class Continuation:
-    """What a model wrote after a prompt.
+    """What a model generated after a prompt.
 
-    `log_probs`: nats per token under the model itself, whatever the settings made of them. They are over everything
-    that was written: the end marker is among them, and so are the tokens of a stop string, which `text` leaves out.
-    `ended`: by the "end" marker, by a "stop" string, or at the "length" that was allowed.
+    `log_probs`: nats per token under the model itself, without the settings. They include the end marker and the
+    tokens of a stop string, which are not part of `text`.
+    `ended`: by the "end" marker, by a "stop" string, or at the maximal "length".
     """
 
     text: str
@@ -54,20 +55,21 @@ class Continuation:
 
     @property
     def log_probability(self) -> float:
+        """Nats of all tokens together."""
         return sum(self.log_probs)
 
     @property
     def per_token(self) -> float:
-        """Mean nats per token; 0 where nothing was written."""
+        """Mean nats per token; 0 where there is none."""
         return self.log_probability / max(1, len(self.log_probs))
 
 
 def load_writer(
     name_or_path: str, *, device: str | torch.device | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model that writes and its tokenizer, from a folder, an adapter's folder or the Hub.
+    """A decoder or encoder-decoder and its tokenizer, from a folder, an adapter's folder or the Hub.
 
-    `device` None takes an accelerator where there is one, and there keeps the precision it was saved in; a CPU
+    `device` None is the accelerator, if there is one, which keeps the precision that the model was saved in; a CPU
     computes in float32. Raises OSError or ValueError in one line.
     """
     name_or_path = str(name_or_path)
@@ -75,19 +77,19 @@ def load_writer(
     kind = family(config)
     if kind == "encoder":
         raise ValueError(
-            f"{name_or_path} is a {config.model_type}, which reads text and writes none; give a decoder (GPT-2, "
+            f"{name_or_path} is a {config.model_type}, an encoder, which cannot generate text; give a decoder (GPT-2, "
             "Llama, ...) or an encoder-decoder (T5, BART, ...)."
         )
     tokenizer = load_tokenizer(name_or_path)
     set_pad(tokenizer)
     load = load_causal_lm if kind == "decoder" else load_text_to_text
     model = load(name_or_path, tokenizer=tokenizer)
-    if adapter := find_adapter(name_or_path):  # an adapter is trained in float32 whatever its base was saved in
+    if adapter := find_adapter(name_or_path):  # an adapter's updates are float32; the base's dtype counts
         config = load_config(adapter["base_model_name_or_path"])
-    if device is None:
-        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-    half = config.dtype in (torch.bfloat16, torch.float16) and torch.device(device).type != "cpu"
-    return model.to(device, config.dtype if half else None).eval(), tokenizer
+    place = torch.device(device or torch.accelerator.current_accelerator(check_available=True) or "cpu")
+    half = config.dtype in (torch.bfloat16, torch.float16) and place.type != "cpu"
+    cast(nn.Module, model).to(place, cast(torch.dtype, config.dtype) if half else None)
+    return model.eval(), tokenizer
 
 
 def generate(
@@ -95,15 +97,15 @@ def generate(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
     *,
-    end_ids: Sequence[int] = (),  # ids that end a text, beside the model's own
+    end_ids: Sequence[int] = (),  # ids that end a text, besides the model's own
     **decoding: Any,
 ) -> list[list[Continuation]]:
-    """`num_return_sequences` continuations of each prompt, in the order of the prompts; of beams the likeliest first.
+    """`num_return_sequences` continuations of each prompt, in the prompts' order; of beams the most likely first.
 
-    A text depends on the model, the prompt, the settings and its number among the prompt's texts, and not on what
-    else stands in the batch: each row draws from a seed of its own. (In float32; half precision rounds differently in
-    batches of another shape.) Equal prompts get equal texts. See Decoding for the settings, `encode_prompt` for what
-    is done with a prompt that is too long.
+    A text depends on the model, the prompt, the settings and its number among the prompt's texts, not on the other
+    rows of its batch: each row has a seed of its own. (In float32; half precision rounds differently in batches of
+    another shape.) Equal prompts get equal texts. `decoding` are the fields of Decoding. `encode_prompt` truncates a
+    prompt that is too long.
     """
     settings = Decoding(**decoding)
     writer = _Writer(model, tokenizer, settings, end_ids)
@@ -132,14 +134,14 @@ def stream(
     end_ids: Sequence[int] = (),
     **decoding: Any,
 ) -> Generator[str]:
-    """The text that `generate` gives for one prompt, in pieces of whole characters, as they are written.
+    """The text that `generate` gives for one prompt, in pieces of complete characters, as they are generated.
 
-    Writing goes on in a thread. It ends after the token at hand when the iterator is closed, thrown away, or left by
-    an exception such as KeyboardInterrupt. Raises ValueError for beams, which cannot be streamed.
+    A thread generates. It ends after the current token when the iterator is closed, deleted, or left by an exception
+    such as KeyboardInterrupt. Raises ValueError for beams, which cannot be streamed.
     """
     settings = Decoding(**decoding)
     if settings.num_beams > 1 or settings.num_return_sequences > 1:
-        raise ValueError("one text can be streamed: give num_beams 1 and num_return_sequences 1.")
+        raise ValueError("only one text can be streamed: give num_beams 1 and num_return_sequences 1.")
     writer = _Writer(model, tokenizer, settings, end_ids)
     return writer.stream(writer.encode(prompt))
 
@@ -147,10 +149,10 @@ def stream(
 def encode_prompt(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: Prompt, *, max_new_tokens: int = 0
 ) -> tuple[list[int], int]:
-    """The ids that a model reads, and how many tokens at the prompt's beginning were left out to make room.
+    """(ids of the prompt, number of tokens truncated at its beginning to fit the context).
 
     Text follows the marker that begins a document, so that an empty prompt is the marker alone; a special token in it
-    is text. Raises ValueError where `max_new_tokens` leaves no room for a prompt.
+    is text. Raises ValueError where `max_new_tokens` leaves no token for the prompt.
     """
     causal = family(model.config) == "decoder"
     frame = special_tokens_around(tokenizer, causal=causal)
@@ -174,12 +176,12 @@ def encode_prompt(
 
 
 def tokens_to_write(model: PreTrainedModel, max_new_tokens: int = 0) -> int:
-    """Tokens written at most: those asked for, or half the context and no more than 128."""
+    """New tokens at most: `max_new_tokens`, or half the context and at most 128 where that is 0."""
     return max_new_tokens or min(LONGEST, context_length(model.config, written=True) // 2 or LONGEST)
 
 
 class _Writer:
-    """A model, its tokenizer and the settings, as transformers' generate takes them."""
+    """A model, its tokenizer and the settings, as arguments of transformers' `generate`."""
 
     def __init__(
         self,
@@ -190,21 +192,21 @@ class _Writer:
     ) -> None:
         self.model, self.tokenizer, self.settings = model, tokenizer, settings
         self.causal = family(model.config) == "decoder"
+        self.generate = cast(Any, model).generate
         own = model.generation_config.eos_token_id
         own = own if isinstance(own, list) else [own]
         self.target = target_tokenizer(tokenizer)
-        self.end_ids = sorted({i for i in (*own, self.target.eos_token_id, *end_ids) if i is not None})
+        ids = special_ids(self.target)
+        self.end_ids = sorted({i for i in (*own, ids["eos_token_id"], *end_ids) if i is not None})
         self.max_new_tokens = tokens_to_write(model, settings.max_new_tokens)
-        pads = (self.target.pad_token_id, *self.end_ids, 0)
-        self.pad_id = next(i for i in pads if i is not None)
-        self.prompt_pad_id: int = self.pad_id if self.causal else tokenizer.pad_token_id or 0
+        self.pad_id = next(i for i in (ids["pad_token_id"], *self.end_ids, 0) if i is not None)
+        self.prompt_pad_id: int = self.pad_id if self.causal else special_ids(tokenizer)["pad_token_id"] or 0
 
     def encode(self, prompt: Prompt) -> list[int]:
         ids, left_out = encode_prompt(self.model, self.tokenizer, prompt, max_new_tokens=self.settings.max_new_tokens)
         if left_out:
             logger.warning(
-                "the first %s tokens of the prompt were left out: the model's context is %s tokens, of which %s are "
-                "to be written.",
+                "the prompt's first %s tokens were truncated: the context is %s tokens, %s of them for new ones.",
                 f"{left_out:,}",
                 f"{context_length(self.model.config):,}",
                 f"{self.max_new_tokens:,}",
@@ -217,7 +219,7 @@ class _Writer:
         streamer = TextIteratorStreamer(
             self.target, skip_prompt=True, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
-        if self.causal:  # the streamer goes on from the end of the prompt, as _text does
+        if self.causal:  # the streamer continues after the end of the prompt, as _text does
             streamer.token_cache = prompt[-BEFORE:]
             streamer.print_len = len(self._decode(streamer.token_cache))
         interrupt, errors = Interrupt(), []
@@ -225,8 +227,8 @@ class _Writer:
         def run() -> None:
             try:
                 options = self.options([(prompt, 0)], inputs, interrupt)
-                self.model.generate(**inputs, **options, streamer=streamer)
-            except BaseException as error:  # raised again where the text is read
+                self.generate(**inputs, **options, streamer=streamer)
+            except BaseException as error:  # raised again in the caller's thread
                 errors.append(error)
                 streamer.end()
 
@@ -256,10 +258,10 @@ class _Writer:
             stopping.append(interrupt)
         return {
             "max_new_tokens": self.max_new_tokens,
-            "do_sample": False,  # Draw has chosen
+            "do_sample": False,  # Draw samples
             "num_beams": given.num_beams,
             "num_return_sequences": given.num_return_sequences if given.num_beams > 1 else 1,
-            "repetition_penalty": 1.0,  # WithoutPadding has seen to both
+            "repetition_penalty": 1.0,  # WithoutPadding applies both
             "no_repeat_ngram_size": 0,
             "eos_token_id": self.end_ids or None,
             "pad_token_id": self.pad_id,
@@ -269,23 +271,23 @@ class _Writer:
         }
 
     def read(self, prompt: list[int], ids: list[int]) -> tuple[str, list[int], Literal["end", "stop", "length"]]:
-        """(text, the ids it took, how it ended) of a sequence that `generate_ids` returned, padding and all."""
+        """(text, its ids, how it ended) of a sequence that `generate_ids` returned, with its padding."""
         ids = ids if self.causal else ids[1:]  # the decoder's start
         end = next((place for place, i in enumerate(ids) if i in self.end_ids), None)
         ids = ids if end is None else ids[: end + 1]
         text = self._text(prompt, ids)
-        found = [place for stop in self.settings.stop if (place := text.find(stop)) >= 0]
-        if not found:
+        stops = [place for stop in self.settings.stop if (place := text.find(stop)) >= 0]
+        if not stops:
             return text, ids, "length" if end is None else "end"
         taken = next(
             n for n in range(len(ids) + 1) if any(stop in self._text(prompt, ids[:n]) for stop in self.settings.stop)
         )
-        return text[: min(found)], ids[:taken], "stop"
+        return text[: min(stops)], ids[:taken], "stop"
 
     def _text(self, prompt: list[int], ids: list[int]) -> str:
-        """What `ids` add to the text of the prompt, without a last character that is not whole."""
+        """What `ids` add to the text of the prompt, without an incomplete last character."""
         before = prompt[-BEFORE:] if self.causal else []
         return self._decode([*before, *ids])[len(self._decode(before)) :].rstrip(INCOMPLETE)
 
-    def _decode(self, ids: Sequence[int]) -> str:
-        return self.target.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    def _decode(self, ids: list[int]) -> str:
+        return cast(str, self.target.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))

@@ -1,12 +1,12 @@
-"""A file of inputs through a model into a file of lines, in pieces that survive being stopped.
+"""From a file of inputs to a file of JSON lines; a stopped run continues.
 
-`hf-lm predict` answers with a pipeline, `hf-lm generate --output` continues prompts.
+`hf-lm predict` uses a pipeline, `hf-lm generate --output` continues prompts.
 """
 
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,14 +27,15 @@ PIPELINES = {
 COLUMNS = ("text", "prompt", "source", "sentence", "document", "article", "input", "content", "0")
 PIECE = 256  # inputs between two writes
 
-Answer = Callable[[list[Any]], Iterable[dict[str, Any]]]
+Input = str | dict[str, str]  # a text, or a question and its context
+Answer = Callable[[list[Any]], Iterable[dict[str, Any]]]  # from inputs to what is written beside each
 
 
 def predict(task: str, model: str, source: str, output: str, *, column: str = "") -> int:
     """Write a line of JSON per input, in order: {"input", "prediction", ..., "model", "task"}; returns their number.
 
     `source` is a .txt file with an input a line, or a table, whose `column` is read ("" guesses; question answering
-    reads `question` and `context`). See `write_lines` for what is kept of an output that is there.
+    reads `question` and `context`). `write_lines` says how an existing output is continued.
     """
     if task not in PIPELINES:
         raise ValueError(f"there is no task {task!r}; there are {', '.join(PIPELINES)}.")
@@ -60,13 +61,13 @@ def predict(task: str, model: str, source: str, output: str, *, column: str = ""
 def generate_lines(
     model: str, prompts: list[str], output: str, *, source: str = "", device: str | None = None, **decoding: Any
 ) -> int:
-    """Write a line of JSON per prompt, in order; returns how many lines there are.
+    """Write a line of JSON per prompt, in order; returns their number.
 
     {"input", "continuations": [{"text", "log_probability", "log_probability_per_token", "tokens", "ended"}, ...],
-    "model", "settings"}. `source`: the file that the prompts were read from. See `write_lines` for what is kept of an
-    output that is there.
+    "model", "settings"}. `source`: the file that the prompts were read from. `write_lines` says how an existing output
+    is continued.
     """
-    settings = vars(Decoding(**decoding)) | {"stop": list(Decoding(**decoding).stop)}
+    settings: dict[str, Any] = vars(Decoding(**decoding)) | {"stop": list(Decoding(**decoding).stop)}
     piece = 4 * settings.pop("batch_size")  # the batch has no effect on the text
 
     def start() -> Answer:
@@ -77,16 +78,16 @@ def generate_lines(
             {
                 "continuations": [
                     {
-                        "text": one.text,
-                        "log_probability": one.log_probability,
-                        "log_probability_per_token": one.per_token,
-                        "tokens": len(one.log_probs),
-                        "ended": one.ended,
+                        "text": text.text,
+                        "log_probability": text.log_probability,
+                        "log_probability_per_token": text.per_token,
+                        "tokens": len(text.log_probs),
+                        "ended": text.ended,
                     }
-                    for one in found
+                    for text in continuations
                 ]
             }
-            for found in generate(*loaded, piece, **decoding)
+            for continuations in generate(*loaded, piece, **decoding)
         )
 
     shared = {"model": model, "settings": settings}
@@ -94,7 +95,7 @@ def generate_lines(
 
 
 def write_lines(
-    inputs: list[Any],
+    inputs: Sequence[Input],
     output: str,
     start: Callable[[], Answer],
     *,
@@ -103,18 +104,42 @@ def write_lines(
     description: str,
     piece: int = PIECE,
 ) -> int:
-    """Write a line of JSON per input, in order: {"input", what is answered, what is `shared`}; returns their number.
+    """Write a line of JSON per input, in order: {"input", the answer, `shared`}; returns their number.
 
     Lines that `output` already holds are kept and their inputs skipped, so that the same command continues where it
-    was stopped; an unfinished last line is answered again. `start`, called where inputs are left, loads the model and
+    was stopped; an unfinished last line is written again. `start`, called if inputs are left, loads the model and
     returns what answers a list of inputs. Raises ValueError or FileExistsError, and changes nothing, if `output` is
-    the `source` of the inputs, is not a file of such lines, has lines of other inputs, or something else is shared.
+    the `source` of the inputs, is not a file of such lines, or has other inputs or other `shared` values.
     """
     path = Path(output)
     if source and path.exists() and path.samefile(source):
         raise ValueError(f"--output {output} is the file that is read: give another --output.")
     refuse_foreign(path, ours=lambda path: not path.stat().st_size or _is_row(_first_line(path)), option="--output")
-    data = path.read_bytes() if path.is_file() else b""
+    written = _keep_lines(path, inputs, shared) if path.is_file() else 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rest = iter(inputs[written:])
+    answer = start() if written < len(inputs) else None
+    with (
+        path.open("a", encoding="utf-8") as file,
+        tqdm(total=len(inputs), initial=written, desc=description, disable=None) as bar,
+    ):
+        try:
+            while answer and (some := list(islice(rest, piece))):
+                for given, answered in zip(some, answer(some), strict=True):
+                    file.write(json.dumps({"input": given, **answered, **shared}, ensure_ascii=False) + "\n")
+                file.flush()
+                written += len(some)
+                bar.update(len(some))
+        except KeyboardInterrupt:
+            bar.close()
+            print(f"stopped: {path} holds {written:,} of {len(inputs):,}; the same command resumes.", file=sys.stderr)
+            raise
+    return len(inputs)
+
+
+def _keep_lines(path: Path, inputs: Sequence[Input], shared: dict[str, Any]) -> int:
+    """The number of complete lines of a file; truncates an incomplete last one. Raises ValueError for other lines."""
+    data = path.read_bytes()
     size = data.rfind(b"\n") + 1  # of the complete lines
     done = data[:size].split(b"\n")[:-1]
     if len(done) > len(inputs):
@@ -128,8 +153,8 @@ def write_lines(
             raise ValueError(f"{path}, line {number}: not the answer to this run's input; choose another --output.")
         for key, value in shared.items():
             if kept.get(key) != value:
-                said = _difference(kept.get(key), value)
-                raise ValueError(f"{path}, line {number}: other {key} than now ({said}); choose another --output.")
+                change = _difference(kept.get(key), value)
+                raise ValueError(f"{path}, line {number}: other {key} than now ({change}); choose another --output.")
     if tail := data[size:]:
         begun = _beginning(inputs[len(done)]) if len(done) < len(inputs) else b""
         if not begun or tail[: len(begun)] != begun[: len(tail)]:
@@ -138,26 +163,7 @@ def write_lines(
                 "another --output."
             )
         os.truncate(path, size)
-    rest = iter(inputs[len(done) :])
-    written = len(done)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    answer = start() if written < len(inputs) else None
-    with (
-        path.open("a", encoding="utf-8") as file,
-        tqdm(total=len(inputs), initial=written, desc=description, disable=None) as bar,
-    ):
-        try:
-            while some := list(islice(rest, piece)):
-                for given, found in zip(some, answer(some), strict=True):
-                    file.write(json.dumps({"input": given, **found, **shared}, ensure_ascii=False) + "\n")
-                file.flush()
-                written += len(some)
-                bar.update(len(some))
-        except KeyboardInterrupt:
-            bar.close()
-            print(f"stopped: {path} holds {written:,} of {len(inputs):,}; the same command goes on.", file=sys.stderr)
-            raise
-    return len(inputs)
+    return len(done)
 
 
 def _first_line(path: Path) -> bytes:
@@ -175,21 +181,20 @@ def _is_row(line: bytes) -> bool:
     )
 
 
-def _beginning(given: Any) -> bytes:
+def _beginning(given: Input) -> bytes:
     """How the line of an input begins."""
     return json.dumps({"input": given}, ensure_ascii=False).encode()[:-1]
 
 
-def _difference(one: Any, other: Any) -> str:
-    if isinstance(one, dict) and isinstance(other, dict):
-        keys = [key for key in other if one.get(key) != other[key]]
-        return ", ".join(f"{key} {one.get(key)}, not {other[key]}" for key in keys)
-    return f"{one}, not {other}"
+def _difference(before: object, now: object) -> str:
+    if isinstance(before, dict) and isinstance(now, dict):
+        return ", ".join(f"{key} {before.get(key)}, not {now[key]}" for key in now if before.get(key) != now[key])
+    return f"{before}, not {now}"
 
 
 def read_texts(source: str, column: str = "") -> list[str]:
     """The texts of a file: a .txt's lines, or a table's column. Raises FileNotFoundError or ValueError in one line."""
-    path = _found(source)
+    path = _existing(source)
     if suffix(path) == ".txt" or suffix(path) not in SUFFIXES:
         texts = [line for line in read_lines(path) if line.strip()]
         if not texts:
@@ -202,7 +207,7 @@ def read_texts(source: str, column: str = "") -> list[str]:
 
 def read_questions(source: str) -> list[dict[str, str]]:
     """{"question", "context"} of each row of a table. Raises FileNotFoundError or ValueError in one line."""
-    path = _found(source)
+    path = _existing(source)
     if suffix(path) == ".txt" or suffix(path) not in SUFFIXES:
         raise ValueError(f"{source}: question answering needs a table with the columns question and context.")
     rows = _rows(path)
@@ -215,7 +220,7 @@ def read_questions(source: str) -> list[dict[str, str]]:
 
 
 def _text(row: dict[str, Any], name: str, source: str, number: int) -> str:
-    """A cell as text. Raises ValueError where it is missing, null or no single value."""
+    """A cell as text. Raises ValueError where it is missing, null, a list or an object."""
     value = row.get(name)
     if value is None or value != value or isinstance(value, list | dict):
         kind = "null" if value is None or value != value else f"a {type(value).__name__}"
@@ -224,7 +229,7 @@ def _text(row: dict[str, Any], name: str, source: str, number: int) -> str:
     return str(value)
 
 
-def _found(source: str) -> Path:
+def _existing(source: str) -> Path:
     if not Path(source).is_file():
         raise FileNotFoundError(f"there is no file {source}.")
     return Path(source)
@@ -237,10 +242,10 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _prediction(found: Any) -> dict[str, Any]:
-    found = found[0] if isinstance(found, list) else found
-    if "label" in found:
-        return {"prediction": found["label"], "score": found["score"]}
-    if "answer" in found:
-        return {"prediction": found["answer"], **{key: found[key] for key in ("score", "start", "end")}}
-    return {"prediction": next(iter(found.values()))}
+def _prediction(output: list[dict[str, Any]] | dict[str, Any]) -> dict[str, Any]:
+    best = output[0] if isinstance(output, list) else output
+    if "label" in best:
+        return {"prediction": best["label"], "score": best["score"]}
+    if "answer" in best:
+        return {"prediction": best["answer"], **{key: best[key] for key in ("score", "start", "end")}}
+    return {"prediction": next(iter(best.values()))}

@@ -1,9 +1,8 @@
-"""How a token is chosen and where a text stops, each row for itself: what transformers' generate is given."""
+"""Choice of tokens and stopping, each row independent of its batch: arguments of transformers' `generate`."""
 
 import hashlib
 import threading
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from transformers import (
@@ -22,43 +21,43 @@ from transformers import (
 from hf_lm.inference.decoding import Decoding
 from hf_lm.tokenization.tokenizer import INCOMPLETE
 
-BEFORE = 8  # tokens of the prompt that are decoded with what follows: whether a space is due depends on them
+BEFORE = 8  # tokens of the prompt that are decoded with the continuation: they decide whether it begins with a space
 
 
 def logits_processors(
     settings: Decoding, rows: Sequence[tuple[list[int], int]], padding: Sequence[int]
 ) -> LogitsProcessorList:
-    """What the settings make of the scores of rows of (prompt's ids, number among its texts), padded on the left."""
-    found = LogitsProcessorList()
+    """The processors of these settings, for rows of (prompt's ids, number of the text), padded on the left."""
+    processors = LogitsProcessorList()
     if settings.repetition_penalty != 1:
-        found.append(WithoutPadding(RepetitionPenaltyLogitsProcessor(settings.repetition_penalty), padding))
+        processors.append(WithoutPadding(RepetitionPenaltyLogitsProcessor(settings.repetition_penalty), padding))
     if settings.no_repeat_ngram_size:
-        found.append(WithoutPadding(NoRepeatNGramLogitsProcessor(settings.no_repeat_ngram_size), padding))
+        processors.append(WithoutPadding(NoRepeatNGramLogitsProcessor(settings.no_repeat_ngram_size), padding))
     if settings.temperature > 0:
         if settings.temperature != 1:
-            found.append(TemperatureLogitsWarper(settings.temperature))
+            processors.append(TemperatureLogitsWarper(settings.temperature))
         if settings.top_k:
-            found.append(TopKLogitsWarper(settings.top_k))
+            processors.append(TopKLogitsWarper(settings.top_k))
         if settings.top_p < 1:
-            found.append(TopPLogitsWarper(settings.top_p))
+            processors.append(TopPLogitsWarper(settings.top_p))
         if settings.min_p:
-            found.append(MinPLogitsWarper(settings.min_p))
-        found.append(Draw([seed_of(settings.seed, *row) for row in rows]))
-    return found
+            processors.append(MinPLogitsWarper(settings.min_p))
+        processors.append(Draw([seed_of(settings.seed, *row) for row in rows]))
+    return processors
 
 
 class Draw(LogitsProcessor):
-    """Leaves one token to choose, drawn from the scores with a generator for each row.
+    """Leaves one token to choose, drawn from the scores with a generator per row.
 
-    transformers draws a whole batch from one generator, and a row's text then depends on the rows beside it.
+    transformers draws the batch from one generator, so that a row's text depends on the other rows.
     """
 
     def __init__(self, seeds: Sequence[int]) -> None:
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.Tensor:
         draws = torch.stack([torch.rand(1, generator=generator, dtype=torch.float64) for generator in self.generators])
-        precise = torch.float32 if scores.device.type == "mps" else torch.float64  # there is no other on MPS
+        precise = torch.float32 if scores.device.type == "mps" else torch.float64  # MPS has no float64
         cumulative = scores.to(precise).softmax(-1).cumsum(-1)  # (rows, vocab)
         draws = draws.to(scores.device, precise) * cumulative[:, -1:]
         chosen = torch.searchsorted(cumulative, draws, right=True)  # right: never a token of probability 0
@@ -67,12 +66,12 @@ class Draw(LogitsProcessor):
 
 
 class WithoutPadding(LogitsProcessor):
-    """A processor of transformers, row by row on its own tokens: in a batch it would take padding for text."""
+    """A processor of transformers, row by row without padding, which it would treat as text."""
 
-    def __init__(self, processor: LogitsProcessor, padding: Sequence[int]) -> None:
+    def __init__(self, processor: Callable[..., torch.Tensor], padding: Sequence[int]) -> None:
         self.processor, self.padding = processor, padding
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         beams = len(input_ids) // len(self.padding)
         rows = [
             self.processor(input_ids[i : i + 1, self.padding[i // beams] :], scores[i : i + 1])
@@ -82,44 +81,44 @@ class WithoutPadding(LogitsProcessor):
 
 
 class Stop(StoppingCriteria):
-    """Whether a row has written a stop string. transformers' own also sees one that begins in the prompt."""
+    """Whether a row contains a stop string. transformers' own also matches one that begins in the prompt."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stop: Sequence[str], start: int) -> None:
         self.tokenizer, self.stop, self.start = tokenizer, stop, start
-        # A token may be a single byte, and the tail may begin within a character or with a special token.
+        # A token may be one byte, and the tail may begin inside a character or with a special token.
         self.tail = max(len(each.encode()) for each in stop) + BEFORE
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **_: Any) -> torch.BoolTensor:
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **_: object) -> torch.Tensor:
         rows = input_ids[:, self.start :][:, -self.tail :].tolist()
         texts = self.tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        found = [any(stop in text for stop in self.stop) for text in texts]
-        return torch.tensor(found, device=input_ids.device)
+        return torch.tensor([any(stop in text for stop in self.stop) for text in texts], device=input_ids.device)
 
 
 class Interrupt(StoppingCriteria):
-    """Ends the writing after the token at hand, once `event` is set."""
+    """Ends generation after the current token, once `event` is set."""
 
     def __init__(self) -> None:
         self.event = threading.Event()
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **_: Any) -> torch.BoolTensor:
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **_: object) -> torch.Tensor:
         return torch.full(input_ids.shape[:1], self.event.is_set(), device=input_ids.device)
 
 
 def seed_of(seed: int, prompt: Sequence[int], number: int) -> int:
+    """The seed of one text: it depends on the run's seed, the prompt's ids and the number of the text."""
     digest = hashlib.blake2b(f"{seed} {number} {list(prompt)}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1  # torch takes 63 bits
 
 
 def before_stop(pieces: Iterator[str], stop: Sequence[str]) -> Iterator[str]:
-    """Pieces up to the first stop string, holding back what may yet become one, or a character that is not whole."""
+    """Pieces up to the first stop string; a possible beginning of one, or of a character, is held back."""
     held = ""
     for piece in pieces:
         held += piece
-        found = [place for each in stop if (place := held.find(each)) >= 0]
-        if found:
-            if held[: min(found)]:
-                yield held[: min(found)]
+        places = [place for each in stop if (place := held.find(each)) >= 0]
+        if places:
+            if before := held[: min(places)]:
+                yield before
             return
         keep = max(
             [len(held) - len(held.rstrip(INCOMPLETE))]

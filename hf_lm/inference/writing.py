@@ -1,4 +1,4 @@
-"""The writing assistant: continue a text, choose among alternatives, undo. For the terminal and the page.
+"""The writing assistant: continue a text, choose among alternatives, undo. For the terminal and the demo page.
 
 draft = Draft("The function returns")
 draft.add("".join(continue_text(model, tokenizer, draft.text, max_new_tokens=20)))
@@ -18,7 +18,7 @@ from hf_lm.models.configuration import family
 
 
 class Draft:
-    """A text and its history. `change` and `add` can be undone; a change after an undo ends what could be redone."""
+    """A text and its history. `change` and `add` can be undone; a change after an undo clears what could be redone."""
 
     def __init__(self, text: str = "") -> None:
         self.states, self.at = [text], 0
@@ -28,7 +28,7 @@ class Draft:
         return self.states[self.at]
 
     def change(self, text: str) -> None:
-        """Make this the text."""
+        """Replace the text."""
         if text != self.text:
             self.states[self.at + 1 :] = [text]
             self.at += 1
@@ -37,11 +37,12 @@ class Draft:
         self.change(self.text + text)
 
     def undo(self) -> bool:
-        """Whether there was a change to take back."""
+        """Undo the last change; returns whether there was one."""
         self.at = max(0, (was := self.at) - 1)
         return self.at != was
 
     def redo(self) -> bool:
+        """Redo the last undone change; returns whether there was one."""
         self.at = min(len(self.states) - 1, (was := self.at) + 1)
         return self.at != was
 
@@ -49,44 +50,46 @@ class Draft:
 def continue_text(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, **decoding: Any
 ) -> Generator[str]:
-    """What may follow a text, in pieces as they are written. Settings as for `stream`.
+    """A continuation of a text, in pieces as they are generated. Settings as for `stream`.
 
-    Of a text longer than the context the end is read. A space at the end is not: models know it as the beginning of
-    the next word, so that it is taken off the answer instead.
+    A text longer than the context is truncated at its beginning. Spaces at its end are dropped, and so are those at
+    the beginning of the continuation: in most tokenizers a space belongs to the following word.
     """
-    read, ids = _read(model, tokenizer, text, decoding)
+    ids = _prompt(model, tokenizer, text, decoding)
     pieces = stream(model, tokenizer, ids, **decoding)
-    return pieces if read == text else _without_first_spaces(pieces)
+    return _without_first_spaces(pieces) if text.endswith(" ") else pieces
 
 
 def alternatives(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, *, count: int = 3, **decoding: Any
 ) -> list[Continuation]:
-    """`count` different continuations, the one with the likeliest tokens first; fewer where the settings give no more.
+    """`count` different continuations, the most likely per token first; fewer where the settings give no more.
 
-    Twice as many are drawn, or without temperature taken from as many beams.
+    Twice as many are sampled, or with temperature 0 taken from as many beams.
     """
-    read, ids = _read(model, tokenizer, text, decoding)
-    beams = {} if Decoding(**decoding).temperature else {"num_beams": 2 * count}
-    [drawn] = generate(model, tokenizer, [ids], **decoding | beams | {"num_return_sequences": 2 * count})
-    if read != text:  # the model did not see the space at the end: better those that begin with one, which is dropped
-        spaced = [one for one in drawn if one.text[:1].isspace()]
-        drawn = [replace(one, text=one.text.lstrip(" ")) for one in (spaced if len(spaced) >= count else drawn)]
+    ids = _prompt(model, tokenizer, text, decoding)
+    several: dict[str, Any] = {"num_return_sequences": 2 * count}
+    if not Decoding(**decoding).temperature:
+        several["num_beams"] = 2 * count
+    [drawn] = generate(model, tokenizer, [ids], **decoding | several)
+    if text.endswith(" "):  # the model did not see the space: prefer continuations that begin with one, and drop it
+        spaced = [candidate for candidate in drawn if candidate.text[:1].isspace()]
+        drawn = [replace(each, text=each.text.lstrip(" ")) for each in (spaced if len(spaced) >= count else drawn)]
     different: dict[str, Continuation] = {}
-    for one in drawn:
-        if one.text.strip():
-            different.setdefault(one.text, one)
-    return sorted(list(different.values())[:count], key=lambda one: -one.per_token)
+    for candidate in drawn:
+        if candidate.text.strip():
+            different.setdefault(candidate.text, candidate)
+    return sorted(list(different.values())[:count], key=lambda candidate: -candidate.per_token)
 
 
-def _read(
+def _prompt(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str, decoding: dict[str, Any]
-) -> tuple[str, list[int]]:
-    """What is read of a text: all but the spaces at its end, and the ids of as much of its end as fits."""
+) -> list[int]:
+    """The ids of a text without the spaces at its end, truncated at its beginning."""
     if family(model.config) != "decoder":
-        raise ValueError(f"a {model.config.model_type} reads one text and writes another: to go on takes a decoder.")
-    read = text.rstrip(" ")
-    return read, encode_prompt(model, tokenizer, read, max_new_tokens=Decoding(**decoding).max_new_tokens)[0]
+        raise ValueError(f"a {model.config.model_type} maps a source to a target; continuing a text needs a decoder.")
+    max_new_tokens = Decoding(**decoding).max_new_tokens
+    return encode_prompt(model, tokenizer, text.rstrip(" "), max_new_tokens=max_new_tokens)[0]
 
 
 def _without_first_spaces(pieces: Generator[str]) -> Generator[str]:

@@ -1,6 +1,6 @@
-"""Models to train: fresh GPT-2 by size (gpt2), recurrent networks (recurrent), those of others (checkpoints).
+"""Models to train: a new GPT-2 by size (gpt2), recurrent networks (recurrent), checkpoints (loading).
 
-Importing it makes the recurrent model known to the auto classes.
+Importing this package makes the recurrent model known to the auto classes.
 """
 
 import hf_lm.models.recurrent  # noqa: F401

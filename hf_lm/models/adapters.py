@@ -1,10 +1,10 @@
-"""LoRA: a checkpoint stays as it is, and small matrices beside its own are trained (Hu et al., arXiv 2106.09685)."""
+"""LoRA: the checkpoint is frozen and small matrices beside its own are trained (Hu et al., arXiv 2106.09685)."""
 
 import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import transformers
 from torch import nn
@@ -16,7 +16,10 @@ from hf_lm.models.loading import fresh_modules, load_with_head
 from hf_lm.models.quantization import dequantized, quantized_bits
 from hf_lm.models.target_tokenizer import find_target, save_tokenizer
 
-# What peft calls a task, and the class that loads a model for it.
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+# peft's task types, and the class that loads a model for each.
 AUTO_CLASSES = {
     "SEQ_CLS": "AutoModelForSequenceClassification",
     "TOKEN_CLS": "AutoModelForTokenClassification",
@@ -35,7 +38,7 @@ def add_lora(
     dora: bool = False,  # weight-decomposed (arXiv 2402.09353)
     rslora: bool = False,  # scaled by alpha / sqrt(rank) (arXiv 2312.03732)
 ) -> nn.Module:
-    """Freeze a model and give each matrix of its body an update of rank `rank`; heads that are new are trained whole.
+    """Freeze a model and give each matrix of its body an update of rank `rank`; new heads are trained in full.
 
     Returns the model itself for rank 0, else a PeftModel. Raises ValueError for a negative rank.
     """
@@ -62,64 +65,68 @@ def add_lora(
         target_modules=targets,
         modules_to_save=fresh or None,
     )
-    adapted = get_peft_model(model, config)
-    if has_base(adapted) and Path(model.name_or_path).is_dir():
-        # A relative path such as out/pretrain is also a name on the Hub, and from another folder peft would ask there.
-        adapted.peft_config["default"].base_model_name_or_path = str(Path(model.name_or_path).resolve())
+    adapted, base = get_peft_model(model, config), model.name_or_path
+    if base and Path(base).is_dir():
+        # A relative path such as out/pretrain is also a name on the Hub: from another folder peft would look there.
+        adapted.peft_config["default"].base_model_name_or_path = str(Path(base).resolve())
     return adapted
 
 
-def is_adapted(model: nn.Module) -> bool:
+def is_adapted(model: nn.Module) -> "TypeGuard[PeftModel]":
+    """Whether a model carries an adapter."""
     return hasattr(model, "peft_config")
 
 
 def base_of(model: nn.Module) -> PreTrainedModel:
     """The model that an adapter was added to; a model without one as it is."""
-    return getattr(model, "get_base_model", lambda: model)()
+    return cast(PreTrainedModel, getattr(model, "get_base_model", lambda: model)())
 
 
-def has_base(model: nn.Module) -> bool:
-    """Whether an adapter's base is a checkpoint, without which it cannot be loaded: a fresh model is none."""
-    return bool(model.get_base_model().name_or_path)
+def has_base(model: "PeftModel") -> bool:
+    """Whether an adapter's base is a checkpoint; on a randomly initialised model the adapter could not be loaded."""
+    return bool(base_of(model).name_or_path)
 
 
-def merged(model: nn.Module) -> PreTrainedModel:
-    """The plain model with the updates of LoRA added to its weights.
+def merged(model: "PeftModel") -> PreTrainedModel:
+    """The plain model with the updates of LoRA added to its weights, in eval mode.
 
-    Those of a quantized base are dequantized first: they are what the adapter was trained on, while the checkpoint's
-    own weights differ from them by what quantization lost. peft would add the updates and quantize the sum again.
+    The weights of a quantized base are dequantized first: the adapter was trained on those, and they differ from the
+    checkpoint's own by the error of quantization. peft would add the updates and quantize the sum again.
     """
     if quantized_bits(model):
         from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 
         config, updates = model.peft_config["default"], get_peft_model_state_dict(model)
-        model = get_peft_model(dequantized(model.unload()), config)
+        model = cast("PeftModel", get_peft_model(dequantized(cast(Any, model).unload()), config))
         set_peft_model_state_dict(model, updates)
-    return model.merge_and_unload().eval()
+    return cast(Any, model).merge_and_unload().eval()
 
 
-def save_adapted(model: nn.Module, folder: str | Path) -> None:
-    """Write beside an adapter what its own files do not say: classes, prompts, quantization, how to generate.
+def save_adapted(model: "PeftModel", folder: str | Path) -> None:
+    """Write what an adapter's own files lack: classes, prompts, quantization and the generation configuration.
 
-    Not as config.json: transformers would then look for a whole model in the folder.
+    Not as config.json: transformers would then expect a complete model in the folder.
     """
-    base = model.get_base_model()
+    base = base_of(model)
     base.config.to_json_file(Path(folder) / ADAPTED)
     if base.can_generate():
         base.generation_config.save_pretrained(folder)
 
 
 def load_merged(adapter: str, *, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """The plain model that an adapter and its base make together, in float32.
+    """The plain model of an adapter and its base, in float32, of the class that the adapter's configuration implies.
 
-    Which class that is, the adapter says. Raises OSError where its base is not there, and ValueError where there is no
-    adapter or its kind of model is not known here.
+    Raises OSError where the base is missing, and ValueError where there is no adapter or it has an unknown class.
     """
-    found = find_adapter(adapter)
-    if found is None:
-        raise ValueError(f"{adapter} holds no adapter (adapter_config.json).")
-    auto_class = _auto_class(found, load_config(adapter), adapter)
+    auto_class = _auto_class(_require_adapter(adapter), load_config(adapter), adapter)
     return load_with_head(adapter, auto_class, tokenizer=tokenizer, trained=True).eval()
+
+
+def _require_adapter(folder: str) -> dict[str, Any]:
+    adapter = find_adapter(folder)
+    if adapter is None:
+        raise ValueError(f"{folder} holds no adapter (adapter_config.json).")
+    return adapter
 
 
 def _auto_class(adapter: dict[str, Any], config: transformers.PreTrainedConfig, name: str) -> type:
@@ -134,19 +141,16 @@ def _auto_class(adapter: dict[str, Any], config: transformers.PreTrainedConfig, 
 
 
 def merge_adapter(adapter: str | Path, output: str | Path) -> Path:
-    """Write the plain model that an adapter and its base make together, with its tokenizer, as an ordinary folder.
+    """Write the plain model of an adapter and its base, with its tokenizer, as an ordinary folder, complete or absent.
 
-    Complete or absent. Raises FileExistsError where `output` holds anything, OSError where the base is not there.
+    Raises FileExistsError where `output` holds anything, and OSError where the base is missing.
     """
     adapter, output = str(adapter), Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(f"{output} is there already; choose another folder, or remove it first.")
-    found = find_adapter(adapter)
-    if found is None:
-        raise ValueError(f"{adapter} holds no adapter (adapter_config.json).")
-    load_config(adapter)  # says what is missing before anything else does
-    own = (Path(adapter) / "tokenizer_config.json").is_file()
-    source = adapter if own else found["base_model_name_or_path"]
+        raise FileExistsError(f"{output} exists; choose another folder, or remove it first.")
+    base = _require_adapter(adapter)["base_model_name_or_path"]
+    load_config(adapter)  # reports in one line what is missing
+    source = adapter if (Path(adapter) / "tokenizer_config.json").is_file() else base
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     find_target(tokenizer, source)
     if not tokenizer.encode("a b", add_special_tokens=False):

@@ -1,8 +1,10 @@
-"""Fresh BERT-style encoders, for tasks whose demo needs no checkpoint."""
+"""Randomly initialised BERT encoders, for tasks whose demo needs no checkpoint."""
 
 from collections.abc import Sequence
 
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+
+from hf_lm.models.configuration import set_labels, special_ids
 
 
 def new_bert(
@@ -18,7 +20,7 @@ def new_bert(
 ) -> PreTrainedModel:
     """A BERT with random weights and the head of `model_class`, for the tokenizer's vocabulary; `labels` name classes.
 
-    Pass the tokenizer through `add_frame` first, so that texts begin with the token the head reads.
+    Pass the tokenizer through `add_frame` first, so that texts begin with the token that the head reads.
     """
     config = BertConfig(
         vocab_size=64 * (max(tokenizer.get_vocab().values()) // 64 + 1),
@@ -29,12 +31,7 @@ def new_bert(
         max_position_embeddings=block_size,
         hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=dropout,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        **special_ids(tokenizer),
     )
-    if labels:
-        config.num_labels = len(labels)
-        config.id2label = dict(enumerate(labels))
-        config.label2id = {label: i for i, label in enumerate(labels)}
+    set_labels(config, labels)
     return model_class(config)

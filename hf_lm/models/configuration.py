@@ -1,22 +1,23 @@
-"""What a checkpoint is, before its weights are read: its configuration, family and positions, or why it is none."""
+"""A checkpoint before its weights are read: its configuration, family and positions, or why it cannot be used."""
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from huggingface_hub import constants, is_offline_mode
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors import safe_open
-from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoConfig, PreTrainedConfig
-from transformers.utils import cached_file
+from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
 
 CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 ADAPTER = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-ADAPTED = "adapted_config.json"  # beside an adapter: what config.json of its merged model says; see save_adapted
+ADAPTED = "adapted_config.json"  # beside an adapter: the config.json of its merged model; see save_adapted
 # RoBERTa and its kin count positions from the padding token's id on: of 514 they can use 512.
 COUNT_FROM_PAD = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "roberta-prelayernorm", "data2vec-text")
 ABSENT_IS_NONE = {  # options of cached_file
@@ -52,8 +53,8 @@ def load_config(name_or_path: str) -> PreTrainedConfig:
         # False rather than None: None would ask on the terminal whether to run the checkpoint's code.
         return AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
     except Exception as error:  # a value of another type raises what its reader happens to raise
-        if said := unreachable(name_or_path, error):
-            raise OSError(said) from error
+        if problem := unreachable(name_or_path, error):
+            raise OSError(problem) from error
         if "custom code" in str(error):
             raise ValueError(f"{name_or_path} needs code of its own, and hf_lm runs no code from a model.") from error
         if isinstance(error, ValueError):
@@ -61,12 +62,25 @@ def load_config(name_or_path: str) -> PreTrainedConfig:
         raise OSError(f"cannot read the {CONFIG} of {name_or_path}: {why(error)}") from error
 
 
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """The ids of a tokenizer's begin, end and padding token, as a configuration takes them; None for one it lacks."""
+    return {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+
+
+def set_labels(config: PreTrainedConfig, labels: Sequence[str]) -> None:
+    """Name the classes of a configuration; without `labels` it is unchanged."""
+    if labels:
+        config.num_labels = len(labels)
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: i for i, label in enumerate(labels)}
+
+
 def unreachable(name_or_path: str, error: Exception) -> str:
-    """What to do about a name on the Hub that led to an error; "" where something else is wrong."""
+    """What to do about an error of the Hub for this name; "" where the error has another cause."""
     causes = _causes(error)
     what = f"{name_or_path} is neither a folder here nor "
     if any(isinstance(cause, GatedRepoError) for cause in causes):
-        return f"{name_or_path} asks for its terms to be accepted: do so on its page, then `hf auth login`."
+        return f"{name_or_path} is gated: accept its terms on its page, then run `hf auth login`."
     if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
         return what + "a public model on the Hub; check the name, or `hf auth login` if it is private."
     if not any(isinstance(cause, LocalEntryNotFoundError) for cause in causes):
@@ -77,16 +91,16 @@ def unreachable(name_or_path: str, error: Exception) -> str:
 
 
 def family(config: PreTrainedConfig) -> Literal["encoder", "decoder", "encoder-decoder"]:
-    """Which of the three a checkpoint belongs to: what can be asked of it follows from that."""
+    """Which of the three a checkpoint is; it decides which tasks the checkpoint can do, and how."""
     if config.is_encoder_decoder:
         return "encoder-decoder"
     return "encoder" if type(config) in MODEL_FOR_MASKED_LM_MAPPING else "decoder"
 
 
 def context_length(config: PreTrainedConfig, *, written: bool = False) -> int:
-    """Positions that a model has; 0 where any length will do, as in a recurrent one.
+    """Positions that a model has; 0 where there is no limit, as in a recurrent one.
 
-    Of two halves those of the encoder, for what is read, or with `written` those of the decoder.
+    Of an encoder-decoder made of two checkpoints those of the encoder, or with `written` those of the decoder.
     """
     if config.model_type == "encoder-decoder":
         config = config.decoder if written else config.encoder
@@ -98,7 +112,7 @@ def context_length(config: PreTrainedConfig, *, written: bool = False) -> int:
 
 
 def check_checkpoint(name_or_path: str) -> None:
-    """Raise OSError where a folder is missing or holds no whole model in safetensors. A name on the Hub passes."""
+    """Raise OSError where a folder is missing or holds no complete model in safetensors. A name on the Hub passes."""
     folder = Path(name_or_path)
     if not folder.is_dir():
         if folder.exists():
@@ -113,14 +127,14 @@ def check_checkpoint(name_or_path: str) -> None:
     checkpoints = [path.parent for path in folder.glob(f"checkpoint-*/{CONFIG}")]
     if checkpoints:
         newest = max(checkpoints, key=lambda path: path.stat().st_mtime)
-        said = f"holds no finished model, but checkpoints of a run: give {newest}"
+        problem = f"holds no finished model, but checkpoints of a run: give {newest}"
     elif CONFIG not in names:
-        said = f"has no {CONFIG}, so it is not the folder of a model"
+        problem = f"has no {CONFIG}, so it is not the folder of a model"
     elif pickled:
-        said = f"has its weights pickled ({pickled[0]}), which can run code: save them as safetensors first"
+        problem = f"has its weights pickled ({pickled[0]}), which can run code: save them as safetensors first"
     else:
-        said = f"has a {CONFIG} but no weights ({' or '.join(WEIGHTS)})"
-    raise FileNotFoundError(f"{name_or_path} {said}.")
+        problem = f"has a {CONFIG} but no weights ({' or '.join(WEIGHTS)})"
+    raise FileNotFoundError(f"{name_or_path} {problem}.")
 
 
 def is_path(name: str) -> bool:
@@ -129,20 +143,20 @@ def is_path(name: str) -> bool:
 
 
 def find_adapter(name_or_path: str) -> dict[str, Any] | None:
-    """adapter_config.json of a folder or of a name on the Hub; None for a whole model.
+    """adapter_config.json of a folder or of a name on the Hub; None for a complete model.
 
     Raises ValueError where it names no base.
     """
     if (Path(name_or_path) / CONFIG).is_file():
         return None
     try:
-        found = find_adapter_config_file(name_or_path)
+        file = find_adapter_config_file(name_or_path)
     except OSError:
-        return None  # what is wrong with the name is said where its config.json is looked for
-    if found is None:
+        return None  # load_config reports what is wrong with the name
+    if file is None:
         return None
     try:
-        adapter = json.loads(Path(found).read_text(encoding="utf-8"))
+        adapter = json.loads(Path(file).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{name_or_path}: {ADAPTER} is not JSON: {error}") from None
     if not isinstance(adapter, dict) or not adapter.get("base_model_name_or_path"):
@@ -153,21 +167,21 @@ def find_adapter(name_or_path: str) -> dict[str, Any] | None:
 
 
 def adapter_weights(name_or_path: str) -> str:
-    """The file that holds an adapter's weights. Raises FileNotFoundError where it is not there, or is pickled."""
+    """The file that holds an adapter's weights. Raises FileNotFoundError where it is missing or pickled."""
     weights = cached_file(name_or_path, ADAPTER_WEIGHTS, **ABSENT_IS_NONE)
     if weights is None:
         pickled = (Path(name_or_path) / "adapter_model.bin").is_file()
-        said = (
+        problem = (
             "has its weights pickled (adapter_model.bin), which can run code: save them as safetensors first"
             if pickled
             else f"is an adapter without weights ({ADAPTER_WEIGHTS})"
         )
-        raise FileNotFoundError(f"{name_or_path} {said}.")
+        raise FileNotFoundError(f"{name_or_path} {problem}.")
     return weights
 
 
 def _classes(name_or_path: str) -> int:
-    """How many classes the head has that an adapter brings; 0 where it brings none. For adapters made elsewhere."""
+    """How many classes an adapter's head has; 0 where the adapter has no head. For adapters made elsewhere."""
     weights = Path(name_or_path) / ADAPTER_WEIGHTS
     if not weights.is_file():
         return 0
@@ -187,8 +201,10 @@ def _causes(error: BaseException | None) -> list[BaseException]:
 
 
 def why(error: Exception) -> str:
+    """The first line of an error's message, or its class."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def architecture(config: PreTrainedConfig) -> str:
+    """The class that a checkpoint was saved as, or its model type."""
     return (config.architectures or [config.model_type])[0]

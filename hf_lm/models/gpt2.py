@@ -1,7 +1,8 @@
-"""Fresh GPT-2 models by size."""
+"""Randomly initialised GPT-2 models by size."""
 
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
+from hf_lm.models.configuration import special_ids
 from hf_lm.suggestions import did_you_mean
 
 # small to xl are the four that were published (124 M, 355 M, 774 M and 1.6 B parameters with their vocabulary).
@@ -19,17 +20,17 @@ def new_gpt2(
     tokenizer: PreTrainedTokenizerBase,
     *,
     size: str = "tiny",
-    n_layer: int = 0,  # 0 = as the size says, here and below
+    n_layer: int = 0,  # 0 is the size's own, here and below
     n_head: int = 0,
     n_embd: int = 0,
     block_size: int = 0,  # tokens the model can see at once
     dropout: float = 0.0,
 ) -> GPT2LMHeadModel:
-    """A GPT-2 with random weights for the tokenizer's vocabulary, embedding and decoder tied.
+    """A GPT-2 with random weights for the tokenizer's vocabulary, embedding and output tied.
 
-    The embedding has its rows rounded up to a multiple of 64, which matrix units like, and `config.vocab_size` counts
-    them all, as AutoModel needs. Training pushes the spare rows' logits down; `generate` never picks one, because the
-    generation config lists them in `suppress_tokens`.
+    The embedding's rows are rounded up to a multiple of 64, which is faster on GPUs, and `config.vocab_size` counts
+    them all, as AutoModel needs. Training lowers the spare rows' logits; `generate` never picks one, because the
+    generation configuration lists them in `suppress_tokens`.
 
     Raises ValueError for an unknown size or a shape that cannot be.
     """
@@ -39,17 +40,16 @@ def new_gpt2(
     given = {"n_layer": n_layer, "n_head": n_head, "n_embd": n_embd, "block_size": block_size}
     for name, value in given.items():
         if value < 0:
-            raise ValueError(f"{name}={value} is negative; give a positive number, or 0 for what size={size!r} says.")
+            raise ValueError(f"{name}={value} is negative; give a positive number, or 0 for that of size={size!r}.")
     shape = {name: value or SIZES[size][name] for name, value in given.items()}
     _check_shape(shape["n_head"], shape["n_embd"], shape["block_size"], dropout)
 
     used = set(tokenizer.get_vocab().values())
     vocab_size = 64 * (max(used) // 64 + 1)
-    special_ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     config = GPT2Config(
         vocab_size=vocab_size,
         n_positions=shape["block_size"],
-        n_ctx=shape["block_size"],  # transformers reads n_positions alone; mlx-lm and llama.cpp need this one
+        n_ctx=shape["block_size"],  # pyright: ignore[reportCallIssue] - not transformers', but mlx-lm and llama.cpp read it
         n_embd=shape["n_embd"],
         n_layer=shape["n_layer"],
         n_head=shape["n_head"],
@@ -57,13 +57,13 @@ def new_gpt2(
         embd_pdrop=dropout,
         attn_pdrop=dropout,
         activation_function="gelu_pytorch_tanh",  # GPT-2's gelu_new, the same function in one kernel instead of eight
-        **special_ids,
+        **special_ids(tokenizer),
     )
     model = GPT2LMHeadModel(config)
     model.generation_config = GenerationConfig(
-        max_new_tokens=min(128, shape["block_size"] // 2),  # leaves room for a prompt as long
+        max_new_tokens=min(128, shape["block_size"] // 2),  # as many tokens are left for a prompt
         suppress_tokens=sorted(set(range(vocab_size)) - used) or None,
-        **special_ids,
+        **special_ids(tokenizer),
     )
     return model
 

@@ -1,10 +1,10 @@
-"""Checkpoints that training goes on from: loaded, or refused in one line."""
+"""Load checkpoints, or refuse them in one line."""
 
 import logging
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file
@@ -31,6 +31,8 @@ from hf_lm.models.configuration import (
     family,
     find_adapter,
     load_config,
+    set_labels,
+    special_ids,
     why,
 )
 from hf_lm.models.quantization import dequantized, keep_weights, quantization_options
@@ -40,11 +42,11 @@ from hf_lm.models.target_tokenizer import target_tokenizer
 SAFE = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
 Shapes = Sequence[Sequence[int]]  # of a weight: as it was saved, as it is needed
 HEAD = "head"
-# Buffers that old versions saved, and the pooler, which some heads do without.
+# Buffers that old versions saved, and the pooler, which some heads do not use.
 UNUSED = re.compile(r"(^|\.)(position_ids|inv_freq|masked_bias|attn\.bias|attention\.bias|version|pooler\..*)$")
 UNNAMED = re.compile(r"LABEL_\d+")
-BODIES = ("shared", "encoder", "decoder")  # children of a model that are no heads, beside its base_model_prefix
-# What a decoder reads an encoder with: BERT's and GPT-2's names, XGLM's, and what fits one width to another.
+BODIES = ("shared", "encoder", "decoder")  # children of a model that are not heads, besides its base_model_prefix
+# Cross attention, as BERT, GPT-2 and XGLM call it, and the projection between two widths.
 BETWEEN = ("crossattention", "ln_cross_attn", "encoder_attn", "encoder_attn_layer_norm", "enc_to_dec_proj")
 
 
@@ -52,16 +54,16 @@ def load_causal_lm(
     name_or_path: str,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    block_size: int = 0,  # tokens it will be trained on at once; 0 checks nothing
-    quantize: int = 0,  # bits of its matrices: 4 or 8; 0 keeps them whole
+    block_size: int = 0,  # tokens of a training row; 0 checks nothing
+    quantize: int = 0,  # bits of its matrices: 4 or 8; 0 is full precision
 ) -> PreTrainedModel:
     """A causal language model from a folder or the Hub, in float32 and ready to train.
 
-    Weights come from safetensors only, and no code from the checkpoint runs. With a `tokenizer` its special ids are
+    Weights come from safetensors only, and no code of the checkpoint is run. With a `tokenizer` its special ids are
     set in the configuration and the generation configuration.
 
-    Raises OSError where there is no such checkpoint or it cannot be reached or read, and ValueError where it is no
-    causal language model, does not fit the tokenizer, or has fewer positions than `block_size`.
+    Raises OSError where the checkpoint is missing or unreadable, and ValueError where it is not a causal language
+    model, does not fit the tokenizer, or has fewer positions than `block_size`.
     """
     name_or_path = str(name_or_path)
     config = load_config(name_or_path)
@@ -78,13 +80,13 @@ def load_causal_lm(
     model = load_weights(AutoModelForCausalLM, name_or_path, config, quantize=quantize)
     if model.device.type != "meta" and not _is_causal(model):
         raise ValueError(
-            f"{name_or_path} ({architecture(config)}) reads the words after the one it predicts, so training it as "
-            "a language model would teach it to copy; give a causal language model, such as GPT-2 or Llama."
+            f"{name_or_path} ({architecture(config)}) sees the tokens after the one it predicts, so as a language "
+            "model it would only learn to copy; give a causal language model, such as GPT-2 or Llama."
         )
     if tokenizer is not None:
         check_ids(tokenizer, model, name_or_path)
         _set_special_ids(model, tokenizer)
-    model.config.use_cache = True  # a run that ended early may have left it off, and generation is slow without
+    model.config.use_cache = True  # off in the checkpoint of a run that was stopped, and generation is slow without
     if model.generation_config.max_new_tokens is None and model.generation_config.max_length in (None, 20):
         model.generation_config.max_new_tokens = min(128, positions // 2) if positions else 128
     return model
@@ -96,24 +98,21 @@ def load_with_head(
     *,
     tokenizer: PreTrainedTokenizerBase,
     labels: Sequence[str] = (),
-    trained: bool = False,  # whether the checkpoint must bring the head
-    quantize: int = 0,  # bits of the body's matrices: 4 or 8; 0 keeps them whole
-    **options: Any,  # of from_pretrained
+    trained: bool = False,  # whether the checkpoint must have the head
+    quantize: int = 0,  # bits of the body's matrices: 4 or 8; 0 is full precision
+    **options: object,  # of from_pretrained
 ) -> PreTrainedModel:
     """A checkpoint with the head that `auto_class` gives it, in float32.
 
-    A head that the checkpoint lacks, or has for another number of classes, starts at random; with `trained` it is
-    refused. `labels` name the classes. Raises OSError where there is no such checkpoint, and ValueError where its
+    A head that is missing, or has another number of classes, is randomly initialised; with `trained` it is refused.
+    `labels` name the classes. Raises OSError where the checkpoint is missing or unreadable, and ValueError where its
     family has no such head, its weights do not fit, or the tokenizer has more ids than the embedding.
     """
     name_or_path = str(name_or_path)
     config = load_config(name_or_path)
     if auto_class is AutoModelForQuestionAnswering:
-        config.num_labels = 2  # a start and an end, however many classes the checkpoint told apart
-    if labels:
-        config.num_labels = len(labels)
-        config.id2label = dict(enumerate(labels))
-        config.label2id = {label: i for i, label in enumerate(labels)}
+        config.num_labels = 2  # start and end, whatever number of classes the checkpoint has
+    set_labels(config, labels)
     if (pad := target_tokenizer(tokenizer).pad_token_id) is not None:
         config.pad_token_id = pad  # a classification head looks for the last token before it
     served = auto_class._model_mapping.get(type(config), None)
@@ -127,20 +126,22 @@ def load_with_head(
         config,
         new=() if trained else (HEAD, "pooler"),
         quantize=quantize,
-        # Llama's span head calls the body `transformer`, every other class of Llama `model`: it would start at random.
+        # Llama's span head calls the body `transformer`, all its other classes `model`: the body would not be loaded.
         key_mapping={rf"^{saved}\.": f"{body}."} if saved != body else None,
         **options,
     )
     if saved != body:
-        model._weight_conversions = []  # else saving would undo the mapping, and loading again lose the body
-        _forget_name(model)  # nobody else would load an adapter onto a body that is called otherwise
+        # else saving undoes the mapping, and loading again loses the body
+        model._weight_conversions = []  # pyright: ignore[reportArgumentType] - nn.Module's types allow no list
+        _forget_name(model)  # elsewhere the body has its own name, and the adapter does not fit
     check_ids(tokenizer, model, name_or_path)
     return model
 
 
 def check_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, name_or_path: str) -> None:
     """Raise ValueError where a tokenizer gives ids that a model has no embedding for."""
-    ids, rows = max(tokenizer.get_vocab().values()) + 1, model.get_input_embeddings().num_embeddings
+    ids = max(tokenizer.get_vocab().values()) + 1
+    rows = cast(torch.nn.Embedding, model.get_input_embeddings()).num_embeddings
     if ids > rows:
         raise ValueError(
             f"the tokenizer has {ids} ids and {name_or_path} has embeddings for {rows}; "
@@ -149,7 +150,7 @@ def check_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, name_o
 
 
 def load_masked_lm(name_or_path: str) -> PreTrainedModel:
-    """A masked language model in float32; one saved without the weights that predict tokens is refused.
+    """A masked language model in float32; one saved without its language modelling head is refused.
 
     Raises OSError or ValueError in one line.
     """
@@ -157,7 +158,7 @@ def load_masked_lm(name_or_path: str) -> PreTrainedModel:
 
 
 def _saved_as(config: PreTrainedConfig) -> type:
-    """The auto class whose weights a checkpoint of this family usually holds."""
+    """The auto class that checkpoints of this family are usually saved as."""
     kind = family(config)
     return {"encoder": AutoModelForMaskedLM, "decoder": AutoModelForCausalLM}.get(kind, AutoModelForSeq2SeqLM)
 
@@ -167,42 +168,42 @@ def load_weights(
     name_or_path: str,
     config: PreTrainedConfig,
     *,
-    new: Sequence[str] = (),  # modules that the checkpoint may lack; HEAD for all that is outside its body
+    new: Sequence[str] = (),  # modules that the checkpoint may lack; HEAD is all outside its body
     quantize: int = 0,
-    **options: Any,
+    **options: object,
 ) -> PreTrainedModel:
     """A model in float32; of an adapter's folder, its base with the adapter's updates in its weights.
 
-    Every weight is the checkpoint's own, but for modules in `new`: those start at random where the checkpoint lacks
-    them, a HEAD also where it has another size, and `model.at_random` names them; `model.loaded_from` is the
-    checkpoint. Raises OSError where the weights cannot be read, and ValueError where others are missing, have another
-    shape, have no place or are not finite. Where torch's default device is the meta device the model is built from its
-    configuration, and no weight is read.
+    Every weight is the checkpoint's own, except in modules of `new`: those are randomly initialised where they are
+    missing, a HEAD also where it has another size, and `model.at_random` lists them; `model.loaded_from` is the
+    checkpoint. Raises OSError where the weights cannot be read, and ValueError where others are missing, unexpected,
+    of another shape or not finite. With torch's default device set to meta, the model is built from its configuration
+    and no weight is read.
     """
     if quantize and find_adapter(name_or_path):
         raise ValueError(
-            f"--quantize cannot hold {name_or_path}, an adapter that is merged when it is loaded, in {quantize} "
-            "bits; merge it into a folder of its own first (hf_lm.models.adapters.merge_adapter)."
+            f"--quantize {quantize}: {name_or_path} is an adapter, which is merged in full precision at loading; "
+            "merge it into a folder of its own first (hf_lm.models.adapters.merge_adapter)."
         )
     if type(config) not in auto_class._model_mapping:
         task = auto_class.__name__.removeprefix("AutoModelFor")
         raise ValueError(f"{name_or_path} is a {config.model_type}, for which transformers has no {task} head.")
     if torch.get_default_device().type == "meta":
         model = auto_class.from_config(config)
-        model.name_or_path = model.loaded_from = name_or_path
-        model.at_random = []
+        model.name_or_path = name_or_path
+        _record(model, loaded_from=name_or_path, at_random=[])
         return model
     model, missing, resized = _read(auto_class, name_or_path, config, quantize=quantize, **options)
     _check_shapes(name_or_path, {k: v for k, v in resized.items() if HEAD not in new or _in_body(model, k)})
-    lost = [
+    lacking = [
         key
         for key in sorted(missing)
         if not (HEAD in new and not _in_body(model, key)) and not any(part in key.split(".") for part in new)
     ]
-    if lost:
+    if lacking:
         raise ValueError(
-            f"{name_or_path} was saved as {architecture(config)} and lacks {len(lost)} weights of "
-            f"{type(model).__name__} ({lost[0]}, ...), which would start at random; give one that was trained as "
+            f"{name_or_path} was saved as {architecture(config)} and lacks {len(lacking)} weights of "
+            f"{type(model).__name__} ({lacking[0]}, ...), which would start at random; give one that was trained as "
             f"{type(model).__name__}."
         )
     if HEAD not in new and _has_untrained_head(model):
@@ -213,22 +214,27 @@ def load_weights(
     for key, weight in model.named_parameters():
         if weight.is_floating_point() and not weight.isfinite().all():
             raise ValueError(f"{name_or_path}: {key} holds values that are not finite numbers; give other weights.")
-    model.loaded_from = name_or_path
-    model.at_random = [key.removesuffix(".weight") for key in sorted(missing | resized.keys())]
+    at_random = [key.removesuffix(".weight") for key in sorted(missing | resized.keys())]
+    _record(model, loaded_from=name_or_path, at_random=at_random)
     return model
 
 
+def _record(model: PreTrainedModel, **facts: object) -> None:
+    for name, value in facts.items():
+        setattr(model, name, value)
+
+
 def _read(
-    auto_class: type, name_or_path: str, config: PreTrainedConfig, *, quantize: int = 0, **options: Any
+    auto_class: type, name_or_path: str, config: PreTrainedConfig, *, quantize: int = 0, **options: object
 ) -> tuple[PreTrainedModel, set[str], dict[str, Shapes]]:
-    """A model, the weights that it lacks, and those of another shape. ValueError for weights that have no place."""
+    """(model, weights that the checkpoint lacks, weights of another shape). ValueError for unexpected weights."""
     if adapter := find_adapter(name_or_path):
         return _read_adapted(auto_class, name_or_path, adapter, config, **options)
     if quantize:
         with torch.device("meta"):
             options |= quantization_options(quantize, keep=_kept_whole(auto_class.from_config(config)))
     settings = SAFE | options | {"output_loading_info": True, "ignore_mismatched_sizes": True}
-    reporter = logging.getLogger("transformers.modeling_utils")  # a table of what is checked here
+    reporter = logging.getLogger("transformers.modeling_utils")  # it prints a table of what is checked here
     level = reporter.level
     reporter.setLevel(logging.ERROR)
     try:
@@ -241,22 +247,23 @@ def _read(
     extra = [key for key in sorted(loading["unexpected_keys"]) if _in_body(model, key) and not UNUSED.search(key)]
     if extra:
         raise ValueError(
-            f"{name_or_path} holds {len(extra)} weights that {type(model).__name__} has no place for ({extra[0]}, "
+            f"{name_or_path} holds {len(extra)} weights that {type(model).__name__} does not have ({extra[0]}, "
             f"...): its {CONFIG} describes another model; restore the one that was saved with the weights."
         )
     return model, loading["missing_keys"], {key: shapes for key, *shapes in loading["mismatched_keys"]}
 
 
 def _in_body(model: PreTrainedModel, key: str) -> bool:
-    """Whether a weight belongs to the body rather than to a head. A model that is a body has no head."""
+    """Whether a weight belongs to the body rather than to a head; in a model without head every weight does."""
     body = model.base_model_prefix
     parts = [body] if hasattr(model, body) else [name for name, _ in model.named_children()]
     return key.split(".")[0] in parts
 
 
 def _has_untrained_head(model: PreTrainedModel) -> bool:
-    """Whether a head is as it was made: every bias 0 and no class named. Of heads without a bias nothing is known."""
-    if model.get_output_embeddings() is not None or not all(map(UNNAMED.fullmatch, model.config.id2label.values())):
+    """Whether a head looks untrained: every bias 0 and no class named. A head without biases passes."""
+    names = (model.config.id2label or {}).values()
+    if model.get_output_embeddings() is not None or not all(map(UNNAMED.fullmatch, names)):
         return False
     biases = [p for key, p in model.named_parameters() if not _in_body(model, key) and key.endswith("bias")]
     return bool(biases) and not any(bias.any() for bias in biases)
@@ -271,16 +278,16 @@ def _check_shapes(name: str, shapes: dict[str, Shapes], *, remedy: str = "") -> 
 
 
 def _kept_whole(model: PreTrainedModel) -> list[str]:
-    """Modules that are not quantized: heads, what words come out of, and what a checkpoint may lack."""
+    """Modules that are not quantized: heads, the output embedding, and those that a checkpoint may lack."""
     names = [name for name, _ in model.named_children() if name not in (model.base_model_prefix, *BODIES)]
     return names + [name for name, _ in model.named_modules() if name.endswith(("pooler", *BETWEEN))]
 
 
 def fresh_modules(model: PreTrainedModel) -> list[str]:
-    """Modules that a pretrained body does not bring: a task's head, a warm-started decoder's cross attention, and
-    matrices that a checkpoint lacked, such as the pooler of a masked language model.
+    """Modules that are not pretrained: a task's head, the cross attention of a decoder from a checkpoint, and matrices
+    that a checkpoint lacked, such as the pooler of a masked language model.
 
-    They are trained whole: frozen at random they would be others whenever an adapter is loaded.
+    LoRA trains and saves them in full: frozen, they would be random again whenever the adapter is loaded.
     """
     output = model.get_output_embeddings()
     if model.config.model_type == "encoder-decoder":
@@ -305,9 +312,9 @@ def fresh_modules(model: PreTrainedModel) -> list[str]:
 
 
 def _read_adapted(
-    auto_class: type, name_or_path: str, adapter: dict[str, Any], config: PreTrainedConfig, **options: Any
+    auto_class: type, name_or_path: str, adapter: dict[str, Any], config: PreTrainedConfig, **options: object
 ) -> tuple[PreTrainedModel, set[str], dict[str, Shapes]]:
-    """An adapter's base, as it was when the adapter was trained on it: quantized, if it was, and whole again."""
+    """An adapter's base as the adapter was trained on it (quantized, then dequantized, if it was), merged with it."""
     from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
     from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
@@ -315,13 +322,13 @@ def _read_adapted(
         return key.removeprefix("base_model.model.")
 
     base, kind = adapter["base_model_name_or_path"], adapter.get("peft_type")
-    if not hasattr(PEFT_TYPE_TO_TUNER_MAPPING.get(kind), "merge_and_unload"):
+    if not hasattr(dict(PEFT_TYPE_TO_TUNER_MAPPING).get(cast(Any, kind)), "merge_and_unload"):
         raise ValueError(
             f"{name_or_path}: {ADAPTER} has the peft_type {kind!r}, which cannot be merged into its base; give one "
             "that can, such as LORA."
         )
-    said = config.__dict__.pop("quantization_config", None) or {}
-    bits = 4 if said.get("load_in_4bit") else 8 if said.get("load_in_8bit") else 0
+    quantization = config.__dict__.pop("quantization_config", None) or {}
+    bits = 4 if quantization.get("load_in_4bit") else 8 if quantization.get("load_in_8bit") else 0
     weights = load_file(adapter_weights(name_or_path))
     model, missing, resized = _read(auto_class, base, config, quantize=bits, **options)
     remedy = (
@@ -340,17 +347,17 @@ def _read_adapted(
         wrong = {key: both for key, both in shapes.items() if both[0] != both[1]}
         heads = {plain(key): both for key, both in wrong.items() if not _in_body(model, plain(key))}
         _check_shapes(name_or_path, {k: v for k, v in wrong.items() if plain(k) not in heads}, remedy=remedy)
-        found = adapted.load_adapter(name_or_path, "default", ignore_mismatched_sizes=bool(heads))
+        loading = adapted.load_adapter(name_or_path, "default", ignore_mismatched_sizes=bool(heads))
     except ValueError:
         raise
     except KeyError as error:
         raise ValueError(f"{name_or_path} lacks the weights {error}: {remedy}") from error
     except Exception as error:
         raise OSError(f"cannot load the adapter {name_or_path} onto {base}: {why(error)}") from error
-    for keys, what in ((found.missing_keys, "lacks"), (found.unexpected_keys, "has no place for")):
+    for keys, what in ((loading.missing_keys, "lacks"), (loading.unexpected_keys, "does not have")):
         if keys:
             raise ValueError(f"{base} with {name_or_path} {what} {min(keys)} ({len(keys)} such weights): {remedy}")
-    model = adapted.merge_and_unload().requires_grad_(True)
+    model = cast(Any, adapted).merge_and_unload().requires_grad_(True)
     if model.can_generate():
         with suppress(OSError):
             model.generation_config = GenerationConfig.from_pretrained(name_or_path)
@@ -359,7 +366,7 @@ def _read_adapted(
 
 
 def _forget_name(model: PreTrainedModel) -> None:
-    """An adapter that is trained on this model then names no base: none loads as this model by a name alone."""
+    """Take its name from a model that no name alone loads, so that an adapter trained on it names no base."""
     model.name_or_path = model.config._name_or_path = ""
 
 
@@ -373,29 +380,30 @@ def _check_family(config: PreTrainedConfig, name_or_path: str) -> None:
 
 
 def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, name_or_path: str) -> None:
-    """Ids that fit the embedding but mean other tokens raise no error later: they only cost what the model knew."""
+    """Raise ValueError where ids mean other tokens than in the checkpoint: nothing later would notice."""
     if tokenizer.name_or_path == name_or_path:
         return
     try:
         own = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
-    except Exception:  # no tokenizer beside the weights, or one that this machine cannot load: nothing to compare
+    except Exception:  # no tokenizer beside the weights, or an unreadable one: nothing to compare
         return
     tokens = {token_id: token for token, token_id in tokenizer.get_vocab().items()}
     own_tokens = {token_id: token for token, token_id in own.get_vocab().items()}
     if len(own_tokens) <= len(own.all_special_tokens):
-        return  # a model without tokenizer files: transformers makes one that knows no text
-    other = [i for i in sorted(tokens.keys() & own_tokens.keys()) if tokens[i] != own_tokens[i]]
-    if other:
+        return  # a model without tokenizer files: transformers makes an empty tokenizer
+    different = [i for i in sorted(tokens.keys() & own_tokens.keys()) if tokens[i] != own_tokens[i]]
+    if different:
+        first = different[0]
         raise ValueError(
-            f"the tokenizer and {name_or_path} disagree on {len(other)} of {len(own_tokens)} ids (id {other[0]} is "
-            f"{tokens[other[0]]!r}, and {own_tokens[other[0]]!r} to the model); "
+            f"the tokenizer and {name_or_path} disagree on {len(different)} of {len(own_tokens)} ids (id {first} is "
+            f"{tokens[first]!r}, and {own_tokens[first]!r} to the model); "
             f"use the checkpoint's own tokenizer: --tokenizer {name_or_path}"
         )
 
 
 @torch.no_grad()
 def _is_causal(model: PreTrainedModel) -> bool:
-    """Whether changing the last of a few tokens leaves the logits before it alone. The model is in eval mode."""
+    """Whether the logits before the last token are independent of that token. The model is in eval mode."""
     ids = torch.arange(6)[None]
     changed = ids.clone()
     changed[0, -1] = 6
@@ -405,10 +413,9 @@ def _is_causal(model: PreTrainedModel) -> bool:
 
 
 def _set_special_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        token_id = getattr(tokenizer, name)
+    for name, token_id in special_ids(tokenizer).items():
         for config in (model.config, model.generation_config):
             known = getattr(config, name, None)
-            several = known if isinstance(known, list) else [known]  # a chat model ends on more than one
+            several = known if isinstance(known, list) else [known]  # a chat model has several end tokens
             if token_id is not None and token_id not in several:
                 setattr(config, name, token_id)

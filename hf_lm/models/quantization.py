@@ -1,4 +1,4 @@
-"""A frozen base in 4 or 8 bits, under adapters that are trained (QLoRA: Dettmers et al., arXiv 2305.14314)."""
+"""A frozen base in 4 or 8 bits, with adapters that are trained (QLoRA: Dettmers et al., arXiv 2305.14314)."""
 
 from typing import Any
 
@@ -9,17 +9,16 @@ from transformers.pytorch_utils import Conv1D
 
 
 def quantization_options(bits: int, *, keep: list[str]) -> dict[str, Any]:
-    """What `from_pretrained` must be told to load a model in `bits`, all but the modules `keep`; {} for 0.
+    """Options of `from_pretrained` that load a model in `bits`, except the modules `keep`; {} for 0.
 
-    4 is NF4 with quantized constants, multiplied out in full precision. 8 is LLM.int8 (arXiv 2208.07339), which rounds
-    activations too and picks their outliers from a whole batch: what it says of a row depends a little on the others.
-    Raises ValueError for other numbers, ImportError without
-    bitsandbytes.
+    4 is NF4 with quantized constants, dequantized before the product. 8 is LLM.int8 (arXiv 2208.07339), which also
+    rounds activations and takes their outliers from the batch: the output for a row depends a little on the other
+    rows. Raises ValueError for other numbers, ImportError without bitsandbytes.
     """
     if bits == 0:
         return {}
     if bits not in (4, 8):
-        raise ValueError(f"--quantize is {bits}; it must be 4 or 8, or 0 for a base that is kept whole.")
+        raise ValueError(f"--quantize is {bits}; it must be 4 or 8, or 0 for full precision.")
     try:
         import bitsandbytes  # noqa: F401
     except ImportError:
@@ -32,37 +31,38 @@ def quantization_options(bits: int, *, keep: list[str]) -> dict[str, Any]:
         load_in_8bit=bits == 8,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.float32,  # under --bf16 autocast multiplies in bfloat16 all the same
+        bnb_4bit_compute_dtype=torch.float32,  # under --bf16, autocast still multiplies in bfloat16
         llm_int8_skip_modules=keep,
     )
     return {"quantization_config": config, "device_map": {"": PartialState().device}}
 
 
 def keep_weights(model: nn.Module) -> None:
-    """Keep bitsandbytes from packing 4-bit weights anew for a CPU's bfloat16 kernel.
+    """Keep bitsandbytes from repacking 4-bit weights for a CPU's bfloat16 kernel.
 
-    It does so at the first evaluation, rounds their constants on the way, and training would go on from another base;
-    and it fails for a matrix that is no multiple of 64 wide.
+    It would at the first evaluation, and round their constants: training would continue from a different base. It also
+    fails for a matrix whose width is not a multiple of 64.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+            vars(module)["support_avx512bf16_for_cpu"] = False
 
 
 def quantized_bits(model: nn.Module) -> int:
-    """4 or 8 where a model's matrices are held in so many bits, else 0."""
+    """4 or 8 where a model's matrices are quantized to that many bits, else 0."""
     return 4 if getattr(model, "is_loaded_in_4bit", False) else 8 if getattr(model, "is_loaded_in_8bit", False) else 0
 
 
 def dequantized(model: PreTrainedModel) -> PreTrainedModel:
-    """The model itself, its matrices in float32 again: ordinary layers that hold what quantization left of them.
+    """The model itself with its matrices dequantized to float32, in ordinary layers.
 
-    GPT-2's Conv1D, which bitsandbytes turns into Linear layers, become Conv1D again. transformers' own `dequantize`
-    leaves them Linear: saved so, the matrices would be transposed, of which the square ones load without an error.
+    GPT-2's Conv1D, which bitsandbytes replaces by Linear layers, become Conv1D again. transformers' own `dequantize`
+    leaves them Linear: they would be saved transposed, and the square ones load without an error.
     """
     from transformers.integrations.bitsandbytes import dequantize_bnb_weight
 
-    for name, module in list(model.named_modules()):
+    modules: list[tuple[str, Any]] = list(model.named_modules())
+    for name, module in modules:
         if type(module).__name__ not in ("Linear4bit", "Linear8bitLt"):
             continue
         weight = dequantize_bnb_weight(module.weight, getattr(module, "state", None)).float()  # (out, in)
@@ -83,7 +83,7 @@ def dequantized(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _forget(model: PreTrainedModel) -> None:
-    """Leave no word of quantization: config.json would ask whoever loads the model for bitsandbytes."""
+    """Remove every trace of quantization: config.json would make bitsandbytes necessary to load the model."""
     for name in ("is_loaded_in_4bit", "is_loaded_in_8bit", "is_quantized", "quantization_method", "hf_quantizer"):
         model.__dict__.pop(name, None)
     for name in ("quantization_config", "_is_quantized", "_pre_quantization_dtype"):

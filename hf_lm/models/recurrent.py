@@ -1,15 +1,15 @@
-"""The recurrent language model: embedding, RNN, GRU or LSTM, and a linear decoder, as a transformers model.
+"""The recurrent language model: embedding, RNN, GRU or LSTM, and a linear output layer, as a transformers model.
 
 Trains, generates, saves and loads like any causal model. This file is copied into every saved model, so it imports
 torch and transformers and nothing else.
 """
 
 from dataclasses import fields
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from torch.nn.utils.rnn import pack_sequence, unpack_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_sequence, unpack_sequence
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -20,16 +20,16 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.utils import can_return_tuple
+from transformers.utils.generic import can_return_tuple
 
 CELLS = ("rnn", "gru", "lstm")
 State = tuple[torch.Tensor, ...]  # (h,) or, for an LSTM, (h, c); each (layer, batch, hidden)
-# Where outputs carry it: transformers 5.24 renamed the field, and hands what it holds to `forward` by the same name.
+# The field of an output that holds the state, and the argument of `forward`: transformers 5.24 renamed both.
 STATE = "cache" if "cache" in {field.name for field in fields(CausalLMOutputWithPast)} else "past_key_values"
 
 
 class RecurrentConfig(PreTrainedConfig):
-    """Shape of a RecurrentLMHeadModel. Raises ValueError for a cell that does not exist or a tie that cannot be."""
+    """Shape of a RecurrentLMHeadModel. Raises ValueError for an unknown cell or weights that cannot be tied."""
 
     model_type = "hf_lm_recurrent"
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "cache"]
@@ -42,19 +42,19 @@ class RecurrentConfig(PreTrainedConfig):
         hidden_size: int = 200,  # width of the recurrent state
         n_layer: int = 2,
         cell: str = "lstm",
-        dropout: float = 0.2,  # of embeddings, between the layers, and before the decoder
-        tie_word_embeddings: bool = True,  # the decoder's weights are the embedding's
+        dropout: float = 0.2,  # of embeddings, between layers, and before the output layer
+        tie_word_embeddings: bool = True,  # the output layer shares the embedding's weights
         use_cache: bool = True,
         bos_token_id: int | None = None,
         eos_token_id: int | None = None,
         pad_token_id: int | None = None,
-        **kwargs,
-    ):
+        **kwargs: Any,
+    ) -> None:
         if cell not in CELLS:
             raise ValueError(f"cell={cell!r} is not a recurrent cell; choose one of {', '.join(CELLS)}.")
         if tie_word_embeddings and n_embd != hidden_size:
             raise ValueError(
-                f"n_embd={n_embd} and hidden_size={hidden_size} differ, so embedding and decoder cannot share their "
+                f"n_embd={n_embd} and hidden_size={hidden_size} differ, so embedding and output layer cannot share "
                 "weights; make the two equal or do not tie the weights."
             )
         if min(vocab_size, n_embd, hidden_size, n_layer) < 1:
@@ -69,25 +69,21 @@ class RecurrentConfig(PreTrainedConfig):
         self.cell = cell
         self.dropout = dropout
         self.use_cache = use_cache
-        super().__init__(
-            tie_word_embeddings=tie_word_embeddings,
-            bos_token_id=bos_token_id,
-            eos_token_id=eos_token_id,
-            pad_token_id=pad_token_id,
-            **kwargs,
-        )
+        kwargs |= {"bos_token_id": bos_token_id, "eos_token_id": eos_token_id, "pad_token_id": pad_token_id}
+        kwargs["tie_word_embeddings"] = tie_word_embeddings
+        super().__init__(**kwargs)
 
 
 class RecurrentLMHeadModel(PreTrainedModel, GenerationMixin):
-    """A causal language model whose memory of the past is one vector per layer.
+    """A causal language model that keeps one vector per layer of the past.
 
-    Every row starts from a zero state unless `cache` carries one over.
+    Every row starts from a zero state unless `cache` holds one.
     """
 
     config_class = RecurrentConfig
     _input_embed_layer = "embedding"
     _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "embedding.weight"}
-    _is_stateful = True  # the state cannot be rolled back: transformers refuses assisted generation
+    _is_stateful = True  # the state cannot be rolled back: no assisted generation
 
     def __init__(self, config: RecurrentConfig):
         super().__init__(config)
@@ -98,7 +94,7 @@ class RecurrentLMHeadModel(PreTrainedModel, GenerationMixin):
             config.n_embd,
             config.hidden_size,
             num_layers=config.n_layer,
-            dropout=config.dropout if config.n_layer > 1 else 0.0,  # acts between layers; with one, PyTorch warns
+            dropout=config.dropout if config.n_layer > 1 else 0.0,  # between layers; with one layer PyTorch warns
             batch_first=True,
         )
         self.dropout = nn.Dropout(config.dropout)
@@ -107,9 +103,9 @@ class RecurrentLMHeadModel(PreTrainedModel, GenerationMixin):
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Embedding | nn.Linear):
-            # With the usual 0.1 the cell hears too little to start learning.
+            # With the usual 0.1 the input is too weak for the cell to start learning.
             nn.init.uniform_(module.weight, -0.5, 0.5)
-            if getattr(module, "bias", None) is not None:
+            if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.RNNBase):
             bound = module.hidden_size**-0.5
@@ -127,16 +123,15 @@ class RecurrentLMHeadModel(PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         cache: State | None = None,
-        **kwargs,
+        **kwargs: object,
     ) -> CausalLMOutputWithPast:
         """Logits (batch, time, vocab), the loss where there are labels, and the state after the last token.
 
         input_ids: (batch, time). Only the new tokens where a state is given.
-        attention_mask: 0 marks padding, on either side, which leaves the state as it is. May cover earlier tokens too.
-        position_ids: position 0 starts a document, and the state starts from zero there; other values mean nothing.
-        past_key_values, cache: the state that an earlier call returned, under its name before and since
-            transformers 5.24.
-        labels: input_ids, or -100 where there is nothing to learn; they are shifted here. The loss is their mean, or
+        attention_mask: 0 marks padding, on either side; it leaves the state unchanged. May cover earlier tokens too.
+        position_ids: position 0 starts a document, from a zero state; other values are ignored.
+        past_key_values, cache: the state that an earlier call returned; its name before and since transformers 5.24.
+        labels: input_ids, or -100 where no loss is wanted; they are shifted here. The loss is their mean, or
             their sum over `num_items_in_batch` where that is given.
         """
         before = past_key_values if cache is None else cache
@@ -163,23 +158,26 @@ class RecurrentLMHeadModel(PreTrainedModel, GenerationMixin):
         if labels is not None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
         use_cache = self.config.use_cache if use_cache is None else use_cache
-        return CausalLMOutputWithPast(loss=loss, logits=logits, **{STATE: state if use_cache else None})
+        carried: dict[str, Any] = {STATE: state if use_cache else None}
+        return CausalLMOutputWithPast(loss=loss, logits=logits, **carried)
 
-    def _run(self, embedded, state: State | None):
+    def _run(self, embedded: torch.Tensor | PackedSequence, state: State | None) -> tuple[Any, State]:
         """The cell over (batch, time, n_embd) or packed sequences."""
         is_lstm = self.config.cell == "lstm"
-        output, state = self.rnn(embedded, state if state is None or is_lstm else state[0])
-        return output, state if is_lstm else (state,)
+        output, final = self.rnn(embedded, state if state is None or is_lstm else state[0])
+        return output, final if is_lstm else (final,)
 
-    def _run_documents(self, embedded, is_real, is_start, state: State | None):
-        """The cell over each stretch of real tokens from one start to the next, as sequences of their own.
+    def _run_documents(
+        self, embedded: torch.Tensor, is_real: torch.Tensor, is_start: torch.Tensor, state: State | None
+    ) -> tuple[torch.Tensor, State]:
+        """The cell over each run of real tokens from one start to the next, as sequences of their own.
 
-        What the other tokens are then cannot reach a state: isolation is exact, not a matter of masking.
+        Other tokens cannot reach a state: isolation is exact, without masking.
         """
         is_first = is_real & (is_real.cumsum(1) == 1)  # first real token of its row
         begins = is_real & (is_start | is_first)
         lengths = (begins[is_real].cumsum(0) - 1).bincount().tolist()  # real tokens per document
-        documents = pack_sequence(embedded[is_real].split(lengths), enforce_sorted=False)
+        documents = pack_sequence(list(embedded[is_real].split(lengths)), enforce_sorted=False)
 
         carried = None
         if state is not None:
@@ -191,7 +189,7 @@ class RecurrentLMHeadModel(PreTrainedModel, GenerationMixin):
         real_output = torch.cat(unpack_sequence(packed))
         output = real_output.new_zeros(*is_real.shape, real_output.shape[-1])
         output[is_real] = real_output
-        # Of each row: the state after its last document, or the one before where all of it is padding.
+        # For each row the state after its last document, or the previous one where the row is all padding.
         per_row = begins.sum(1)
         last = (per_row.cumsum(0) - 1).clamp(min=0)
         before = state or tuple(torch.zeros_like(part[:, last]) for part in final)
@@ -200,11 +198,11 @@ class RecurrentLMHeadModel(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
-        return False  # generate() then starts without a cache and carries over the state that forward returns
+        return False  # generate() starts without a cache and passes on the state that forward returns
 
     @staticmethod
     def _reorder_cache(past_key_values: State, beam_idx: torch.Tensor) -> State:
-        """For beam search: the state of the beam that each row goes on from."""
+        """For beam search: the state of the beam that each row continues."""
         return tuple(part.index_select(1, beam_idx.to(part.device)) for part in past_key_values)
 
 

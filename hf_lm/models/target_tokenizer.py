@@ -1,17 +1,17 @@
-"""The tokenizer of what is written, where it is another than that of what is read: BERT reads, a GPT-2 writes.
+"""The target tokenizer, for models whose decoder uses a different tokenizer from their encoder (BERT and GPT-2).
 
-It hangs on the one that reads, so that whoever holds that one has both, and lies in a folder inside a model's own:
+It is stored as an attribute of the source tokenizer, so that one object carries both, and saved in a subfolder:
 
-    AutoTokenizer.from_pretrained(folder)                                # of what is read
-    AutoTokenizer.from_pretrained(folder, subfolder="target_tokenizer")  # of what is written
+    AutoTokenizer.from_pretrained(folder)                                # source
+    AutoTokenizer.from_pretrained(folder, subfolder="target_tokenizer")  # target
 """
 
 import json
 from pathlib import Path
-from typing import Any
 
+import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from hf_lm.models.configuration import ABSENT_IS_NONE
 
@@ -19,32 +19,33 @@ TARGET = "target_tokenizer"
 
 
 def target_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """The tokenizer whose tokens are written: the second one, or the only one."""
-    second = getattr(tokenizer, TARGET, None)
-    return tokenizer if second is None else second
+    """The tokenizer of targets: the source tokenizer itself where it carries no other."""
+    target = getattr(tokenizer, TARGET, None)
+    return tokenizer if target is None else target
 
 
 def has_target_tokenizer(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether another tokenizer writes than the one that reads."""
+    """Whether targets have a tokenizer of their own."""
     return target_tokenizer(tokenizer) is not tokenizer
 
 
 def set_target(tokenizer: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase) -> None:
+    """Give a source tokenizer its target tokenizer."""
     setattr(tokenizer, TARGET, target)
 
 
-def decode_targets(tokenizer: PreTrainedTokenizerBase, ids: Any) -> list[str]:
-    """The texts that a model wrote as rows of ids, without special tokens."""
+def decode_targets(tokenizer: PreTrainedTokenizerBase, ids: list[list[int]] | torch.Tensor) -> list[str]:
+    """The texts of rows of target ids, without special tokens."""
     return target_tokenizer(tokenizer).batch_decode(ids, skip_special_tokens=True)
 
 
 def find_target(tokenizer: PreTrainedTokenizerBase, name_or_path: str | Path) -> None:
-    """Hang on a tokenizer the one that a folder, or a name on the Hub, has for what is written, if it has one."""
+    """Give a source tokenizer the target tokenizer of a folder or of a name on the Hub, if that has one."""
     try:
-        found = cached_file(str(name_or_path), "tokenizer_config.json", subfolder=TARGET, **ABSENT_IS_NONE)
-    except OSError:  # a folder that is no longer there
+        file = cached_file(str(name_or_path), "tokenizer_config.json", subfolder=TARGET, **ABSENT_IS_NONE)
+    except OSError:  # the folder has been removed
         return
-    if found:
+    if file:
         set_target(tokenizer, AutoTokenizer.from_pretrained(name_or_path, subfolder=TARGET, trust_remote_code=False))
 
 

@@ -1,4 +1,4 @@
-"""Tokenizers: train one on a corpus, load one by name, and say how well it fits."""
+"""Tokenizers: train one on a corpus, load one by name, and measure how well it fits."""
 
 import hashlib
 import itertools
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 from accelerate import PartialState
@@ -17,15 +17,15 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from hf_lm.files import default_cache, fill_cache
-from hf_lm.models.configuration import find_adapter, is_path, load_config, unreachable, why
+from hf_lm.models.configuration import find_adapter, is_path, load_config, special_ids, unreachable, why
 from hf_lm.models.target_tokenizer import find_target, has_target_tokenizer, set_target, target_tokenizer
 
 END_OF_TEXT, PAD, UNKNOWN, END_OF_LINE = "<|endoftext|>", "<|pad|>", "<unk>", "<eol>"
 INCOMPLETE = "\ufffd"  # what a character decodes to while some of its bytes are missing
 
-# Where byte-level BPE may not merge across. As GPT-2's, with three differences: numbers go in groups of at most three
-# digits (GPT-4's), line ends stand apart from the words after them, and every run has a longest length, so that a line
-# of a million letters is not one word. Chinese has no spaces: four characters are a word at most there.
+# The words that byte-level BPE does not merge across. As GPT-2's, with three differences: a number has at most three
+# digits (GPT-4's), a line end is apart from the word after it, and a word has a longest length, so that a line of a
+# million letters is not one word. Chinese has no spaces: a word is at most four characters.
 WORDS = (
     r"'(?:[sdmt]|ll|ve|re)| ?\p{Han}{1,4}| ?[[\p{L}\p{M}]&&\P{Han}]{1,32}| ?\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{M}\p{N}]{1,16}|[^\S\r\n]{0,32}[\r\n]{1,8}|\s{1,32}(?!\S)|\s{1,32}"
@@ -40,11 +40,11 @@ def train_bpe(
     max_bytes: int = 32_000_000,
     max_document_bytes: int = 2**20,
 ) -> PreTrainedTokenizerFast:
-    """Train byte-level BPE; any Unicode text comes back from its ids unchanged.
+    """Train byte-level BPE; any Unicode text is restored exactly from its ids.
 
-    `vocab_size` counts `<|endoftext|>` (begin and end) and `<|pad|>`; text with few repetitions gives a smaller one.
-    Of each text the first `max_document_bytes`, of all texts the first `max_bytes` are read: memory is bounded.
-    `encode` adds no special token. Raises ValueError if there is no text or no room for the 256 bytes.
+    `vocab_size` includes `<|endoftext|>` (begin and end) and `<|pad|>`; text with few repetitions gives a smaller one.
+    It reads the first `max_document_bytes` of each text and the first `max_bytes` of all texts: memory is bounded.
+    `encode` adds no special token. Raises ValueError if there is no text or `vocab_size` is too small for 256 bytes.
     """
     if vocab_size < 258:
         raise ValueError(f"--vocab_size is {vocab_size}; byte-level BPE needs 258: 256 bytes and two special tokens.")
@@ -82,11 +82,11 @@ def train_word_level(
     max_bytes: int = 2**40,
     max_document_bytes: int = 2**20,
 ) -> PreTrainedTokenizerFast:
-    """Train a word-level tokenizer: each word seen `min_frequency` times is an entry, any other is `<unk>`.
+    """Train a word-level tokenizer: a word that occurs `min_frequency` times has an id, any other is `<unk>`.
 
-    With `lowercase` text is normalised as torchtext's basic_english does it (lower case, punctuation parted from
-    words, quotes and colons dropped); without, words are what white space parts, for text that is already tokenised,
-    such as WikiText. A line end is the token `<eol>`. Text does not come back unchanged.
+    With `lowercase`, text is normalised like torchtext's basic_english (lower case, punctuation separated from words,
+    quotes and colons dropped). Without, text is split at white space, for text that is already tokenised, such as
+    WikiText. A line end is the token `<eol>`. Decoding does not restore the text exactly.
     """
     steps = [normalizers.Replace(special, UNKNOWN) for special in (END_OF_TEXT, PAD)]  # text cannot forge them
     if lowercase:
@@ -103,10 +103,10 @@ def train_word_level(
     )
     trainer = trainers.WordLevelTrainer(vocab_size=2**31, min_frequency=min_frequency, show_progress=False)
     backend.train_from_iterator(_some(texts, max_bytes, max_document_bytes), trainer)
-    # The trainer would list a special token that the text holds as a word (WikiText is full of <unk>) twice.
+    # The trainer lists a special token twice where it is a word of the text (WikiText is full of <unk>).
     first = [UNKNOWN, END_OF_TEXT, PAD, END_OF_LINE]
-    found = sorted(backend.get_vocab().items(), key=lambda entry: entry[1])
-    words = first + [word for word, _ in found if word not in first]
+    vocabulary = backend.get_vocab()
+    words = first + [word for word in sorted(vocabulary, key=vocabulary.__getitem__) if word not in first]
     backend.model = models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=UNKNOWN)
     backend.add_special_tokens([UNKNOWN, END_OF_TEXT, PAD])
     return PreTrainedTokenizerFast(
@@ -146,8 +146,8 @@ def prepare_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """The tokenizer that `--tokenizer` names: `bpe`, `word`, `basic_english` (trained) or a checkpoint's.
 
-    A trained one is cached by the corpus' content, so that it is made once per run, not once per process, and a second
-    run starts at once. Where the corpus is larger than `max_bytes`, documents spread evenly over it are read.
+    A trained one is cached by the corpus' content: one process trains it, and a second run reuses it. Of a corpus
+    larger than `max_bytes` it reads documents spread evenly over the corpus.
     """
     if name not in ("bpe", "word", "basic_english"):
         return load_tokenizer(name)
@@ -184,9 +184,9 @@ def _spread(texts: Iterable[str], share: float) -> Iterator[str]:
 def load_tokenizer(name_or_path: str, *, decoder: str = "", **options: Any) -> PreTrainedTokenizerBase:
     """A tokenizer from a folder or the Hub; of an adapter without one, its base's.
 
-    What is written is by the tokenizer of `decoder`, or the one that the folder has for it
-    (hf_lm.models.target_tokenizer). `options` are those of AutoTokenizer.from_pretrained.
-    Raises ValueError or OSError in one line if it cannot serve.
+    It carries the tokenizer of `decoder`, or the folder's own target tokenizer (hf_lm.models.target_tokenizer).
+    `options` are those of AutoTokenizer.from_pretrained.
+    Raises ValueError or OSError in one line if it cannot be used.
     """
     if decoder:
         tokenizer = load_tokenizer(name_or_path)
@@ -198,7 +198,7 @@ def load_tokenizer(name_or_path: str, *, decoder: str = "", **options: Any) -> P
         (Path(name_or_path) / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
     ):
         if (adapter := find_adapter(name_or_path)) is not None:
-            load_config(name_or_path)  # says in one line if the base is not there
+            load_config(name_or_path)  # reports in one line that the base is missing
             return load_tokenizer(adapter["base_model_name_or_path"])
         raise FileNotFoundError(f"{name_or_path} has no tokenizer files; give a folder that has them, or a Hub id.")
     try:
@@ -210,12 +210,12 @@ def load_tokenizer(name_or_path: str, *, decoder: str = "", **options: Any) -> P
             f"the tokenizer of {name_or_path} needs {missing}: pip install 'hf-lm[sentencepiece]'."
         ) from None
     except Exception as error:  # broken files raise errors of several libraries
-        said = unreachable(name_or_path, error) or f"cannot read the tokenizer of {name_or_path}: {why(error)}"
-        raise OSError(said) from error
+        problem = unreachable(name_or_path, error) or f"cannot read the tokenizer of {name_or_path}: {why(error)}"
+        raise OSError(problem) from error
     if not tokenizer.encode("a b", add_special_tokens=False):
         raise ValueError(f"the tokenizer in {name_or_path} is empty: it gives no ids for text. Its files are missing.")
     if tokenizer.eos_token_id is None and tokenizer.bos_token_id is None and tokenizer.sep_token_id is None:
-        raise ValueError(f"the tokenizer {name_or_path} has no token that could part documents (eos, bos or sep).")
+        raise ValueError(f"the tokenizer {name_or_path} has no token to separate documents (eos, bos or sep).")
     return tokenizer
 
 
@@ -224,14 +224,12 @@ def encode_documents(
 ) -> list[list[int]]:
     """Token ids of texts, without any special token: a literal `<|endoftext|>` in a text is encoded as text.
 
-    `as_targets`: as texts that are written, which Marian cuts into other pieces than texts that are read, and a model
-    of two halves encodes with another tokenizer.
+    `as_targets`: with the target tokenizer, and as Marian splits targets, which is not how it splits sources.
     """
     tokenizer = target_tokenizer(tokenizer) if as_targets else tokenizer
     if not tokenizer.is_fast:  # Marian and M2M100, through sentencepiece
-        key = "text_target" if as_targets else "text"
-        options = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
-        return [tokenizer(**{key: text}, **options).input_ids for text in texts]
+        options: dict[str, Any] = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
+        return [tokenizer(**{"text_target" if as_targets else "text": text}, **options).input_ids for text in texts]
     with _special_tokens_as_text(tokenizer) as backend:
         return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
@@ -246,7 +244,7 @@ def encode_with_offsets(
     """
     if not tokenizer.is_fast:
         raise ValueError(
-            f"{type(tokenizer).__name__} does not say where in a text its tokens stand, which answers need: take a "
+            f"{type(tokenizer).__name__} gives no character offsets, which extracting an answer needs: take a "
             "checkpoint whose tokenizer has a tokenizer.json."
         )
     with _special_tokens_as_text(tokenizer) as backend:
@@ -262,13 +260,13 @@ def encode_with_offsets(
     return encoded
 
 
-_ENCODING = threading.Lock()  # the setting is the tokenizer's: two threads would encode each other's text by it
+_ENCODING = threading.Lock()  # threads share the tokenizer's setting
 
 
 @contextmanager
 def _special_tokens_as_text(tokenizer: PreTrainedTokenizerBase) -> Iterator[Tokenizer]:
     with _ENCODING:
-        backend = tokenizer.backend_tokenizer
+        backend = cast(PreTrainedTokenizerFast, tokenizer).backend_tokenizer
         before = backend.encode_special_tokens
         backend.encode_special_tokens = True
         backend.no_truncation()
@@ -281,7 +279,7 @@ def _special_tokens_as_text(tokenizer: PreTrainedTokenizerBase) -> Iterator[Toke
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """The special tokens around a text, `before` and `after`, and `between` two."""
+    """The ids of the special tokens before and after a text, and between two texts."""
 
     before: list[int]
     between: list[int]
@@ -289,16 +287,16 @@ class SpecialTokens:
 
 
 def special_tokens_around(tokenizer: PreTrainedTokenizerBase, *, causal: bool) -> SpecialTokens:
-    """What a tokenizer puts around texts. A causal model's text begins with its begin token where it has one."""
+    """The special tokens that a tokenizer adds. For a causal model: its begin token if it has one, and none after."""
     mark = encode_documents(tokenizer, ["a"])[0]
-    one, two = tokenizer("a").input_ids, tokenizer("a", "a").input_ids
-    begin = _find(one, mark, 0)
-    before, after = one[:begin], one[begin + len(mark) :]
-    second = _find(two, mark, begin + len(mark))
-    between = two[begin + len(mark) : second]
+    single, pair = tokenizer("a").input_ids, tokenizer("a", "a").input_ids
+    begin = _find(single, mark, 0)
+    end = begin + len(mark)
+    before, after, between = single[:begin], single[end:], pair[end : _find(pair, mark, end)]
     if causal:
-        if not before and tokenizer.bos_token_id is not None:
-            before = [tokenizer.bos_token_id]
+        begin_id = special_ids(tokenizer)["bos_token_id"]
+        if not before and begin_id is not None:
+            before = [begin_id]
         between = between or encode_documents(tokenizer, ["\n"])[0]
         after = []
     return SpecialTokens(before, between, after)
@@ -331,15 +329,15 @@ def language_code(tokenizer: PreTrainedTokenizerBase, language: str, *, option: 
     if len(matching) != 1:
         known = ", ".join((matching or codes)[:5])
         raise ValueError(
-            f"{option} {language!r} is no language of {tokenizer.name_or_path or 'the tokenizer'}, which has "
+            f"{option} {language!r} is not a language of {tokenizer.name_or_path or 'the tokenizer'}, which has "
             f"{len(codes)} ({known}, ...): name one of them."
         )
     return matching[0]
 
 
 def language_written(tokenizer: PreTrainedTokenizerBase) -> tuple[int, bool] | None:
-    """The id of the language that is written, and whether it opens the labels (mBART-50, NLLB, M2M100) or what the
-    decoder starts from (mBART); None for a tokenizer without languages.
+    """(id of the target language, whether the labels begin with it (mBART-50, NLLB, M2M100) or the decoder starts from
+    it (mBART)); None for a tokenizer without languages.
     """
     tokenizer = target_tokenizer(tokenizer)
     if getattr(tokenizer, "tgt_lang", None) is None:
@@ -347,7 +345,7 @@ def language_written(tokenizer: PreTrainedTokenizerBase) -> tuple[int, bool] | N
     own, mark = set(tokenizer.all_special_ids), encode_documents(tokenizer, ["a"], as_targets=True)[0]
     ids = tokenizer(text_target="a").input_ids
     begin = _find(ids, mark, 0)
-    languages = own - {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id}
+    languages = own - set(special_ids(tokenizer).values())
     if opening := [i for i in ids[:begin] if i in languages]:
         return opening[0], True
     after = [i for i in ids[begin + len(mark) :] if i in languages]
@@ -359,12 +357,12 @@ def _find(ids: list[int], part: list[int], start: int) -> int:
 
 
 def new_tokenizer(texts: Iterable[str], *, vocab_size: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE for the fresh model of a demo, with special tokens around texts as encoders have them."""
+    """Byte-level BPE for a demo's new model, with special tokens around texts as encoders have them."""
     return add_frame(train_bpe(texts, vocab_size=vocab_size))
 
 
 def set_pad(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give a tokenizer without a padding token one to pad with: labels are left out by place, so any will do."""
+    """Give a tokenizer without a padding token one. Any will do: the loss ignores padding by its position."""
     if tokenizer.pad_token_id is None:
         token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.bos_token
         if token is None:
@@ -374,8 +372,8 @@ def set_pad(tokenizer: PreTrainedTokenizerBase) -> None:
         set_pad(target_tokenizer(tokenizer))
 
 
-def add_frame(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """Make a trained tokenizer one for encoders: `<|endoftext|>` before, between and after texts."""
+def add_frame(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """Let a trained tokenizer add `<|endoftext|>` before, between and after texts, as encoders need."""
     end = tokenizer.eos_token
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{end} $A {end}",
@@ -389,11 +387,12 @@ def add_frame(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
 def measure_tokenizer(
     tokenizer: PreTrainedTokenizerBase, groups: dict[str, Iterable[str]], *, max_bytes: int = 2_000_000
 ) -> dict[str, Any]:
-    """How well a tokenizer fits named groups of texts (splits, languages, files), read up to `max_bytes` each.
+    """How well a tokenizer fits named groups of texts (splits, languages, files), at most `max_bytes` of each.
 
-    Per group bytes and characters per token, tokens per word as white space parts them, and for word-level tokenizers
-    the share of unknown words; over all, the entries that never occurred.
+    Per group: bytes and characters per token, tokens per white-space word, and for word-level tokenizers the share of
+    unknown words. For all: the number of entries that never occur.
     """
+    unknown_id = cast(int, tokenizer.unk_token_id)  # None where there is none
     counts = np.zeros(max(tokenizer.get_vocab().values()) + 1, np.int64)
     measured = {}
     for name, texts in groups.items():
@@ -404,14 +403,13 @@ def measure_tokenizer(
                 counts += np.bincount(ids, minlength=len(counts))
                 tokens, characters, words = tokens + len(ids), characters + len(text), words + len(text.split())
                 size += len(text.encode())
-                if tokenizer.unk_token_id is not None:
-                    unknown += ids.count(tokenizer.unk_token_id)
+                unknown += ids.count(unknown_id)
         if tokens:
-            found = {"bytes_per_token": size / tokens, "characters_per_token": characters / tokens}
-            found["tokens_per_word"] = tokens / max(1, words)
-            if tokenizer.unk_token_id is not None:
-                found["unknown"] = unknown / tokens
-            measured[name] = found
+            measured[name] = {
+                "bytes_per_token": size / tokens,
+                "characters_per_token": characters / tokens,
+                "tokens_per_word": tokens / max(1, words),
+            } | ({} if unknown_id is None else {"unknown": unknown / tokens})
     special = set(tokenizer.all_special_ids)
     unused = [i for i in tokenizer.get_vocab().values() if counts[i] == 0 and i not in special]
     return {"vocab_size": len(tokenizer), "unused": len(unused), "text": measured}
