@@ -19,7 +19,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-MANIFEST = "manifest.json"  # in each folder of the cache: size and SHA-256 of what it holds
+MANIFEST = "manifest.json"  # in each folder of the cache and in each checkpoint: size and SHA-256 of what it holds
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # what a write says that finds no space
 
 # What a run writes of a model, of an adapter and of a tokenizer: in its folder, in adapter/ and in target_tokenizer/.
@@ -148,8 +148,7 @@ def fill_cache(folder: Path, write: Callable[[Path], object]) -> None:
                 aside.mkdir()
                 until_renamed.enter_context(_locked(aside / MANIFEST))
             write(aside)
-            prints = fingerprints(aside, [path.name for path in aside.iterdir() if path.name != MANIFEST])
-            (aside / MANIFEST).write_text(json.dumps(prints, indent=1))
+            write_manifest(aside)
             for path in (*aside.iterdir(), aside):
                 sync(path)
             with _locked(parent):
@@ -158,19 +157,35 @@ def fill_cache(folder: Path, write: Callable[[Path], object]) -> None:
                     os.replace(aside, folder)
                     sync(parent)
     except Exception as error:
-        number = getattr(error, "errno", None)  # numpy and tokenizers raise errors without one
-        if number not in FULL and not re.search("No space left|requested and", str(error)):
+        if not (reason := full_disk(error)):
             raise
         raise OSError(
-            f"cannot write the cache {parent} ({os.strerror(number or errno.ENOSPC)}): free some space there, or set "
-            "HF_HOME to a folder on another disk, and start again."
+            f"cannot write the cache {parent} ({reason}): free some space there, or set HF_HOME to a folder on "
+            "another disk, and start again."
         ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def full_disk(error: Exception) -> str:
+    """The system's words where an error, of any library, is that of a disk that is full or read-only; "" elsewhere."""
+    number = getattr(error, "errno", None)
+    if number is None and (match := re.search(r"\(os error (\d+)\)", str(error))):  # safetensors, tokenizers
+        number = int(match[1])
+    if number is None and re.search("No space left|requested and|PytorchStreamWriter|unexpected pos", str(error)):
+        number = errno.ENOSPC  # numpy, torch
+    return os.strerror(number) if number in FULL else ""
+
+
+def write_manifest(folder: Path) -> None:
+    """Record the size and SHA-256 of each file in a folder and below it. Called when all of them are written."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST]
+    prints = fingerprints(folder, [path.relative_to(folder).as_posix() for path in files])
+    (folder / MANIFEST).write_text(json.dumps(prints, indent=1))
+
+
 def damage(folder: Path) -> str:
-    """What of a folder is not as its manifest records it; "" where all is."""
+    """What of a folder is not as its manifest records it; "" where all is. Reads every file."""
     try:
         recorded = json.loads((folder / MANIFEST).read_bytes())
         found = fingerprints(folder, list(recorded))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
@@ -16,7 +17,7 @@ from hf_lm.arguments import TrainingArguments
 from hf_lm.hub.push import check_repository, push_to_hub
 from hf_lm.models.adapters import has_base, is_adapted, merged
 from hf_lm.models.quantization import quantized_bits
-from hf_lm.output_folder import prepare_output, remove_results, save_run
+from hf_lm.output_folder import is_run, prepare_output, remove_results, save_run
 from hf_lm.reporting.card import write_card
 from hf_lm.reporting.plots import draw_plots
 from hf_lm.reporting.report import in_hours, plain, save_predictions, save_report, show_report
@@ -107,7 +108,7 @@ def check_arguments(args: TrainingArguments, model: PreTrainedModel, *, merge: b
 
 
 def open_output(args: TrainingArguments, *, inputs: Any) -> Path | None:
-    """Check and make the output folder; returns the checkpoint to resume, if one was asked for.
+    """Check and make the output folder; returns the checkpoint to resume, if one was asked for and there is one.
 
     `inputs` are names of what the run reads, which must not be replaced. An earlier run stays in the folder until
     `replace_results`. Raises FileExistsError, FileNotFoundError, OSError or ValueError.
@@ -116,9 +117,18 @@ def open_output(args: TrainingArguments, *, inputs: Any) -> Path | None:
     with state.main_process_first():
         if state.is_main_process:
             prepare_output(folder, resume=bool(resume), overwrite=args.overwrite_output_dir, inputs=inputs)
-    checkpoint = find_checkpoint(resume, folder) if resume else None
-    if checkpoint is not None and not args.resume_with_changes:
-        check_same_run(checkpoint, args.run)
+    outcome: list[Any] = [None]
+    if resume and state.is_main_process:
+        try:
+            outcome = [find_checkpoint(resume, folder)]
+        except OSError as error:
+            outcome = [error]
+    [checkpoint] = broadcast_object_list(outcome)  # each process would read every file
+    if isinstance(checkpoint, OSError):
+        raise checkpoint
+    written = checkpoint or (folder if resume and is_run(folder) else None)  # a killed run leaves run.yaml at least
+    if written is not None and not args.resume_with_changes:
+        check_same_run(written, args.run)
     return checkpoint
 
 
