@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import shutil
+import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -215,6 +216,64 @@ def _locked(path: Path, *, wait: bool = True) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Hold a file, which is made and removed again, as the only process; one that ends in any way releases it.
+
+    Raises BlockingIOError where another holds it, which `holder` names. Does nothing where a system has no such locks.
+    """
+    if fcntl is None:
+        yield
+        return
+    owner, descriptor = os.getpid(), os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise
+    except OSError:  # a file system without locks
+        pass
+    _held.add(descriptor)
+    try:
+        with contextlib.suppress(OSError):  # a full disk
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, f"process {owner} on {socket.gethostname()}".encode())
+        yield
+    finally:
+        if os.getpid() == owner:
+            path.unlink(missing_ok=True)
+            os.close(descriptor)
+            _held.discard(descriptor)
+
+
+def holder(path: Path) -> str:
+    """Which process holds a file through `held`, in words; "" where none does."""
+    if fcntl is None or not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return file.read(200).decode(errors="replace") or "another process"
+        except OSError:  # a file system without locks
+            return ""
+    return ""
+
+
+_held: set[int] = set()  # descriptors: a forked process that kept one would hold the file after its parent's end
+
+
+def _release_in_child() -> None:
+    for descriptor in _held:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_release_in_child)
 
 
 def fingerprints(folder: str | Path, names: list[str]) -> dict[str, dict[str, Any]]:

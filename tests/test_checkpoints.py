@@ -4,15 +4,28 @@ import errno
 import hashlib
 import json
 import os
+import resource
 import shutil
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from matplotlib.figure import Figure
+from safetensors.torch import save_file
+from transformers import AutoTokenizer
 
 from hf_lm.arguments import TrainingArguments
-from hf_lm.files import fingerprints, write_manifest
+from hf_lm.files import fingerprints, write_manifest, write_whole
+from hf_lm.models.target_tokenizer import tokenizer_fingerprint
 from hf_lm.output_folder import (
     ASIDE,
+    LOCK,
     REMOVED,
     check_output,
     is_run,
@@ -21,8 +34,18 @@ from hf_lm.output_folder import (
     remove_results,
     save_run,
 )
+from hf_lm.reporting.report import save_predictions
+from hf_lm.tokenization.tokenizer import train_bpe
 from hf_lm.training import checkpoints
-from hf_lm.training.checkpoints import check_same_run, find_checkpoint, rotate, save_aside
+from hf_lm.training.checkpoints import (
+    INPUTS,
+    check_same_inputs,
+    check_same_run,
+    disk_errors,
+    find_checkpoint,
+    rotate,
+    save_aside,
+)
 from hf_lm.training.fit import open_output
 
 
@@ -89,7 +112,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_one_line_and_refused_where_it_
         find_checkpoint(str(newest), tmp_path)
     assert line.split(": ")[1] in str(refused.value)  # the same reason
     DAMAGES[damage](tmp_path / "checkpoint-20" / "trainer_state.json")
-    with pytest.raises(FileExistsError, match="holds only damaged checkpoints.*--overwrite_output_dir"):
+    with pytest.raises(FileExistsError, match=r"holds only damaged checkpoints.*--overwrite_output_dir"):
         find_checkpoint("latest", tmp_path)
 
 
@@ -107,10 +130,10 @@ def test_latest_without_a_checkpoint_refuses_the_folder_of_another_configuration
     args = TrainingArguments(output_dir=str(tmp_path), resume_from_checkpoint="latest", use_cpu=True, report_to="none")
     args.run = {"learning_rate": 1e-3}
     save_run(args.run, tmp_path)  # all that a run left that was killed before its first checkpoint
-    assert open_output(args, inputs=[]) is None
+    assert open_output(args, inputs=[], lock=ExitStack()) is None
     args.run = {"learning_rate": 2e-3}
     with pytest.raises(ValueError, match=r"another configuration \(learning_rate 0.001 -> 0.002\)"):
-        open_output(args, inputs=[])
+        open_output(args, inputs=[], lock=ExitStack())
 
 
 def test_a_checkpoint_appears_whole(tmp_path):
@@ -311,3 +334,94 @@ def test_an_output_folder_that_cannot_be_written_is_said_before_any_work(tmp_pat
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="cannot write to --output_dir"):
         prepare_output(tmp_path / "file" / "out", resume=False, overwrite=False)
+
+
+# What holds a folder: a process that writes it, in words of its own.
+HOLD = """
+import os, sys, time
+from pathlib import Path
+from hf_lm.files import held
+with held(Path(sys.argv[1])):
+    if not os.fork():
+        time.sleep(5)  # as a process that loads data, which outlives its parent
+        os._exit(0)
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_folder_that_a_live_run_writes_is_refused_and_a_kill_releases_it(tmp_path):
+    (tmp_path / ASIDE).mkdir()  # what it is writing
+    run = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path / LOCK], stdout=subprocess.PIPE, text=True)
+    pid = run.stdout.readline().strip()
+    for resume, overwrite in ((False, False), (True, False), (False, True)):
+        with pytest.raises(
+            FileExistsError, match=f"a run that has not ended .process {pid} on {socket.gethostname()}"
+        ):
+            prepare_output(tmp_path, resume=resume, overwrite=overwrite, lock=ExitStack())
+    assert (tmp_path / ASIDE).exists()
+    run.kill()
+    run.wait()
+    with ExitStack() as lock:
+        prepare_output(tmp_path, resume=True, overwrite=False, lock=lock)
+        with pytest.raises(FileExistsError, match="a run that has not ended"):
+            prepare_output(tmp_path, resume=True, overwrite=False, lock=ExitStack())
+    assert list(tmp_path.iterdir()) == []
+    run.stdout.close()
+
+
+# What each library says of a disk that is full. Each writes more than a few bytes into a folder.
+WRITERS = {
+    "numpy": lambda folder, tokenizer: np.save(folder / "a.npy", np.zeros(9999)),
+    "torch": lambda folder, tokenizer: torch.save({"a": torch.zeros(9999)}, folder / "a.pt"),
+    "safetensors": lambda folder, tokenizer: save_file({"a": torch.zeros(9999)}, folder / "a.safetensors"),
+    "tokenizer": lambda folder, tokenizer: tokenizer.save_pretrained(folder),
+    "picture": lambda folder, tokenizer: Figure().savefig(folder / "a.png"),
+    "report": lambda folder, tokenizer: write_whole(folder / "report.json", "x" * 9999),
+    "predictions": lambda folder, tokenizer: save_predictions([{"text": "x" * 9999}], folder),
+}
+
+
+@pytest.mark.parametrize("library", WRITERS)
+def test_a_full_disk_is_one_line_with_the_place_and_the_way_on_whatever_library_meets_it(library, tokenizer, tmp_path):
+    before, limits = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8, limits[1]))  # bytes
+        with (
+            pytest.raises(OSError, match="the file could not be saved in") as caught,
+            disk_errors("the file", tmp_path),
+        ):
+            WRITERS[library](tmp_path, tokenizer)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(tmp_path) in message
+    assert "Free some space and continue with the same command and --resume_from_checkpoint latest" in message
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_an_error_that_is_not_of_the_disk_is_not_called_one(tmp_path):
+    with pytest.raises(RuntimeError, match=r"^out of memory$"), disk_errors("the file", tmp_path):
+        raise RuntimeError("out of memory")
+    make_checkpoint(tmp_path, 7)
+    read_only = OSError(errno.EROFS, "Read-only file system")
+    with pytest.raises(OSError, match=r"Make it writable.*checkpoint-7 is complete"), disk_errors("a file", tmp_path):
+        raise read_only
+
+
+def test_another_text_or_tokenizer_is_refused_at_a_resume(tmp_path, tokenizer, texts):
+    inputs = {"text": "a", "tokenizer": tokenizer_fingerprint(tokenizer)}
+    (tmp_path / INPUTS).write_text(json.dumps(inputs))
+    tokenizer(["a", "b c"], padding=True)
+    tokenizer.save_pretrained(tmp_path / "saved")
+    again = tokenizer_fingerprint(AutoTokenizer.from_pretrained(tmp_path / "saved"))
+    check_same_inputs(tmp_path, inputs | {"tokenizer": again})
+    other = tokenizer_fingerprint(train_bpe(texts[1:], vocab_size=320))
+    for changed, words in (
+        ({"text": "b"}, "the text"),
+        ({"text": "b", "tokenizer": other}, "the text and the tokenizer"),
+    ):
+        with pytest.raises(ValueError, match=rf"what changed is {words}\. .*--resume_with_changes"):
+            check_same_inputs(tmp_path, inputs | changed)

@@ -2,9 +2,11 @@
 
 import contextlib
 import errno
+import json
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,12 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 
 from hf_lm.files import damage, full_disk, sync, write_manifest
+from hf_lm.models.target_tokenizer import tokenizer_fingerprint
 from hf_lm.output_folder import ASIDE, checkpoint_folders, list_checkpoints, remove_checkpoint, step_of
+from hf_lm.signals import endings, leave_closed_terminal
+from hf_lm.tasks.task import Task
+
+INPUTS = "inputs.json"  # in a checkpoint: see `inputs_of`
 
 # What may differ between a run and the checkpoint it resumes: nothing that changes a number.
 MAY_DIFFER = (
@@ -116,6 +123,21 @@ def check_same_run(checkpoint: Path, run: dict[str, Any]) -> None:
         raise ValueError(
             f"{checkpoint} was written by another configuration ({differences}). Restore these values, start afresh "
             "in another --output_dir, or take the change with --resume_with_changes."
+        )
+
+
+def inputs_of(task: Task) -> dict[str, str]:
+    """What a checkpoint records of what a run reads, beside its arguments."""
+    return {"text": task.fingerprint, "tokenizer": tokenizer_fingerprint(task.tokenizer)}
+
+
+def check_same_inputs(checkpoint: Path, inputs: dict[str, str]) -> None:
+    """Raise ValueError if a checkpoint was trained on another text, or with another tokenizer, than `inputs_of`."""
+    before = json.loads((checkpoint / INPUTS).read_bytes())
+    if changed := [key for key in inputs if inputs[key] != before.get(key)]:
+        raise ValueError(
+            f"{checkpoint} cannot be continued: since the run began, what changed is the {' and the '.join(changed)}. "
+            "Restore it, start afresh in another --output_dir, or take the change with --resume_with_changes."
         )
 
 
@@ -248,14 +270,16 @@ def _within_epoch(state: TrainerState) -> bool:
 
 
 class StopOnSignal(StopWithCheckpoint):
-    """SIGTERM and Ctrl-C end training after the step in progress, with a checkpoint. A second one ends it at once."""
+    """SIGTERM, SIGHUP and Ctrl-C end training after the step in progress, with a checkpoint; a second one at once."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
         self._previous: dict[int, Any] = {}
+        self._wakeup = -1
 
     def _receive(self, number: int, frame: Any) -> None:
         self.signal = number
+        leave_closed_terminal()
         self._restore()
 
     def _restore(self) -> None:
@@ -264,8 +288,9 @@ class StopOnSignal(StopWithCheckpoint):
         self._previous = {}
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._previous[number] = signal.signal(number, self._receive)
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._receive) for number in endings()}
+            self._wakeup = signal.set_wakeup_fd(-1)  # a step may take longer than hf_lm.signals waits
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if args.world_size > 1:  # all processes must stop after the same step, whichever received the signal
@@ -277,3 +302,5 @@ class StopOnSignal(StopWithCheckpoint):
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._restore()
+        if threading.current_thread() is threading.main_thread():
+            signal.set_wakeup_fd(self._wakeup)

@@ -24,6 +24,7 @@ from hf_lm.models.target_tokenizer import has_target_tokenizer, save_tokenizer
 from hf_lm.output_folder import list_checkpoints, remove_checkpoint, save_run
 from hf_lm.tasks.task import TrainingData
 from hf_lm.training.checkpoints import (
+    INPUTS,
     OnTrainBegin,
     StopOnSignal,
     check_best,
@@ -65,6 +66,7 @@ class SafeTrainerMixin(_Trainer):
         args.dataloader_pin_memory &= torch.accelerator.is_available()  # or torch warns at every run on a CPU
         self.measure = measure
         self.tokens_seen: Any = 0  # by all processes
+        self.inputs: dict[str, str] = {}  # of checkpoints.inputs_of
         self._aside: Path | None = None
         self._resumed: Path | None = None  # the checkpoint that training continued from
         tokenizer = kwargs.get("processing_class")
@@ -213,6 +215,13 @@ class SafeTrainerMixin(_Trainer):
             group |= values | {"lr": values["initial_lr"] * factor(schedule.last_epoch)}
         schedule._last_lr = [group["lr"] for group in self.optimizer.param_groups]  # which the log shows
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        # A tied weight is saved once: under its other name it is not missing.
+        state, missing = self.model.state_dict(keep_vars=True), set(load_result.missing_keys)
+        there = {id(weight) for name, weight in state.items() if name not in missing}
+        lost = [name for name in load_result.missing_keys if id(state.get(name)) not in there]
+        super()._issue_warnings_after_load(type(load_result)(lost, load_result.unexpected_keys))
+
     # Evaluation and logs
 
     def evaluate(
@@ -264,6 +273,7 @@ class SafeTrainerMixin(_Trainer):
             if self.args.should_save:
                 self.state.save_to_json(str(aside / name / "trainer_state.json"))
                 save_run(self.args.run, aside / name)
+                (aside / name / INPUTS).write_text(json.dumps(self.inputs))
 
         save_aside(folder, name, write, main=self.is_world_process_zero(), wait=self.accelerator.wait_for_everyone)
         if self.args.should_save:

@@ -58,7 +58,7 @@ class TrlTrainerMixin(SafeTrainerMixin):
     _total_train_tokens: int
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """TRL adds its numbers of the mode that the model is in: those of evaluation are of the proofs, and dropped."""
+        """TRL adds its own of the mode that the model is in. Those of evaluation are of the proofs, and dropped."""
         mode = self.model.training
         self.model.train(not any(key.startswith("eval_") for key in logs))
         self._metrics["eval"].clear()
