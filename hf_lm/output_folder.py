@@ -28,8 +28,8 @@ NESTED = ("adapter/target_tokenizer", "adapter", "target_tokenizer")  # each hol
 
 
 def list_checkpoints(folder: str | Path) -> list[Path]:
-    """The checkpoints of an output folder, oldest first; whether their files are intact is not asked."""
-    return [path for path in checkpoint_folders(folder) if (path / "trainer_state.json").is_file()]
+    """The checkpoints that runs wrote into an output folder, oldest first; whether they are intact is not asked."""
+    return [path for path in checkpoint_folders(folder) if (path / "trainer_state.json").is_file() or is_run(path)]
 
 
 def checkpoint_folders(folder: str | Path) -> list[Path]:

@@ -297,6 +297,20 @@ def test_one_checkpoint_is_kept_beside_the_best(resumable, tmp_path):
     assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-2"]
 
 
+def test_a_tied_weight_is_not_reported_as_missing_and_a_lost_one_is(resumable, monkeypatch):
+    trainer, warnings = resumable(), []
+    monkeypatch.setattr("transformers.trainer.logger.warning", warnings.append)
+    state = trainer.model.state_dict()
+    trainer._issue_warnings_after_load(
+        trainer.model.load_state_dict({k: v for k, v in state.items() if k != "lm_head.weight"}, strict=False)
+    )
+    assert warnings == []
+    lost = {k: v for k, v in state.items() if k not in ("lm_head.weight", "transformer.ln_f.weight")}
+    trainer._issue_warnings_after_load(trainer.model.load_state_dict(lost, strict=False))
+    assert "transformer.ln_f.weight" in warnings[0]
+    assert "lm_head" not in warnings[0]
+
+
 def test_a_stop_at_the_last_step_leaves_the_end_as_it_is(resumable, tmp_path):
     stopped = stop_after(resumable(), 4)
     stopped.train()

@@ -54,22 +54,22 @@ def find_checkpoint(
     None, with a line, where the folder holds no checkpoint yet. Raises FileNotFoundError for a path that is not a
     complete checkpoint, and FileExistsError for `latest` where a run is finished or no checkpoint is intact.
     """
-    folders = checkpoint_folders(output_dir)
+    written = list_checkpoints(output_dir)
     if resume_from_checkpoint.lower() not in ("latest", "true"):
         path = Path(resume_from_checkpoint)
         if what := checkpoint_damage(path):
-            there = ", ".join(p.name for p in folders) or "none"
+            there = ", ".join(p.name for p in written) or "none"
             raise FileNotFoundError(
                 f"--resume_from_checkpoint: {path} is not a complete checkpoint ({what}). In {output_dir} there are: "
                 f"{there}."
             )
         return path
-    for path in reversed(folders):
+    for path in reversed(checkpoint_folders(output_dir)):
         if not (what := checkpoint_damage(path)):
             return path
         say(f"{path} is passed over: {what}")
-    if folders or (Path(output_dir) / "report.json").exists():
-        held = "only damaged checkpoints" if folders else "a finished run and no checkpoint"
+    if written or (Path(output_dir) / "report.json").exists():
+        held = "only damaged checkpoints" if written else "a finished run and no checkpoint"
         raise FileExistsError(
             f"--resume_from_checkpoint latest: {output_dir} holds {held}. Start again with --overwrite_output_dir, "
             "or in another --output_dir."

@@ -18,7 +18,7 @@ from hf_lm.arguments import TrainingArguments
 from hf_lm.hub.push import check_repository, push_to_hub
 from hf_lm.models.adapters import has_base, is_adapted, merged
 from hf_lm.models.quantization import quantized_bits
-from hf_lm.output_folder import is_run, prepare_output, remove_results, save_run
+from hf_lm.output_folder import is_run, list_checkpoints, prepare_output, remove_results, save_run
 from hf_lm.reporting.card import write_card
 from hf_lm.reporting.plots import draw_plots
 from hf_lm.reporting.report import in_hours, plain, save_predictions, save_report, show_report
@@ -241,13 +241,15 @@ def train(trainer: SafeTrainerMixin, checkpoint: Path | None, *, started: float)
         trainer.add_callback(budget)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     step = trainer.state.global_step
-    continuing = (
-        f"checkpoint-{step} is complete. Continue with the same command and --resume_from_checkpoint latest, or "
+    kept = list_checkpoints(args.output_dir)
+    continuing = f"{kept[-1].name} is complete. " if kept else ""
+    continuing += (
+        "Continue with the same command and --resume_from_checkpoint latest, or "
         f"--config {Path(args.output_dir) / 'run.yaml'} --resume_from_checkpoint latest."
     )
-    if trainer.stop.stopped:
+    if trainer.stop.signal is not None:  # at the last step too: what is left takes time
         say(f"stopped by a signal after step {step}; {continuing}")
-        raise SystemExit(128 + (trainer.stop.signal or 0))
+        raise SystemExit(128 + trainer.stop.signal)
     if budget is not None and budget.stopped:
         say(
             f"stopped after step {step} of {trainer.state.max_steps}, {in_hours(time.monotonic() - started)} of "
