@@ -13,6 +13,7 @@ from typing import NoReturn
 # SIGHUP: the terminal is closed. Windows has none.
 ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 PATIENCE = 3.0  # seconds that the main thread may take to notice a signal
+BY_ACCELERATE = "ACCELERATE_DYNAMO_USE_FULLGRAPH"  # environment that only `accelerate launch` sets, always
 IN_PLACE = "HF_LM_IN_PLACE"  # environment of a process that replaced its launcher: what started it is none
 
 _ended = 0  # signals that `_end` received
@@ -92,7 +93,7 @@ def leave_closed_terminal() -> None:
 
 def end_with_launcher() -> None:
     """Send this process SIGTERM once its launcher is gone: that of `accelerate launch` or torchrun, if it has one."""
-    by_accelerate = any(name.startswith("ACCELERATE_") for name in os.environ) and IN_PLACE not in os.environ
+    by_accelerate = BY_ACCELERATE in os.environ and IN_PLACE not in os.environ
     if os.name == "posix" and (by_accelerate or "TORCHELASTIC_RUN_ID" in os.environ):
         threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 

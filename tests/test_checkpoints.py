@@ -136,6 +136,15 @@ def test_latest_without_a_checkpoint_refuses_the_folder_of_another_configuration
         open_output(args, inputs=[], lock=ExitStack())
 
 
+def test_a_run_that_was_stopped_after_its_search_continues_at_the_rate_that_was_found(tmp_path):
+    args = TrainingArguments(output_dir=str(tmp_path), resume_from_checkpoint="latest", use_cpu=True, sweep=3)
+    args.run = {"learning_rate": 1e-3, "sweep": 3}
+    make_checkpoint(tmp_path, 4, {"learning_rate": 4e-4, "sweep": 0})
+    save_run({"learning_rate": 4e-4, "sweep": 0}, tmp_path)
+    assert open_output(args, inputs=[], lock=ExitStack()).name == "checkpoint-4"
+    assert (args.learning_rate, args.sweep) == (4e-4, 0)
+
+
 def test_a_checkpoint_appears_whole(tmp_path):
     seen = []
 

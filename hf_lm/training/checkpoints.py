@@ -126,6 +126,12 @@ def check_same_run(checkpoint: Path, run: dict[str, Any]) -> None:
         )
 
 
+def searched_learning_rate(folder: Path) -> float | None:
+    """The rate that `--sweep` found for the run of a folder or a checkpoint; None where it is still to search."""
+    run = yaml.safe_load((folder / "run.yaml").read_text(encoding="utf-8"))
+    return None if run.get("sweep") else run.get("learning_rate")
+
+
 def inputs_of(task: Task) -> dict[str, str]:
     """What a checkpoint records of what a run reads, beside its arguments."""
     return {"text": task.fingerprint, "tokenizer": tokenizer_fingerprint(task.tokenizer)}

@@ -32,6 +32,7 @@ from hf_lm.training.checkpoints import (
     find_checkpoint,
     inputs_of,
     save_aside,
+    searched_learning_rate,
 )
 from hf_lm.training.estimate import forecast
 from hf_lm.training.outcome import Finished, describe_devices, origin_of, outcome
@@ -132,18 +133,21 @@ def open_output(args: TrainingArguments, *, inputs: Any, lock: contextlib.ExitSt
         if state.is_main_process:
             overwrite = args.overwrite_output_dir
             prepare_output(folder, resume=bool(resume), overwrite=overwrite, inputs=inputs, lock=lock)
-    outcome: list[Any] = [None]
+    chosen: list[Any] = [None]
     if resume and state.is_main_process:
         try:
-            outcome = [find_checkpoint(resume, folder)]
+            chosen = [find_checkpoint(resume, folder)]
         except OSError as error:
-            outcome = [error]
-    [checkpoint] = broadcast_object_list(outcome)  # each process would read every file
+            chosen = [error]
+    [checkpoint] = broadcast_object_list(chosen)  # each process would read every file
     if isinstance(checkpoint, OSError):
         raise checkpoint
     written = checkpoint or (folder if resume and is_run(folder) else None)  # a killed run leaves run.yaml at least
-    if written is not None and not args.resume_with_changes:
-        check_same_run(written, args.run)
+    if written is not None:
+        if args.sweep and (rate := searched_learning_rate(written)) is not None:
+            _set_learning_rate(args, rate)
+        if not args.resume_with_changes:
+            check_same_run(written, args.run)
     return checkpoint
 
 
@@ -212,9 +216,14 @@ def choose_learning_rate(
         greater_is_better=task.greater_is_better,
         say=PartialState().print,
     )
-    args.learning_rate = swept[0]["learning_rate"]
-    args.run = args.run | {"learning_rate": args.learning_rate, "sweep": 0}  # run.yaml repeats the run, not the search
+    _set_learning_rate(args, swept[0]["learning_rate"])
     return swept
+
+
+def _set_learning_rate(args: TrainingArguments, rate: float) -> None:
+    """Train at a rate that was searched: run.yaml repeats the run, not the search."""
+    args.learning_rate, args.sweep = rate, 0
+    args.run = args.run | {"learning_rate": rate, "sweep": 0}
 
 
 def replace_results(args: TrainingArguments, checkpoint: Path | None) -> None:
