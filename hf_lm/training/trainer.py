@@ -11,7 +11,7 @@ import torch
 import transformers
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_callback import ProgressCallback, TrainerState
 from transformers.trainer_utils import SchedulerType, rotate_checkpoints
 
@@ -207,7 +207,8 @@ class SafeTrainerMixin(_Trainer):
         if self.args.should_save:  # pickled, and never read: run.yaml holds the same
             (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
         tokenizer = self._pair or self.processing_class
-        if self.args.should_save and tokenizer is not None:  # super() saved it in the names of transformers 5
+        # super() used names that transformers 4 does not know
+        if self.args.should_save and isinstance(tokenizer, PreTrainedTokenizerBase):
             save_tokenizer(tokenizer, output_dir or self.args.output_dir)
         model = self.accelerator.unwrap_model(self.model)  # its forward in mixed precision is still to be trained
         if self.args.should_save and is_adapted(model):
