@@ -196,7 +196,7 @@ def test_likelihoods_are_compared_only_where_they_are_of_the_same_text(causal, d
     other, words = str(tmp_path / "other"), str(tmp_path / "words")
     column = {"text_column": "document"}
     result = quietly(causal, other, words, dataset=documents, metrics=["perplexity"], columns=column)
-    pairs = {(found["metric"], found["one"], found["other"]) for found in result["comparisons"]}
+    pairs = {(found["metric"], found["model_a"], found["model_b"]) for found in result["comparisons"]}
     assert pairs == {("bits_per_byte", causal, other), ("word_perplexity", causal, other)}
     assert "same tokens" in result["not_compared"]["perplexity"]
     assert words in result["not_compared"]["bits_per_byte"]
