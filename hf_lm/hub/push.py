@@ -1,4 +1,4 @@
-"""A finished run to the Hub: verified, and in one commit, after everything is safely on disk."""
+"""Push a finished run to the Hub: verified, and in one commit, after everything is on disk."""
 
 import hashlib
 import itertools
@@ -57,17 +57,19 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False, toke
     except OfflineModeIsEnabled:
         raise ConnectionError(f"the Hub was not reached: HF_HUB_OFFLINE is set. {again}") from None
     except HfHubHTTPError as error:
-        status: Any = error.response.status_code if error.response is not None else "no answer"
+        status = error.response.status_code if error.response is not None else None
         reasons = {401: "the token was not accepted", 403: "the token may not write there"}
-        said = reasons.get(status) or getattr(error, "server_message", None) or str(error).strip().splitlines()[0]
-        raise ConnectionError(f"the Hub answered {status}: {_one_line(said, token)}. {again}") from None
+        reason = (
+            reasons.get(status or 0) or getattr(error, "server_message", None) or str(error).strip().splitlines()[0]
+        )
+        raise ConnectionError(f"the Hub answered {status or 'nothing'}: {_one_line(reason, token)}. {again}") from None
     except KeyError:  # a conflict that does not name the repository it is with
         raise ConnectionError(f"the Hub answered 409: {repo_id} cannot be made there now. {again}") from None
     except Exception as error:  # connections end in many ways, each with an exception of its own
-        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if isinstance(error.__cause__, HfHubHTTPError) and error.__cause__.response is not None:
-            said += f" The answer was {error.__cause__.response.status_code}."
-        raise ConnectionError(f"the upload broke off ({_one_line(said, token)}). {again}") from None
+            reason += f" The answer was {error.__cause__.response.status_code}."
+        raise ConnectionError(f"the upload broke off ({_one_line(reason, token)}). {again}") from None
     return str(url)
 
 
@@ -166,7 +168,7 @@ def _read(path: Path, parse: Callable[[str], Any]) -> dict[str, Any] | None:
 
 
 def published(folder: Path) -> list[Path]:
-    """What a push uploads of a folder: what a run writes. Raises ValueError for a symbolic link among it."""
+    """The files of a folder that a push uploads: those that a run writes. Raises ValueError for symbolic links."""
     parts = ["", "target_tokenizer/"]
     if not _local_base(folder / "adapter"):
         parts += ["adapter/", "adapter/target_tokenizer/"]
@@ -175,18 +177,18 @@ def published(folder: Path) -> list[Path]:
     def is_written(name: str) -> bool:
         return any(name.count("/") == pattern.count("/") and fnmatch(name, pattern) for pattern in patterns)
 
-    found = [path for path in sorted(folder.rglob("*")) if is_written(path.relative_to(folder).as_posix())]
+    files = [path for path in sorted(folder.rglob("*")) if is_written(path.relative_to(folder).as_posix())]
     places = [folder / name for name in ("plots", *filter(None, parts))]
-    links = [path.relative_to(folder).as_posix() for path in [*places, *found] if path.is_symlink()]
+    links = [path.relative_to(folder).as_posix() for path in [*places, *files] if path.is_symlink()]
     if links:
         raise ValueError(
             f"{folder} has symbolic links, which are not followed: {', '.join(links[:5])}. Copy the files."
         )
-    return [path for path in found if path.is_file()]
+    return [path for path in files if path.is_file()]
 
 
 def _local_base(adapter: Path) -> str:
-    """The base of an adapter where it is a folder of this machine, which its name tells nobody else; else ""."""
+    """The base of an adapter where it is a folder of this machine, which others do not have; else ""."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -202,11 +204,10 @@ def _local_base(adapter: Path) -> str:
 
 
 def as_published(folder: Path, uploaded: list[str]) -> dict[str, bytes]:
-    """run.yaml, report.json and README.md where they are published otherwise: without absolute paths of this machine.
+    """run.yaml, report.json and README.md where they differ when published: without absolute paths of this machine.
 
-    The report then records the files that are uploaded and no others.
-    A path that is an argument is named by its last part; any other is given from the folder of the run, from the
-    working directory or from the home directory on.
+    The report then records the files that are uploaded and no others. A path that is an argument is shortened to its
+    last part; any other to the part after the folder of the run, the working directory or the home directory.
     """
     run, report = _read_run(folder) or {}, _read_report(folder) or {}
     names = {f"{Path.home()}": "~"}
@@ -246,7 +247,7 @@ def as_published(folder: Path, uploaded: list[str]) -> dict[str, bytes]:
     return changed
 
 
-def _strings(value: Any) -> Iterator[str]:
+def _strings(value: object) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):
@@ -257,7 +258,7 @@ def _strings(value: Any) -> Iterator[str]:
 def _paths(text: str) -> list[str]:
     """The absolute paths in an argument, of two parts at least: "/think" may be text."""
     if Path(text).is_absolute() and "\n" not in text:
-        found = [text]
+        paths = [text]
     else:
-        found = re.findall(r"(?<![^\s:=,;@])/(?!/)[^\s:=,;@]+", text)
-    return [path.rstrip("/") for path in found if len(Path(path).parts) > 2]
+        paths = re.findall(r"(?<![^\s:=,;@])/(?!/)[^\s:=,;@]+", text)
+    return [path.rstrip("/") for path in paths if len(Path(path).parts) > 2]
