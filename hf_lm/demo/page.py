@@ -15,10 +15,11 @@ import sys
 import threading
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gradio import Blocks
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Noto Sans", "Noto Sans CJK SC", "PingFang SC", "sans-serif"]
 MONO = ["ui-monospace", "Menlo", "Consolas", "monospace"]
@@ -64,8 +65,8 @@ def open_page(
 ) -> None:
     """Show models on a page until Ctrl-C.
 
-    Raises ImportError without the extra, OSError for a port in use, and OSError or ValueError, in one line, for what
-    is not a model or is of a kind that the page does not show; all of it before the page opens.
+    Before the page opens: raises ImportError without the extra, OSError for a port in use, and OSError or ValueError,
+    in one line, for a model that cannot be loaded or shown.
     """
     check_gradio()
     port = free_port(host, port)
@@ -83,7 +84,7 @@ def running(page: "Blocks", *, host: str = "127.0.0.1", port: int) -> Generator[
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     # Fonts of the reader's own machine; a plain string would be looked for on the server.
-    fonts = {"font": [Font(name) for name in FONTS], "font_mono": [Font(name) for name in MONO]}
+    fonts, mono = ([Font(name) for name in names] for names in (FONTS, MONO))
     policy = POLICY.format(frames="'none'" if is_loopback(host) else "*")
     hosts = Middleware(TrustedHostMiddleware, allowed_hosts=_allowed_hosts(host), www_redirect=False)
     _, url, _ = page.queue(max_size=64).launch(
@@ -100,7 +101,7 @@ def running(page: "Blocks", *, host: str = "127.0.0.1", port: int) -> Generator[
         pwa=False,
         footer_links=[],
         state_session_capacity=SESSIONS,
-        theme=Default(primary_hue="slate", neutral_hue="slate", radius_size="sm", **fonts),
+        theme=Default(primary_hue="slate", neutral_hue="slate", radius_size="sm", font=fonts, font_mono=mono),
         css=CSS,
         app_kwargs={"middleware": [Middleware(_Guard, policy=policy), hosts]},
     )
@@ -165,9 +166,9 @@ def free_port(host: str, port: int) -> int:
         raise ValueError(f"{host} is not an address of this machine; 127.0.0.1 is.") from None
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            for other in range(port + 1, min(port + 100, 65536)):
+            for free in range(port + 1, min(port + 100, 65536)):
                 try:
-                    message = f"port {port} of {host} is in use; {bound(other)} is free: give --port {other}"
+                    message = f"port {port} of {host} is in use; {bound(free)} is free: give --port {free}"
                 except OSError:
                     continue
                 raise OSError(message) from None
@@ -177,13 +178,13 @@ def free_port(host: str, port: int) -> int:
 class _Guard:
     """ASGI middleware: every response carries the content security policy, and uploads are refused."""
 
-    def __init__(self, app: Any, policy: str) -> None:
+    def __init__(self, app: "ASGIApp", policy: str) -> None:
         self.app, self.policy = app, policy.encode()
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
         from starlette.responses import PlainTextResponse
 
-        async def send_with_policy(message: Any) -> None:
+        async def send_with_policy(message: "Message") -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message.get("headers", []), (b"content-security-policy", self.policy)]
             await send(message)

@@ -74,7 +74,7 @@ def export_space(models: Sequence[str], folder: str | Path) -> Path:
         if Path(name).is_dir():
             check_complete(Path(name))
             place = f"models/{Path(name).resolve().name}"
-            twins = sum(one.split(" ")[0] == place or one.startswith(f"{place}-") for one in named.values())
+            twins = sum(target.split(" ")[0] == place or target.startswith(f"{place}-") for target in named.values())
             named[name] = f"{place}-{twins + 1}" if twins and name not in named else place
         elif is_path(name):
             raise FileNotFoundError(f"there is no folder {name}.")
@@ -129,7 +129,7 @@ def _requirements() -> str:
 
 def _readme(places: list[str], title: str) -> str:
     ids = [place for place in places if not place.startswith("models/")]
-    listed = "models:\n" + "".join(f"- {one}\n" for one in ids) if ids else ""
+    listed = "models:\n" + "".join(f"- {each}\n" for each in ids) if ids else ""
     count = "a model" if len(places) == 1 else f"{len(places)} models"
     safe = "".join(c for c in title if c.isalnum() or c in "-_ .") or "hf-lm"
     return README.format(title=f'"{safe}"'.strip('"'), gradio=version("gradio"), ids=listed, count=count)
