@@ -306,7 +306,7 @@ def _command(recipe: str, arguments: dict[str, Any]) -> str:
     return " \\\n  ".join(lines)
 
 
-def _typed(value: Any) -> str:
+def _typed(value: object) -> str:
     """A value as a user types it: 30 for 30.0."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
