@@ -356,9 +356,9 @@ GOOD = {"split": "test", "input": "a", "reference": "x", "prediction": "y"}
 @pytest.mark.parametrize(
     ("report", "row", "says"),
     [
-        ("{", GOOD, "report.json is not the report of a run"),
-        ("[]", GOOD, "report.json is not the report of a run"),
-        ("{}", GOOD, "report.json is not the report of a run"),
+        ("{", GOOD, "report.json is not what a run writes"),
+        ("[]", GOOD, "report.json is not what a run writes"),
+        ("{}", GOOD, "report.json is not what a run writes"),
         ('{"recipe": "sentiment"}', [], "does not hold the predictions of a sentiment run"),
         ('{"recipe": "sentiment"}', {"split": "test", "input": "a"}, "does not hold the predictions of a sentiment"),
         ('{"recipe": "summarization"}', GOOD | {"split": None}, "does not hold the predictions of a summ"),

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from hf_lm.hub.push import as_published, check_complete, published
+from hf_lm.hub.records import read_report
 from hf_lm.models.configuration import is_path
 
 NOT_SHOWN = ("run.yaml", "predictions.jsonl")
@@ -58,7 +59,7 @@ def export_space(models: Sequence[str], folder: str | Path) -> Path:
     and OSError or ValueError for a model that the page does not show; nothing is written then.
     """
     from hf_lm.demo.page import check_gradio
-    from hf_lm.demo.views import kind_of, read_report
+    from hf_lm.demo.views import kind_of
 
     check_gradio()
     folder = Path(folder).expanduser()
@@ -70,7 +71,7 @@ def export_space(models: Sequence[str], folder: str | Path) -> Path:
     for name in models:
         if (Path(name) / "adapter_config.json").is_file() and not (Path(name) / "config.json").is_file():
             raise ValueError(f"{name} is an adapter; make it a model first: hf-lm merge {name}")
-        kind_of(load_config(name), read_report(name))
+        kind_of(load_config(name), read_report(name) or {})
         if Path(name).is_dir():
             check_complete(Path(name))
             place = f"models/{Path(name).resolve().name}"

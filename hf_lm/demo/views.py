@@ -8,7 +8,6 @@ Text of people, models and data is escaped wherever HTML is made.
 
 import base64
 import html
-import json
 import random
 from collections.abc import Generator
 from contextlib import closing
@@ -17,6 +16,7 @@ from typing import Any
 
 from transformers import Pipeline, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_lm.hub.records import read_report
 from hf_lm.inference.chat import Conversation
 from hf_lm.inference.generate import encode_prompt, load_writer
 from hf_lm.inference.pipelines import QuestionAnsweringPipeline, TextToTextPipeline, pipeline
@@ -210,7 +210,7 @@ def load_view(name: str, *, device: str | None = None) -> View:
     """
     import torch
 
-    config, report = load_config(name), read_report(name)
+    config, report = load_config(name), read_report(name) or {}
     kind, task = kind_of(config, report)
     if kind == "writer":
         model, tokenizer = load_writer(name, device=device)
@@ -244,20 +244,6 @@ def kind_of(config: PreTrainedConfig, report: dict[str, Any]) -> tuple[str, str]
         f"{config.name_or_path or 'the model'} is a {architecture}, which the page does not show; it shows language "
         "models, chats, translation, summarization, classes of texts and question answering."
     )
-
-
-def read_report(name: str) -> dict[str, Any]:
-    """report.json of a run's folder; {} where there is none. Raises ValueError where it cannot be read."""
-    path = Path(name) / "report.json"
-    if not path.is_file():
-        return {}
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from None
-    if not isinstance(report, dict):
-        raise ValueError(f"{path} holds no report.")
-    return report
 
 
 def report_html(report: dict[str, Any], folder: str | Path) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from hf_lm.files import CODE, fingerprint
 from hf_lm.hub.credentials import find_secrets
 from hf_lm.hub.fresh_load import fresh_load
+from hf_lm.hub.records import read_report
 
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".msgpack")
 # The code that a model of this package carries, as config.json names it: hf_lm.models.recurrent.
@@ -146,21 +147,21 @@ def _same(value: object, other: object) -> bool:
 
 def _check_report(folder: Path, checked: Checked) -> dict[str, Any]:
     """The report, from this folder or the one above an adapter's; checks its files and its proofs."""
-    path = next((f / "report.json" for f in (folder, folder.parent) if (f / "report.json").is_file()), None)
-    if path is None:
+    home = next((place for place in (folder, folder.parent) if (place / "report.json").is_file()), None)
+    if home is None:
         run = (folder / "run.yaml").is_file()
         unfinished = "run.yaml without report.json: the run did not end"
         checked.expect(not run, "no report.json: no recipe of hf_lm wrote it", unfinished)
         return {}
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        report = read_report(home) or {}
         proofs = {name: proof["passed"] for name, proof in report.get("proofs", {}).items()}
         missing = [key for key in ("recipe", "data", "model", "proofs", "metrics") if key not in report]
     except (ValueError, TypeError, KeyError, AttributeError):
         checked.wrong.append("report.json is not what a recipe writes")
         return {}
     checked.expect(not missing, "report.json is complete", f"report.json lacks {', '.join(missing)}")
-    if "files" in report and path.parent == folder:
+    if "files" in report and home == folder:
         others = differences(folder, None, report)
         checked.expect(not others, "every file is the one that the report records", "; ".join(others[:3]))
     words = {True: "passed", False: "failed", None: "switched off"}

@@ -7,7 +7,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import yaml
 from hf_lm.files import MODEL, VOCABULARY
 from hf_lm.hub.check import OUR_CODE, damage, differences
 from hf_lm.hub.credentials import find_secrets
+from hf_lm.hub.records import read_report, read_run
 
 RUN = ("README.md", "report.json", "run.yaml", "predictions.jsonl", "plots/*.png", "additional_chat_templates/*.jinja")
 
@@ -133,7 +134,7 @@ def check_finished(folder: Path) -> None:
 
     report.json is written last: it names the files of the run with their SHA-256, and the arguments of run.yaml.
     """
-    run, report = _read_run(folder), _read_report(folder)
+    run, report = read_run(folder), read_report(folder)
     if run is None and report is None:
         return
     if report is None:
@@ -145,26 +146,6 @@ def check_finished(folder: Path) -> None:
         wrong.append("no proof says that it loads (load_back)")
     if wrong:
         raise ValueError(f"{folder} is not what one run left at its end: {'; '.join(wrong[:3])}. Run it again.")
-
-
-def _read_report(folder: Path) -> dict[str, Any] | None:
-    return _read(folder / "report.json", json.loads)
-
-
-def _read_run(folder: Path) -> dict[str, Any] | None:
-    return _read(folder / "run.yaml", lambda text: yaml.safe_load(text) or {})
-
-
-def _read(path: Path, parse: Callable[[str], Any]) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        content = parse(path.read_text(encoding="utf-8"))
-    except (ValueError, yaml.YAMLError):
-        content = None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is not what a run writes: it is damaged or half written.")
-    return content
 
 
 def published(folder: Path) -> list[Path]:
@@ -209,7 +190,7 @@ def as_published(folder: Path, uploaded: list[str]) -> dict[str, bytes]:
     The report then records the files that are uploaded and no others. A path that is an argument is shortened to its
     last part; any other to the part after the folder of the run, the working directory or the home directory.
     """
-    run, report = _read_run(folder) or {}, _read_report(folder) or {}
+    run, report = read_run(folder) or {}, read_report(folder) or {}
     names = {f"{Path.home()}": "~"}
     for root in (folder.resolve().parent, Path.cwd()):
         names |= {f"{root}/": "", str(root): root.name}

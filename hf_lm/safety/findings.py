@@ -1,6 +1,5 @@
 """The measurements for people: report["safety"], a table, a picture, sentences for the model card."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from accelerate import PartialState
 
 from hf_lm.evaluation.intervals import Interval
 from hf_lm.files import write_whole
+from hf_lm.hub.records import read_report
 from hf_lm.reporting import markdown
 from hf_lm.reporting.card import write_card
 from hf_lm.reporting.plots import BLUE, GREY, ORANGE, draw_interval, figure, han_fonts
@@ -317,12 +317,10 @@ def write_page(report: dict[str, Any], folder: str | Path) -> None:
 
 def update_card(folder: str | Path, safety: dict[str, Any]) -> None:
     """Put the findings into the report and the card of a finished run. Raises FileNotFoundError where it is none."""
-    path = Path(folder) / "report.json"
     if not PartialState().is_main_process:
         return
-    if not path.is_file():
+    if (report := read_report(folder)) is None:
         raise FileNotFoundError(f"--update_card: {folder} has no report.json, so it is no finished run with a card.")
-    report = json.loads(path.read_text(encoding="utf-8"))
     first = next(iter(safety["models"].values()))
     report["safety"] = {
         "findings": safety["findings"],

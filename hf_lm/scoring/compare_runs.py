@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_lm.evaluation.predictions import METRICS, UNITS, Example, estimates_of, read_predictions
+from hf_lm.hub.records import read_report
 from hf_lm.scoring.scoreboard import check_metrics, compare_models
 
 # Two rows with the same values here are the same example.
@@ -71,12 +72,9 @@ def _read_run(folder: Path) -> tuple[dict[str, Any], list[Example]]:
                 f"{folder} has no {name}: give the output folder of a finished run, or measure the models themselves "
                 "with hf-lm score."
             )
-    try:
-        report = json.loads((folder / "report.json").read_bytes())
-    except ValueError:
-        report = None
-    if not isinstance(report, dict) or "recipe" not in report:
-        raise ValueError(f"{folder}/report.json is not the report of a run.")
+    report = read_report(folder)
+    if report is None or "recipe" not in report:
+        raise ValueError(f"{folder}/report.json is not what a run writes.")
     rows = read_predictions(folder / "predictions.jsonl")
     needed = {"split"}
     if report["recipe"] in METRICS:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_lm.hub.records import read_report
 from hf_lm.reporting.card import write_card
 from hf_lm.reporting.report import save_report
 
@@ -93,8 +94,7 @@ def _numbers(values: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 def add_to_card(folder: str, harness: dict[str, Any]) -> None:
     """Put the harness' numbers into a run's report.json, and draw its card anew; those of other tasks stay."""
-    path = Path(folder) / "report.json"
-    report = json.loads(path.read_text(encoding="utf-8"))
+    report = read_report(folder) or {}
     before = report.get("harness", {}).get("tasks", {})
     report["harness"] = harness | {"tasks": before | harness["tasks"]}
     write_card(save_report(report, folder), folder)
