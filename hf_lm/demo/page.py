@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -28,32 +29,6 @@ POLICY = (  # unsafe-eval: gr.HTML evaluates its template in the browser and sho
     "form-action 'self'; object-src 'none'"
 )
 SESSIONS = 100  # whose drafts are kept; the least recently used one is dropped
-CSS = """
-.gradio-container { width: 100% !important; max-width: 1080px !important; margin: 0 auto !important; }
-.gradio-container main, .gradio-container .wrap, .gradio-container .contain { width: 100%; max-width: 100%; }
-textarea, .message, .label-wrap { unicode-bidi: plaintext; }
-footer { display: none !important; }
-.model { margin: 0; font-family: var(--font-mono); font-size: 0.85em; color: var(--body-text-color-subdued); }
-.note p { margin: 0; min-height: 1.5em; color: var(--body-text-color-subdued); unicode-bidi: plaintext; }
-.context { white-space: pre-wrap; overflow-wrap: anywhere; max-height: 26em; overflow-y: auto; line-height: 1.6;
-  padding: 12px 14px; border: 1px solid var(--border-color-primary); border-radius: 6px; }
-.context mark { background: #fde68a; color: #1f2937; padding: 1px 2px; border-radius: 3px; }
-table.figures { border-collapse: collapse; margin: 12px 0; font-size: 0.95em; border: 0 !important; }
-table.figures tr { border: 0 !important; }
-table.figures th, table.figures td { text-align: start; padding: 5px 24px 5px 0 !important; vertical-align: top;
-  border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important; overflow-wrap: break-word; }
-table.figures th { font-weight: 600; color: var(--body-text-color-subdued); white-space: nowrap; }
-.bars { padding: 4px 0; }
-.bars .class { display: flex; justify-content: space-between; gap: 12px; overflow-wrap: anywhere; }
-.bars .bar { height: 8px; margin: 3px 0 12px; background: #e2e8f0; border-radius: 4px; overflow: hidden; }
-.bars .bar div { height: 100%; background: #64748b; }
-.message-content .md, .offers label span { white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: plaintext; }
-.offers .wrap { display: grid !important; grid-template-columns: repeat(auto-fit, minmax(220px, 1fr)); }
-button.lg, button.sm { font-weight: 500 !important; }
-.report h3 { margin: 18px 0 4px; font-size: 1.05em; }
-.report .plots { display: grid; grid-template-columns: 1fr 1fr; gap: 12px; margin: 18px 0; }
-.report .plots img { width: 100%; background: white; border: 1px solid var(--border-color-primary); }
-"""
 
 
 def open_page(
@@ -102,7 +77,7 @@ def running(page: "Blocks", *, host: str = "127.0.0.1", port: int) -> Generator[
         footer_links=[],
         state_session_capacity=SESSIONS,
         theme=Default(primary_hue="slate", neutral_hue="slate", radius_size="sm", font=fonts, font_mono=mono),
-        css=CSS,
+        css_paths=Path(__file__).with_name("page.css"),
         app_kwargs={"middleware": [Middleware(_Guard, policy=policy), hosts]},
     )
     try:

@@ -44,7 +44,17 @@ class View:
         self.name, self.report = name, report or {}
 
 
-class WritingView(View):
+class LanguageModelView(View):
+    """A model that generates text, and its tokenizer."""
+
+    def __init__(
+        self, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, report: dict | None = None
+    ) -> None:
+        super().__init__(name, report)
+        self.model, self.tokenizer = model, tokenizer
+
+
+class WritingView(LanguageModelView):
     """The writing assistant.
 
     A draft belongs to one person. Each method takes the text in the box, with which it updates the draft first, and
@@ -52,12 +62,6 @@ class WritingView(View):
     """
 
     title = "Writing"
-
-    def __init__(
-        self, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, report: dict | None = None
-    ) -> None:
-        super().__init__(name, report)
-        self.model, self.tokenizer = model, tokenizer
 
     def write(self, draft: Draft, text: str, taken: str | None, decoding: dict[str, Any]) -> Generator[Shown]:
         """The text and its continuation, piece by piece; when it is closed early, what was written is kept."""
@@ -107,7 +111,7 @@ class WritingView(View):
         return note if unread else ""
 
 
-class ChatView(View):
+class ChatView(LanguageModelView):
     """A chat. It holds no conversation: each message comes with those before it."""
 
     title = "Chat"
@@ -115,8 +119,7 @@ class ChatView(View):
     def __init__(
         self, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, report: dict | None = None
     ) -> None:
-        super().__init__(name, report)
-        self.model, self.tokenizer = model, tokenizer
+        super().__init__(name, model, tokenizer, report)
         Conversation(model, tokenizer)  # a template that cannot be used is an error before the page opens
 
     def answer(self, text: str, history: list[Message], system: str = "") -> Generator[tuple[str, str]]:
