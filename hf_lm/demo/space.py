@@ -55,7 +55,7 @@ python app.py
 def export_space(models: Sequence[str], folder: str | Path) -> Path:
     """Write a Space for these models: app.py, requirements.txt, README.md, the library, and folders' models as copies.
 
-    A Hub id is named, and loaded when the Space starts. Raises FileExistsError where something stands there already,
+    A Hub id is named, and loaded when the Space starts. Raises FileExistsError where the folder is not empty,
     and OSError or ValueError for a model that the page does not show; nothing is written then.
     """
     from hf_lm.demo.page import check_gradio

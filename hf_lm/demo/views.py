@@ -123,7 +123,7 @@ class ChatView(LanguageModelView):
         Conversation(model, tokenizer)  # a template that cannot be used is an error before the page opens
 
     def answer(self, text: str, history: list[Message], system: str = "") -> Generator[tuple[str, str]]:
-        """(the answer so far, a note), piece by piece; each time it is called the answer is sampled anew.
+        """(the answer so far, a note), piece by piece; each call samples another answer.
 
         A question in the history that has no answer is not shown to the model.
         """

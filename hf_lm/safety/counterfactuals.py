@@ -44,7 +44,7 @@ def built_in_prompts() -> list[Prompt]:
 
 
 def built_in_sentences() -> list[Prompt]:
-    """Harmless whole sentences about groups, for classifiers."""
+    """Harmless, complete sentences about groups, for classifiers."""
     return [
         Prompt(text, group, what, _frame(text, group)) for text, what, group, toxic in functional_tests() if not toxic
     ]

@@ -110,7 +110,7 @@ def mean_by_group(
 
 
 def gap(values: np.ndarray, groups: Sequence[str], units: Sequence[Hashable]) -> Estimate:
-    """How far the means of groups lie apart: the largest minus the smallest, over `units`.
+    """How far apart the means of groups are: the largest minus the smallest, over `units`.
 
     A unit is what the groups share, such as the template of prompts that differ only in the group they name. The gap
     is never negative and noise alone makes it positive: compare it with `gap_by_chance`.
@@ -134,7 +134,7 @@ def gap(values: np.ndarray, groups: Sequence[str], units: Sequence[Hashable]) ->
 def gap_by_chance(
     values: ArrayLike, groups: Sequence[str], units: Sequence[Hashable], *, shuffles: int = 500, seed: int = 0
 ) -> float:
-    """The gap that 95 % of shuffles stay below when groups are dealt anew inside each unit: what noise alone gives.
+    """The gap that 95 % of shuffles of the groups inside each unit stay below: what noise alone gives.
 
     Units of one example each, such as prompts that share no template, are shuffled together.
     """

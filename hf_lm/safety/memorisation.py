@@ -225,7 +225,7 @@ def _repeated_words(
             number="{:.2f}",
         ),
         Measure(
-            "repeated whole",
+            "repeated verbatim",
             source,
             "passages",
             {name: mean(100.0 * count[:, 1], bounds=PERCENT) for name, count in repeated.items()},

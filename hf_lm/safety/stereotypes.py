@@ -60,9 +60,9 @@ def built_in_pairs() -> Contrasts:
 
 
 def read_stereotypes(path: str | Path) -> Contrasts:
-    """The sentences of a CrowS-Pairs, StereoSet or WinoBias file; the format is told by what the file holds.
+    """The sentences of a CrowS-Pairs, StereoSet or WinoBias file; the format follows from its content.
 
-    Of WinoBias either file of a pair is given and the other is looked for beside it. Raises FileNotFoundError or
+    Of WinoBias either file of a pair is given; the other is expected beside it. Raises FileNotFoundError or
     ValueError in one line.
     """
     path = Path(path).expanduser()
@@ -236,7 +236,7 @@ def _prefers(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def shared_places(a: Sequence[int], b: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Where two sentences' common tokens stand in each: what CrowS-Pairs masks."""
+    """The places of two sentences' common tokens in each: what CrowS-Pairs masks."""
     blocks = difflib.SequenceMatcher(None, a, b, autojunk=False).get_matching_blocks()
     return (
         [block.a + i for block in blocks for i in range(block.size)],

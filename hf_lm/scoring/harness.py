@@ -93,7 +93,7 @@ def _numbers(values: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def add_to_card(folder: str, harness: dict[str, Any]) -> None:
-    """Put the harness' numbers into a run's report.json, and draw its card anew; those of other tasks stay."""
+    """Put the harness' numbers into a run's report.json and card; those of other tasks stay."""
     report = read_report(folder) or {}
     before = report.get("harness", {}).get("tasks", {})
     report["harness"] = harness | {"tasks": before | harness["tasks"]}
