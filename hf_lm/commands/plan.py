@@ -23,12 +23,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--utilisation", type=float, default=0.4, metavar="SHARE", help="of the device's matrix speed (default 0.4)"
     )
-    parser.add_argument("--calibrate", action="store_true", help="run a few steps here; time and memory are theirs")
+    parser.add_argument("--calibrate", action="store_true", help="measure time and memory in a few steps here")
     parser.add_argument("--json", metavar="FILE", help="write the plan there as well")
 
 
 def run(args: argparse.Namespace) -> None:
-    # Options may stand before or after the recipe's own; what is left is the recipe's.
+    # Options may come before or after the recipe's own; what is left is the recipe's.
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     add_options(own)
     own.set_defaults(**vars(args))
