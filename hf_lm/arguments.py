@@ -24,6 +24,7 @@ from transformers import HfArgumentParser, set_seed
 from hf_lm import dry_run
 from hf_lm.hub.credentials import masked, masked_traceback, names_secret
 from hf_lm.output_folder import check_output
+from hf_lm.signals import end_on_signals, end_with_launcher
 from hf_lm.suggestions import closest, did_you_mean
 
 Arguments = TypeVar("Arguments")
@@ -203,6 +204,8 @@ def parse_arguments(
     debug = _take_flag(argv, "--debug")
     if not dry_run.active():
         report_errors(debug=debug)
+        end_on_signals()
+        end_with_launcher()
     try:
         defaults = SHARED_DEFAULTS | {"bf16": bf16_is_fast()} | getattr(arguments_class, "defaults", {})
         args, training_args = _parse(

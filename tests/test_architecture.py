@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 
 # From the bottom up, as docs/architecture.md has them: a folder, or a file at the root, imports from those before it.
 LEVELS = [
-    {"version", "files", "suggestions"},
+    {"version", "files", "suggestions", "signals"},
     {"hub", "models"},
     {"launching"},
     {"dry_run"},

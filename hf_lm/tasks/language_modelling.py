@@ -59,7 +59,7 @@ class LanguageModelling:
         eval_stride: int = 0,
     ) -> None:
         self.corpus, self.tokenizer, self.block_size = corpus, tokenizer, block_size
-        self.splits, self.context = corpus.splits, block_size
+        self.splits, self.fingerprint, self.context = corpus.splits, corpus.fingerprint, block_size
         self.isolate = packing == "isolate"
         self.eval_stride = eval_stride or max(1, block_size // 2)
         next(windows(2, block_size=block_size, stride=self.eval_stride))  # a wrong stride is said now, not hours later
