@@ -358,6 +358,8 @@ def _parse_value(parser: _Parser, key: str, value: Any, kind: Any, where: str) -
 
 def _check_values(resolved: dict[str, Any], kinds: dict[str, Any], origin: dict[str, str]) -> None:
     """Raise ValueError for a value that its argument cannot have, with where it was given."""
+    if not resolved["output_dir"]:
+        raise ValueError(f"{origin.get('output_dir', '--')}output_dir is empty: name a folder.")
     for key, kind in kinds.items():
         name, value = f"{origin.get(key, '--')}{key}", resolved[key]
         check_text(name, value, kind)
