@@ -154,7 +154,8 @@ def split_of(path: Path, root: Path) -> str:
 def _from_files(name: str, files: list[Path], text_column: str, start: re.Pattern[str] | None) -> Corpus:
     root = Path(name).expanduser() if Path(name).expanduser().is_dir() else files[0].parent
     by_split: dict[str, list[Path]] = {}
-    named = [(split_of(path, root) if len(files) > 1 else "train", path) for path in files]
+    alone = len(files) == 1 and not Path(name).expanduser().is_dir()
+    named = [("train" if alone else split_of(path, root), path) for path in files]
     for split, path in named:
         by_split.setdefault(split, []).append(path)
     if "train" not in by_split:
