@@ -20,15 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--metrics", nargs="+", default=[], help="some of the task's; perplexity and rouge are groups")
     parser.add_argument("--split", default="test", help="train, validation or test (default: test)")
-<<<<<<< HEAD
-    parser.add_argument("--limit", type=int, default=0, help="the first examples only; 0 is all")
-    parser.add_argument("--output", default="scores.json", help="a picture of the same name is drawn")
-    parser.add_argument("--again", action="store_true", help="ignore the cache")
-=======
     parser.add_argument("--limit", type=number(Count), default=0, help="the first examples only; 0 is all")
     parser.add_argument("--output", default="scores.json", help="a picture of the same name is drawn")
     parser.add_argument("--again", action="store_true", help="ignore the cache")
->>>>>>> w/input
     columns = parser.add_argument_group("columns", "those of a model's own run on this data unless given")
     for name in COLUMNS:
         columns.add_argument(f"--{name}", default="", metavar="COLUMN")
@@ -38,13 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         lengths.add_argument(f"--{name}", type=number(Count), default=0, metavar="N")
     api = parser.add_argument_group("models behind an API", "the key is read from OPENAI_API_KEY")
     api.add_argument("--base_url", default="", help="an OpenAI-compatible address, such as http://127.0.0.1:8000/v1")
-<<<<<<< HEAD
-    api.add_argument("--few_shot", type=int, default=0, metavar="N", help="examples of train in the prompt")
-    api.add_argument("--instruction", default="", help="replaces the task's own in the prompt")
-=======
     api.add_argument("--few_shot", type=number(Count), default=0, metavar="N", help="examples of train in the prompt")
     api.add_argument("--instruction", default="", help="replaces the task's own in the prompt")
->>>>>>> w/input
     harness = parser.add_argument_group("lm-evaluation-harness")
     harness.add_argument("--harness", default="", metavar="TASK,...", help="its tasks by name, or YAML files of tasks")
     harness.add_argument("--card", action="store_true", help="put the harness' numbers into report.json and the card")
