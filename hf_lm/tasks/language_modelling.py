@@ -66,6 +66,9 @@ class LanguageModelling:
         self.streams = {}
         with PartialState().main_process_first():
             for split in self.splits:
+                if split == "train" and corpus.stream:
+                    self.streams[split] = corpus.stream(tokenizer)
+                    continue
                 documents, folder = dry_run.sampled(
                     corpus.documents(split),
                     cache_folder(corpus.fingerprint, tokenizer, split),
@@ -196,8 +199,7 @@ class LanguageModelling:
             data[split] = {
                 "documents": len(stream),
                 "tokens": int(stream.total),
-                "bytes": int(stream.bytes.sum()),
-            }
+            } | ({"bytes": size} if (size := int(stream.bytes.sum())) else {})  # not known of token files
         cleaned = {source: counts for stream in self.streams.values() for source, counts in stream.cleaned.items()}
         data["cleaned"] = dict(sum(map(Counter, cleaned.values()), Counter()))
         readers = self.corpus.readers | self.corpus.groups

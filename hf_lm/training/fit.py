@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
@@ -293,7 +293,7 @@ def finish_model(trainer: SafeTrainerMixin, task: Task, args: TrainingArguments,
     def save(name: str, write: Callable[[Path], None]) -> list[str]:
         return save_aside(folder, name, write, main=state.is_main_process, wait=state.wait_for_everyone)
 
-    adapter, files, proofs = None, [], {}
+    adapter, files, proofs, complete = None, [], {}, cast(PreTrainedModel, model)
     if is_adapted(model) and not merge:
         adapter = folder
     elif is_adapted(model):
@@ -301,11 +301,11 @@ def finish_model(trainer: SafeTrainerMixin, task: Task, args: TrainingArguments,
             adapter = folder / "adapter"
             files += save("the adapter", lambda aside: trainer.save_model(str(aside / "adapter")))
         bits, before = quantized_bits(model), logits_of(model, task.probe())
-        trainer.model = model = merged(model)
-        proof = lambda: merging(before, logits_of(model, task.probe()), bits=bits)  # noqa: E731
+        trainer.model = complete = merged(model)
+        proof = lambda: merging(before, logits_of(complete, task.probe()), bits=bits)  # noqa: E731
         proofs = prove({"merging": proof}, skip=args.skip_proofs, say=state.print)
     files += save("the model", lambda aside: trainer.save_model(str(aside)))
-    return Finished(model, adapter, files, tags, proofs)
+    return Finished(complete, adapter, files, tags, proofs)
 
 
 def write_results(
