@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 
 from hf_lm.files import damage, full_disk, sync, write_manifest
+from hf_lm.hub.records import read_run
 from hf_lm.models.target_tokenizer import tokenizer_fingerprint
 from hf_lm.output_folder import ASIDE, checkpoint_folders, list_checkpoints, remove_checkpoint, step_of
 from hf_lm.signals import endings, leave_closed_terminal
@@ -113,10 +113,9 @@ def rotate(newest: Path, *, keep: int | None, best: str | None, unscheduled: lis
 
 def check_same_run(checkpoint: Path, run: dict[str, Any]) -> None:
     """Raise ValueError, listing what differs, if a checkpoint was written by another configuration."""
-    path = checkpoint / "run.yaml"
-    if not path.is_file():
+    before = read_run(checkpoint)
+    if before is None:
         raise ValueError(f"{checkpoint} has no run.yaml: it was not written by hf_lm. Use it with --model instead.")
-    before = yaml.safe_load(path.read_text(encoding="utf-8"))
     keys = [key for key in {**before, **run} if key not in MAY_DIFFER and before.get(key) != run.get(key)]
     if keys:
         differences = ", ".join(f"{key} {before.get(key)!r} -> {run.get(key)!r}" for key in keys)
@@ -128,7 +127,7 @@ def check_same_run(checkpoint: Path, run: dict[str, Any]) -> None:
 
 def searched_learning_rate(folder: Path) -> float | None:
     """The rate that `--sweep` found for the run of a folder or a checkpoint; None where it is still to search."""
-    run = yaml.safe_load((folder / "run.yaml").read_text(encoding="utf-8"))
+    run = read_run(folder) or {}
     return None if run.get("sweep") else run.get("learning_rate")
 
 
