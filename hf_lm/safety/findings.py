@@ -11,6 +11,7 @@ from accelerate import PartialState
 
 from hf_lm.evaluation.intervals import Interval
 from hf_lm.files import write_whole
+from hf_lm.hub.credentials import printable
 from hf_lm.reporting import markdown
 from hf_lm.reporting.card import write_card
 from hf_lm.reporting.plots import BLUE, GREY, ORANGE, draw_interval, figure, han_fonts
@@ -176,9 +177,9 @@ def _changes(variant: Variant, against: Variant) -> list[str]:
 
 def show_safety(safety: dict[str, Any]) -> None:
     """Print the table and the findings; nothing that a model wrote is shown."""
-    print("\n".join(table(safety, at_most=SHOWN)))
+    print(printable("\n".join(table(safety, at_most=SHOWN))))
     print("\nWhat this says, and what it does not:")
-    print("\n".join(f"- {said}" for said in safety["findings"]))
+    print(printable("\n".join(f"- {said}" for said in safety["findings"])))
 
 
 def table(safety: dict[str, Any], *, at_most: int = 10**6) -> list[str]:
@@ -292,21 +293,22 @@ def write_page(report: dict[str, Any], folder: str | Path) -> None:
     safety = report["safety"]
     names = list(safety["models"])
     lines = ["# Bias, toxicity and memorised text", ""]
-    lines += [f"- {name}: {markdown.in_table(model.get('made', ''))}" for name, model in safety["models"].items()]
+    made = {name: model.get("made", "") for name, model in safety["models"].items()}
+    lines += [f"- {markdown.in_table(name)}: {markdown.in_table(text)}" for name, text in made.items()]
     lines += ["", "## What was found, and what it does not show", ""]
     lines += [f"- {markdown.in_table(said)}" for said in safety["findings"]]
     if (Path(folder) / "plots" / "safety.png").is_file():
         lines += ["", "![every number with its interval](plots/safety.png)"]
     for first, groups, rows in _rows(safety):
-        lines += ["", f"## {_title(first)}", ""]
+        lines += ["", f"## {markdown.in_table(_title(first))}", ""]
         counts = {group: f"{first['groups'][group]['units']:,}" for group in groups}
         cells = [(markdown.in_table(group), counts[group], *rows[group]) for group in groups]
-        lines += markdown.table(("group", first["unit"], *names), cells)
+        lines += markdown.table(("group", markdown.in_table(first["unit"]), *map(markdown.in_table, names)), cells)
     lines += ["", "95 % intervals. A star: differs beyond noise from what it is compared with, on the same examples."]
     personal = [(name, one) for name, model in safety["models"].items() for one in model["personal"]]
     if personal:
         cells = [
-            (name, one["kind"], f"`{one['found'].replace('`', '*').replace('|', '*')}`",
+            (markdown.in_table(name), one["kind"], markdown.in_table(one["found"]),
              str(one.get("training_documents", "not known")))
             for name, one in personal[:50]
         ]  # fmt: skip
