@@ -13,7 +13,7 @@ from argparse import Namespace
 from collections.abc import Iterable
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn, TypeVar, get_type_hints
+from typing import Annotated, Any, ClassVar, NoReturn, TypeVar, get_type_hints
 
 import torch
 import transformers
@@ -24,11 +24,26 @@ from hf_lm import dry_run
 from hf_lm.config_file import check_kind, check_text, read_config
 from hf_lm.hub.credentials import error_line, masked_traceback, names_secret
 from hf_lm.output_folder import check_output
-from hf_lm.ranges import Amount, Count, Decay, Positive, Range, Seed, Share, Size, check_range, range_of
+from hf_lm.ranges import (  # noqa: F401 - recipes import these types from here
+    TRAINER_RANGES,
+    Amount,
+    Count,
+    Decay,
+    Layers,
+    Positive,
+    Share,
+    Size,
+    check_range,
+    range_of,
+)
 from hf_lm.signals import end_on_signals, end_with_launcher
 from hf_lm.suggestions import closest, did_you_mean
 
 Arguments = TypeVar("Arguments")
+
+
+CODE = "names a function"
+Function = Annotated[str, CODE]  # a name of ours, a folder, or module:function, which --config alone may not give
 
 
 @dataclass
@@ -171,21 +186,6 @@ class ChatArguments(FineTuningArguments):
 # Training defaults of every recipe; bf16 beside them.
 SHARED_DEFAULTS: dict[str, Any] = {"logging_steps": 10, "save_total_limit": 2}
 
-# The numbers that the Trainer's own arguments may be; a None among them leaves the choice to the Trainer.
-_SIZE, _COUNT, _AMOUNT, _POSITIVE, _DECAY, _SEED = map(range_of, (Size, Count, Amount, Positive, Decay, Seed))
-TRAINER_RANGES = {
-    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), _SIZE),
-    **dict.fromkeys(("gradient_accumulation_steps", "eval_accumulation_steps", "torch_empty_cache_steps"), _SIZE),
-    **dict.fromkeys(("dataloader_prefetch_factor", "ddp_bucket_cap_mb", "ddp_timeout"), _SIZE),
-    **dict.fromkeys(("dataloader_num_workers", "save_total_limit"), _COUNT),
-    **dict.fromkeys(("warmup_steps", "weight_decay", "max_grad_norm", "eval_delay", "neftune_noise_alpha"), _AMOUNT),
-    **dict.fromkeys(("num_train_epochs", "logging_steps", "eval_steps", "save_steps", "adam_epsilon"), _POSITIVE),
-    **dict.fromkeys(("adam_beta1", "adam_beta2"), _DECAY),
-    **dict.fromkeys(("seed", "data_seed"), _SEED),
-    "max_steps": Range(-1, 2**31 - 1),
-    "learning_rate": Range(0, 1000),  # of more, the first step overflows
-}
-
 # About one invocation rather than about the run: they do not belong in run.yaml.
 ONE_INVOCATION = ("resume_from_checkpoint", "overwrite_output_dir", "resume_with_changes")
 
@@ -209,8 +209,9 @@ def parse_arguments(
     (`defaults`) and `recipe_defaults`, the later over the earlier. `fresh`: what holds instead where no `--model` is
     given: a randomly initialised model needs other rates than a pretrained one.
 
-    Also takes `--print_config` (show the resolved run and exit) and a bare `--debug` (errors with a traceback;
-    without it an error is one line). The resolved run is kept in `training_args.run` and holds no token.
+    Also takes `--print_config` (show the resolved run and exit), `--allow_code` (a function that the YAML file names
+    may be imported) and a bare `--debug` (errors with a traceback; without it an error is one line). The resolved run
+    is kept in `training_args.run` and holds no token.
     A wrong key or value ends the process with exit code 2. In a dry run the tokens are its own instead of the
     process', and errors are raised.
     """
@@ -239,7 +240,7 @@ def parse_arguments(
 
 
 def _parse(arguments_class, training_arguments_class, argv, recipe_defaults, fresh):
-    print_config = _take_flag(argv, "--print_config")
+    print_config, allow_code = _take_flag(argv, "--print_config"), _take_flag(argv, "--allow_code")
     main = sys.modules["__main__"]
     parser = _Parser(
         (arguments_class, training_arguments_class), allow_abbrev=False, description=main.__doc__, prog=_program(main)
@@ -261,6 +262,8 @@ def _parse(arguments_class, training_arguments_class, argv, recipe_defaults, fre
         values = read_config(config)
         _check_keys(values, own, where=config)
         given = {key: _parse_value(parser, key, value, kinds[key], config) for key, value in values.items()}
+        if not allow_code:
+            _refuse_code(given, kinds, where=config)
         parser.set_defaults(**given)
         origin |= dict.fromkeys(values, f"{config}: ")
     namespace = _parse_command_line(parser, argv, own)
@@ -359,6 +362,15 @@ def _parse_value(parser: _Parser, key: str, value: Any, kind: Any, where: str) -
         raise ValueError(f"{where}: {_plain(str(error))}") from None
 
 
+def _refuse_code(given: dict[str, Any], kinds: dict[str, Any], where: str) -> None:
+    """Raise ValueError where a file, which may be a stranger's run.yaml, names a function that would be imported."""
+    for key, value in given.items():
+        if CODE in getattr(kinds[key], "__metadata__", ()) and re.fullmatch(r"[\w.]+:\w+", str(value)):
+            raise ValueError(
+                f"{where}: {key} is {value}, a function that the run would import: look at it, then give --allow_code."
+            )
+
+
 def _check_values(resolved: dict[str, Any], kinds: dict[str, Any], origin: dict[str, str]) -> None:
     """Raise ValueError for a value that its argument cannot have, with where it was given."""
     if not resolved["output_dir"]:
@@ -378,7 +390,7 @@ def _parse_command_line(parser: _Parser, argv: list[str], own: set[str]) -> Name
     for token in unknown:
         if token.startswith("--"):
             key = token[2:].split("=")[0].replace("-", "_")
-            near = closest(key, own | {"config", "print_config", "debug", "help"})
+            near = closest(key, own | {"config", "print_config", "allow_code", "debug", "help"})
             hint = f" Did you mean --{near}?" if near else ""
             raise ValueError(f"command line: unknown option --{key}.{hint}")
     if unknown:

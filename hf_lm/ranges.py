@@ -38,6 +38,7 @@ PositiveShare = Annotated[float, Range(0, 1, above=True)]
 Decay = Annotated[float, Range(0, 1, below=True)]  # what a mean keeps of its past
 Port = Annotated[int, Range(0, 65535)]
 Tokens = Annotated[int, Range(0)]  # of a corpus, which is longer than any tensor
+Layers = Annotated[int, Range(0, 1000)]
 Seed = Annotated[int, Range(0, 2**32 - 1)]
 
 
@@ -71,3 +72,19 @@ def number(kind: Any) -> Callable[[str], Any]:
         return value
 
     return parse
+
+
+# The numbers that the Trainer's own arguments may be; a None among them leaves the choice to the Trainer.
+_SIZE, _COUNT, _AMOUNT, _POSITIVE, _DECAY, _SEED = map(range_of, (Size, Count, Amount, Positive, Decay, Seed))
+TRAINER_RANGES = {
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), _SIZE),
+    **dict.fromkeys(("gradient_accumulation_steps", "eval_accumulation_steps", "torch_empty_cache_steps"), _SIZE),
+    **dict.fromkeys(("dataloader_prefetch_factor", "ddp_bucket_cap_mb", "ddp_timeout"), _SIZE),
+    **dict.fromkeys(("dataloader_num_workers", "save_total_limit"), _COUNT),
+    **dict.fromkeys(("warmup_steps", "weight_decay", "max_grad_norm", "eval_delay", "neftune_noise_alpha"), _AMOUNT),
+    **dict.fromkeys(("num_train_epochs", "logging_steps", "eval_steps", "save_steps", "adam_epsilon"), _POSITIVE),
+    **dict.fromkeys(("adam_beta1", "adam_beta2"), _DECAY),
+    **dict.fromkeys(("seed", "data_seed"), _SEED),
+    "max_steps": Range(-1, 2**31 - 1),
+    "learning_rate": Range(0, 1000),  # of more, the first step overflows
+}

@@ -7,7 +7,7 @@ accelerate launch recipes/preference.py --model out/chat --dataset Anthropic/hh-
 
 from dataclasses import dataclass
 
-from hf_lm.arguments import ChatArguments, Count, Positive, Share, Size, TrainingArguments, parse_arguments
+from hf_lm.arguments import ChatArguments, Count, Function, Positive, Share, Size, TrainingArguments, parse_arguments
 from hf_lm.data.conversations import read_preferences
 from hf_lm.data.tables import load_table
 from hf_lm.evaluation.rewards import load_scorer
@@ -29,7 +29,7 @@ class Arguments(ChatArguments):
     beta: Positive = 0.1  # strength of the KL penalty towards the reference model
     label_smoothing: Share = 0.0  # share of pairs assumed to be swapped, for the losses robust and exo_pair
     answers: Count = 64  # held-out prompts to generate for; 0 skips KL, length and win rate
-    scorer: str = ""  # judges which answer wins: a text classifier's folder, or module:function
+    scorer: Function = ""  # judges which answer wins: a text classifier's folder, or module:function
     scorer_label: str = ""  # the classifier's label for a good answer
 
 

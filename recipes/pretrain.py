@@ -8,7 +8,7 @@ accelerate launch recipes/pretrain.py --config recipes/configs/pretrain_gpt2_wik
 from dataclasses import dataclass
 from typing import Literal
 
-from hf_lm.arguments import Count, Decay, PretrainingArguments, Size, TrainingArguments, parse_arguments
+from hf_lm.arguments import Count, Decay, Layers, PretrainingArguments, Size, TrainingArguments, parse_arguments
 from hf_lm.data.sources import load_corpus
 from hf_lm.models.configuration import context_length
 from hf_lm.models.gpt2 import new_gpt2
@@ -31,7 +31,7 @@ class Arguments(PretrainingArguments):
     model: str = ""  # a causal checkpoint to continue from; "" initialises a model randomly
     architecture: Literal["gpt2", "lstm", "gru", "rnn"] = "gpt2"  # of a new model
     size: Literal["tiny", "mini", "small", "medium", "large", "xl"] = "tiny"  # of a new GPT-2
-    n_layer: Count = 0  # 0, here and in the next three, takes the value of size
+    n_layer: Layers = 0  # 0, here and in the next three, takes the value of size
     n_head: Count = 0
     n_embd: Count = 0
     block_size: Count = 0  # tokens of a training example

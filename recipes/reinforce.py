@@ -7,7 +7,7 @@ accelerate launch recipes/reinforce.py --model out/chat --dataset prompts.jsonl 
 
 from dataclasses import dataclass
 
-from hf_lm.arguments import Amount, ChatArguments, Count, Positive, Size, TrainingArguments, parse_arguments
+from hf_lm.arguments import Amount, ChatArguments, Count, Function, Positive, Size, TrainingArguments, parse_arguments
 from hf_lm.data.conversations import read_prompts
 from hf_lm.data.tables import load_table
 from hf_lm.evaluation.rewards import load_reward
@@ -24,7 +24,7 @@ class Arguments(ChatArguments):
     prompt: str = ""  # columns; "" guesses
     reference: str = ""
     answer_pattern: str = ""  # regular expression whose first group in the reference is the answer
-    reward: str = "exact_answer"  # exact_answer, format, length, chrf, or module:function
+    reward: Function = "exact_answer"  # exact_answer, format, length, chrf, or module:function
     pattern: str = ""  # of the reward format: a regular expression that a complete answer must match
     target_length: Count = 0  # of the reward length: characters
     max_new_tokens: Size = 64  # of an answer

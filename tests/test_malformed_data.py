@@ -2,7 +2,9 @@
 
 import gzip
 import json
+import re
 from collections import Counter
+from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
@@ -13,10 +15,16 @@ from hf_lm.data.conversations import read_chat, read_preferences, read_prompts
 from hf_lm.data.reading import clean, read_documents, read_rows
 from hf_lm.data.sources import load_corpus
 from hf_lm.data.tables import Table, load_table
+from hf_lm.evaluation.rewards import load_reward
+from hf_lm.models.bert import new_bert
+from hf_lm.models.encoder_decoder import new_bart
+from hf_lm.models.gpt2 import new_gpt2
+from hf_lm.tasks.proofs import PROOFS, check_skipped
 from hf_lm.tasks.question_answering import read_question_answering
 from hf_lm.tasks.sentiment import read_sentiment
 from hf_lm.tasks.text_to_text import to_sources_and_targets
 
+ROOT = Path(__file__).parent.parent
 TEXT = "".join(f"line {i} of a text that is long enough to be compressed\n" for i in range(20_000)).encode()
 
 
@@ -189,3 +197,41 @@ def test_sources_may_be_lists_of_texts_and_nothing_else():
     assert rows.rows["train"][0] == {"source": "a b", "targets": ["c"]}
     with pytest.raises(ValueError, match="train row 1: 'source' holds an object"):
         to_sources_and_targets(table(({"source": [{"a": 1}], "target": "c"},)), "source", "target")
+
+
+def test_an_expression_that_would_take_years_is_refused_in_seconds(tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_lm.data.patterns.SECONDS", 0.2)
+    endless = r"(a+)+$"
+    (tmp_path / "a.txt").write_text("b" + "a" * 5000 + "!\n")
+    with pytest.raises(ValueError, match=r"--document_start .* took more than"):
+        load_corpus(str(tmp_path / "a.txt"), document_start=endless)
+    with pytest.raises(ValueError, match=r"--document_start .* is not a regular expression"):
+        load_corpus(str(tmp_path / "a.txt"), document_start="(")
+    rows = tuple({"prompt": f"q{i}", "reference": "a" * 5000 + "!"} for i in range(9))
+    with pytest.raises(ValueError, match=r"--answer_pattern .* took more than"):
+        read_prompts(table(rows), answer_pattern=endless)
+    with pytest.raises(ValueError, match="took more than"):
+        load_reward("format", pattern=r"(a+)+b")([""], ["a" * 5000 + "!"], [""])
+
+
+def test_a_model_that_no_memory_holds_is_refused_before_it_is_made(tokenizer):
+    for make in (
+        lambda: new_gpt2(tokenizer, n_embd=1_000_000, n_head=4),
+        lambda: new_bert(tokenizer, block_size=2**31 - 1),
+        lambda: new_bart(tokenizer, block_size=2**31 - 1),
+    ):
+        with pytest.raises(ValueError, match="this machine has"):
+            make()
+
+
+def test_a_misspelt_proof_is_refused_and_one_of_another_task_is_not():
+    check_skipped(["leakage", "mine"], ["mine"])
+    with pytest.raises(ValueError, match=r"no such proof.*Did you mean 'load_back'"):
+        check_skipped(["load_bak"], [])
+
+
+def test_every_proof_of_a_task_can_be_skipped_by_name():
+    source = "".join(path.read_text() for path in (ROOT / "hf_lm").rglob("*.py"))
+    named = set(re.findall(r'"(\w+)": lambda: (?:proofs|load_back)', source)) | {"reward", "merging", "label_coverage"}
+    assert named <= set(PROOFS)
+    assert all(f'"{name}"' in source for name in PROOFS)

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from hf_lm.data.patterns import Pattern
 from hf_lm.data.reading import clean, plain_text
 from hf_lm.data.tables import Row, Table, hold_out, pick_column
 from hf_lm.tokenization.chat_template import Message
@@ -147,10 +148,7 @@ def read_prompts(table: Table, *, prompt: str = "", reference: str = "", answer_
     names = [name for name in ("reference", "target", *COMPLETION) if name in first and name != prompt]
     if reference or names:
         reference = pick_column([first], reference, names, option="--reference", where=where)
-    try:
-        pattern = re.compile(answer_pattern) if answer_pattern else None
-    except re.error as error:
-        raise ValueError(f"--answer_pattern {answer_pattern!r} is not a regular expression: {error}.") from None
+    pattern = Pattern(answer_pattern, option="--answer_pattern") if answer_pattern else None
     for split, rows in table.rows.items():
         kept = []
         for number, row in enumerate(rows, 1):
@@ -163,7 +161,7 @@ def read_prompts(table: Table, *, prompt: str = "", reference: str = "", answer_
             elif not messages or not messages[-1]["content"]:
                 table.left_out["rows_without_a_prompt"] += 1
             else:
-                answer = (found[1] if found.groups() else found[0]).strip() if found else answer
+                answer = ((found[1] if found.groups() else found[0]) or "").strip() if found else answer
                 kept.append({"messages": messages, "reference": answer})
         table.rows[split] = kept
     said = f"prompts in {prompt!r}" + (f", references in {reference!r}" if reference else ", no references")

@@ -2,22 +2,21 @@
 
 import codecs
 import csv
-import gzip
 import io
 import itertools
 import json
 import re
 import sys
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
+from hf_lm.data.opening import CHUNK, check_encoding, check_utf8, reading
+from hf_lm.data.patterns import Pattern
 from hf_lm.suggestions import did_you_mean
 
 SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
-CHUNK = 2**20  # bytes read at a time
 SECTION = 2**16  # characters: a text file is cut into documents of at most this length
 SURROGATE = re.compile("[\ud800-\udfff]")
 LONGEST = 2**20  # characters: so are rows and documents that begin at document_start
@@ -32,7 +31,7 @@ def read_documents(
     path: Path,
     *,
     text_column: str,
-    document_start: re.Pattern[str] | None,
+    document_start: Pattern | None,
     cleaned: Counter,
     columns: dict[str, str] | None = None,
 ) -> Iterator[str]:
@@ -52,7 +51,7 @@ def read_documents(
         yield from rows_to_documents(rows, document_start, cleaned)
 
 
-def rows_to_documents(rows: Iterable[str], document_start: re.Pattern[str] | None, cleaned: Counter) -> Iterator[str]:
+def rows_to_documents(rows: Iterable[str], document_start: Pattern | None, cleaned: Counter) -> Iterator[str]:
     """Rows as documents, or, with document_start, as lines of documents."""
     if document_start is not None:
         lines = (row if row.endswith("\n") else row + "\n" for row in (clean(row, cleaned) for row in rows))
@@ -97,7 +96,7 @@ def clean(text: str, cleaned: Counter) -> str:
     return text
 
 
-def cut(chunks: Iterable[str], start: re.Pattern[str] | None, longest: int) -> Iterator[str]:
+def cut(chunks: Iterable[str], start: Pattern | None, longest: int) -> Iterator[str]:
     """Cut running text at the lines that match `start`, and where a piece would be longer than `longest` characters.
 
     The pieces joined are the text again.
@@ -117,8 +116,8 @@ def cut(chunks: Iterable[str], start: re.Pattern[str] | None, longest: int) -> I
         yield from _sections(document, longest)
 
 
-def _split_at(text: str, start: re.Pattern[str], whole: int) -> list[str]:
-    cuts = [0, *(match.start() for match in start.finditer(text, 0, whole) if match.start() > 0), len(text)]
+def _split_at(text: str, start: Pattern, whole: int) -> list[str]:
+    cuts = [0, *(place for place in start.starts(text, whole) if place > 0), len(text)]
     return [text[a:b] for a, b in itertools.pairwise(cuts)]
 
 
@@ -148,58 +147,14 @@ def _not_empty(documents: Iterable[str], cleaned: Counter) -> Iterator[str]:
             yield document
 
 
-def open_bytes(path: Path) -> BinaryIO | gzip.GzipFile:
-    """A file for reading, decompressed where its ending says so. Raises ImportError for .zst without zstandard."""
-    if path.suffix == ".gz":
-        return gzip.open(path, "rb")
-    if path.suffix == ".zst":
-        try:
-            import zstandard
-        except ImportError:
-            raise ImportError(f"{path} needs the package zstandard: pip install 'hf-lm[zst]'.") from None
-        return io.BufferedReader(_Zstd(path.open("rb"), zstandard.ZstdDecompressor), CHUNK)
-    return path.open("rb")
-
-
-class _Zstd(io.RawIOBase):
-    """All frames of a .zst file. Raises EOFError where one is truncated, which zstandard's own reader hides."""
-
-    def __init__(self, file: BinaryIO, decompressor: Callable[[], Any]) -> None:
-        self.file, self.decompressor = file, decompressor
-        self.frame, self.compressed, self.text = None, b"", b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self.text:
-            data = self.compressed or self.file.read(2**16)
-            self.compressed = b""
-            if not data:
-                if self.frame is not None:
-                    raise EOFError("it ends in the middle of a frame; it was not copied or downloaded completely")
-                return 0
-            self.frame = self.frame or self.decompressor().decompressobj()
-            self.text = self.frame.decompress(data)
-            if self.frame.eof:
-                self.compressed, self.frame = self.frame.unused_data, None
-        size = min(len(buffer), len(self.text))
-        buffer[:size], self.text = self.text[:size], self.text[size:]
-        return size
-
-    def close(self) -> None:
-        self.file.close()
-        super().close()
-
-
 def _text_chunks(path: Path, cleaned: Counter) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8-sig")("replace")
     held = ""  # a \r that ends a chunk may belong to a \r\n
-    with _reading(path) as file:
+    with reading(path) as file:
         first = True
         while data := file.read(CHUNK):
             if first:
-                _check_encoding(data, path)
+                check_encoding(data, path)
                 first = False
             text = held + decoder.decode(data)
             if "\ufffd" in text:
@@ -209,54 +164,6 @@ def _text_chunks(path: Path, cleaned: Counter) -> Iterator[str]:
         yield clean(held + decoder.decode(b"", final=True), cleaned)
     if first:
         cleaned["empty_files"] += 1
-
-
-def _check_encoding(data: bytes, path: Path) -> None:
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise ValueError(f"{path} is UTF-16, not UTF-8: convert it first (iconv -f UTF-16 -t UTF-8).")
-    if data.count(0) > len(data) // 4 and len(data) > 8:
-        raise ValueError(f"{path} is not UTF-8 text: a quarter of it is NUL. UTF-16? (iconv -f UTF-16LE -t UTF-8)")
-    text = data.decode("utf-8", "replace")
-    bad = text.count("\ufffd")
-    if bad > 3 and 2 * bad > sum(character > "\x7f" for character in text) and _is_gbk(data):
-        raise ValueError(f"{path} is GBK, not UTF-8: convert it first (iconv -f GB18030 -t UTF-8).")
-    if bad > len(text) // 10:
-        raise ValueError(f"{path} is not UTF-8 text: more than a tenth of its first megabyte cannot be decoded.")
-
-
-def _is_gbk(data: bytes) -> bool:
-    """Whether bytes are Chinese text in GBK, but for a character that their end may cut."""
-    try:
-        text = codecs.getincrementaldecoder("gb18030")().decode(data)
-    except UnicodeDecodeError:
-        return False
-    foreign = [character for character in text if character > "\x7f"]
-    chinese = sum("\u3000" <= character <= "\u9fff" or character > "\uff00" for character in foreign)
-    return chinese > 0.9 * len(foreign)
-
-
-def _check_utf8(path: Path) -> None:
-    with _reading(path) as file:
-        _check_encoding(file.read(2**16), path)
-
-
-class _reading:
-    """Open a file, and turn what the decompressors raise into one line that names it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> BinaryIO | gzip.GzipFile:
-        self.file = open_bytes(self.path)
-        return self.file
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        self.file.close()
-        damaged = (gzip.BadGzipFile, zlib.error, EOFError)
-        if kind is csv.Error:
-            raise ValueError(f"{self.path} cannot be read as a table: {error}.") from None
-        if kind is not None and (issubclass(kind, damaged) or kind.__name__ == "ZstdError"):
-            raise ValueError(f"{self.path} is damaged: {error}") from None
 
 
 def read_rows(path: Path, *, header: bool = True) -> list[dict[str, Any]]:
@@ -347,8 +254,8 @@ def choose_column(row: dict[str, Any], text_column: str, where: str) -> str:
 
 
 def _jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    _check_utf8(path)
-    with _reading(path) as file:
+    check_utf8(path)
+    with reading(path) as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 yield _parse(line, path, number)
@@ -366,8 +273,8 @@ def _parse(line: bytes, path: Path, number: int) -> Any:
 
 def _json(path: Path) -> Iterator[dict[str, Any]]:
     """A list of objects, an object that holds one such list, or JSON lines."""
-    _check_utf8(path)
-    with _reading(path) as file:
+    check_utf8(path)
+    with reading(path) as file:
         data = file.read()
     try:
         found = json.loads(data.decode("utf-8-sig", "replace"))
@@ -384,8 +291,8 @@ def _json(path: Path) -> Iterator[dict[str, Any]]:
 
 def _csv(path: Path) -> Iterator[dict[str, Any]]:
     csv.field_size_limit(sys.maxsize)
-    _check_utf8(path)
-    with _reading(path) as file:
+    check_utf8(path)
+    with reading(path) as file:
         lines = io.TextIOWrapper(file, encoding="utf-8-sig", errors="replace", newline="")
         without_nul = (line.replace("\0", "") for line in lines)
         rows = csv.DictReader(without_nul, delimiter="\t" if suffix(path) == ".tsv" else ",")
@@ -402,7 +309,7 @@ def _parquet(path: Path) -> Iterator[dict[str, Any]]:
     import pyarrow
     import pyarrow.parquet as parquet
 
-    with _reading(path) as file:
+    with reading(path) as file:
         source = path if path.suffix == ".parquet" else io.BytesIO(file.read())
         try:
             opened = parquet.ParquetFile(source)
@@ -416,7 +323,7 @@ def _parquet(path: Path) -> Iterator[dict[str, Any]]:
 def _arrow(path: Path) -> Iterator[dict[str, Any]]:
     import pyarrow
 
-    with _reading(path) as file:
+    with reading(path) as file:
         source: Any = pyarrow.memory_map(str(path)) if path.suffix == ".arrow" else io.BytesIO(file.read())
         batches: Iterable[Any]
         try:

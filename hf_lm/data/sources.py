@@ -12,10 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import regex
 from transformers import PreTrainedTokenizerBase
 
 from hf_lm.data.demos.documentation import demo_split, documentation
 from hf_lm.data.packing import TokenStream
+from hf_lm.data.patterns import Pattern
 from hf_lm.data.reading import SUFFIXES, column_values, read_documents, rows_to_documents, suffix
 from hf_lm.data.token_files import PREFIX, TOKENIZER, documents_of, open_tokens, read_record
 from hf_lm.files import hash_contents
@@ -84,10 +86,7 @@ def load_corpus(
     `document_start` is a regular expression for the line that begins a document. A missing validation or test split is
     cut from train by document. Raises FileNotFoundError, PermissionError or ValueError in one line.
     """
-    try:
-        start = re.compile(document_start, re.MULTILINE) if document_start else None
-    except re.error as error:
-        raise ValueError(f"--document_start {document_start!r} is not a regular expression: {error}.") from None
+    start = Pattern(document_start, option="--document_start", flags=regex.MULTILINE) if document_start else None
     shares = {"validation": validation_share, "test": test_share}
     if any(name.startswith(PREFIX) for name, _ in _weighted(dataset)):
         return _from_tokens(dataset, text_column)
@@ -113,7 +112,7 @@ def hash_text(text: str) -> bytes:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
-def _load_one(name: str, text_column: str, start: re.Pattern[str] | None) -> Corpus:
+def _load_one(name: str, text_column: str, start: Pattern | None) -> Corpus:
     if name == "demo":
         return _demo()
     files = find_files(name)
@@ -161,7 +160,7 @@ def split_of(path: Path, root: Path) -> str:
     return "train"
 
 
-def _from_files(name: str, files: list[Path], text_column: str, start: re.Pattern[str] | None) -> Corpus:
+def _from_files(name: str, files: list[Path], text_column: str, start: Pattern | None) -> Corpus:
     root = Path(name).expanduser() if Path(name).expanduser().is_dir() else files[0].parent
     by_split: dict[str, list[Path]] = {}
     alone = len(files) == 1 and not Path(name).expanduser().is_dir()
@@ -289,7 +288,7 @@ def load_hub(name: str) -> tuple[dict[str, Any], bytes]:
     return by_split, content
 
 
-def _from_hub(name: str, text_column: str, start: re.Pattern[str] | None) -> Corpus:
+def _from_hub(name: str, text_column: str, start: Pattern | None) -> Corpus:
     by_split, content = load_hub(name)
     corpus = Corpus(name, content.hex(), by_split["train"].data.nbytes, {}, format="a dataset of the Hub")
 

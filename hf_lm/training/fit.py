@@ -22,7 +22,7 @@ from hf_lm.output_folder import is_run, list_checkpoints, prepare_output, remove
 from hf_lm.reporting.card import write_card
 from hf_lm.reporting.plots import draw_plots
 from hf_lm.reporting.report import in_hours, plain, save_predictions, save_report, show_report
-from hf_lm.tasks.proofs import logits_of, merging, prove
+from hf_lm.tasks.proofs import check_skipped, logits_of, merging, prove
 from hf_lm.tasks.task import Measured, Task
 from hf_lm.training.budget import EXIT_OUT_OF_BUDGET, StopAtBudget
 from hf_lm.training.checkpoints import (
@@ -79,7 +79,9 @@ def fit(
         trainer.inputs = inputs
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         plan = announce(trainer, task, model, trainable, resumed=checkpoint is not None)
-        proofs = prove(task.proofs_before(trainer), skip=args.skip_proofs, say=state.print)
+        before = task.proofs_before(trainer)
+        check_skipped(args.skip_proofs, before)
+        proofs = prove(before, skip=args.skip_proofs, say=state.print)
         swept = choose_learning_rate(model, task, args, build_trainer) if args.sweep and checkpoint is None else []
         replace_results(args, checkpoint)
         train(trainer, checkpoint, started=started)
