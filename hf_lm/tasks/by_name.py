@@ -4,6 +4,7 @@ from hf_lm.tasks.question_answering import QuestionAnswering
 from hf_lm.tasks.sentiment import Sentiment
 from hf_lm.tasks.summarization import Summarization
 from hf_lm.tasks.supervised import Supervised
+from hf_lm.tasks.token_classification import TokenClassification
 from hf_lm.tasks.translation import Translation
 
 TASKS: dict[str, type[Supervised]] = {
@@ -13,6 +14,7 @@ TASKS: dict[str, type[Supervised]] = {
         QuestionAnswering,
         Translation,
         Summarization,
+        TokenClassification,
     )
 }
 
