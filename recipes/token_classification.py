@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from accelerate.utils import set_seed
 
-from hf_lm.arguments import FineTuningArguments, TrainingArguments, parse_arguments
+from hf_lm.arguments import FineTuningArguments, Size, TrainingArguments, parse_arguments
 from hf_lm.models.adapters import add_lora
 from hf_lm.tasks.token_classification import TokenClassification
 from hf_lm.training.fit import fit
@@ -23,7 +23,7 @@ class Arguments(FineTuningArguments):
     )
     text_column: str = ""  # column of the words; "" guesses, a number counts in CoNLL files, from 0
     label_column: str = ""  # column of the tags; "" guesses, the last one in CoNLL files
-    max_length: int = 256  # tokens of a sentence
+    max_length: Size = 256  # tokens of a sentence
 
 
 def main(args: Arguments, training_args: TrainingArguments) -> dict:

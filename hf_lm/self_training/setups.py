@@ -3,6 +3,8 @@
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from types import MappingProxyType
 from typing import Any, cast
 
 from transformers import (
@@ -43,24 +45,6 @@ class Setup:
     max_length: int
 
 
-def begin_sentiment(labelled: str, *, text_column: str, label_column: str, **options: Any) -> Setup:
-    columns = {"text_column": text_column, "label_column": label_column}
-    return _begin(Sentiment, labelled or "demo:opinions", columns, **options)
-
-
-def begin_question_answering(labelled: str, **options: Any) -> Setup:
-    return _begin(QuestionAnswering, labelled or "demo:countries", {}, questions=True, **options)
-
-
-def begin_translation(labelled: str, *, source: str, target: str, **options: Any) -> Setup:
-    columns = {"source": source or "en", "target": target or "de"}
-    return _begin(Translation, labelled or "demo:phrases", columns, **options)
-
-
-def begin_summarization(labelled: str, *, source: str, target: str, **options: Any) -> Setup:
-    return _begin(Summarization, labelled or "demo:docstrings", {"source": source, "target": target}, **options)
-
-
 def begin_language_modelling(
     labelled: str,
     *,
@@ -86,31 +70,27 @@ def begin_language_modelling(
     return Setup(task, more, new_model, new_model, max_length)
 
 
-SETUPS: dict[str, Callable[..., Setup]] = {
-    "sentiment": begin_sentiment,
-    "question_answering": begin_question_answering,
-    "translation": begin_translation,
-    "summarization": begin_summarization,
-    "language_modelling": begin_language_modelling,
-}
-
-
-def _begin(
+def begin_rows(
     task_class: type[Supervised],
     labelled: str,
-    columns: Mapping[str, str],
     *,
+    demo: str,
+    defaults: Mapping[str, str] = MappingProxyType({}),
     model: str,
     unlabelled: str,
     unlabelled_column: str,
     max_length: int,
     max_target_length: int,
-    questions: bool = False,
-    **_: Any,
+    **options: str,
 ) -> Setup:
-    """A task over labelled rows, with a tokenizer that has also read the unlabelled text where it is new."""
+    """A task over labelled rows, with a tokenizer that has also read the unlabelled text where it is new.
+
+    `demo`: what "" reads; `defaults`: the columns of it. `options` name columns.
+    """
+    columns = {name: options.get(name) or defaults.get(name, "") for name in task_class.columns}
     with rename_option_in_errors("--labelled"):
-        table = task_class.load(labelled, **columns)
+        table = task_class.load(labelled or demo, **columns)
+    questions = "question" in task_class.inputs
     more = read_unlabelled(unlabelled, text_column=unlabelled_column, questions=questions)
     start = task_class.prepare_model(
         table,
@@ -145,6 +125,15 @@ def _begin(
         return load_with_head(model, auto_class, tokenizer=start.tokenizer)
 
     return Setup(cast(SelfTrainingTask, task), more, new_model, new_lm, max_length)
+
+
+SETUPS: dict[str, Callable[..., Setup]] = {
+    "sentiment": partial(begin_rows, Sentiment, demo="demo:opinions"),
+    "question_answering": partial(begin_rows, QuestionAnswering, demo="demo:countries"),
+    "translation": partial(begin_rows, Translation, demo="demo:phrases", defaults={"source": "en", "target": "de"}),
+    "summarization": partial(begin_rows, Summarization, demo="demo:docstrings"),
+    "language_modelling": begin_language_modelling,
+}
 
 
 class FewDocuments(LanguageModelling):

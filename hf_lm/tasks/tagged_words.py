@@ -38,12 +38,12 @@ def load_tagged_words(dataset: str, *, text_column: str = "", label_column: str 
         table = load_table(dataset)
         read_tagged_words(table, text_column=text_column, label_column=label_column)
         return table
-    root = Path(dataset).expanduser()
-    root = root if root.is_dir() else files[0].parent
+    place = Path(dataset).expanduser()
+    root, alone = (place, False) if place.is_dir() else (files[0].parent, len(files) == 1)
     rows: dict[str, list[Row]] = {}
     origins: dict[str, list[Path]] = {}
     for path in files:
-        split = _split_of(path, root) if len(files) > 1 else "train"
+        split = "train" if alone else _split_of(path, root)
         rows.setdefault(split, []).extend(read_columns(path, word=text_column or "0", tag=label_column or "-1"))
         origins.setdefault(split, []).append(path)
     if not rows.get("train"):
