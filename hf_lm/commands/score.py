@@ -15,9 +15,7 @@ LENGTHS = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("models", nargs="+", metavar="MODEL", help="a folder, a Hub id, an adapter, or api:NAME")
     parser.add_argument("--dataset", required=True, help="a demo, a file, a folder, a glob or a Hub id")
-    parser.add_argument(
-        "--task", default="", help="perplexity, sentiment, question_answering, translation or summarization"
-    )
+    parser.add_argument("--task", default="", help="perplexity, or the name of a recipe, such as sentiment")
     parser.add_argument("--metrics", nargs="+", default=[], help="some of the task's; perplexity and rouge are groups")
     parser.add_argument("--split", default="test", help="train, validation or test (default: test)")
     parser.add_argument("--limit", type=number(Count), default=0, help="the first examples only; 0 is all")

@@ -25,7 +25,7 @@ class Table:
     """Rows by split. `notes` say in sentences what a reader of the report must know; `left_out` counts rows.
 
     How it was understood: `format` in words, `columns` as the task calls them and as the data does, `origins` of each
-    split. `languages` are those that are known, not guessed.
+    split. `languages` are those that are known, not guessed; `labels` the classes, where rows have one.
     """
 
     source: str
@@ -37,6 +37,7 @@ class Table:
     columns: dict[str, str] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
     languages: list[str] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -157,13 +158,16 @@ def _read_aligned(files: list[Path], root: Path) -> Read:
 
 
 def _hub_rows(rows: Any) -> list[Row]:
-    """Rows with class labels as their names."""
-    names = {key: kind.names for key, kind in rows.features.items() if hasattr(kind, "names")}
-    found = rows.to_list()
-    for key, classes in names.items():
-        for row in found:
-            row[key] = classes[row[key]] if row[key] is not None and row[key] >= 0 else None
-    return found
+    """Rows with class labels, and lists of them, as their names."""
+
+    def name(label: int | list[int] | None, names: Sequence[str]) -> Any:
+        if isinstance(label, list):
+            return [name(each, names) for each in label]
+        return names[label] if label is not None and label >= 0 else None
+
+    kinds = {key: getattr(kind, "feature", kind) for key, kind in rows.features.items()}
+    labelled = {key: kind.names for key, kind in kinds.items() if hasattr(kind, "names")}
+    return [row | {key: name(row[key], names) for key, names in labelled.items()} for row in rows.to_list()]
 
 
 def _labelled(path: Path, label: str) -> Iterable[Row]:

@@ -46,6 +46,8 @@ SHOWN = {
     "rougeLsum": ("ROUGE-Lsum", "{:.1f}"),
     "exact_match": ("exact match", "{:.1f} %"),
     "f1": ("F1", "{:.1f} %"),
+    "precision": ("precision", "{:.1f} %"),
+    "recall": ("recall", "{:.1f} %"),
     "has_answer_exact_match": ("  with answer, EM", "{:.1f} %"),
     "has_answer_f1": ("  with answer, F1", "{:.1f} %"),
     "no_answer_exact_match": ("  without, EM", "{:.1f} %"),

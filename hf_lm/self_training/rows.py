@@ -14,8 +14,9 @@ from hf_lm.data.overlap import find_overlap, normal_words
 from hf_lm.data.reading import SUFFIXES, clean, plain_text, read_lines, read_rows, suffix
 from hf_lm.data.sources import find_files, load_hub
 from hf_lm.data.tables import Row, cell, pick_column
-from hf_lm.tasks.question_answering import CONTEXT, QUESTION, flat_rows
+from hf_lm.tasks.questions import CONTEXT, QUESTION, flat_rows
 from hf_lm.tasks.sentiment import LABEL, TEXT
+from hf_lm.tasks.task import SelfTrainingTask
 
 
 @dataclass
@@ -104,7 +105,7 @@ def _questions(where: str, rows: list[Row]) -> list[Row]:
     ]
 
 
-def leave_out_known(unlabelled: Unlabelled, task: Any) -> list[Row]:
+def leave_out_known(unlabelled: Unlabelled, task: SelfTrainingTask) -> list[Row]:
     """Leave texts and questions out of `unlabelled` that are labelled in train or held out, and count them.
 
     Returns the training rows that may be read without their label: all but those that occur in a held-out split.

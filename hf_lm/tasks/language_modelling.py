@@ -38,7 +38,7 @@ class LanguageModelling:
     Tokenizing happens here, once per run and on the main process first; a second run finds the cache.
     """
 
-    recipe = "pretrain"
+    recipe, kind = "pretrain", "causal language model"
     main_metric, greater_is_better = "bits_per_byte", False
     auto_class, pipeline_tag = "AutoModelForCausalLM", "text-generation"
     unit = "documents"  # that the intervals are over

@@ -47,6 +47,7 @@ class Task(TrainingData, Protocol):
     """What `fit` trains, proves, measures, reports and saves; it knows no task by name."""
 
     recipe: str  # the name of the recipe that trains it
+    kind: str  # of model that it makes, in a reader's words
     pipeline_tag: str  # of the Hub
     auto_class: str  # of transformers, which loads the model
     main_metric: str

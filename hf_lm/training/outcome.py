@@ -40,6 +40,7 @@ def outcome(
     model = finished.model
     return {
         "recipe": task.recipe,
+        "kind": task.kind,
         "pipeline_tag": task.pipeline_tag,
         "main_metric": task.main_metric,
         "unit": task.unit,
