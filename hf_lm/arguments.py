@@ -73,6 +73,9 @@ class TrainingArguments(transformers.TrainingArguments):
     max_cost: Amount = field(
         default=0.0, metadata={"help": "stop with a checkpoint before the run has cost more than that; 0: no limit"}
     )
+    stop_after_steps: Count = field(
+        default=0, metadata={"help": "stop with a checkpoint after that step, the schedule unchanged; 0: no limit"}
+    )
     price_per_hour: Amount = field(default=0.0, metadata={"help": "of all devices together, in any currency"})
     skip_proofs: list[str] = field(
         default_factory=list, metadata={"help": "proofs to leave out, by name; the report then says so"}

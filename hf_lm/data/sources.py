@@ -53,6 +53,7 @@ class Corpus:
     languages: list[str] = field(default_factory=list)
     stream: Callable[[PreTrainedTokenizerBase], TokenStream] | None = None  # of train, where it is tokenized already
     tokenizer: str = ""  # folder of the tokenizer that wrote it
+    commit: str = ""  # of a dataset of the Hub
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -66,6 +67,7 @@ class Corpus:
             "source": self.source,
             "format": self.format,
             "fingerprint": self.fingerprint,
+            "commit": self.commit,
             "notes": self.notes,
         }
 
@@ -259,8 +261,8 @@ def _demo() -> Corpus:
     return Corpus("demo", content, size, readers, notes, languages=["en"])
 
 
-def load_hub(name: str) -> tuple[dict[str, Any], bytes]:
-    """The splits of a Hub dataset `name`, `name:config`, `name@revision` under our names, and what their content is.
+def load_hub(name: str) -> tuple[dict[str, Any], bytes, str]:
+    """The splits of a Hub dataset `name`, `name:config`, `name@revision` under our names, their content and commit.
 
     Raises ValueError in one line where there is no such dataset, or no network.
     """
@@ -285,12 +287,15 @@ def load_hub(name: str) -> tuple[dict[str, Any], bytes]:
     if "train" not in by_split:
         raise ValueError(f"--dataset {name} has no split train, only {sorted(found)}.")
     content = hash_text(" ".join(f"{split} {rows._fingerprint}" for split, rows in by_split.items()))
-    return by_split, content
+    files = by_split["train"].info.download_checksums or {}  # hf://datasets/user/name@COMMIT/path
+    commits = {match[1] for file in files if (match := re.match(r"hf://datasets/[^@]+@(\w+)/", file))}
+    return by_split, content, commits.pop() if len(commits) == 1 else ""
 
 
 def _from_hub(name: str, text_column: str, start: Pattern | None) -> Corpus:
-    by_split, content = load_hub(name)
+    by_split, content, commit = load_hub(name)
     corpus = Corpus(name, content.hex(), by_split["train"].data.nbytes, {}, format="a dataset of the Hub")
+    corpus.commit = commit
 
     def reader(split: str, rows: Any) -> Reader:
         def read() -> Iterator[str]:

@@ -38,6 +38,7 @@ class Table:
     origins: dict[str, str] = field(default_factory=dict)
     languages: list[str] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
+    commit: str = ""  # of a dataset of the Hub
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -107,9 +108,9 @@ def load_table(
         return _demo(dataset)
     files = find_files(dataset, any_ending=True)
     if files is None:
-        by_split, content = load_hub(dataset)
+        by_split, content, commit = load_hub(dataset)
         rows_of = {split: _hub_rows(rows) for split, rows in by_split.items()}
-        return Table(dataset, content.hex(), rows_of, format="a dataset of the Hub")
+        return Table(dataset, content.hex(), rows_of, format="a dataset of the Hub", commit=commit)
     root = Path(dataset).expanduser()
     root = root if root.is_dir() else files[0].parent
     named = [path for path in files if suffix(path) in SUFFIXES and suffix(path) != ".txt"]

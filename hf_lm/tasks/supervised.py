@@ -371,6 +371,7 @@ class Supervised:
             "format": self.table.format,
             "columns": self.table.columns,
             "fingerprint": self.table.fingerprint,
+            "commit": self.table.commit,
             "notes": self.table.notes,
             "left_out": dict(self.table.left_out),
             "cut_from_train": [split for split in self.splits if self.table.origins.get(split) == "cut from train"],

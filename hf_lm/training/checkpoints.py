@@ -40,6 +40,7 @@ MAY_DIFFER = (
     "dataloader_num_workers",
     "log_level",
     "max_hours",
+    "stop_after_steps",
     "max_cost",
     "price_per_hour",
 )

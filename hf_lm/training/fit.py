@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import logging
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -245,10 +246,11 @@ def train(trainer: SafeTrainerMixin, checkpoint: Path | None, *, started: float)
     say, args, budget = PartialState().print, trainer.args, None
     if checkpoint is not None:
         say(f"resuming from {checkpoint}")
-    if args.budget < float("inf"):
+    if args.budget < float("inf") or args.stop_after_steps:
         sizes = [(p.numel(), p.element_size(), p.requires_grad) for p in trainer.model.parameters()]
         saved = sum(n * size + 2 * 4 * n * trained for n, size, trained in sizes)  # weights, and AdamW's two averages
-        budget = StopAtBudget(args.budget, started=started, checkpoint_bytes=saved)
+        limits = {"checkpoint_bytes": saved, "steps": args.stop_after_steps}
+        budget = StopAtBudget(args.budget, started=started, **limits)
         trainer.add_callback(budget)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     step = trainer.state.global_step
@@ -262,10 +264,12 @@ def train(trainer: SafeTrainerMixin, checkpoint: Path | None, *, started: float)
         say(f"stopped by a signal after step {step}; {continuing}")
         raise SystemExit(128 + trainer.stop.signal)
     if budget is not None and budget.stopped:
-        say(
-            f"stopped after step {step} of {trainer.state.max_steps}, {in_hours(time.monotonic() - started)} of "
-            f"{in_hours(args.budget)}; {continuing}"
+        allowed = (
+            f", {in_hours(time.monotonic() - started)} of {in_hours(args.budget)}"
+            if math.isfinite(args.budget)
+            else ""
         )
+        say(f"stopped after step {step} of {trainer.state.max_steps}{allowed}; {continuing}")
         raise SystemExit(EXIT_OUT_OF_BUDGET)
 
 

@@ -58,6 +58,7 @@ def outcome(
             "model_type": model.config.model_type,
             "tags": finished.tags,
             **origin,
+            "base_commit": getattr(model.config, "_commit_hash", None) or "",  # of a base on the Hub
         },
         "proofs": proofs,
         "metrics": {split: with_baseline(task, split, scores) for split, scores in measured.items()},
