@@ -45,7 +45,7 @@ if __name__ == "__main__":
         *parse_arguments(
             Arguments,
             TrainingArguments,
-            fresh={"learning_rate": 1e-3, "num_train_epochs": 12},
+            fresh={"learning_rate": 1e-3, "num_train_epochs": 10},
             output_dir="out/token_classification",
             per_device_train_batch_size=32,
         )

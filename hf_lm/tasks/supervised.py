@@ -71,6 +71,7 @@ class Supervised:
     metric_names: ClassVar[tuple[str, ...]]  # in the order in which they are shown, the main one first
     columns: ClassVar[tuple[str, ...]]  # options of the recipe that name columns
     settings: ClassVar[dict[str, int]]  # options of the recipe that a checkpoint of another origin is measured with
+    read: ClassVar[Callable[..., Any]]  # (table, **columns): reduce it to the task's rows, cut the splits it lacks
     endings: ClassVar[Literal["columns", "labels"]] = "columns"  # of files without rows: see load_table
     inputs: ClassVar[tuple[str, ...]] = ("text",)  # that the pipeline takes
     pipeline_options: ClassVar[dict[str, Any]] = {}  # with which the pipeline answers as the evaluation measures
@@ -104,11 +105,6 @@ class Supervised:
     # What a task says of itself, before there is a model
 
     @classmethod
-    def read(cls, table: Table, **columns: str) -> Any:
-        """Reduce a table to the task's rows and cut the splits it lacks. Raises ValueError in one line."""
-        raise NotImplementedError
-
-    @classmethod
     def texts_of(cls, row: Row) -> Sequence[str]:
         """All text of a row: what a new tokenizer is trained on."""
         raise NotImplementedError
@@ -119,8 +115,8 @@ class Supervised:
         return None
 
     @classmethod
-    def from_start(cls, table: Table, start: Start, *, drop_overlap: bool = False, **settings: Any) -> "Supervised":
-        """The task as its model learns it: by a head, or as text. `settings` are those of the class, and more."""
+    def from_start(cls, table: Table, start: Start, *_: Any, **settings: Any) -> "Supervised":
+        """The task as its model learns it: by a head, or as text. `settings`, and `drop_overlap`, by keyword."""
         raise NotImplementedError
 
     @classmethod

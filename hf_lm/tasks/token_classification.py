@@ -158,12 +158,12 @@ class TokenClassification(Supervised):
                 encoded.cut += 1
                 encoded.tokens_cut += len(ids) - room
             input_ids = [*frame.before, *ids[:room], *frame.after]
-            words = [word for word, first in enumerate(firsts) if first is not None and first < room]
+            kept = [(word, first) for word, first in enumerate(firsts) if first is not None and first < room]
             labels = [-100] * len(input_ids)
-            for word in words:
-                labels[len(frame.before) + firsts[word]] = self.index[row["tags"][word]]
+            for word, first in kept:
+                labels[len(frame.before) + first] = self.index[row["tags"][word]]
             encoded.features.append({"input_ids": input_ids, "labels": labels})
-            encoded.words.append(words)
+            encoded.words.append([word for word, _ in kept])
         return encoded
 
     def predict(self, model: PreTrainedModel, split: str, accelerator: Accelerator | None) -> Sequence[Any]:
