@@ -36,6 +36,7 @@ from hf_lm.ranges import (  # noqa: F401 - recipes import these types from here
     check_range,
     range_of,
 )
+from hf_lm.signals import end_on_signals, end_with_launcher
 from hf_lm.suggestions import closest, did_you_mean
 
 Arguments = TypeVar("Arguments")
@@ -71,6 +72,9 @@ class TrainingArguments(transformers.TrainingArguments):
     )
     max_cost: Amount = field(
         default=0.0, metadata={"help": "stop with a checkpoint before the run has cost more than that; 0: no limit"}
+    )
+    stop_after_steps: Count = field(
+        default=0, metadata={"help": "stop with a checkpoint after that step, the schedule unchanged; 0: no limit"}
     )
     price_per_hour: Amount = field(default=0.0, metadata={"help": "of all devices together, in any currency"})
     skip_proofs: list[str] = field(
@@ -221,6 +225,8 @@ def parse_arguments(
     debug = _take_flag(argv, "--debug")
     if not dry_run.active():
         report_errors(debug=debug)
+        end_on_signals()
+        end_with_launcher()
     try:
         defaults = SHARED_DEFAULTS | {"bf16": bf16_is_fast()} | getattr(arguments_class, "defaults", {})
         args, training_args = _parse(

@@ -26,6 +26,7 @@ COMMANDS = (  # as `hf-lm --help` lists them; each is a module of hf_lm.commands
     "predict",
     "score",
     "compare",
+    "reproduce",
     "check",
     "merge",
     "push",

@@ -21,7 +21,7 @@ from hf_lm.training.fit import fit
 
 @dataclass
 class Arguments(PretrainingArguments):
-    dataset: str = "demo"  # built-in text, a file, a folder, a glob, a Hub id, or a=0.7,b=0.3
+    dataset: str = "demo"  # built-in text, a file, a folder, a glob, a Hub id, a=0.7,b=0.3, or tokens:FOLDER
     text_column: str = ""  # column read; "" guesses
     document_start: str = ""  # regular expression for the first line of a document
     tokenizer: str = "bpe"  # bpe, word or basic_english train one; otherwise a name or path

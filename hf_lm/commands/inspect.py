@@ -28,10 +28,10 @@ def run(args: argparse.Namespace) -> None:
     from hf_lm.inspection.terminal import in_colour, show_inspection
 
     args, rest = split_options(args, _add_own)
-    found = inspect_recipe(args.recipe, rest, examples=args.examples)
+    inspection = inspect_recipe(args.recipe, rest, examples=args.examples)
     width = min(120, shutil.get_terminal_size((100, 24)).columns)
-    print(show_inspection(found, colour=in_colour(), width=width))
+    print(show_inspection(inspection, colour=in_colour(), width=width))
     if args.plots:
         from hf_lm.reporting.plots import draw_lengths
 
-        print(f"\nIn {draw_lengths(found['lengths'], args.plots)}")
+        print(f"\nIn {draw_lengths(inspection['lengths'], args.plots)}")

@@ -35,7 +35,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="of the device's matrix speed (default 0.4)",
     )
-    parser.add_argument("--calibrate", action="store_true", help="run a few steps here; time and memory are theirs")
+    parser.add_argument("--calibrate", action="store_true", help="measure time and memory in a few steps here")
     parser.add_argument("--json", metavar="FILE", help="write the plan there as well")
 
 

@@ -25,7 +25,7 @@ class Table:
     """Rows by split. `notes` say in sentences what a reader of the report must know; `left_out` counts rows.
 
     How it was understood: `format` in words, `columns` as the task calls them and as the data does, `origins` of each
-    split. `languages` are those that are known, not guessed.
+    split. `languages` are those that are known, not guessed; `labels` the classes, where rows have one.
     """
 
     source: str
@@ -37,6 +37,8 @@ class Table:
     columns: dict[str, str] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
     languages: list[str] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+    commit: str = ""  # of a dataset of the Hub
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -106,9 +108,9 @@ def load_table(
         return _demo(dataset)
     files = find_files(dataset, any_ending=True)
     if files is None:
-        by_split, content = load_hub(dataset)
+        by_split, content, commit = load_hub(dataset)
         rows_of = {split: _hub_rows(rows) for split, rows in by_split.items()}
-        return Table(dataset, content.hex(), rows_of, format="a dataset of the Hub")
+        return Table(dataset, content.hex(), rows_of, format="a dataset of the Hub", commit=commit)
     root = Path(dataset).expanduser()
     root = root if root.is_dir() else files[0].parent
     named = [path for path in files if suffix(path) in SUFFIXES and suffix(path) != ".txt"]
@@ -157,13 +159,16 @@ def _read_aligned(files: list[Path], root: Path) -> Read:
 
 
 def _hub_rows(rows: Any) -> list[Row]:
-    """Rows with class labels as their names."""
-    names = {key: kind.names for key, kind in rows.features.items() if hasattr(kind, "names")}
-    found = rows.to_list()
-    for key, classes in names.items():
-        for row in found:
-            row[key] = classes[row[key]] if row[key] is not None and row[key] >= 0 else None
-    return found
+    """Rows with class labels, and lists of them, as their names."""
+
+    def name(label: int | list[int] | None, names: Sequence[str]) -> Any:
+        if isinstance(label, list):
+            return [name(each, names) for each in label]
+        return names[label] if label is not None and label >= 0 else None
+
+    kinds = {key: getattr(kind, "feature", kind) for key, kind in rows.features.items()}
+    labelled = {key: kind.names for key, kind in kinds.items() if hasattr(kind, "names")}
+    return [row | {key: name(row[key], names) for key, names in labelled.items()} for row in rows.to_list()]
 
 
 def _labelled(path: Path, label: str) -> Iterable[Row]:

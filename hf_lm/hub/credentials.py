@@ -1,4 +1,4 @@
-"""Text that is safe to print: without tokens, keys and passwords, and without what a terminal would obey."""
+"""Text that is safe to print: without tokens, keys and passwords, and without control characters."""
 
 import os
 import re
@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from types import TracebackType
 
 SECRETS = {
     "a Hugging Face token": r"hf_[A-Za-z0-9]{30,}",
@@ -18,7 +18,7 @@ SECRETS = {
     "a web token": r"eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}",
     "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
 }
-START = r"(?<![A-Za-z0-9])"  # a Chinese character may precede one
+START = r"(?<![A-Za-z0-9])"  # a Chinese character may precede
 SECRET = rf"{START}(?:{'|'.join(SECRETS.values())})"
 # Control characters move the cursor and colour the screen, bidi controls reorder a line, surrogates cannot be encoded.
 CONTROLS = {i: 0x2400 + i for i in range(32) if chr(i) not in "\n\t"} | {0x7F: 0x2421}
@@ -29,8 +29,8 @@ TEXT = (".json", ".jsonl", ".md", ".yaml", ".yml", ".txt", ".jinja", ".py", ".lo
 
 
 def find_secrets(folder: Path, files: Iterable[Path], *, known: str = "") -> list[str]:
-    """Where something looks like a secret, or is the one known, never what it is: `name:line (what)`."""
-    found = []
+    """Where files hold what looks like a secret, or `known`: `name:line (kind)`, never the secret itself."""
+    places = []
     patterns = {kind: START + pattern for kind, pattern in SECRETS.items()}
     patterns |= {"the Hub token of this machine": re.escape(known)} if known else {}
     for path in files:
@@ -40,8 +40,8 @@ def find_secrets(folder: Path, files: Iterable[Path], *, known: str = "") -> lis
             for number, line in enumerate(file, 1):
                 for kind, pattern in patterns.items():
                     if re.search(pattern, line):
-                        found.append(f"{path.relative_to(folder)}:{number} ({kind})")
-    return found
+                        places.append(f"{path.relative_to(folder)}:{number} ({kind})")
+    return places
 
 
 def names_secret(option: str) -> bool:
@@ -82,7 +82,7 @@ def error_line(error: BaseException) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - end - 3]} … {text[-end:]}"
 
 
-def masked_traceback(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+def masked_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Python's own traceback, as an excepthook, without secrets."""
     print(masked("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
 

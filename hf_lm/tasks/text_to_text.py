@@ -25,6 +25,7 @@ from hf_lm.models.target_tokenizer import decode_targets, has_target_tokenizer, 
 from hf_lm.tasks.losses import label_loss, next_token_loss
 from hf_lm.tasks.proofs import Proof
 from hf_lm.tasks.rendering import Part, render_causal, token_pieces
+from hf_lm.tasks.start import Start
 from hf_lm.tasks.supervised import Encoded, Scores, Supervised
 from hf_lm.tokenization.tokenizer import INCOMPLETE, encode_documents, language_written, special_tokens_around
 
@@ -41,7 +42,39 @@ class TextToText(Supervised):
     """
 
     cue: ClassVar[str]
+    writes = True  # its answers are texts that the model generates
+    columns = ("source", "target")
+    settings: ClassVar = {"max_source_length": 128, "max_target_length": 128, "num_beams": 1}
     confidence_threshold = 0.6  # of a token, on average
+
+    @classmethod
+    def texts_of(cls, row: Row) -> list[str]:
+        return [row["source"], *row["targets"]]
+
+    @classmethod
+    def from_start(cls, table: Table, start: Start, *, drop_overlap: bool = False, **settings: Any) -> Self:
+        return cls(table, start.tokenizer, start.model, drop_overlap=drop_overlap, **settings)
+
+    @classmethod
+    def as_prompt(cls, row: Row) -> str:
+        return row["source"]
+
+    @classmethod
+    def as_answer(cls, row: Row) -> str:
+        return row["targets"][0]
+
+    @classmethod
+    def examples_of(
+        cls, rows: Sequence[Row], answers: Sequence[str], labels: Sequence[str]
+    ) -> tuple[list[dict[str, Any]], int]:
+        return [
+            {"input": row["source"], "reference": row["targets"], "prediction": answer}
+            for row, answer in zip(rows, answers, strict=True)
+        ], 0
+
+    @classmethod
+    def prediction_of(cls, given: Any, output: Any) -> dict[str, Any]:
+        return {"prediction": next(iter(output.values()))}
 
     def __init__(
         self,
