@@ -386,6 +386,8 @@ def _check_values(resolved: dict[str, Any], kinds: dict[str, Any], origin: dict[
 
 
 def _parse_command_line(parser: _Parser, argv: list[str], own: set[str]) -> Namespace:
+    if stray := next((token for token in argv if token == "--" or token.endswith("=--")), ""):  # argparse drops it
+        raise ValueError(f"command line: unexpected {stray!r}; options are given as --key value.")
     try:
         namespace, unknown = parser.parse_known_args(argv)
     except ValueError as error:

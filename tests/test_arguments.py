@@ -92,6 +92,7 @@ def test_values_of_every_kind_pass_through_yaml(parse):
         (["--lr_scheduler_kwargs", "{bad"], None, ["--lr_scheduler_kwargs is not valid JSON"]),
         ([], "output_dir: ''\nblock_size: 1\n", ["output_dir is empty"]),
         ([], "optim: adam\n", ["run.yaml: --optim", "'adam'"]),
+        (["--dataset=--"], None, ["command line", "'--dataset=--'"]),
         (["out/model"], None, ["out/model", "--key value"]),
         (["--config", "missing.yaml"], None, ["--config", "missing.yaml"]),
     ],

@@ -235,3 +235,17 @@ def test_every_proof_of_a_task_can_be_skipped_by_name():
     named = set(re.findall(r'"(\w+)": lambda: (?:proofs|load_back)', source)) | {"reward", "merging", "label_coverage"}
     assert named <= set(PROOFS)
     assert all(f'"{name}"' in source for name in PROOFS)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "said"), [("a=0,b=0", "every weight is 0"), ("json", "is a format"), ("text", "is a")]
+)
+def test_a_mixture_of_nothing_and_the_name_of_a_format_are_named(dataset, said):
+    with pytest.raises(ValueError, match=f"--dataset {dataset}.*{said}"):
+        load_corpus(dataset)
+
+
+def test_answers_without_a_text_are_refused():
+    row = {"question": "what?", "context": "it is blue", "answers": {"answer": "blue"}}
+    with pytest.raises(ValueError, match="train row 1: the answers have no text; they have 'answer'"):
+        read_question_answering(table((row,)))

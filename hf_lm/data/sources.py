@@ -106,7 +106,10 @@ def load_corpus(
 def _weighted(dataset: str) -> list[tuple[str, float]]:
     pairs = [re.fullmatch(r"(.+)=(\d*\.?\d+)", part.strip()) for part in dataset.split(",")]
     if len(pairs) > 1 and all(pairs):
-        return [(pair[1], float(pair[2])) for pair in pairs if pair and float(pair[2]) > 0]
+        weights = [(pair[1], float(pair[2])) for pair in pairs if pair and float(pair[2]) > 0]
+        if not weights:
+            raise ValueError(f"--dataset {dataset}: every weight is 0; give at least one above it.")
+        return weights
     return [(dataset, 1.0)]
 
 
@@ -273,6 +276,10 @@ def load_hub(name: str) -> tuple[dict[str, Any], bytes, str]:
     path, _, config = path.partition(":")
     if ":" in revision:
         revision, _, config = revision.partition(":")
+    if f".{path}" in SUFFIXES or path == "text":
+        raise ValueError(
+            f"--dataset {name} is a format, not a data set: give the path of a file that ends in .{path}."
+        )
     try:
         found = datasets.load_dataset(path, config or None, revision=revision or None)
     except Exception as error:

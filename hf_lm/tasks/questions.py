@@ -69,7 +69,10 @@ def _row(row: Row, number: int, names: dict[str, str], left_out: Counter, where:
     if given is None or given != given or row.get("is_impossible"):
         given = []
     if isinstance(given, dict):  # {"text": [...], "answer_start": [...]}
-        texts, starts = given.get("text", []), given.get("answer_start", [])
+        if "text" not in given:
+            there = ", ".join(map(repr, given)) or "nothing"
+            raise ValueError(f"{where}: the answers have no text; they have {there}.")
+        texts, starts = given["text"], given.get("answer_start", [])
         texts, starts = ([texts], [starts]) if isinstance(texts, str) else (texts, starts)
         if not (isinstance(texts, list) and isinstance(starts, list) and len(texts) == len(starts)):
             raise ValueError(f"{where}: the answers' text and answer_start must be lists of one length.")
