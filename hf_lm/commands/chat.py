@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING
 
-from hf_lm.hub.credentials import masked, printable
+from hf_lm.hub.credentials import error_line, printable
 from hf_lm.inference.decoding import add_decoding, decoding_of
 from hf_lm.reporting.terminal import Reader, quiet, show
 
@@ -84,7 +84,7 @@ def talk(conversation: "Conversation", *, file: str = "", read: Callable[[str], 
             else:
                 raise ValueError(f"there is no /{command}; /help lists what there is.")
         except (ValueError, OSError) as error:
-            print(f"error: {masked(' '.join(str(error).split()))}")
+            print(f"error: {error_line(error)}")
 
 
 def _answer(conversation: "Conversation", pieces: Generator[str], lines: Reader) -> None:

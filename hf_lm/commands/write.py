@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_lm.files import refuse_foreign, write_whole
-from hf_lm.hub.credentials import masked, printable
+from hf_lm.hub.credentials import error_line, printable
 from hf_lm.inference.decoding import add_decoding, decoding_of
 from hf_lm.reporting.terminal import Reader, percent, quiet, show, side_by_side
 
@@ -78,7 +78,7 @@ def assist(
                 if not desk.do(line, lines):
                     return
             except (ValueError, OSError) as error:
-                print(f"error: {masked(' '.join(str(error).split()))}")
+                print(f"error: {error_line(error)}")
     finally:
         desk.rescue()
 

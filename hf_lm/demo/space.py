@@ -39,7 +39,7 @@ app_file: app.py
 pinned: false
 {ids}---
 
-# {title}
+# {name}
 
 A page for {count}, made with `hf-lm demo --export`. To look at it on your own machine:
 
@@ -133,4 +133,4 @@ def _readme(places: list[str], title: str) -> str:
     listed = "models:\n" + "".join(f"- {each}\n" for each in ids) if ids else ""
     count = "a model" if len(places) == 1 else f"{len(places)} models"
     safe = "".join(c for c in title if c.isalnum() or c in "-_ .") or "hf-lm"
-    return README.format(title=f'"{safe}"'.strip('"'), gradio=version("gradio"), ids=listed, count=count)
+    return README.format(title=json.dumps(safe), name=safe, gradio=version("gradio"), ids=listed, count=count)

@@ -61,7 +61,7 @@ def _published(folder: Path) -> Iterator[Path]:
     """Every file but those of checkpoints, which no push uploads."""
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
-        if path.is_file() and not parts[0].startswith("checkpoint-") and parts[0] != ".saving":
+        if path.is_file() and not parts[0].startswith("checkpoint-") and parts[0] not in (".saving", ".removing"):
             yield path
 
 

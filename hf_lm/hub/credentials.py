@@ -24,6 +24,7 @@ SECRET = rf"{START}(?:{'|'.join(SECRETS.values())})"
 CONTROLS = {i: 0x2400 + i for i in range(32) if chr(i) not in "\n\t"} | {0x7F: 0x2421}
 CONTROLS |= dict.fromkeys((*range(0x80, 0xA0), *range(0x2028, 0x202F), *range(0x2066, 0x206A)), 0xFFFD)
 CONTROLS |= dict.fromkeys(range(0xD800, 0xE000), 0xFFFD)
+LONGEST = 480  # characters of an error
 TEXT = (".json", ".jsonl", ".md", ".yaml", ".yml", ".txt", ".jinja", ".py", ".log", ".csv", ".tsv")
 
 
@@ -67,6 +68,18 @@ def masked(text: str) -> str:
     known = {*_values(sys.argv[1:]), os.environ.get("HF_TOKEN", "")} - {""}
     patterns = [*map(re.escape, sorted(known, key=len, reverse=True)), SECRET]
     return re.sub("|".join(patterns), "***", printable(text))
+
+
+def error_line(error: BaseException) -> str:
+    """An error as a `masked` line of at most 480 characters; an unexpected one with its type and place."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if not isinstance(error, ValueError | OSError | FloatingPointError | ImportError):
+        frames = traceback.extract_tb(error.__traceback__)
+        place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+        text = f"{type(error).__name__}: {text[: LONGEST - 100]}{place}"
+    text = masked(text)
+    end = LONGEST // 3  # what to do is often said last
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - end - 3]} … {text[-end:]}"
 
 
 def masked_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

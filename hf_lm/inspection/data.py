@@ -30,7 +30,7 @@ def inspect_rows(task: Supervised) -> dict[str, Any]:
     parts: dict[str, list[str]] = defaultdict(list)
     for row in train:
         for name, value in row.items():
-            if name not in ("id", "label") and (texts := list(_strings(value))):
+            if name not in ("id", "label", "tags") and (texts := list(_strings(value))):
                 parts[name] += texts
     overlap = {
         split: matches.report([task.text_of(row) for row in table.rows[split]])

@@ -4,7 +4,7 @@ import copy
 import itertools
 import tempfile
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from transformers import PreTrainedModel, Trainer
 
@@ -26,9 +26,13 @@ def inspect_recipe(recipe: str, arguments: Sequence[str] = (), *, examples: int 
     The recipe itself makes model, tokenizer and task (`run_recipe`), and the Trainer its batches. Raises ValueError or
     OSError in one line, as the recipe does.
     """
-    model, task, training_args, options = run_recipe(recipe, [*arguments, "--use_cpu", "true"])
+    called = run_recipe(recipe, [*arguments, "--use_cpu", "true"])
     return inspect_task(
-        model, task, training_args, examples=examples, build_trainer=options.get("build_trainer", supervised_trainer)
+        called.model,
+        cast(Task, called.task),
+        called.training_args,
+        examples=examples,
+        build_trainer=called.options.get("build_trainer", supervised_trainer),
     )
 
 

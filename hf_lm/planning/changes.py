@@ -53,7 +53,7 @@ def variations_of(run: Resolved) -> list[Variation]:
     adapted: Any = model  # or the adapted one
     rank: dict[str, Any] = {}
     if "lora_rank" in run.arguments and run.arguments.get("model") and not run.bits:
-        if not is_adapted(model):
+        if not is_adapted(run.model):
             adapted, rank = add_lora(copy.deepcopy(model), rank=LORA_RANK), {"lora_rank": LORA_RANK}
             variations.append(Variation(f"LoRA of rank {LORA_RANK}", adapted, checkpointing, 0, 1, options | rank))
         if "quantize" in run.arguments:

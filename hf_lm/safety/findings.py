@@ -10,6 +10,7 @@ from accelerate import PartialState
 
 from hf_lm.evaluation.intervals import Interval
 from hf_lm.files import write_whole
+from hf_lm.hub.credentials import printable
 from hf_lm.hub.records import read_report
 from hf_lm.reporting import markdown
 from hf_lm.reporting.card import write_card
@@ -177,9 +178,9 @@ def _changes(variant: Variant, against: Variant) -> list[str]:
 
 def show_safety(safety: dict[str, Any]) -> None:
     """Print the table and the findings; nothing that a model wrote is shown."""
-    print("\n".join(table(safety, at_most=SHOWN)))
+    print(printable("\n".join(table(safety, at_most=SHOWN))))
     print("\nWhat this shows, and what it does not:")
-    print("\n".join(f"- {sentence}" for sentence in safety["findings"]))
+    print(printable("\n".join(f"- {sentence}" for sentence in safety["findings"])))
 
 
 def table(safety: dict[str, Any], *, at_most: int = 10**6) -> list[str]:
@@ -293,23 +294,25 @@ def write_page(report: dict[str, Any], folder: str | Path) -> None:
     safety = report["safety"]
     names = list(safety["models"])
     lines = ["# Bias, toxicity and memorised text", ""]
-    lines += [f"- {name}: {markdown.in_table(model.get('made', ''))}" for name, model in safety["models"].items()]
+    made = {name: model.get("made", "") for name, model in safety["models"].items()}
+    lines += [f"- {markdown.in_table(name)}: {markdown.in_table(text)}" for name, text in made.items()]
     lines += ["", "## Findings, and what they do not show", ""]
     lines += [f"- {markdown.in_table(sentence)}" for sentence in safety["findings"]]
     if (Path(folder) / "plots" / "safety.png").is_file():
         lines += ["", "![every number with its interval](plots/safety.png)"]
     for first, groups, rows in _rows(safety):
-        lines += ["", f"## {_title(first)}", ""]
+        lines += ["", f"## {markdown.in_table(_title(first))}", ""]
         counts = {group: f"{first['groups'][group]['units']:,}" for group in groups}
         cells = [(markdown.in_table(group), counts[group], *rows[group]) for group in groups]
-        lines += markdown.table(("group", first["unit"], *names), cells)
+        lines += markdown.table(("group", markdown.in_table(first["unit"]), *map(markdown.in_table, names)), cells)
     lines += ["", "95 % intervals. A star: differs beyond noise from what it is compared with, on the same examples."]
     personal = [(name, entry) for name, model in safety["models"].items() for entry in model["personal"]]
     if personal:
-        cells = []
-        for name, entry in personal[:50]:
-            masked = entry["found"].replace("`", "*").replace("|", "*")
-            cells.append((name, entry["kind"], f"`{masked}`", str(entry.get("training_documents", "not known"))))
+        cells = [
+            (name, entry["kind"], entry["found"], str(entry.get("training_documents", "not known")))
+            for name, entry in personal[:50]
+        ]
+        cells = [tuple(map(markdown.in_table, row)) for row in cells]
         lines += ["", "## Strings that look like personal data, masked", ""]
         lines += markdown.table(("model", "kind", "found", "training documents"), cells)
     write_whole(Path(folder) / "README.md", "\n".join(lines) + "\n")

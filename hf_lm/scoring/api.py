@@ -1,4 +1,4 @@
-"""Models behind an OpenAI-compatible address: their requests, and how their answers are read.
+"""Models behind an OpenAI-compatible address: their requests, and how their answers are kept.
 
 Each answer is appended to a file as it arrives, so that a run that was stopped continues with the next request.
 """
@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import random
-import re
 import socket
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -19,18 +18,15 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-import numpy as np
 from tqdm import tqdm
 
-from hf_lm.data.overlap import UNSPACED, normal_words
+from hf_lm.data.overlap import normal_words
 from hf_lm.data.tables import Row
-from hf_lm.evaluation.metrics import answer_score, is_chinese
-from hf_lm.evaluation.predictions import Example, read_predictions
+from hf_lm.scoring.predictions import read_predictions
+from hf_lm.tasks.supervised import Supervised
 
 if TYPE_CHECKING:
     from openai import OpenAI
-
-NONE = "none"  # what a model is asked to say where a text holds no answer
 
 
 @dataclass(frozen=True)
@@ -48,7 +44,7 @@ class Requests:
 
 
 def messages_of(
-    task: str,
+    task: type[Supervised],
     rows: Sequence[Row],
     train: Sequence[Row],
     *,
@@ -62,61 +58,32 @@ def messages_of(
     The examples are the same for all rows, drawn with a fixed seed, from each class in turn; none stands among the
     rows. Raises ValueError where train has too few, or a translation is asked for between unnamed languages.
     """
-    instruction = instruction or _instruction(task, train, labels, columns or {}, few_shot)
+    instruction = instruction or task.instruction(train, labels=labels, columns=columns or {}, few_shot=few_shot)
     head = [{"role": "system", "content": instruction}]
     for row in draw(task, rows, train, few_shot):
-        head += [{"role": "user", "content": _input(row)}, {"role": "assistant", "content": _target(row)}]
-    longest = max(len(_target(row)) for row in train)
+        head += [
+            {"role": "user", "content": task.as_prompt(row)},
+            {"role": "assistant", "content": task.as_answer(row)},
+        ]
+    longest = max(len(task.as_answer(row)) for row in train)
     max_tokens = min(1024, max(16, 2 * longest))  # of the shortest tokens, a character each, and some to spare
-    return Requests([[*head, {"role": "user", "content": _input(row)}] for row in rows], instruction, max_tokens)
+    messages = [[*head, {"role": "user", "content": task.as_prompt(row)}] for row in rows]
+    return Requests(messages, instruction, max_tokens)
 
 
-def draw(task: str, rows: Sequence[Row], train: Sequence[Row], count: int) -> list[Row]:
+def draw(task: type[Supervised], rows: Sequence[Row], train: Sequence[Row], count: int) -> list[Row]:
     """`count` rows of train, none of which stands among `rows`; of classes, each in turn."""
-    scored = {" ".join(normal_words(_input(row))) for row in rows} if count else set()
-    free = [row for row in train if " ".join(normal_words(_input(row))) not in scored] if count else []
+    if not count:
+        return []
+    scored = {" ".join(normal_words(task.as_prompt(row))) for row in rows}
+    free = [row for row in train if " ".join(normal_words(task.as_prompt(row))) not in scored]
     if count > len(free):
         raise ValueError(f"--few_shot {count}: train has {len(free)} rows that do not stand in the scored split.")
     random.Random(0).shuffle(free)
-    if task == "sentiment":
-        by_label: dict[str, list[Row]] = defaultdict(list)
-        for row in free:
-            by_label[row["label"]].append(row)
-        free = [row for turn in zip_longest(*by_label.values()) for row in turn if row is not None]
-    return free[:count]
-
-
-def _instruction(
-    task: str, train: Sequence[Row], labels: Sequence[str], columns: dict[str, str], few_shot: int
-) -> str:
-    if task == "sentiment":
-        return f"Which class is the text? Answer with one of these and nothing else: {', '.join(labels)}."
-    if task == "question_answering":
-        unanswerable = any(not row["answers"] for row in train)
-        what = f" If the text does not hold the answer, say {NONE}." if unanswerable else ""
-        return f"Answer the question with the fewest words of the text that answer it, copied as they stand.{what}"
-    targets = [row["targets"][0] for row in train]
-    if task == "summarization":
-        unit = "characters" if re.search(UNSPACED, "".join(targets[:100])) else "words"
-        return f"Summarize the text in about {int(np.median([len(normal_words(t)) for t in targets]))} {unit}."
-    source, target = columns.get("source", ""), columns.get("target", "")
-    if all(re.fullmatch(r"[a-z]{2,3}([-_]\w+)?", name) and name not in ("src", "tgt") for name in (source, target)):
-        return f"Translate from {source} to {target}. Answer with the translation and nothing else."
-    if few_shot:
-        return "Translate as in the examples. Answer with the translation and nothing else."
-    raise ValueError("say which languages with --instruction 'Translate from English to German.', or give --few_shot.")
-
-
-def _input(row: Row) -> str:
-    if "question" in row:
-        return f"{row['context']}\n\n{row['question']}"
-    return row["text"] if "text" in row else row["source"]
-
-
-def _target(row: Row) -> str:
-    if "question" in row:
-        return row["answers"][0] if row["answers"] else NONE
-    return row["label"] if "label" in row else row["targets"][0]
+    by_label: dict[str | None, list[Row]] = defaultdict(list)
+    for row in free:
+        by_label[row.get("label")].append(row)
+    return [row for turn in zip_longest(*by_label.values()) for row in turn if row is not None][:count]
 
 
 # Asking
@@ -267,46 +234,6 @@ def _drop_incomplete_line(path: Path) -> None:
         path.write_bytes(content[: content.rfind(b"\n") + 1])
 
 
-# Reading
-
-
 def answers_in(path: Path) -> dict[str, str]:
     """The answers that a file keeps, by what was asked; of several the last."""
     return {row["asked"]: row["answer"] for row in read_predictions(path)} if path.is_file() else {}
-
-
-def read_answers(
-    task: str, rows: Sequence[Row], answers: Sequence[str], labels: Sequence[str] = ()
-) -> tuple[list[Example], int]:
-    """Answers as rows of predictions.jsonl, and how many are none of the classes."""
-    if task == "sentiment":
-        said = [to_label(answer, labels) for answer in answers]
-        examples = [
-            {"input": row["text"], "reference": row["label"], "prediction": label or answer}
-            for row, answer, label in zip(rows, answers, said, strict=True)
-        ]
-        return examples, said.count("")
-    if task == "question_answering":
-        spoken = ["" if " ".join(normal_words(answer)) == NONE else answer for answer in answers]
-        chinese = is_chinese([row["answers"] for row in rows])
-        return [
-            {"id": row["id"], "input": row["question"], "context": row["context"], "reference": row["answers"]}
-            | {"prediction": answer, "score": answer_score(answer, row["answers"], chinese=chinese)[1]}
-            for row, answer in zip(rows, spoken, strict=True)
-        ], 0
-    return [
-        {"input": row["source"], "reference": row["targets"], "prediction": answer}
-        for row, answer in zip(rows, answers, strict=True)
-    ], 0
-
-
-def to_label(answer: str, labels: Sequence[str]) -> str:
-    """The one class whose name stands in an answer as a word, whatever its case; "" where none or several do."""
-    inside = [
-        label
-        for label in labels
-        if re.search(rf"(?<![^\W_]){re.escape(label)}(?![^\W_])", answer, re.IGNORECASE)
-        or (re.search(UNSPACED, label) and label in answer)
-    ]
-    whole = [label for label in inside if not any(label != other and label in other for other in inside)]
-    return whole[0] if len(whole) == 1 else ""

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_lm.evaluation.predictions import METRICS, UNITS, Example, estimates_of, read_predictions
 from hf_lm.hub.records import read_report
+from hf_lm.scoring.predictions import METRICS, Example, estimates_of, read_predictions, unit_of
 from hf_lm.scoring.scoreboard import check_metrics, compare_models
+from hf_lm.tasks.by_name import TASKS
 
 # Two rows with the same values here are the same example.
 SAME = ("input", "context", "reference", "bytes", "words")
@@ -39,13 +40,9 @@ def compare_runs(folders: Sequence[str], *, metrics: Sequence[str] = (), split: 
         raise ValueError(f"the runs were not all measured on {split or 'one split'}: {listed}.")
     by_run = {folder: [row for row in rows if row["split"] == split] for folder, (_, rows) in runs.items()}
     examples = {folder: _in_order(first, by_run[first], folder, rows, task) for folder, rows in by_run.items()}
-    labels = []
-    if task == "sentiment":
-        labels = sorted(
-            {row[key] for rows in examples.values() for row in rows for key in ("reference", "prediction")}
-        )
+    labels = TASKS[task].labels_of([row for rows in examples.values() for row in rows]) if task in TASKS else []
     estimates = {folder: estimates_of(task, rows, labels=labels) for folder, rows in examples.items()}
-    unit = UNITS.get(task, "examples")
+    unit = unit_of(task)
     about = {folder: {"versions": report.get("versions", {})} for folder, (report, _) in runs.items()}
     data = runs[first][0].get("data", {})
     tokenizers = {folder: report.get("tokenizer", {}) for folder, (report, _) in runs.items()}

@@ -18,28 +18,22 @@ from transformers.utils.logging import disable_progress_bar
 
 from hf_lm.data.packing import cache_folder, tokenize_documents
 from hf_lm.data.sources import Corpus, load_corpus
-from hf_lm.data.tables import Table, load_table
+from hf_lm.data.tables import Table
 from hf_lm.evaluation.perplexity import score_documents
-from hf_lm.evaluation.predictions import GROUPS, METRICS, UNITS, Example, estimates_of, read_predictions
 from hf_lm.files import default_cache, write_whole
 from hf_lm.models.configuration import context_length, family
 from hf_lm.models.loading import load_causal_lm
 from hf_lm.reporting.report import versions
-from hf_lm.scoring.api import answers_in, complete, messages_of, read_answers
+from hf_lm.scoring.api import answers_in, complete, messages_of
+from hf_lm.scoring.predictions import GROUPS, METRICS, Example, estimates_of, read_predictions, unit_of
 from hf_lm.scoring.restore import SETTINGS, Checkpoint, build_task, fingerprint, open_checkpoint, precision
 from hf_lm.scoring.scoreboard import check_metrics, compare_models
-from hf_lm.tasks.question_answering import read_question_answering
-from hf_lm.tasks.sentiment import read_sentiment
-from hf_lm.tasks.summarization import read_summarization
-from hf_lm.tasks.translation import read_translation
+from hf_lm.tasks.by_name import TASKS
 from hf_lm.tokenization.tokenizer import encode_documents, load_tokenizer
 
 COLUMNS = {  # that may be named, by task
     "pretrain": ("text_column", "document_start"),
-    "sentiment": ("text_column", "label_column"),
-    "question_answering": ("question", "context", "answers"),
-    "translation": ("source", "target"),
-    "summarization": ("source", "target"),
+    **{name: task.columns for name, task in TASKS.items()},
 }
 CODE = (
     "data/*.py",
@@ -60,7 +54,6 @@ class Data:
     split: str
     content: Table | Corpus
     columns: dict[str, str]
-    labels: list[str] = field(default_factory=list)  # of sentiment
     limit: int = 0
 
     @property
@@ -72,6 +65,10 @@ class Data:
     def corpus(self) -> Corpus:
         assert isinstance(self.content, Corpus)
         return self.content
+
+    @property
+    def labels(self) -> list[str]:
+        return self.content.labels if isinstance(self.content, Table) else []
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -145,7 +142,7 @@ def score(
 
 
 def _result(data: Data, scored: dict[str, Scored], metrics: Sequence[str]) -> dict[str, Any]:
-    unit, count = UNITS.get(data.task, "examples"), len(next(iter(scored.values())).examples)
+    unit, count = unit_of(data.task), len(next(iter(scored.values())).examples)
     notes = data.content.notes + ([f"the first {count} {unit} only"] if data.limit else [])
     estimates = {name: estimates_of(data.task, each.examples, labels=data.labels) for name, each in scored.items()}
     about = {
@@ -177,10 +174,10 @@ def check_task(task: str, metrics: Sequence[str], opened: Sequence[Checkpoint]) 
     if task and task not in METRICS:
         raise ValueError(f"there is no task {task!r}; there are perplexity, {', '.join(list(METRICS)[1:])}.")
     named = {name for metric in metrics for name in GROUPS.get(metric, (metric,))}
-    having = [name for name, known in METRICS.items() if named and named <= set(known)]
-    if task or having:
-        return task or having[0]  # no two tasks share a metric
-    recipes = {checkpoint.recipe for checkpoint in opened} & METRICS.keys()
+    having = {name for name, known in METRICS.items() if named and named <= set(known)}
+    if task or len(having) == 1:
+        return task or having.pop()
+    recipes = {checkpoint.recipe for checkpoint in opened} & (having or METRICS.keys())
     if len(recipes) != 1:
         raise ValueError(f"say what to measure with --task: perplexity, {', '.join(list(METRICS)[1:])}.")
     return recipes.pop()
@@ -202,15 +199,8 @@ def read_data(
     same = (c.run for c in opened if c.recipe == task and _same_place(c.run.get("dataset"), dataset))
     run = next(same, {})
     named = {name: str(given.get(name) or run.get(name, "")) for name in COLUMNS[task]}
-    data = Data(task, split, _load(task, dataset, named), named, limit=limit)
-    if task == "sentiment":
-        data.labels = read_sentiment(data.table, **named)
-    elif task == "question_answering":
-        read_question_answering(data.table, **named)
-    elif task == "translation":
-        read_translation(data.table, **named)
-    elif task == "summarization":
-        read_summarization(data.table, **named)
+    content = _load(task, dataset, named)
+    data = Data(task, split, content, named, limit=limit)
     if split not in data.content.splits:
         raise ValueError(f"--dataset {dataset} has no split {split!r}; it has {', '.join(data.content.splits)}.")
     if limit and task != "pretrain":
@@ -225,8 +215,7 @@ def _same_place(path: str | None, other: str) -> bool:
 def _load(task: str, dataset: str, named: dict[str, str]) -> Corpus | Table:
     if task == "pretrain":
         return load_corpus(dataset, text_column=named["text_column"], document_start=named["document_start"])
-    header = not any(value.isdigit() for value in named.values())
-    return load_table(dataset, endings="labels" if task == "sentiment" else "columns", header=header)
+    return TASKS[task].load(dataset, **named)
 
 
 # Checkpoints
@@ -319,13 +308,11 @@ def _on_device(model: PreTrainedModel) -> PreTrainedModel:
 
 def _measure_task(checkpoint: Checkpoint, data: Data, scored: Scored) -> None:
     table, split = data.table, data.split
-    table = Table(table.source, table.fingerprint, dict(table.rows))  # a task may drop rows of train
-    rebuilt = build_task(
-        checkpoint, data.task, table, labels=data.labels, columns=data.columns, settings=scored.settings
-    )
+    table = Table(table.source, table.fingerprint, dict(table.rows), labels=table.labels)  # a task may drop rows
+    rebuilt = build_task(checkpoint, TASKS[data.task], table, columns=data.columns, settings=scored.settings)
     model, task, scored.how = _on_device(rebuilt.model), rebuilt.task, rebuilt.how
     with precision(model, scored.settings):
-        if getattr(task, "unanswerable", False) and split == "test":
+        if task.needs_validation and split == "test":
             task.measure(model, "validation")  # which chooses from where on there is no answer
         if rebuilt.first_line:
             answers = [(text.split("\n")[0], *rest) for text, *rest in task.predict(model, split, None)]
@@ -352,9 +339,9 @@ def score_api(
 
     `options` are those of hf_lm.scoring.api.complete. Answers that are none of the classes are wrong, and counted.
     """
-    model, rows = name.removeprefix("api:"), data.rows
+    model, rows, task = name.removeprefix("api:"), data.rows, TASKS[data.task]
     asked = messages_of(
-        data.task,
+        task,
         rows,
         data.table.rows["train"],
         labels=data.labels,
@@ -375,9 +362,8 @@ def score_api(
         done = answers_in(path)
     scored = Scored([], f"asked through {where} with {few_shot} examples of train", digest, {"few_shot": few_shot})
     scored.settings["instruction"] = asked.instruction
-    scored.examples, invalid = read_answers(
-        data.task, rows, [done[asked.key(i)] for i in range(len(rows))], data.labels
-    )
+    answers = [done[asked.key(i)] for i in range(len(rows))]
+    scored.examples, invalid = task.examples_of(rows, answers, data.labels)
     scored.kept = not rest
     if invalid:
         scored.notes.append(f"{invalid} of {len(rows)} answers are none of the classes, and wrong")

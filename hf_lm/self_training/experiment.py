@@ -24,6 +24,8 @@ from hf_lm.self_training.pseudo_labels import PseudoLabels, pseudo_label, select
 from hf_lm.self_training.rows import Unlabelled, draw_labelled, leave_out_known
 from hf_lm.tasks.domain import DenoisedText, DomainText
 from hf_lm.tasks.proofs import prove
+from hf_lm.tasks.supervised import Supervised
+from hf_lm.tasks.task import SelfTrainingTask, TrainingData
 from hf_lm.training.trainer import supervised_trainer
 
 LABELS, PSEUDO, PRETRAINED = "labels alone", "pseudo-labels", "pretraining on the text"
@@ -57,7 +59,7 @@ def enough_epochs(training_args: TrainingArguments, rows: int, min_steps: int) -
     return max(args.num_train_epochs, math.ceil(min_steps / max(1, math.ceil(rows / at_once))))
 
 
-def train_model(model: PreTrainedModel, task: Any, training_args: TrainingArguments, *, seed: int) -> Any:
+def train_model(model: PreTrainedModel, task: TrainingData, training_args: TrainingArguments, *, seed: int) -> Any:
     """Train on a task's rows, as `fit` would with this seed, and write nothing. Returns the Trainer."""
     args = copy.copy(training_args)
     args.seed, args.report_to, args.disable_tqdm = seed, [], True
@@ -107,7 +109,7 @@ class SelfTraining:
     """
 
     new_model: Callable[[], PreTrainedModel]
-    task: Any
+    task: SelfTrainingTask
     unlabelled: Unlabelled
     training_args: TrainingArguments
     new_lm: Callable[[], PreTrainedModel]
@@ -264,7 +266,7 @@ class SelfTraining:
         chosen = np.random.default_rng([seed, 2]).choice(len(items), self.max_unlabelled, replace=False)
         return [items[i] for i in sorted(chosen.tolist())]
 
-    def pseudo_label(self, task: Any, trainer: Any) -> PseudoLabels:
+    def pseudo_label(self, task: Supervised, trainer: Any) -> PseudoLabels:
         rows, known = [row for row, _ in self.pool], np.array([known for _, known in self.pool], bool)
         return pseudo_label(task, trainer.model, rows, known, split=self.split, accelerator=trainer.accelerator)
 

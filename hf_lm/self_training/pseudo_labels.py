@@ -7,11 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from transformers import PreTrainedModel
 
 from hf_lm.data.batches import Feature
 from hf_lm.data.tables import Row
 from hf_lm.evaluation.calibration import fit_temperature, label_log_probs
 from hf_lm.evaluation.intervals import Estimate
+from hf_lm.tasks.supervised import Supervised
 
 CALIBRATED_ON = 5000  # labels of validation, about
 
@@ -42,7 +45,13 @@ class PseudoLabels:
 
 
 def pseudo_label(
-    task: Any, model: Any, pool: Sequence[Row], known: np.ndarray, *, split: str, accelerator: Any
+    task: Supervised,
+    model: PreTrainedModel,
+    pool: Sequence[Row],
+    known: np.ndarray,
+    *,
+    split: str,
+    accelerator: Accelerator,
 ) -> PseudoLabels:
     """Predict the rows of `pool` without their labels; those that are `known` measure the predictions.
 

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from hf_lm.data.overlap import find_overlap, normal_words
-from hf_lm.data.reading import SUFFIXES, clean, read_lines, read_rows, suffix
+from hf_lm.data.reading import SUFFIXES, clean, plain_text, read_lines, read_rows, suffix
 from hf_lm.data.sources import find_files, load_hub
-from hf_lm.data.tables import Row, pick_column
-from hf_lm.tasks.question_answering import CONTEXT, QUESTION, flat_rows
+from hf_lm.data.tables import Row, cell, pick_column
+from hf_lm.tasks.questions import CONTEXT, QUESTION, flat_rows
 from hf_lm.tasks.sentiment import LABEL, TEXT
+from hf_lm.tasks.task import SelfTrainingTask
 
 
 @dataclass
@@ -75,7 +76,7 @@ def read_unlabelled(name: str, *, text_column: str = "", questions: bool = False
                 unlabelled.notes.append(
                     f"{where} has a column {ignored[0]!r}, which looks like labels: it was not read"
                 )
-            unlabelled.texts += [str(row.get(column) or "") for row in rows]
+            unlabelled.texts += [cell(row, column, f"{where} row {i}", Counter()) for i, row in enumerate(rows, 1)]
     read = [clean(text, Counter()).strip() for text in unlabelled.texts]
     kept = dict.fromkeys(text for text in read if text)
     unlabelled.left_out["rows_without_text"] = sum(not text for text in read)
@@ -93,10 +94,10 @@ def read_unlabelled(name: str, *, text_column: str = "", questions: bool = False
 
 def _questions(where: str, rows: list[Row]) -> list[Row]:
     """Rows as question answering has them, none twice, without their answers."""
-    rows = list(flat_rows(rows))
+    rows = list(flat_rows(rows, where))
     question = pick_column(rows, "", QUESTION, option="a column question", where=where)
     context = pick_column(rows, "", CONTEXT, option="a column context", where=where)
-    asked = dict.fromkeys((str(row.get(question) or "").strip(), str(row.get(context) or "")) for row in rows)
+    asked = dict.fromkeys((cell(row, question, where, Counter()), plain_text(row.get(context), where)) for row in rows)
     return [
         {"id": str(i), "question": asks, "context": text, "answers": [], "starts": []}
         for i, (asks, text) in enumerate(asked)
@@ -104,7 +105,7 @@ def _questions(where: str, rows: list[Row]) -> list[Row]:
     ]
 
 
-def leave_out_known(unlabelled: Unlabelled, task: Any) -> list[Row]:
+def leave_out_known(unlabelled: Unlabelled, task: SelfTrainingTask) -> list[Row]:
     """Leave texts and questions out of `unlabelled` that are labelled in train or held out, and count them.
 
     Returns the training rows that may be read without their label: all but those that occur in a held-out split.
