@@ -367,7 +367,7 @@ def test_a_classifier_scores_by_its_labels_whatever_the_batch(classifier, writer
     for labels, said in ((["rude"], "has no label 'rude'; it has"), (["fine", "toxic"], "names every label")):
         with pytest.raises(ValueError, match=said):
             load_scorer(str(classifier), labels=labels)
-    with pytest.raises(ValueError, match=r"has the labels .* say which count with --sentiment_label"):
+    with pytest.raises(ValueError, match=r"has the labels .* name those that count with --sentiment_label"):
         load_sentiment(str(classifier))
     with pytest.raises(ValueError, match="give one that was trained as GPT2ForSequenceClassification"):
         load_scorer(str(writer))
@@ -392,7 +392,7 @@ def test_labels_of_a_file_to_train_a_scorer_on_are_checked_before_training(tmp_p
     like = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     with pytest.raises(ValueError, match="has no label '7'"):
         train_scorer(str(path), tmp_path / "scorer", like=like, labels=["7"])
-    with pytest.raises(ValueError, match="say which count as toxic with --scorer_label"):
+    with pytest.raises(ValueError, match="name the toxic ones with --scorer_label"):
         train_scorer(str(path), tmp_path / "scorer", like=like)
     path.write_text("class,words\n0,a\n1,b\n")
     with pytest.raises(ValueError, match="has the columns"):

@@ -14,7 +14,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from transformers import Pipeline, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm.hub.records import read_report
 from hf_lm.inference.chat import Conversation
@@ -166,7 +167,7 @@ class ClassesView(View):
 
     title = "Classification"
 
-    def __init__(self, name: str, made: Pipeline, report: dict | None = None) -> None:
+    def __init__(self, name: str, made: Any, report: dict | None = None) -> None:
         super().__init__(name, report)
         self.pipeline = made
         self.title = "Sentiment" if self.report.get("recipe") == "sentiment" else self.title
@@ -205,14 +206,12 @@ class AnswersView(View):
         return marked(context, best["start"], best["end"]) + answers_table(answers), note
 
 
-def load_view(name: str, *, device: str | None = None) -> View:
+def load_view(name: str, *, device: str | torch.device | None = None) -> View:
     """The view that fits a model: a folder, an adapter's folder or a Hub id.
 
     It follows from the architecture, the report of the run and the chat template. Raises OSError or ValueError, in one
     line, where it is no model or one of a kind that the page does not show.
     """
-    import torch
-
     config, report = load_config(name), read_report(name) or {}
     kind, task = kind_of(config, report)
     if kind == "writer":

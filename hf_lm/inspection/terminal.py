@@ -98,9 +98,9 @@ def _atoms(pieces: Sequence[tuple[str, int, bool]], colour: bool) -> Iterator[tu
         run, style = list(group), "1;32" if learned else "2"
         if len(run) > HEAD + TAIL + 8:
             left = sum(tokens for _, tokens, _ in run[HEAD:-TAIL])
-            shown: list[tuple[str, int, bool] | None] = [*run[:HEAD], None, *run[-TAIL:]]
+            shown = [*run[:HEAD], None, *run[-TAIL:]]
         else:
-            left, shown = 0, [*run]
+            left, shown = 0, run
         for i, piece in enumerate(shown):
             text = f" … {left:,} tokens … " if piece is None else _one_line(piece[0])
             if piece is not None and piece[1] > 1:

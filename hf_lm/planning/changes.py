@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from peft import PeftModel
 from transformers import PreTrainedModel
 
 from hf_lm.models.adapters import add_lora, base_of, is_adapted
@@ -31,7 +30,7 @@ class Variation:
     """A run with something changed; `name` is for people, `options` are the recipe's."""
 
     name: str
-    model: PreTrainedModel | PeftModel
+    model: PreTrainedModel
     checkpointing: bool
     bits: int
     devices: int
@@ -51,7 +50,7 @@ def variations_of(run: Resolved) -> list[Variation]:
     if plain.supports_gradient_checkpointing and not checkpointing:
         checkpointing, options = True, {"activation_checkpointing": True}
         variations.append(Variation("activation checkpointing", model, True, run.bits, 1, options))
-    adapted: PreTrainedModel | PeftModel = model
+    adapted: Any = model  # or the adapted one
     rank: dict[str, Any] = {}
     if "lora_rank" in run.arguments and run.arguments.get("model") and not run.bits:
         if not is_adapted(run.model):
