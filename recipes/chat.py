@@ -5,6 +5,11 @@ accelerate launch recipes/chat.py --model out/pretrain                      # th
 accelerate launch recipes/chat.py --model Qwen/Qwen3-0.6B-Base --dataset chats.jsonl --lora_rank 16
 """
 
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hf-lm>=0.1.0,<0.2"]
+# ///
+
 from dataclasses import dataclass
 
 from hf_lm.arguments import ChatArguments, Size, TrainingArguments, parse_arguments

@@ -5,6 +5,11 @@ accelerate launch recipes/preference.py --model out/chat --dataset Anthropic/hh-
     --scorer_label positive
 """
 
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hf-lm>=0.1.0,<0.2"]
+# ///
+
 from dataclasses import dataclass
 
 from hf_lm.arguments import ChatArguments, Count, Function, Positive, Share, Size, TrainingArguments, parse_arguments

@@ -5,6 +5,11 @@ accelerate launch recipes/pretrain.py --dataset my_texts/ --size mini    # your 
 accelerate launch recipes/pretrain.py --config recipes/configs/pretrain_gpt2_wikitext2.yaml
 """
 
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hf-lm>=0.1.0,<0.2"]
+# ///
+
 from dataclasses import dataclass
 from typing import Literal
 

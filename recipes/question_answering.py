@@ -5,6 +5,11 @@ accelerate launch recipes/question_answering.py --model google-bert/bert-base-un
 accelerate launch recipes/question_answering.py --model out/pretrain --dataset my-squad.json
 """
 
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hf-lm>=0.1.0,<0.2"]
+# ///
+
 from dataclasses import dataclass
 
 from accelerate.utils import set_seed

@@ -5,6 +5,11 @@ accelerate launch recipes/reinforce.py --model out/chat --dataset openai/gsm8k:m
 accelerate launch recipes/reinforce.py --model out/chat --dataset prompts.jsonl --reward my_rewards:politeness
 """
 
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hf-lm>=0.1.0,<0.2"]
+# ///
+
 from dataclasses import dataclass
 
 from hf_lm.arguments import Amount, ChatArguments, Count, Function, Positive, Size, TrainingArguments, parse_arguments

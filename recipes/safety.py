@@ -5,6 +5,11 @@ accelerate launch recipes/safety.py --model out/pretrain --stereotypes crows_pai
 accelerate launch recipes/safety.py --model out/pretrain --train_text texts/ --mitigate counterfactual bad_words
 """
 
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hf-lm>=0.1.0,<0.2"]
+# ///
+
 from dataclasses import dataclass, field
 
 from hf_lm.arguments import Count, PretrainingArguments, Size, TrainingArguments, parse_arguments

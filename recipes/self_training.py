@@ -5,6 +5,11 @@ accelerate launch recipes/self_training.py --model roberta-base --labelled few.c
 accelerate launch recipes/self_training.py --task translation --model out/bart --labelled few/ --unlabelled many.txt
 """
 
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hf-lm>=0.1.0,<0.2"]
+# ///
+
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 

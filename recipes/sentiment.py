@@ -5,6 +5,11 @@ accelerate launch recipes/sentiment.py --model google-bert/bert-base-uncased --d
 accelerate launch recipes/sentiment.py --model out/pretrain --dataset reviews.tsv --text_column 0 --label_column 1
 """
 
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hf-lm>=0.1.0,<0.2"]
+# ///
+
 from dataclasses import dataclass
 
 from accelerate.utils import set_seed

@@ -5,6 +5,11 @@ accelerate launch recipes/summarization.py --model out/pretrain                 
 accelerate launch recipes/summarization.py --model google-t5/t5-small --dataset EdinburghNLP/xsum
 """
 
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hf-lm>=0.1.0,<0.2"]
+# ///
+
 from dataclasses import dataclass
 
 from accelerate.utils import set_seed

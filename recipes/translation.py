@@ -5,6 +5,11 @@ accelerate launch recipes/translation.py --model Helsinki-NLP/opus-mt-en-de --da
 accelerate launch recipes/translation.py --model out/pretrain --dataset pairs.tsv --source 0 --target 1
 """
 
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hf-lm>=0.1.0,<0.2"]
+# ///
+
 from dataclasses import dataclass
 
 from accelerate.utils import set_seed

@@ -8,6 +8,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from hf_lm.models.adapters import add_lora, base_of, is_adapted
+from hf_lm.planning.engines import Engine
 from hf_lm.planning.resolve import Resolved
 from hf_lm.training.estimate import checkpoints_activations
 
@@ -33,35 +34,39 @@ class Variation:
     model: PreTrainedModel
     checkpointing: bool
     bits: int
-    devices: int
+    engine: Engine
     options: dict[str, Any]
 
 
-def variations_of(run: Resolved) -> list[Variation]:
-    """The changes to a run, in the order of what they cost.
+def variations_of(run: Resolved, engine: Engine) -> list[Variation]:
+    """The changes to a run on an engine, in the order of what they cost.
 
     Activation checkpointing costs a second forward; LoRA and QLoRA are another kind of training, offered where the
     recipe has it and starts from a checkpoint; sharding takes more devices. Each keeps the checkpointing before it.
     """
     checkpointing, model = checkpoints_activations(run.args), run.model
     plain = base_of(model)
-    variations = [Variation("", model, checkpointing, run.bits, 1, {})]
+    variations = [Variation("", model, checkpointing, run.bits, engine, {})]
     options: dict[str, Any] = {}
     if plain.supports_gradient_checkpointing and not checkpointing:
         checkpointing, options = True, {"activation_checkpointing": True}
-        variations.append(Variation("activation checkpointing", model, True, run.bits, 1, options))
+        variations.append(Variation("activation checkpointing", model, True, run.bits, engine, options))
     adapted: Any = model  # or the adapted one
     rank: dict[str, Any] = {}
     if "lora_rank" in run.arguments and run.arguments.get("model") and not run.bits:
         if not is_adapted(run.model):
             adapted, rank = add_lora(copy.deepcopy(model), rank=LORA_RANK), {"lora_rank": LORA_RANK}
-            variations.append(Variation(f"LoRA of rank {LORA_RANK}", adapted, checkpointing, 0, 1, options | rank))
-        if "quantize" in run.arguments:
             variations.append(
-                Variation("QLoRA in 4 bits", adapted, checkpointing, 4, 1, options | rank | {"quantize": 4})
+                Variation(f"LoRA of rank {LORA_RANK}", adapted, checkpointing, 0, engine, options | rank)
             )
-    for n in DEVICES:
-        variations.append(Variation(f"sharding over {n} devices (FSDP)", model, checkpointing, run.bits, n, options))
+        if "quantize" in run.arguments and engine.name == "ddp":
+            quantized = options | rank | {"quantize": 4}
+            variations.append(Variation("QLoRA in 4 bits", adapted, checkpointing, 4, engine, quantized))
+    if not run.bits:  # a quantized base is not sharded
+        sharded = [
+            Engine("fsdp2", n) for n in DEVICES if n > engine.devices or (n, engine.name) == (engine.devices, "ddp")
+        ]
+        variations += [Variation(more.said, model, checkpointing, 0, more, options) for more in sharded]
     return variations
 
 

@@ -1,4 +1,4 @@
-"""The memory that a step needs on a device: sharded, quantized, and with what is beside its tensors."""
+"""The memory that a step needs on a device: quantized, and with what is beside its tensors."""
 
 from dataclasses import replace
 
@@ -12,26 +12,15 @@ from hf_lm.training.estimate import resident
 from hf_lm.training.fake_step import Step
 
 
-def needed(step: Step, device: Device, *, model: nn.Module, n: int = 1) -> int:
-    """Bytes that a step needs on each of n devices that share weights, gradients and optimizer state (FSDP).
+def needed(step: Step, device: Device) -> int:
+    """Bytes that a step needs on a device.
 
-    The largest block is gathered while it computes. Beside the tensors there is, on a CPU, the process as it is now,
-    on a GPU its context.
+    Beside the tensors there is, on a CPU, the process with its libraries as it is now, on a GPU its context.
     """
-    shared = sum(step.memory[kind] for kind in ("weights", "gradients", "optimizer"))
-    gathered = 0 if n == 1 else 2 * largest_block(model)
-    live = shared // n + step.peak - shared + gathered
     if device.name == "cpu":
-        live = max(live, step.proofs)
+        live = max(step.peak, step.proofs)
         return resident(live - step.memory["weights"], step.memory["weights"])
-    return int(live / USABLE) + CONTEXT
-
-
-def largest_block(model: nn.Module) -> int:
-    """Bytes of the largest layer of a stack, or of the embedding if that is larger."""
-    blocks = [block for part in model.modules() if isinstance(part, nn.ModuleList) for block in part]
-    blocks += [module for module in model.modules() if isinstance(module, nn.Embedding)]
-    return max((sum(p.numel() * p.element_size() for p in block.parameters()) for block in blocks), default=0)
+    return int(step.peak / USABLE) + CONTEXT
 
 
 def quantized(step: Step, model: PreTrainedModel, bits: int) -> Step:

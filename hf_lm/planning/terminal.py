@@ -17,14 +17,18 @@ def show_plan(plan: Plan) -> str:
     trained = sum(part["trainable"] for part in parts.values())
     kind = f"{plan.method}, {plan.precision}"
     kind += ", activation checkpointing" if checkpoints_activations(run.args) else ""
+    kind += f", {plan.engine.said}" if plan.engine.said else ""
     lines = [f"{run.recipe}: {type(base_of(run.model)).__name__} on {plan.device.name} ({where}), {kind}", ""]
     share = f", {trained:,} trained ({trained / total:.1%})" if trained < total else ""
     lines.append(f"Parameters  {total:>15,}{share}")
     for part, count in parts.items():
         lines.append(f"  {part:<10}{count['parameters']:>15,}  {bar(count['parameters'] / max(1, total))}")
     free = " free" if plan.device.name == "cpu" else ""
-    lines += ["", f"Memory      {_size(plan.needed):>15} of {_size(plan.device.memory)}{free}"]
+    each = " on each device" if plan.engine.said else ""
+    lines += ["", f"Memory      {_size(plan.needed):>15} of {_size(plan.device.memory)}{free}{each}"]
     lines += [f"  {name:<22}{_size(size):>9}  {bar(size / plan.needed)}" for name, size in plan.memory.items()]
+    if plan.host:
+        lines.append(f"  and {_size(plan.host)} of the host's memory for each process")
     if plan.fits:
         lines.append("  It fits.")
     else:
@@ -43,7 +47,7 @@ def show_plan(plan: Plan) -> str:
         f"Time        {in_hours(plan.seconds):>15} = {times}",
     ]
     if plan.energy is not None:
-        lines.append(f"Energy      {plan.energy:>11,.2f} kWh at {plan.device.watts} W")
+        lines.append(f"Energy      {plan.energy:>11,.2f} kWh at {plan.engine.devices * plan.device.watts} W")
     if plan.price is not None:
         lines.append(f"Price       {plan.price:>15,.2f} at {run.args.price_per_hour:g} an hour")
     if plan.seconds > run.args.budget:
