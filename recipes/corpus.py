@@ -18,7 +18,7 @@ class Arguments:
     scripts: list[str] = field(default_factory=list)  # Unicode scripts kept, such as Latin Han; none keeps all
     languages: list[str] = field(default_factory=list)  # kept, as --language_model names them; none keeps all
     language_model: str = ""  # a fastText file that labels languages, such as lid.176.bin
-    filters: list[str] = field(default_factory=lambda: ["gopher", "fineweb"])  # also gopher_repetition; none
+    filters: list[str] = field(default_factory=lambda: ["gopher", "fineweb"])  # and gopher_repetition, or none
     deduplicate: bool = True  # remove near copies, by MinHash
     evaluation: list[str] = field(default_factory=list)  # files of text that must not occur in the corpus
     leakage_tokens: int = 50  # length of a run of held-out text for which a document is dropped
@@ -41,10 +41,10 @@ def main(args: Arguments, training_args: TrainingArguments) -> dict:
 
     tasks = args.tasks or min(1000, max(1, len(steps.input_files(args.dataset))))
     machine = {"executor": args.executor, "workers": args.workers, "partition": args.partition, "time": args.time}
-    machine["overwrite"] = training_args.overwrite_output_dir
-    stages = Stages(training_args.output_dir, run=training_args.run, tasks=tasks, **machine)
-    folder, at = stages.folder, stages.at
-    kept = [step for name in args.filters for step in (steps.quality_filter(name), steps.Count(f"after {name}"))]
+    stages = Stages(training_args, tasks=tasks, **machine)
+    folder, at, tokenizer = stages.folder, stages.at, stages.folder / "tokenizer"
+    names = [name for name in args.filters if name != "none"]
+    kept = [step for name in names for step in (steps.quality_filter(name), steps.Count(f"after {name}"))]
     kinds = [steps.language_filter(args.languages, args.language_model)] if args.language_model else []
     kinds += [steps.ScriptFilter(args.scripts)] if args.scripts else []
     reader = [steps.read(args.dataset, args.text_column), steps.Count("read"), *kinds]
@@ -56,7 +56,6 @@ def main(args: Arguments, training_args: TrainingArguments) -> dict:
         stages.add("clusters", [dedup.MinhashDedupCluster(str(at("buckets")), str(at("copies")))], tasks=1)
         unique += [dedup.MinhashDedupFilter(str(at("copies"))), steps.Count("deduplicated")]
     stages.add("hold_out", [*unique, steps.HoldOut(folder, args.held_out), steps.write(at("unique"))])
-    tokenizer = folder / "tokenizer"
     stages.add("tokenizer", [steps.SaveTokenizer(at("unique"), tokenizer, args.tokenizer, args.vocab_size)], tasks=1)
     held_out = [folder / "validation", folder / "test"]
     clean = [steps.LeakageFilter(held_out, args.evaluation, tokenizer, run=args.leakage_tokens), steps.Count("train")]
@@ -64,10 +63,10 @@ def main(args: Arguments, training_args: TrainingArguments) -> dict:
     tokenize = steps.Tokenize(at("tokens") if merge else folder, tokenizer, shuffle_documents=not merge, seed=0)
     stages.add("tokenize", [steps.JsonlReader(str(at("unique"))), *clean, tokenize])
     if merge:
-        order = {"max_tokens_per_file": args.tokens_per_file, "seed": 0}
-        stages.add(
-            "merge", [tokens.DocumentTokenizerMerger(str(at("tokens")), str(folder), "corpus", **order)], tasks=1
+        shuffled = tokens.DocumentTokenizerMerger(
+            str(at("tokens")), str(folder), "corpus", args.tokens_per_file, seed=0
         )
+        stages.add("merge", [shuffled], tasks=1)
     stages.add("report", [Report(folder, at("logs"), stages.names, training_args.run)], tasks=1)
     return stages.run()
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from hf_lm.arguments import TrainingArguments
 from hf_lm.corpus.steps import PipelineStep
 from hf_lm.data.scripts import LANGUAGES
 from hf_lm.data.token_files import PREFIX, RECORD, TOKENIZER, record_tokens
@@ -25,34 +26,33 @@ STAGES = "stages"  # folder of what is not needed when the corpus is complete
 class Stages:
     """Pipelines that run one after the other, each in tasks that are skipped when they were completed before.
 
-    `folder` is the output folder; `executor` names datatrove's: "local", "slurm" (which needs `partition` and `time`)
-    or "ray". `workers` are tasks at the same time, 0 as many as the cores here and as a cluster gives. A second start
-    continues, with the same arguments only (`run`): what was begun with others is refused.
+    `training_args` give the output folder and what run.yaml holds; `executor` names datatrove's: "local", "slurm"
+    (which needs `partition` and `time`) or "ray". `workers` are tasks at the same time, 0 as many as the cores here and
+    as a cluster gives. A second start continues, with the same arguments only: another argument is refused.
     """
 
     def __init__(
         self,
-        folder: str | Path,
+        training_args: TrainingArguments,
         *,
-        run: dict[str, Any],
         executor: str,
         tasks: int,
         workers: int,
         partition: str = "",
         time: str = "",
-        overwrite: bool = False,
     ) -> None:
-        self.folder, self.kind, self.tasks = Path(folder).resolve(), executor, tasks
+        self.folder, self.kind, self.tasks = Path(training_args.output_dir).resolve(), executor, tasks
         self.workers = workers or (os.cpu_count() or 1 if executor == "local" else -1)
         self.slurm = {"partition": partition, "time": time}
         if executor == "slurm" and not partition:
             raise ValueError("--executor slurm needs --partition, the name of the cluster's queue.")
         self.names: list[str] = []
         self.last: Any = None
+        overwrite = training_args.overwrite_output_dir
         prepare_output(self.folder, resume=False, overwrite=overwrite)
         if overwrite and is_run(self.folder):
             remove_corpus(self.folder)
-        self._continue(run)
+        self._continue(training_args.run)
 
     def _continue(self, run: dict[str, Any]) -> None:
         free = ("executor", "workers", "partition", "time")  # how it runs, not what comes out
