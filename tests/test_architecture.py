@@ -25,7 +25,7 @@ LEVELS = [
     {"evaluation"},
     {"tasks"},
     {"inference"},
-    {"scoring", "demo"},
+    {"scoring", "demo", "corpus"},
     {"training"},
     {"self_training"},
     {"planning", "inspection", "safety"},
