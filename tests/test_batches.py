@@ -1,6 +1,7 @@
 """Rows of different lengths become batches that hold each of them once and waste little."""
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -25,15 +26,35 @@ def test_padding_follows_the_longest_row_and_labels_are_ignored_there():
 
 
 @given(st.lists(st.integers(1, 50), max_size=60), st.integers(1, 3))
-def test_batches_by_length_hold_every_row_once_within_their_budget(lengths, processes):
+def test_batches_by_length_hold_every_row_once_and_each_share_is_within_its_budget(lengths, processes):
     seen = []
-    for process in range(processes):
-        for rows in by_length(lengths, max_tokens=100, share=(process, processes)):
-            assert len(rows) * max(lengths[i] for i in rows) <= 100
-            seen += rows
+    for batch in by_length(lengths, max_tokens=100, processes=processes):
+        for process in range(processes):
+            rows = batch[process::processes]
+            assert len(rows) * max((lengths[i] for i in rows), default=0) <= 100
+        seen += batch
     assert sorted(seen) == list(range(len(lengths)))
     doubled = map_by_length(lambda rows: [2 * lengths[i] for i in rows], lengths, description="", max_tokens=100)
     assert doubled == [2 * length for length in lengths]
+
+
+def test_processes_share_the_rows_and_ask_the_model_equally_often(monkeypatch):
+    lengths, gathered, calls = [5, 9, 3, 7, 4, 8, 6], [], []
+    monkeypatch.setattr("accelerate.utils.gather_object", lambda pieces: gathered.extend(pieces) or gathered)
+    for process in range(3):
+        accelerator = SimpleNamespace(process_index=process, num_processes=3, is_main_process=False)
+        calls.append([])
+
+        def work(rows):
+            calls[-1].append(rows)
+            return [10 * lengths[i] for i in rows]
+
+        if process < 2:  # their rows alone leave gaps, which `in_order` fills with None
+            map_by_length(work, lengths, accelerator=accelerator, description="", max_rows=1)
+        else:
+            whole = map_by_length(work, lengths, accelerator=accelerator, description="", max_rows=1)
+    assert [len(of_process) for of_process in calls] == [3, 3, 3]
+    assert whole == [10 * length for length in lengths]
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=200), st.integers(1, 8), st.integers(0, 3))
