@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from accelerate.utils import set_seed
 from transformers import AutoModelForQuestionAnswering, BertForQuestionAnswering
 
-from hf_lm.arguments import FineTuningArguments, TrainingArguments, parse_arguments
+from hf_lm.arguments import Count, FineTuningArguments, Size, TrainingArguments, parse_arguments
 from hf_lm.data.tables import load_table
 from hf_lm.models.adapters import add_lora
 from hf_lm.models.bert import new_bert
@@ -29,10 +29,10 @@ class Arguments(FineTuningArguments):
     question: str = ""  # columns; "" guesses
     context: str = ""
     answers: str = ""
-    max_length: int = 384  # tokens of a window, the question included
-    stride: int = 128  # tokens that two windows share
+    max_length: Size = 384  # tokens of a window, the question included
+    stride: Count = 128  # tokens that two windows share
     as_text: bool = False  # a decoder writes the answer rather than points to it; an encoder-decoder always does
-    max_target_length: int = 32  # tokens of an answer that is written
+    max_target_length: Size = 32  # tokens of an answer that is written
 
 
 def main(args: Arguments, training_args: TrainingArguments) -> dict:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from accelerate.utils import set_seed
 from transformers import AutoModelForSequenceClassification
 
-from hf_lm.arguments import FineTuningArguments, TrainingArguments, parse_arguments
+from hf_lm.arguments import FineTuningArguments, Size, TrainingArguments, parse_arguments
 from hf_lm.data.tables import load_table
 from hf_lm.models.adapters import add_lora
 from hf_lm.models.bert import new_bert
@@ -28,7 +28,7 @@ class Arguments(FineTuningArguments):
     dataset: str = "demo:opinions"  # built-in opinions, a file, a folder, a glob or a Hub id
     text_column: str = ""  # column read; "" guesses, a number counts in a file without a header
     label_column: str = ""  # column learned
-    max_length: int = 256  # tokens of a text
+    max_length: Size = 256  # tokens of a text
     as_text: bool = False  # a decoder writes the class rather than gets a head; an encoder-decoder always does
 
 

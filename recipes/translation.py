@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from accelerate.utils import set_seed
 
-from hf_lm.arguments import FineTuningArguments, TrainingArguments, parse_arguments
+from hf_lm.arguments import FineTuningArguments, Size, TrainingArguments, parse_arguments
 from hf_lm.data.tables import load_table
 from hf_lm.models.adapters import add_lora
 from hf_lm.models.encoder_decoder import load_text_to_text, new_bart
@@ -25,10 +25,10 @@ class Arguments(FineTuningArguments):
     dataset: str = "demo:phrases"  # CLDR's dates and names, a file, a folder, a glob or a Hub id
     source: str = "en"  # column read, or language of a column `translation`
     target: str = "de"  # column learned
-    max_source_length: int = 128  # tokens
-    max_target_length: int = 128
+    max_source_length: Size = 128  # tokens
+    max_target_length: Size = 128
     prefix: str = ""  # read before each source; "" takes what the checkpoint was taught (T5), if it says so
-    num_beams: int = 1  # hypotheses kept while writing; 1 is greedy
+    num_beams: Size = 1  # hypotheses kept while writing; 1 is greedy
 
 
 def main(args: Arguments, training_args: TrainingArguments) -> dict:

@@ -14,11 +14,11 @@ ROOT = Path(__file__).parent.parent
 
 # From the bottom up, as docs/architecture.md has them: a folder, or a file at the root, imports from those before it.
 LEVELS = [
-    {"version", "files", "suggestions"},
+    {"version", "files", "suggestions", "signals", "ranges"},
     {"hub", "models"},
     {"launching"},
     {"dry_run"},
-    {"output_folder"},
+    {"output_folder", "config_file"},
     {"arguments"},
     {"tokenization", "reporting"},
     {"data"},

@@ -8,8 +8,9 @@ import itertools
 import json
 import re
 import sys
+import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,6 +19,7 @@ from hf_lm.suggestions import did_you_mean
 SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 CHUNK = 2**20  # bytes read at a time
 SECTION = 2**16  # characters: a text file is cut into documents of at most this length
+SURROGATE = re.compile("[\ud800-\udfff]")
 LONGEST = 2**20  # characters: so are rows and documents that begin at document_start
 
 
@@ -67,8 +69,25 @@ def rows_to_documents(rows: Iterable[str], document_start: re.Pattern[str] | Non
             cleaned["empty_rows"] += 1
 
 
+def plain_text(value: Any, where: str) -> str:
+    """A cell as text: "" for null and NaN. Raises ValueError, beginning with `where`, for bytes, lists and objects."""
+    if isinstance(value, str):
+        return value
+    if value is None or value != value:
+        return ""
+    if isinstance(value, bytes | list | tuple | dict):
+        kind = "bytes" if isinstance(value, bytes) else "an object" if isinstance(value, dict) else "a list"
+        raise ValueError(f"{where} holds {kind} where a text is needed: {value!r:.40}.")
+    return str(value)
+
+
 def clean(text: str, cleaned: Counter) -> str:
-    """Line ends as \\n and no NUL; nothing else about a text is changed."""
+    """Line ends as \\n, no NUL, and U+FFFD for half a surrogate pair; nothing else about a text is changed."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        cleaned["lone_surrogates"] += len(SURROGATE.findall(text))
+        text = SURROGATE.sub("\ufffd", text)
     if "\0" in text:
         cleaned["nul_characters"] += text.count("\0")
         text = text.replace("\0", "")
@@ -138,8 +157,39 @@ def open_bytes(path: Path) -> BinaryIO | gzip.GzipFile:
             import zstandard
         except ImportError:
             raise ImportError(f"{path} needs the package zstandard: pip install 'hf-lm[zst]'.") from None
-        return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(path.open("rb"), closefd=True))
+        return io.BufferedReader(_Zstd(path.open("rb"), zstandard.ZstdDecompressor), CHUNK)
     return path.open("rb")
+
+
+class _Zstd(io.RawIOBase):
+    """All frames of a .zst file. Raises EOFError where one is truncated, which zstandard's own reader hides."""
+
+    def __init__(self, file: BinaryIO, decompressor: Callable[[], Any]) -> None:
+        self.file, self.decompressor = file, decompressor
+        self.frame, self.compressed, self.text = None, b"", b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self.text:
+            data = self.compressed or self.file.read(2**16)
+            self.compressed = b""
+            if not data:
+                if self.frame is not None:
+                    raise EOFError("it ends in the middle of a frame; it was not copied or downloaded completely")
+                return 0
+            self.frame = self.frame or self.decompressor().decompressobj()
+            self.text = self.frame.decompress(data)
+            if self.frame.eof:
+                self.compressed, self.frame = self.frame.unused_data, None
+        size = min(len(buffer), len(self.text))
+        buffer[:size], self.text = self.text[:size], self.text[size:]
+        return size
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
 
 
 def _text_chunks(path: Path, cleaned: Counter) -> Iterator[str]:
@@ -164,9 +214,30 @@ def _text_chunks(path: Path, cleaned: Counter) -> Iterator[str]:
 def _check_encoding(data: bytes, path: Path) -> None:
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise ValueError(f"{path} is UTF-16, not UTF-8: convert it first (iconv -f UTF-16 -t UTF-8).")
+    if data.count(0) > len(data) // 4 and len(data) > 8:
+        raise ValueError(f"{path} is not UTF-8 text: a quarter of it is NUL. UTF-16? (iconv -f UTF-16LE -t UTF-8)")
     text = data.decode("utf-8", "replace")
-    if text.count("\ufffd") > len(text) // 10:
+    bad = text.count("\ufffd")
+    if bad > 3 and 2 * bad > sum(character > "\x7f" for character in text) and _is_gbk(data):
+        raise ValueError(f"{path} is GBK, not UTF-8: convert it first (iconv -f GB18030 -t UTF-8).")
+    if bad > len(text) // 10:
         raise ValueError(f"{path} is not UTF-8 text: more than a tenth of its first megabyte cannot be decoded.")
+
+
+def _is_gbk(data: bytes) -> bool:
+    """Whether bytes are Chinese text in GBK, but for a character that their end may cut."""
+    try:
+        text = codecs.getincrementaldecoder("gb18030")().decode(data)
+    except UnicodeDecodeError:
+        return False
+    foreign = [character for character in text if character > "\x7f"]
+    chinese = sum("\u3000" <= character <= "\u9fff" or character > "\uff00" for character in foreign)
+    return chinese > 0.9 * len(foreign)
+
+
+def _check_utf8(path: Path) -> None:
+    with _reading(path) as file:
+        _check_encoding(file.read(2**16), path)
 
 
 class _reading:
@@ -181,7 +252,10 @@ class _reading:
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         self.file.close()
-        if kind is not None and (issubclass(kind, (gzip.BadGzipFile, EOFError)) or kind.__name__ == "ZstdError"):
+        damaged = (gzip.BadGzipFile, zlib.error, EOFError)
+        if kind is csv.Error:
+            raise ValueError(f"{self.path} cannot be read as a table: {error}.") from None
+        if kind is not None and (issubclass(kind, damaged) or kind.__name__ == "ZstdError"):
             raise ValueError(f"{self.path} is damaged: {error}") from None
 
 
@@ -197,10 +271,14 @@ def read_rows(path: Path, *, header: bool = True) -> list[dict[str, Any]]:
                 said = f"expected an object with named columns, got a {type(row).__name__}"
                 raise ValueError(f"{path}, row {number}: {said}.")
         return rows
-    lines = list(_separated(path))
+    try:
+        lines = list(_separated(path))
+    except csv.Error as error:
+        raise ValueError(f"{path} cannot be read as a table: {error}.") from None
     if not lines:
         return []
     names = lines.pop(0) if header else [str(i) for i in range(len(lines[0]))]
+    _check_names(names, path)
     for number, line in enumerate(lines, 2 if header else 1):
         if len(line) != len(names):
             raise ValueError(f"{path}, row {number}: {len(line)} columns, where the first row has {len(names)}.")
@@ -237,17 +315,18 @@ def column_values(
     A list of strings is joined by line ends.
     """
     column = None
-    for row in rows:
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise ValueError(f"{where}, row {number}: expected named columns, got a {type(row).__name__}.")
         if column is None:
-            if not isinstance(row, dict):
-                raise ValueError(f"{where}: expected rows with named columns, got {type(row).__name__}.")
             column = choose_column(row, text_column, where)
             if columns is not None:
                 columns[where] = column
         value = row.get(column)
+        said = f"{where}, row {number}: {column!r}"
         if isinstance(value, list):
-            value = "\n".join(str(item) for item in value if item is not None)
-        yield "" if value is None else value if isinstance(value, str) else str(value)
+            value = "\n".join(plain_text(item, said) for item in value if item is not None)
+        yield plain_text(value, said)
 
 
 def choose_column(row: dict[str, Any], text_column: str, where: str) -> str:
@@ -268,6 +347,7 @@ def choose_column(row: dict[str, Any], text_column: str, where: str) -> str:
 
 
 def _jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    _check_utf8(path)
     with _reading(path) as file:
         for number, line in enumerate(file, 1):
             if line.strip():
@@ -279,15 +359,19 @@ def _parse(line: bytes, path: Path, number: int) -> Any:
         return json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8", "replace"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}, line {number}: not JSON: {error.msg} at column {error.colno}.") from None
+    except (RecursionError, ValueError) as error:  # nested, or a number of thousands of digits
+        why = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise ValueError(f"{path}, line {number}: cannot be read as JSON: {why}.") from None
 
 
 def _json(path: Path) -> Iterator[dict[str, Any]]:
     """A list of objects, an object that holds one such list, or JSON lines."""
+    _check_utf8(path)
     with _reading(path) as file:
         data = file.read()
     try:
         found = json.loads(data.decode("utf-8-sig", "replace"))
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         lines = [line for line in data.splitlines() if line.strip()]
         found = [_parse(line, path, number) for number, line in enumerate(lines, 1)]
     if isinstance(found, dict):
@@ -300,10 +384,18 @@ def _json(path: Path) -> Iterator[dict[str, Any]]:
 
 def _csv(path: Path) -> Iterator[dict[str, Any]]:
     csv.field_size_limit(sys.maxsize)
+    _check_utf8(path)
     with _reading(path) as file:
         lines = io.TextIOWrapper(file, encoding="utf-8-sig", errors="replace", newline="")
         without_nul = (line.replace("\0", "") for line in lines)
-        yield from csv.DictReader(without_nul, delimiter="\t" if suffix(path) == ".tsv" else ",")
+        rows = csv.DictReader(without_nul, delimiter="\t" if suffix(path) == ".tsv" else ",")
+        _check_names(rows.fieldnames or [], path)
+        yield from rows
+
+
+def _check_names(names: Sequence[str], path: Path) -> None:
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(f"{path} has {Counter(names)[twice[0]]} columns called {twice[0]!r}; give each its own name.")
 
 
 def _parquet(path: Path) -> Iterator[dict[str, Any]]:
@@ -313,10 +405,12 @@ def _parquet(path: Path) -> Iterator[dict[str, Any]]:
     with _reading(path) as file:
         source = path if path.suffix == ".parquet" else io.BytesIO(file.read())
         try:
-            for batch in parquet.ParquetFile(source).iter_batches(batch_size=256):
+            opened = parquet.ParquetFile(source)
+            _check_names(opened.schema_arrow.names, path)
+            for batch in opened.iter_batches(batch_size=256):
                 yield from batch.to_pylist()
-        except pyarrow.ArrowException as error:
-            raise ValueError(f"{path} is not a parquet file: {str(error).splitlines()[0]}") from None
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not a parquet file, or is damaged: {str(error).splitlines()[0]}") from None
 
 
 def _arrow(path: Path) -> Iterator[dict[str, Any]]:
@@ -328,14 +422,17 @@ def _arrow(path: Path) -> Iterator[dict[str, Any]]:
         try:
             try:
                 batches = pyarrow.ipc.open_stream(source)
+                names = batches.schema.names
             except pyarrow.ArrowInvalid:
                 opened = pyarrow.ipc.open_file(source)
                 batches = (opened.get_batch(i) for i in range(opened.num_record_batches))
-        except pyarrow.ArrowException as error:
-            raise ValueError(f"{path} is not an arrow file: {str(error).splitlines()[0]}") from None
-        for batch in batches:
-            for start in range(0, batch.num_rows, 256):
-                yield from batch.slice(start, 256).to_pylist()
+                names = opened.schema.names
+            _check_names(names, path)
+            for batch in batches:
+                for start in range(0, batch.num_rows, 256):
+                    yield from batch.slice(start, 256).to_pylist()
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not an arrow file, or is damaged: {str(error).splitlines()[0]}") from None
 
 
 READERS = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet, ".arrow": _arrow}

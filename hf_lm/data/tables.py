@@ -11,7 +11,7 @@ from hf_lm.data.demos.cldr import country_questions, phrases
 from hf_lm.data.demos.dialogues import dialogues, preferences, sums
 from hf_lm.data.demos.documentation import demo_split, docstring_summaries
 from hf_lm.data.demos.opinions import opinions
-from hf_lm.data.reading import SUFFIXES, read_lines, read_rows, suffix
+from hf_lm.data.reading import SUFFIXES, clean, plain_text, read_lines, read_rows, suffix
 from hf_lm.data.sources import SPLITS, choose_sides, cut_note, file_names, find_files, hash_text, load_hub, split_of
 from hf_lm.files import hash_contents
 from hf_lm.suggestions import did_you_mean
@@ -115,7 +115,9 @@ def load_table(
     if not named and [path.suffix for path in files] == [".txt"]:  # as tables of sentence pairs are often called
         named = files
     if named:
-        form, read = _read_tables(named, root, header)
+        form, read = _read_tables(
+            named, root, header, alone=len(named) == 1 and not Path(dataset).expanduser().is_dir()
+        )
     elif endings == "labels":
         form, read = "texts in files or folders that are called by their class", _read_labelled(files, root)
     else:
@@ -135,10 +137,10 @@ def load_table(
     return Table(Path(dataset).name, content, rows, format=form, origins=named_files)
 
 
-def _read_tables(files: list[Path], root: Path, header: bool) -> tuple[str, Read]:
+def _read_tables(files: list[Path], root: Path, header: bool, *, alone: bool) -> tuple[str, Read]:
     form = "rows of " + " and ".join(sorted({suffix(path) for path in files}))
     form += "" if header else " without a header, so columns are called by their position"
-    split = lambda path: split_of(path, root) if len(files) > 1 else "train"  # noqa: E731
+    split = lambda path: "train" if alone else split_of(path, root)  # noqa: E731
     return form, ((split(path), [path], read_rows(path, header=header)) for path in files)
 
 
@@ -184,6 +186,11 @@ def _aligned(paths: list[Path]) -> list[Row]:
         said = ", ".join(f"{paths[0].stem}.{name} has {n:,} lines" for name, n in lengths.items())
         raise ValueError(f"{paths[0].parent}: line-aligned files must be equally long: {said}.")
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def cell(row: Row, column: str, where: str, left_out: Counter) -> str:
+    """A cell as clean text; "" where the column is missing, null or NaN. Raises ValueError for what is no text."""
+    return clean(plain_text(row.get(column), f"{where}: {column!r}"), left_out).strip()
 
 
 def pick_column(rows: Sequence[Row], asked: str, guesses: Sequence[str], *, option: str, where: str) -> str:

@@ -275,7 +275,7 @@ class TextToTextPipeline(_Pipeline):
         return before, between
 
     def _set_languages(self, source: str | None, target: str | None) -> dict[str, int]:
-        """Set the languages of a multilingual tokenizer; what `generate` must know of them."""
+        """Set the languages of a multilingual tokenizer; returns the options of `generate` for them."""
         tokenizer = self.tokenizer
         if self.key != "translation" and (source or target):
             raise ValueError(f"{self.task} has no options src_lang and tgt_lang.")

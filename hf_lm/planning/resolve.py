@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from hf_lm.arguments import TrainingArguments
 from hf_lm.data.demos import documentation as demos
 from hf_lm.dry_run import parse_recipe, run_recipe
 from hf_lm.tasks.task import Task
@@ -32,7 +33,7 @@ class Resolved:
     recipe: str
     model: PreTrainedModel
     task: Task
-    args: Any
+    args: TrainingArguments
     arguments: dict[str, Any]  # as run.yaml has them
     bits: int = 0  # in which a frozen base is held; 0: in full
     scales: dict[str, float] = field(default_factory=dict)

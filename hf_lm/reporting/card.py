@@ -9,6 +9,7 @@ import yaml
 
 from hf_lm.files import write_whole
 from hf_lm.hub.credentials import printable
+from hf_lm.hub.records import read_run
 from hf_lm.reporting.card_metadata import example_of, is_hub_id, metadata, shortened
 from hf_lm.reporting.markdown import fenced, in_code, in_table, table
 from hf_lm.reporting.plots import TUNING
@@ -284,8 +285,7 @@ def _training(report: dict[str, Any], folder: Path) -> str:
     if report.get("recipe"):
         lines += ["", "This run, with every argument that is not the recipe's default:"]
         lines += ["", fenced(_command(report["recipe"], report.get("arguments", {})), "bash")]
-    if (folder / "run.yaml").is_file():
-        run = yaml.safe_load((folder / "run.yaml").read_text(encoding="utf-8"))
+    if run := read_run(folder):
         # Absolute paths are of no use to a reader and may be private.
         shown = {k: v for k, v in run.items() if not (isinstance(v, str) and Path(v).is_absolute())}
         text = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
@@ -306,7 +306,7 @@ def _command(recipe: str, arguments: dict[str, Any]) -> str:
     return " \\\n  ".join(lines)
 
 
-def _typed(value: Any) -> str:
+def _typed(value: object) -> str:
     """A value as a user types it: 30 for 30.0."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 

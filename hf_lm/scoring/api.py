@@ -1,6 +1,6 @@
-"""Models behind an OpenAI-compatible address: what they are asked, and how their answers are read.
+"""Models behind an OpenAI-compatible address: their requests, and how their answers are read.
 
-An answer is appended to a file as it comes, so that a run that is stopped, refused or cut off goes on where it was.
+Each answer is appended to a file as it arrives, so that a run that was stopped continues with the next request.
 """
 
 import hashlib
@@ -10,12 +10,12 @@ import random
 import re
 import socket
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -26,6 +26,9 @@ from hf_lm.data.overlap import UNSPACED, normal_words
 from hf_lm.data.tables import Row
 from hf_lm.evaluation.metrics import answer_score, is_chinese
 from hf_lm.evaluation.predictions import Example, read_predictions
+
+if TYPE_CHECKING:
+    from openai import OpenAI
 
 NONE = "none"  # what a model is asked to say where a text holds no answer
 
@@ -134,8 +137,33 @@ def complete(
 
     The key is OPENAI_API_KEY's; it is neither shown nor kept. 429, 5xx and timeouts are tried again, each time after
     a longer wait, by the official client. Raises ValueError or OSError in one line where that does not help, after
-    the answers that are on their way have been kept.
+    the answers to requests in flight have been kept.
     """
+    client = _client(base_url, retries=retries, timeout=timeout)
+    limits: dict[str, Any] = {"max_tokens": asked.max_tokens, "temperature": 0}
+    _drop_incomplete_line(path)
+    bar = tqdm(total=len(rows), desc=f"asking {model}", delay=2, leave=False, disable=None)
+    with bar, path.open("a", encoding="utf-8") as file, ThreadPoolExecutor(at_once) as pool:
+
+        def keep(row: int, answer: str) -> None:
+            file.write(json.dumps({"asked": asked.key(row), "answer": answer}) + "\n")
+            file.flush()
+            bar.update()
+
+        def request(row: int) -> str:
+            return _answer(client, model, asked.messages[row], limits)
+
+        try:
+            kept, failure = _request_all(pool, request, rows, at_once=at_once, keep=keep)
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            client.close()  # ends the requests in flight
+            raise
+    if failure is not None:
+        raise _in_one_line(failure, model, kept, len(rows)) from failure
+
+
+def _client(base_url: str, *, retries: int, timeout: float) -> "OpenAI":
     try:
         import openai
     except ImportError:
@@ -143,98 +171,97 @@ def complete(
     key = os.environ.get("OPENAI_API_KEY", "")
     if not key and not base_url:
         raise ValueError("set OPENAI_API_KEY to the key of the API, or name another address with --base_url.")
-    _reach(base_url)
-    client = openai.OpenAI(api_key=key or "none", base_url=base_url or None, max_retries=retries, timeout=timeout)
-    limits: dict[str, Any] = {"max_tokens": asked.max_tokens, "temperature": 0}
-
-    def answer(row: int) -> str:
-        while True:
-            given = dict(limits)
-            try:
-                said = client.chat.completions.create(model=model, messages=asked.messages[row], **given)
-                break
-            except openai.BadRequestError as error:  # newer models refuse one or the other
-                if error.param not in given:
-                    raise
-                limits.pop(error.param, None)
-        if not getattr(said, "choices", None):
-            raise ValueError(f"{model} answered with something that is no completion: {str(said)[:60]!r}.")
-        return (said.choices[0].message.content or "").strip()
-
-    _cut_to_whole_lines(path)
-    waiting: dict[Future, int] = {}
-    failed: BaseException | None = None
-    left, kept = iter(rows), 0
-    with path.open("a", encoding="utf-8") as file, ThreadPoolExecutor(at_once) as pool:
-        bar = tqdm(total=len(rows), desc=f"asking {model}", delay=2, leave=False, disable=None)
-        try:
-            while True:
-                while failed is None and len(waiting) < (at_once if kept else 1):  # one first: it may be refused
-                    row = next(left, None)
-                    if row is None:
-                        break
-                    waiting[pool.submit(answer, row)] = row
-                if not waiting:
-                    break
-                for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                    row = waiting.pop(future)
-                    if error := future.exception():
-                        failed = failed or error
-                        continue
-                    file.write(json.dumps({"asked": asked.key(row), "answer": future.result()}) + "\n")
-                    file.flush()
-                    kept += 1
-                    bar.update()
-        except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)
-            client.close()  # ends the requests that are on their way
-            raise
-        finally:
-            bar.close()
-    if failed is not None:
-        raise _in_one_line(failed, model, key, kept, len(rows)) from failed
+    _check_address(base_url)
+    return openai.OpenAI(api_key=key or "none", base_url=base_url or None, max_retries=retries, timeout=timeout)
 
 
-def _reach(base_url: str) -> None:
-    """Raise OSError at once where nothing listens: the client would try for half a minute."""
-    where = urlsplit(base_url)
-    if not base_url or getproxies():
-        return
-    if where.scheme not in ("http", "https") or not where.hostname:
-        raise ValueError(f"--base_url {base_url} is no address; give one such as http://127.0.0.1:8000/v1.")
-    try:
-        socket.create_connection((where.hostname, where.port or (443 if where.scheme == "https" else 80)), 10).close()
-    except OSError as error:
-        said = error.strerror or str(error)
-        raise ConnectionError(f"nothing answers at {where.hostname}:{where.port or where.scheme} ({said}).") from error
-
-
-def _in_one_line(error: BaseException, model: str, key: str, kept: int, rows: int) -> Exception:
+def _answer(client: "OpenAI", model: str, messages: Any, limits: dict[str, Any]) -> str:
+    """The answer to one conversation. A limit that the model refuses is removed from `limits`."""
     import openai
 
-    status = getattr(error, "status_code", None)
-    if status == 401:
-        said = "the API refused the key: set OPENAI_API_KEY to one that is valid"
-    elif status is not None:
-        said = f"the API answered {status}"
+    while True:
+        sent = dict(limits)
+        try:
+            completion = client.chat.completions.create(model=model, messages=messages, **sent)
+            break
+        except openai.BadRequestError as error:  # newer models refuse one or the other
+            if error.param not in sent:
+                raise
+            limits.pop(error.param, None)
+    if not getattr(completion, "choices", None):
+        raise ValueError(f"{model} answered with something that is no completion: {str(completion)[:60]!r}.")
+    return (completion.choices[0].message.content or "").strip()
+
+
+def _request_all(
+    pool: ThreadPoolExecutor,
+    request: Callable[[int], str],
+    rows: Iterable[int],
+    *,
+    at_once: int,
+    keep: Callable[[int, str], None],
+) -> tuple[int, BaseException | None]:
+    """Request each row and keep its answer; how many were kept, and the first failure, which begins no other row."""
+    waiting: dict[Future[str], int] = {}
+    failure: BaseException | None = None
+    left, kept = iter(rows), 0
+    while True:
+        while failure is None and len(waiting) < (at_once if kept else 1):  # a single one first: it may be refused
+            if (row := next(left, None)) is None:
+                break
+            waiting[pool.submit(request, row)] = row
+        if not waiting:
+            return kept, failure
+        for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+            row = waiting.pop(future)
+            if error := future.exception():
+                failure = failure or error
+            else:
+                keep(row, future.result())
+                kept += 1
+
+
+def _check_address(base_url: str) -> None:
+    """Raise OSError at once where nothing listens: the client would try for half a minute."""
+    address = urlsplit(base_url)
+    if not base_url or getproxies():
+        return
+    if address.scheme not in ("http", "https") or not address.hostname:
+        raise ValueError(f"--base_url {base_url} is no address; give one such as http://127.0.0.1:8000/v1.")
+    port = address.port or (443 if address.scheme == "https" else 80)
+    try:
+        socket.create_connection((address.hostname, port), 10).close()
+    except OSError as error:
+        raise ConnectionError(f"nothing answers at {address.hostname}:{port} ({error.strerror or error}).") from error
+
+
+def _in_one_line(error: BaseException, model: str, kept: int, rows: int) -> Exception:
+    import openai
+
+    if isinstance(error, openai.AuthenticationError):
+        message = "the API refused the key: set OPENAI_API_KEY to one that is valid"
+    elif isinstance(error, openai.APIStatusError):
+        message = f"the API answered {error.status_code}"
         if isinstance(error.body, dict) and error.body.get("message"):
-            said += f", {error.body['message']}"
-        if status >= 500:
-            said += "; its own log says why: a prompt over the model's context (lower --few_shot), perhaps"
+            message += f", {error.body['message']}"
+        if error.status_code >= 500:
+            message += "; its own log says why: a prompt over the model's context (lower --few_shot), perhaps"
     elif isinstance(error, openai.APITimeoutError):
-        said = "the API did not answer in time"
+        message = "the API did not answer in time"
     elif isinstance(error, openai.APIConnectionError):
-        said = "the connection to the API was lost"
+        message = "the connection to the API was lost"
     elif isinstance(error, json.JSONDecodeError):
-        said = "the API answered with something that is no JSON"
+        message = "the API answered with something that is no JSON"
     else:
-        said = str(error) or type(error).__name__
-    said = said.replace(key, "***") if key else said
-    on = f"; {kept} of {rows} answers are kept, and the same command goes on from there" if kept else ""
-    return OSError(f"api:{model}: {' '.join(said.split())[:300].rstrip('.')}{on}.")
+        message = str(error) or type(error).__name__
+    if key := os.environ.get("OPENAI_API_KEY"):
+        message = message.replace(key, "***")
+    done = f"; {kept} of {rows} answers are kept, and the same command continues from there" if kept else ""
+    return OSError(f"api:{model}: {' '.join(message.split())[:300].rstrip('.')}{done}.")
 
 
-def _cut_to_whole_lines(path: Path) -> None:
+def _drop_incomplete_line(path: Path) -> None:
+    """A last line without its end is what a killed run left."""
     if path.is_file():
         content = path.read_bytes()
         path.write_bytes(content[: content.rfind(b"\n") + 1])

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.utils import cached_file
-from transformers.utils.hub import extract_commit_hash
+from transformers.utils.hub import cached_file, extract_commit_hash
 
 from hf_lm.data.tables import Table
 from hf_lm.models.configuration import (
@@ -65,8 +64,9 @@ class Checkpoint:
     @property
     def tokenizer(self) -> str:
         """Where its tokenizer is: with an adapter, or else with its base."""
-        own = self.adapter is None or (Path(self.name) / "tokenizer_config.json").is_file()
-        return self.name if own else self.adapter["base_model_name_or_path"]
+        if self.adapter is None or (Path(self.name) / "tokenizer_config.json").is_file():
+            return self.name
+        return self.adapter["base_model_name_or_path"]
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,8 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     return digest.hexdigest()
 
 
-def precision(model: PreTrainedModel, settings: dict[str, Any]) -> Any:
-    """As the run had it when it measured."""
+def precision(model: PreTrainedModel, settings: dict[str, Any]) -> AbstractContextManager:
+    """The precision in which the run measured."""
     if settings["precision"] == "float32":
         return nullcontext()
     dtype = torch.bfloat16 if settings["precision"] == "bf16" else torch.float16
@@ -190,7 +190,7 @@ def head_labels(checkpoint: Checkpoint, labels: Sequence[str]) -> list[str]:
     Equal but for case, the beginning of one another (`pos`, `POSITIVE`), or numbered (`LABEL_1` is `1`). Raises
     ValueError where a class of the data is not among them.
     """
-    own = [str(name) for _, name in sorted(checkpoint.config.id2label.items())]
+    own = [str(name) for _, name in sorted((checkpoint.config.id2label or {}).items())]
 
     def same(one: str, other: str) -> bool:
         one, other = one.casefold(), other.casefold()

@@ -59,12 +59,15 @@ class LanguageModelling:
         eval_stride: int = 0,
     ) -> None:
         self.corpus, self.tokenizer, self.block_size = corpus, tokenizer, block_size
-        self.splits, self.context = corpus.splits, block_size
+        self.splits, self.fingerprint, self.context = corpus.splits, corpus.fingerprint, block_size
         self.isolate = packing == "isolate"
         self.eval_stride = eval_stride or max(1, block_size // 2)
         next(windows(2, block_size=block_size, stride=self.eval_stride))  # a wrong stride is said now, not hours later
         self.streams = {}
         for split in self.splits:
+            if split == "train" and corpus.stream:
+                self.streams[split] = corpus.stream(tokenizer)
+                continue
             documents, folder = dry_run.sampled(
                 corpus.documents(split),
                 cache_folder(corpus.fingerprint, tokenizer, split),
@@ -195,8 +198,7 @@ class LanguageModelling:
             data[split] = {
                 "documents": len(stream),
                 "tokens": int(stream.total),
-                "bytes": int(stream.bytes.sum()),
-            }
+            } | ({"bytes": size} if (size := int(stream.bytes.sum())) else {})  # not known of token files
         cleaned = {source: counts for stream in self.streams.values() for source, counts in stream.cleaned.items()}
         data["cleaned"] = dict(sum(map(Counter, cleaned.values()), Counter()))
         readers = self.corpus.readers | self.corpus.groups

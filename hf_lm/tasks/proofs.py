@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm.evaluation.likelihood import evaluating
@@ -54,7 +55,7 @@ def prove(
 
 
 @contextmanager
-def untouched(model: PreTrainedModel) -> Iterator[None]:
+def untouched(model: nn.Module) -> Iterator[None]:
     """Without dropout, and with the mode, the gradients and the random state restored afterwards."""
     with evaluating(model), torch.random.fork_rng():
         try:
@@ -247,7 +248,7 @@ def learnable(trainer: Any, features: list[dict[str, Any]], *, steps: int = 4) -
     return Proof(losses[-1] < losses[0], said)
 
 
-def logits_of(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> np.ndarray:
+def logits_of(model: nn.Module, inputs: dict[str, torch.Tensor]) -> np.ndarray:
     """A model's logits without dropout, in float32; start and end logits stacked."""
     device = next(model.parameters()).device
     with untouched(model), torch.no_grad():

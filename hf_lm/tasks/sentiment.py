@@ -1,7 +1,7 @@
 """Sentiment, or any other class of a text: one label per row."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,8 +10,7 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm.data.batches import map_by_length
-from hf_lm.data.reading import clean
-from hf_lm.data.tables import Row, Table, drop_empty_splits, hold_out, pick_column
+from hf_lm.data.tables import Row, Table, cell, drop_empty_splits, hold_out, pick_column
 from hf_lm.evaluation.metrics import Classification
 from hf_lm.tasks.losses import label_loss
 from hf_lm.tasks.proofs import Proof
@@ -36,7 +35,7 @@ def read_sentiment(table: Table, *, text_column: str = "", label_column: str = "
     label = pick_column(first, label_column, LABEL, option="--label_column", where=where)
     table.columns = {"text": text, "label": label}
     for split, rows in table.rows.items():
-        table.rows[split] = list(_rows(rows, text, label, table.left_out))
+        table.rows[split] = list(_rows(rows, text, label, f"{where}, {split}", table.left_out))
     drop_empty_splits(table, f"with both {text!r} and {label!r}")
     hold_out(table, {"validation": 0.1, "test": 0.1}, group=lambda row: row["text"], unit="text")
     labels = sorted({row["label"] for row in table.rows["train"]}, key=lambda name: (len(name), name))
@@ -44,19 +43,27 @@ def read_sentiment(table: Table, *, text_column: str = "", label_column: str = "
         raise ValueError(f"{where} has one class only, {labels[0]!r} in {label!r}: there is nothing to tell apart.")
     for split in table.splits:
         if unseen := sorted({row["label"] for row in table.rows[split]} - set(labels)):
-            raise ValueError(f"{where}: {split} has labels that train has not: {unseen}; train has {labels}.")
+            raise ValueError(
+                f"{where}: {split} has labels that train has not: {_few(unseen)}; train has {_few(labels)}."
+            )
     return labels
 
 
-def _rows(rows: Sequence[Row], text: str, label: str, left_out: Counter) -> Any:
-    for row in rows:
-        words, name = clean(str(row.get(text) or ""), left_out).strip(), row.get(label)
+def _few(labels: Sequence[str]) -> str:
+    shown = [label if len(label) <= 40 else f"{label[:39]}…" for label in labels[:5]]
+    return f"{shown}" + (f" and {len(labels) - 5:,} more" if len(labels) > 5 else "")
+
+
+def _rows(rows: Sequence[Row], text: str, label: str, where: str, left_out: Counter) -> Iterator[Row]:
+    for number, row in enumerate(rows, 1):
+        words = cell(row, text, f"{where} row {number}", left_out)
+        name = cell(row, label, f"{where} row {number}", left_out)
         if not words:
             left_out["rows_without_text"] += 1
-        elif name is None or str(name).strip() in ("", "-1"):
+        elif name in ("", "-1"):
             left_out["rows_without_label"] += 1
         else:
-            yield {"text": words, "label": str(name).strip()}
+            yield {"text": words, "label": name}
 
 
 class _OneOfClasses:

@@ -76,7 +76,7 @@ class Supervised:
 
     def __init__(self, table: Table, tokenizer: PreTrainedTokenizerBase, *, drop_overlap: bool = False) -> None:
         self.table, self.tokenizer = table, tokenizer
-        self.splits = table.splits
+        self.splits, self.fingerprint = table.splits, table.fingerprint
         self.overlap: dict[str, Overlap] = {}
         train = [self.text_of(row) for row in table.rows["train"]]
         for split in self.splits[1:]:

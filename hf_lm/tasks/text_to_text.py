@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm.data.batches import Feature, pad_batch
-from hf_lm.data.reading import clean
+from hf_lm.data.reading import clean, plain_text
 from hf_lm.data.tables import Row, Table, drop_empty_splits
 from hf_lm.evaluation.calibration import label_log_probs
 from hf_lm.evaluation.completions import generate_ids
@@ -337,12 +337,11 @@ def to_sources_and_targets(table: Table, source: str, target: str) -> None:
     """Reduce a table to rows of {"source", "targets"}; those without either are left out and counted."""
     for split, rows in table.rows.items():
         kept = []
-        for row in rows:
-            targets = row.get(target)
-            targets = targets if isinstance(targets, list) else [targets]
-            targets = [clean(str(one), table.left_out).strip() for one in targets if one is not None]
-            read = row.get(source)
-            read = " ".join(map(str, read)) if isinstance(read, list) else str(read or "")
+        for number, row in enumerate(rows, 1):
+            where = f"--dataset {table.source}, {split} row {number}"
+            targets, read = ([one] if not isinstance(one, list) else one for one in (row.get(target), row.get(source)))
+            targets = [clean(plain_text(one, f"{where}: {target!r}"), table.left_out).strip() for one in targets]
+            read = " ".join(plain_text(one, f"{where}: {source!r}") for one in read)
             read, targets = clean(read, table.left_out).strip(), [one for one in targets if one]
             if read and targets:
                 kept.append({"source": read, "targets": targets})

@@ -1,13 +1,15 @@
 """`fit`: prove, train, measure, save, report, push."""
 
+import contextlib
 import copy
 import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
@@ -16,14 +18,21 @@ from hf_lm.arguments import TrainingArguments
 from hf_lm.hub.push import check_repository, push_to_hub
 from hf_lm.models.adapters import has_base, is_adapted, merged
 from hf_lm.models.quantization import quantized_bits
-from hf_lm.output_folder import prepare_output, remove_results, save_run
+from hf_lm.output_folder import is_run, prepare_output, remove_results, save_run
 from hf_lm.reporting.card import write_card
 from hf_lm.reporting.plots import draw_plots
 from hf_lm.reporting.report import in_hours, plain, save_predictions, save_report, show_report
 from hf_lm.tasks.proofs import logits_of, merging, prove
 from hf_lm.tasks.task import Measured, Task
 from hf_lm.training.budget import EXIT_OUT_OF_BUDGET, StopAtBudget
-from hf_lm.training.checkpoints import check_same_run, find_checkpoint, save_aside
+from hf_lm.training.checkpoints import (
+    check_same_inputs,
+    check_same_run,
+    disk_errors,
+    find_checkpoint,
+    inputs_of,
+    save_aside,
+)
 from hf_lm.training.estimate import forecast
 from hf_lm.training.outcome import Finished, describe_devices, origin_of, outcome
 from hf_lm.training.selection import EarlyStopping, search_learning_rate
@@ -60,29 +69,34 @@ def fit(
     disable_progress_bar()  # transformers' bars for writing shards, which would break the bar of training
     args, origin = _own_arguments(training_args, task), origin_of(model)
     check_arguments(args, model, merge=merge)
-    checkpoint = open_output(args, inputs=origin.values())
-    trainer, evaluations = build(model, task, args, build_trainer)
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    plan = announce(trainer, task, model, trainable, resumed=checkpoint is not None)
-    proofs = prove(task.proofs_before(trainer), skip=args.skip_proofs, say=state.print)
-    swept = choose_learning_rate(model, task, args, build_trainer) if args.sweep and checkpoint is None else []
-    replace_results(args, checkpoint)
-    train(trainer, checkpoint, started=started)
-    measured = measure(trainer, task, evaluations)
-    finished = finish_model(trainer, task, args, merge=merge)
-    report: dict[str, Any] = {}
-    if state.is_main_process:
-        after = task.proofs_after(finished.model, Path(args.output_dir), finished.adapter)
-        proofs |= finished.proofs | prove(after, skip=args.skip_proofs, say=state.print)
-        report = outcome(
-            trainer, task, args, measured, finished, origin=origin, trainable=trainable, proofs=proofs, swept=swept
-        )
-        report |= ({"plan": plan} if plan else {}) | (extra_report or {})
-        report["seconds"] = time.monotonic() - started
-        report = write_results(report, task, measured, args)
-        push(args)
-    state.wait_for_everyone()
-    return report
+    with contextlib.ExitStack() as lock:
+        checkpoint = open_output(args, inputs=origin.values(), lock=lock)
+        inputs = inputs_of(task)
+        if checkpoint is not None and not args.resume_with_changes:
+            check_same_inputs(checkpoint, inputs)
+        trainer, evaluations = build(model, task, args, build_trainer)
+        trainer.inputs = inputs
+        trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        plan = announce(trainer, task, model, trainable, resumed=checkpoint is not None)
+        proofs = prove(task.proofs_before(trainer), skip=args.skip_proofs, say=state.print)
+        swept = choose_learning_rate(model, task, args, build_trainer) if args.sweep and checkpoint is None else []
+        replace_results(args, checkpoint)
+        train(trainer, checkpoint, started=started)
+        measured = measure(trainer, task, evaluations)
+        finished = finish_model(trainer, task, args, merge=merge)
+        report: dict[str, Any] = {}
+        if state.is_main_process:
+            after = task.proofs_after(finished.model, Path(args.output_dir), finished.adapter)
+            proofs |= finished.proofs | prove(after, skip=args.skip_proofs, say=state.print)
+            report = outcome(
+                trainer, task, args, measured, finished, origin=origin, trainable=trainable, proofs=proofs, swept=swept
+            )
+            report |= ({"plan": plan} if plan else {}) | (extra_report or {})
+            report["seconds"] = time.monotonic() - started
+            report = write_results(report, task, measured, args)
+            push(args)
+        state.wait_for_everyone()
+        return report
 
 
 def _own_arguments(training_args: TrainingArguments, task: Task) -> TrainingArguments:
@@ -106,19 +120,30 @@ def check_arguments(args: TrainingArguments, model: PreTrainedModel, *, merge: b
         )
 
 
-def open_output(args: TrainingArguments, *, inputs: Any) -> Path | None:
-    """Check and make the output folder; returns the checkpoint to resume, if one was asked for.
+def open_output(args: TrainingArguments, *, inputs: Any, lock: contextlib.ExitStack) -> Path | None:
+    """Check and make the output folder; returns the checkpoint to resume, if one was asked for and there is one.
 
-    `inputs` are names of what the run reads, which must not be replaced. An earlier run stays in the folder until
-    `replace_results`. Raises FileExistsError, FileNotFoundError, OSError or ValueError.
+    `inputs` are names of what the run reads, which must not be replaced. Other runs are refused until `lock` is
+    closed. An earlier run stays in the folder until `replace_results`. Raises FileExistsError, FileNotFoundError,
+    OSError or ValueError.
     """
     state, folder, resume = PartialState(), Path(args.output_dir), args.resume_from_checkpoint
     with state.main_process_first():
         if state.is_main_process:
-            prepare_output(folder, resume=bool(resume), overwrite=args.overwrite_output_dir, inputs=inputs)
-    checkpoint = find_checkpoint(resume, folder) if resume else None
-    if checkpoint is not None and not args.resume_with_changes:
-        check_same_run(checkpoint, args.run)
+            overwrite = args.overwrite_output_dir
+            prepare_output(folder, resume=bool(resume), overwrite=overwrite, inputs=inputs, lock=lock)
+    outcome: list[Any] = [None]
+    if resume and state.is_main_process:
+        try:
+            outcome = [find_checkpoint(resume, folder)]
+        except OSError as error:
+            outcome = [error]
+    [checkpoint] = broadcast_object_list(outcome)  # each process would read every file
+    if isinstance(checkpoint, OSError):
+        raise checkpoint
+    written = checkpoint or (folder if resume and is_run(folder) else None)  # a killed run leaves run.yaml at least
+    if written is not None and not args.resume_with_changes:
+        check_same_run(written, args.run)
     return checkpoint
 
 
@@ -197,7 +222,8 @@ def replace_results(args: TrainingArguments, checkpoint: Path | None) -> None:
     if PartialState().is_main_process:
         if checkpoint is None or args.resume_with_changes:
             remove_results(args.output_dir, checkpoints=checkpoint is None)
-        save_run(args.run, args.output_dir)
+        with disk_errors("run.yaml", Path(args.output_dir)):
+            save_run(args.run, args.output_dir)
 
 
 def train(trainer: SafeTrainerMixin, checkpoint: Path | None, *, started: float) -> None:
@@ -256,7 +282,7 @@ def finish_model(trainer: SafeTrainerMixin, task: Task, args: TrainingArguments,
     def save(name: str, write: Callable[[Path], None]) -> list[str]:
         return save_aside(folder, name, write, main=state.is_main_process, wait=state.wait_for_everyone)
 
-    adapter, files, proofs = None, [], {}
+    adapter, files, proofs, complete = None, [], {}, cast(PreTrainedModel, model)
     if is_adapted(model) and not merge:
         adapter = folder
     elif is_adapted(model):
@@ -264,11 +290,11 @@ def finish_model(trainer: SafeTrainerMixin, task: Task, args: TrainingArguments,
             adapter = folder / "adapter"
             files += save("the adapter", lambda aside: trainer.save_model(str(aside / "adapter")))
         bits, before = quantized_bits(model), logits_of(model, task.probe())
-        trainer.model = model = merged(model)
-        proof = lambda: merging(before, logits_of(model, task.probe()), bits=bits)  # noqa: E731
+        trainer.model = complete = merged(model)
+        proof = lambda: merging(before, logits_of(complete, task.probe()), bits=bits)  # noqa: E731
         proofs = prove({"merging": proof}, skip=args.skip_proofs, say=state.print)
     files += save("the model", lambda aside: trainer.save_model(str(aside)))
-    return Finished(model, adapter, files, tags, proofs)
+    return Finished(complete, adapter, files, tags, proofs)
 
 
 def write_results(
@@ -276,10 +302,13 @@ def write_results(
 ) -> dict[str, Any]:
     """Write predictions, plots and card, and last report.json; returns the report as that holds it."""
     folder, report = Path(args.output_dir), plain(report)
-    save_predictions(task.predictions(measured), folder)
-    draw_plots(report, folder)
-    write_card(report, folder)
-    save_report(report, folder)
+    with disk_errors("predictions.jsonl", folder):
+        save_predictions(task.predictions(measured), folder)
+    with disk_errors("the plots", folder):
+        draw_plots(report, folder)
+    with disk_errors("the card and the report", folder):
+        write_card(report, folder)
+        save_report(report, folder)
     show_report(report, folder)
     return report
 
