@@ -4,6 +4,7 @@ import itertools
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,23 +39,28 @@ def test_batches_by_length_hold_every_row_once_and_each_share_is_within_its_budg
     assert doubled == [2 * length for length in lengths]
 
 
-def test_processes_share_the_rows_and_ask_the_model_equally_often(monkeypatch):
-    lengths, gathered, calls = [5, 9, 3, 7, 4, 8, 6], [], []
-    monkeypatch.setattr("accelerate.utils.gather_object", lambda pieces: gathered.extend(pieces) or gathered)
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("count", [7, 6, 2, 1])
+def test_processes_share_the_rows_and_ask_the_model_equally_often(count, whole, monkeypatch):
+    lengths, calls, pieces = [5, 9, 3, 7, 4, 8, 6][:count], [], []
+
+    def gather(own):
+        pieces.extend(own)
+        return pieces if len(calls) == 3 else [(list(range(count)), [None] * count)]
+
+    def work(rows):
+        calls[-1].append(rows)
+        return [10 * lengths[i] for i in rows]
+
+    monkeypatch.setattr("accelerate.utils.gather_object", gather)
     for process in range(3):
         accelerator = SimpleNamespace(process_index=process, num_processes=3, is_main_process=False)
         calls.append([])
-
-        def work(rows):
-            calls[-1].append(rows)
-            return [10 * lengths[i] for i in rows]
-
-        if process < 2:  # their rows alone leave gaps, which `in_order` fills with None
-            map_by_length(work, lengths, accelerator=accelerator, description="", max_rows=1)
-        else:
-            whole = map_by_length(work, lengths, accelerator=accelerator, description="", max_rows=1)
-    assert [len(of_process) for of_process in calls] == [3, 3, 3]
-    assert whole == [10 * length for length in lengths]
+        found = map_by_length(work, lengths, accelerator=accelerator, description="", max_rows=2, whole=whole)
+    assert len({len(of_process) for of_process in calls}) == 1
+    assert all(rows for of_process in calls for rows in of_process)
+    assert found == [10 * length for length in lengths]
+    assert sorted(i for rows, _ in pieces for i in rows) == list(range(count))
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=200), st.integers(1, 8), st.integers(0, 3))

@@ -99,25 +99,33 @@ def map_by_length(
     description: str,
     max_tokens: int = 2**14,
     max_rows: int = 512,
+    whole: bool = False,
 ) -> list[Any]:
     """`work(indices)` over batches of like-sized rows; results in the order of the rows, on every process.
 
     The processes of an accelerator share the rows of each batch, and all call `work` equally often: the forward of a
-    sharded model needs every process. One that has no row of the last batch repeats another's and drops the result.
+    sharded model needs every process. One that has no row left repeats another's and drops the result. `whole`: they
+    share complete batches, the same for any number of processes, where a result depends on its batch.
     """
     from tqdm import tqdm
 
     index, processes = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
-    batches = list(by_length(lengths, max_tokens=max_tokens, max_rows=max_rows, processes=processes))
+    together = 1 if whole else processes
+    batches = list(by_length(lengths, max_tokens=max_tokens, max_rows=max_rows, processes=together))
+    shares = [[batch[process::processes] for process in range(processes)] for batch in batches]  # by turn and process
+    if whole:
+        shares = [
+            (batches[i : i + processes] + [[]] * processes)[:processes] for i in range(0, len(batches), processes)
+        ]
     shown = accelerator is None or accelerator.is_main_process
-    bar = tqdm(desc=description, total=sum(map(len, batches)), delay=2, leave=False, disable=None if shown else True)
+    bar = tqdm(desc=description, total=len(lengths), delay=2, leave=False, disable=None if shown else True)
     pieces = []
     with bar:
-        for batch in batches:
-            rows = batch[index::processes]
-            results = work(rows or batch[:1])
+        for turn in shares:
+            rows = turn[index]
+            results = work(rows or turn[0][:1])
             pieces.append((rows, results if rows else ()))
-            bar.update(len(batch))
+            bar.update(sum(map(len, turn)))
     if processes > 1:
         from accelerate.utils import gather_object
 
