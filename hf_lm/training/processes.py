@@ -2,16 +2,20 @@
 
 import copy
 import os
+import secrets
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
 from transformers import PreTrainedModel
 
 from hf_lm.arguments import TrainingArguments
 from hf_lm.models.adapters import base_of
+from hf_lm.reporting.report import versions
 
 
 def describe_engine(trainer: Any) -> str:
@@ -71,13 +75,42 @@ def _check_deepspeed(trainer: Any, muon: float) -> None:
         )
 
 
-def keep_rows_per_step(trainer_args: TrainingArguments, checkpoint: Path | None) -> str:
+def check_processes(folder: Path, inputs: dict[str, str]) -> None:
+    """Compare what the processes of a run see: their versions and `inputs` (what they read) must be equal.
+
+    Prints a warning where one does not see the output folder of the first. Raises ValueError on every process.
+    """
+    state = PartialState()
+    if state.num_processes == 1:
+        return
+    [mark] = broadcast_object_list([folder / f".process-{secrets.token_hex(4)}"])
+    if state.is_main_process:
+        mark.touch()
+    state.wait_for_everyone()
+    seen = gather_object([{"versions": versions(), "inputs": inputs, "folder": mark.exists()}])
+    if state.is_main_process:
+        mark.unlink(missing_ok=True)
+    for process, own in enumerate(seen):
+        for kind, verb in (("versions", "runs other versions"), ("inputs", "reads other data")):
+            if own[kind] != seen[0][kind]:
+                names = {*own[kind], *seen[0][kind]}
+                differ = sorted(name for name in names if own[kind].get(name) != seen[0][kind].get(name))
+                details = [f"{name} {seen[0][kind].get(name)} and {own[kind].get(name)}" for name in differ]
+                raise ValueError(f"process {process} {verb} than process 0: {', '.join(details)}. Make them equal.")
+    if blind := [str(process) for process, own in enumerate(seen) if not own["folder"]]:
+        state.print(
+            f"  warning: processes {', '.join(blind)} do not see {folder} of process 0, and the run cannot be "
+            "resumed. Give --output_dir and HF_HOME on a disk that all machines share"
+        )
+
+
+def keep_rows_per_step(args: TrainingArguments, checkpoint: Path | None) -> str:
     """Give each optimizer step the rows of the run that is resumed, or of --rows_per_step, by accumulation.
 
     Sets `gradient_accumulation_steps`, and records the rows in the arguments' `run`. Returns a sentence where that
     changed the accumulation, else "". Raises ValueError where the processes' batches do not divide the rows.
     """
-    args, rows, source = trainer_args, trainer_args.rows_per_step, "--rows_per_step"
+    rows, source = args.rows_per_step, "--rows_per_step"
     at_once = args.train_batch_size * args.world_size
     if checkpoint is not None and not args.resume_with_changes:
         saved = yaml.safe_load((checkpoint / "run.yaml").read_text(encoding="utf-8"))
@@ -86,8 +119,8 @@ def keep_rows_per_step(trainer_args: TrainingArguments, checkpoint: Path | None)
     if rows and rows != at_once * args.gradient_accumulation_steps:
         if rows % at_once:
             raise ValueError(
-                f"{source} {rows}: {args.world_size} processes with {args.train_batch_size} rows each read {at_once} at "
-                "once, which does not divide it. Start with other processes, or give another "
+                f"{source} {rows}: {args.world_size} processes with {args.train_batch_size} rows each read {at_once} "
+                "at once, which does not divide it. Start another number of processes, or give another "
                 "--per_device_train_batch_size" + (" with --resume_with_changes." if checkpoint else ".")
             )
         args.gradient_accumulation_steps = rows // at_once
@@ -101,7 +134,7 @@ def is_sharded(trainer: Any) -> bool:
     return bool(trainer.is_fsdp_enabled)
 
 
-def empty_copy(model: nn.Module) -> nn.Module:
+def empty_copy(model: PreTrainedModel) -> PreTrainedModel:
     """A copy of a model on which no memory is spent: parameters are on the meta device, tied ones stay tied."""
     memo: dict[int, Any] = {
         id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
