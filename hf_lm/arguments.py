@@ -60,6 +60,13 @@ class TrainingArguments(transformers.TrainingArguments):
     decay_share: Share = field(
         default=0.4, metadata={"help": "share of the steps in which warmup_stable_decay lowers the rate to 0"}
     )
+    rows_per_step: Count = field(
+        default=0,
+        metadata={
+            "help": "rows of an optimizer step over all processes, reached by accumulation; 0: what batch, "
+            "accumulation and processes give. A resumed run keeps its rows"
+        },
+    )
     early_stopping_patience: Count = field(
         default=0, metadata={"help": "stop after that many evaluations without a gain beyond noise; 0 never does"}
     )
@@ -275,6 +282,10 @@ def _parse(arguments_class, training_arguments_class, argv, recipe_defaults, fre
     if not resolved.get("model"):
         resolved |= {key: value for key, value in fresh.items() if key not in origin}
         defaults |= fresh
+
+    batch = ("per_device_train_batch_size", "gradient_accumulation_steps")
+    if "--" in [origin.get(key) for key in batch] and origin.get("rows_per_step") != "--":
+        resolved["rows_per_step"] = 0  # which a run.yaml recorded
 
     run = _saved_run(resolved, arguments_class, training_arguments_class, recipe_defaults | fresh, origin)
     if print_config:

@@ -126,28 +126,32 @@ def fill_cache(folder: Path, write: Callable[[Path], object]) -> None:
     and takes 0.6 s of CPU per GB (half a billion tokens) on a processor with SHA instructions, about 2 s on one
     without. What does not verify is reported in one line and written again.
 
-    `write` gets a folder aside, which is synced and renamed; it writes plain files, no folders. Processes that fill
-    one cache at once each write their own, and the first is kept. A folder aside is locked as long as its process
-    lives; those of killed runs are removed. Raises OSError in one line where the disk is full, and what `write`
-    raises.
+    `write` gets a folder aside, which is synced and renamed; it writes plain files, no folders. Of processes that fill
+    one cache at once one writes and the others wait for it, however long it takes and without a collective, whose
+    timeout would end them. A folder aside is locked as long as its process lives; those of killed runs are removed.
+    Where a file system has no locks nobody waits: each process writes its own, and the first is kept. Raises OSError
+    in one line where the disk is full, and what `write` raises.
     """
     if not damage(folder):
         return
-    parent, aside = folder.parent, folder.parent / f".aside-{secrets.token_hex(8)}"
+    parent, aside = folder.parent, folder.parent / f".aside-{folder.name}-{secrets.token_hex(8)}"
     try:
         parent.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as until_renamed:
-            with _locked(parent):
-                if folder.exists():
-                    if not (what := damage(folder)):
-                        return
-                    print(f"the cache {folder} is damaged ({what}): it is made again", file=sys.stderr)
-                    shutil.rmtree(folder)
-                for leftover in parent.glob(".aside-*"):
-                    with contextlib.suppress(OSError), _locked(leftover / MANIFEST, wait=False):
-                        shutil.rmtree(leftover)
-                aside.mkdir()
-                until_renamed.enter_context(_locked(aside / MANIFEST))
+            while True:
+                with _locked(parent):
+                    if folder.exists():
+                        if not (what := damage(folder)):
+                            return
+                        print(f"the cache {folder} is damaged ({what}): it is made again", file=sys.stderr)
+                        shutil.rmtree(folder)
+                    writers = _clear_leftovers(parent, of=folder.name)
+                    if not writers:
+                        aside.mkdir()
+                        until_renamed.enter_context(_locked(aside / MANIFEST))
+                        break
+                with contextlib.suppress(OSError), _locked(writers[0] / MANIFEST):
+                    pass  # until that process has renamed its folder, or has ended
             write(aside)
             write_manifest(aside)
             for path in (*aside.iterdir(), aside):
@@ -166,6 +170,20 @@ def fill_cache(folder: Path, write: Callable[[Path], object]) -> None:
         ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _clear_leftovers(parent: Path, *, of: str) -> list[Path]:
+    """Remove what killed runs left aside in a folder of caches; returns what live processes write of cache `of`."""
+    writers = []
+    for leftover in parent.glob(".aside-*"):
+        try:
+            with _locked(leftover / MANIFEST, wait=False):
+                shutil.rmtree(leftover)
+        except BlockingIOError:
+            writers += [leftover] if leftover.name.startswith(f".aside-{of}-") else []
+        except OSError:  # without locks nobody knows
+            pass
+    return writers
 
 
 def full_disk(error: Exception) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm import dry_run
@@ -64,25 +64,24 @@ class LanguageModelling:
         self.eval_stride = eval_stride or max(1, block_size // 2)
         next(windows(2, block_size=block_size, stride=self.eval_stride))  # a wrong stride is said now, not hours later
         self.streams = {}
-        with PartialState().main_process_first():
-            for split in self.splits:
-                if split == "train" and corpus.stream:
-                    self.streams[split] = corpus.stream(tokenizer)
-                    continue
-                documents, folder = dry_run.sampled(
-                    corpus.documents(split),
-                    cache_folder(corpus.fingerprint, tokenizer, split),
-                    split=split,
-                    size=corpus.size,
-                )
-                self.streams[split] = tokenize_documents(
-                    documents,
-                    tokenizer=tokenizer,
-                    folder=folder,
-                    count_words=split != "train",
-                    cleaned=corpus.cleaned,
-                    name=split,
-                )
+        for split in self.splits:
+            if split == "train" and corpus.stream:
+                self.streams[split] = corpus.stream(tokenizer)
+                continue
+            documents, folder = dry_run.sampled(
+                corpus.documents(split),
+                cache_folder(corpus.fingerprint, tokenizer, split),
+                split=split,
+                size=corpus.size,
+            )
+            self.streams[split] = tokenize_documents(
+                documents,
+                tokenizer=tokenizer,
+                folder=folder,
+                count_words=split != "train",
+                cleaned=corpus.cleaned,
+                name=split,
+            )
         self.train_dataset = Blocks(self.streams["train"], block_size=block_size, isolate=self.isolate)
 
     def measure(self, model: PreTrainedModel, split: str, accelerator: Accelerator | None = None) -> Likelihood:

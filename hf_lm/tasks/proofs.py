@@ -310,9 +310,9 @@ def load_back(
     """A fresh process that knows nothing of hf_lm must load the folder and give the same token ids and logits.
 
     `inputs` are the model's, `encoded` the ids of `texts` without special tokens, `options` what loading needs to be
-    told beside the name (an adapter does not carry its number of classes); an adapter's base is quantized if
-    adapted_config.json says so. A model that carries its own code
-    (hf_lm.models.recurrent) is loaded with it: that code was written by this run. `targets` are texts of which a
+    told beside the name (an adapter carries neither its number of classes nor the padding of its base); an adapter's
+    base is quantized if adapted_config.json says so. A model that carries its own code (hf_lm.models.recurrent) is
+    loaded with it: that code was written by this run. `targets` are texts of which a
     second tokenizer, in `target_tokenizer`, must give the ids.
     """
     folder = Path(folder)

@@ -301,7 +301,8 @@ class Supervised:
             written = {"targets": targets, "encoded_targets": ids}
 
         def load_back(saved: Path) -> Proof:
-            options = {"num_labels": len(self.labels)} if saved == adapter and self.labels else {}
+            options = {"num_labels": len(self.labels), "pad_token_id": model.config.pad_token_id}
+            options = options if saved == adapter and self.labels else {}
             return proofs.load_back(
                 saved, model, self.probe(), texts, encoded, auto_class=self.auto_class, options=options, **written
             )

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
-from accelerate import PartialState
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -163,7 +162,7 @@ def prepare_tokenizer(
     folder = default_cache() / "tokenizers" / key
 
     def write(aside: Path) -> None:
-        PartialState().print(f"training a tokenizer on {corpus.source}")
+        print(f"training a tokenizer on {corpus.source}")
         texts = corpus.documents("train")
         if name == "bpe":
             texts = _spread(texts, max_bytes / max(1, corpus.size))
@@ -172,8 +171,7 @@ def prepare_tokenizer(
             tokenizer = train_word_level(texts, min_frequency=min_frequency, lowercase=name == "basic_english")
         tokenizer.save_pretrained(aside)
 
-    with PartialState().main_process_first():
-        fill_cache(folder, write)
+    fill_cache(folder, write)
     return load_tokenizer(str(folder))
 
 

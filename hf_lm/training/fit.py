@@ -37,6 +37,15 @@ from hf_lm.training.checkpoints import (
 )
 from hf_lm.training.estimate import forecast
 from hf_lm.training.outcome import Finished, describe_devices, origin_of, outcome
+from hf_lm.training.processes import (
+    check_engine,
+    check_processes,
+    complete,
+    describe_engine,
+    empty_copy,
+    is_sharded,
+    keep_rows_per_step,
+)
 from hf_lm.training.selection import EarlyStopping, search_learning_rate
 from hf_lm.training.trainer import SafeTrainerMixin, supervised_trainer
 
@@ -74,10 +83,13 @@ def fit(
     with contextlib.ExitStack() as lock:
         checkpoint = open_output(args, inputs=origin.values(), lock=lock)
         inputs = inputs_of(task)
+        check_processes(Path(args.output_dir), inputs)
         if checkpoint is not None and not args.resume_with_changes:
             check_same_inputs(checkpoint, inputs)
         trainer, evaluations = build(model, task, args, build_trainer)
         trainer.inputs = inputs
+        check_engine(trainer, task)
+        empty = empty_copy(model) if is_sharded(trainer) else None
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         plan = announce(trainer, task, model, trainable, resumed=checkpoint is not None)
         before = task.proofs_before(trainer)
@@ -87,7 +99,7 @@ def fit(
         replace_results(args, checkpoint)
         train(trainer, checkpoint, started=started)
         measured = measure(trainer, task, evaluations)
-        finished = finish_model(trainer, task, args, merge=merge)
+        finished = finish_model(trainer, task, args, merge=merge, empty=empty)
         report: dict[str, Any] = {}
         if state.is_main_process:
             after = task.proofs_after(finished.model, Path(args.output_dir), finished.adapter)
@@ -149,8 +161,11 @@ def open_output(args: TrainingArguments, *, inputs: Any, lock: contextlib.ExitSt
     if written is not None:
         if args.sweep and (rate := searched_learning_rate(written)) is not None:
             _set_learning_rate(args, rate)
-        if not args.resume_with_changes:
-            check_same_run(written, args.run)
+    message = keep_rows_per_step(args, None if args.resume_with_changes else written)
+    if written is not None and not args.resume_with_changes:
+        check_same_run(written, args.run)
+    if message:
+        state.print(message)
     return checkpoint
 
 
@@ -188,7 +203,7 @@ def announce(
     say, budget, parameters = PartialState().print, trainer.args.budget, model.num_parameters()
     say(
         f"{type(model).__name__}: {parameters:,} parameters, {trainable:,} ({trainable / parameters:.1%}) trained, on "
-        f"{describe_devices(trainer.args)}"
+        f"{describe_devices(trainer.args)}{describe_engine(trainer)}"
     )
     if task.tokenizer_warning:
         say(f"  warning: {task.tokenizer_warning}")
@@ -285,10 +300,27 @@ def measure(trainer: SafeTrainerMixin, task: Task, evaluations: Evaluations) -> 
     return measured
 
 
-def finish_model(trainer: SafeTrainerMixin, task: Task, args: TrainingArguments, *, merge: bool) -> Finished:
-    """Merge an adapter if asked, prove that merging changed no logits, and save the model: on every process."""
+def finish_model(
+    trainer: SafeTrainerMixin,
+    task: Task,
+    args: TrainingArguments,
+    *,
+    merge: bool,
+    empty: PreTrainedModel | None = None,
+) -> Finished:
+    """Merge an adapter if asked, prove that merging changed no logits, and save the model: on every process.
+
+    The weights of a sharded model are gathered once, into `empty` on the main process, which alone merges and saves:
+    what it goes on with needs no other process.
+    """
     state, folder = PartialState(), Path(args.output_dir)
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    write: Callable[[Path], None] = lambda aside: trainer.save_model(str(aside))  # noqa: E731
+    if empty is not None:
+        weights = trainer.accelerator.get_state_dict(trainer.model)
+        if state.is_main_process:
+            trainer.model = model = complete(empty, weights)
+        write = lambda aside: trainer._save(str(aside)) if state.is_main_process else None  # noqa: E731
     model.config.use_cache = True  # the Trainer turned it off for training, and would save that
     model.eval()
     tags = list(model.model_tags or [])
@@ -299,19 +331,20 @@ def finish_model(trainer: SafeTrainerMixin, task: Task, args: TrainingArguments,
     def save(name: str, write: Callable[[Path], None]) -> list[str]:
         return save_aside(folder, name, write, main=state.is_main_process, wait=state.wait_for_everyone)
 
-    adapter, files, proofs, complete = None, [], {}, cast(PreTrainedModel, model)
+    adapter, files, proofs, final = None, [], {}, cast(PreTrainedModel, model)
     if is_adapted(model) and not merge:
         adapter = folder
     elif is_adapted(model):
         if has_base(model):
             adapter = folder / "adapter"
-            files += save("the adapter", lambda aside: trainer.save_model(str(aside / "adapter")))
-        bits, before = quantized_bits(model), logits_of(model, task.probe())
-        trainer.model = complete = merged(model)
-        proof = lambda: merging(before, logits_of(complete, task.probe()), bits=bits)  # noqa: E731
-        proofs = prove({"merging": proof}, skip=args.skip_proofs, say=state.print)
-    files += save("the model", lambda aside: trainer.save_model(str(aside)))
-    return Finished(complete, adapter, files, tags, proofs)
+            files += save("the adapter", lambda aside: write(aside / "adapter"))
+        if empty is None or state.is_main_process:
+            bits, before = quantized_bits(model), logits_of(model, task.probe())
+            trainer.model = final = merged(model)
+            proof = lambda: merging(before, logits_of(final, task.probe()), bits=bits)  # noqa: E731
+            proofs = prove({"merging": proof}, skip=args.skip_proofs, say=state.print)
+    files += save("the model", write)
+    return Finished(final, adapter, files, tags, proofs)
 
 
 def write_results(

@@ -92,11 +92,26 @@ class SafeTrainerMixin(_Trainer):
         for key, mask in (("input_ids", "attention_mask"), ("decoder_input_ids", "decoder_attention_mask")):
             if key in inputs:
                 read = inputs[mask].sum() if mask in inputs else inputs[key].numel()  # padding is not read
-                self.tokens_seen += read * self.args.world_size
+                self.tokens_seen += read * self._data_parallel()
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
             self._stop_at("loss", loss)
         return loss
+
+    def _data_parallel(self) -> int:
+        """Processes that read different rows; those of tensor and context parallelism share theirs."""
+        return self.args.world_size // (self.get_tp_size() * self.get_cp_size() * self.get_sp_size())
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
+        """As the Trainer's, but the rows that accelerate repeats to fill an epoch's last batch count nothing.
+
+        They lie behind the rest of the data set in that batch of all processes, and get the label -100.
+        """
+        read = self.accelerator.gradient_state
+        if batch_samples and "labels" in batch_samples[-1] and read.end_of_dataloader and read.remainder > 0:
+            labels, together = batch_samples[-1]["labels"], self.args.world_size // self._data_parallel()
+            labels[max(0, read.remainder - len(labels) * (self.args.process_index // together)) :] = -100
+        return super()._get_num_items_in_batch(batch_samples, device)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
@@ -343,8 +358,9 @@ class Trainer(SafeTrainerMixin, transformers.Trainer):
             labels = inputs["labels"][:, 1:] if self._loss_shifts_labels else inputs["labels"]
             loss = loss / (labels != -100).sum()
         else:
-            # num_items_in_batch counts all processes, and DDP takes the mean of their gradients: undo the mean.
-            loss = loss * self.accelerator.num_processes / num_items_in_batch
+            # num_items_in_batch counts all processes, and DDP takes the mean of their gradients: undo the mean. Those
+            # of tensor parallelism have the same batch.
+            loss = loss * (self.accelerator.num_processes // self.get_tp_size()) / num_items_in_batch
         return (loss, outputs) if return_outputs else loss
 
 
