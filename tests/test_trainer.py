@@ -351,6 +351,11 @@ def test_changed_rates_and_decay_hold_after_a_resume(resumable, tmp_path, muon):
             assert groups[-1] == (pytest.approx(muon / 4 * factor), 0.3, None)
 
 
+def test_another_optimizer_beside_muon_is_refused(make_trainer):
+    with pytest.raises(ValueError, match="--optim sgd: where Muon trains the matrices, AdamW trains the rest"):
+        make_trainer(muon_learning_rate=1e-2, optim="sgd").create_optimizer()
+
+
 def test_no_token_and_nothing_pickled_is_left_by_a_checkpoint(resumable, tmp_path):
     resumable(hub_token="hf_secret_of_the_user", push_to_hub=True, hub_model_id="me/x").train()
     names = [path.name for path in (tmp_path / "out").rglob("*")]

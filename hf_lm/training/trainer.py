@@ -25,7 +25,7 @@ from hf_lm.output_folder import save_run
 from hf_lm.tasks.task import TrainingData
 from hf_lm.training.checkpoints import StopOnSignal, save_aside
 from hf_lm.training.monitor import Progress, Speedometer, flops_per_token
-from hf_lm.training.optimizers import Muon, OptimizerPair, muon_groups
+from hf_lm.training.optimizers import new_muon_adamw
 
 # For type checkers alone: what follows the mixin in the bases of a class is a Trainer of transformers or TRL.
 _Trainer = transformers.Trainer if TYPE_CHECKING else object
@@ -65,6 +65,8 @@ class SafeTrainerMixin(_Trainer):
             kwargs["processing_class"] = None
         no_rows: Any = []  # `measure` knows what it evaluates on
         super().__init__(model=model, args=args, eval_dataset=no_rows, **kwargs)
+        if args.muon_learning_rate:  # a factory, which the Trainer calls twice
+            self.optimizer_cls_and_kwargs = (lambda: self._muon_adamw, {})
         self.stop = StopOnSignal()
         self.add_callback(self.stop)
         dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
@@ -113,27 +115,21 @@ class SafeTrainerMixin(_Trainer):
 
     # Optimizer and schedule
 
-    def create_optimizer(self, model: PreTrainedModel | None = None) -> torch.optim.Optimizer:
-        if self.optimizer is not None or not self.args.muon_learning_rate:
-            return super().create_optimizer(model)
-        model = self.model if model is None else model
-        matrices = muon_groups(model)
-        by_muon = {id(param) for group in matrices for param in group["params"]}
-        decayed = set(self.get_decay_parameter_names(model))
-        rest = [(n, p) for n, p in model.named_parameters() if p.requires_grad and id(p) not in by_muon]
-        adamw_class, adamw_arguments = self.get_optimizer_cls_and_kwargs(self.args, model)
-        self.optimizer = OptimizerPair(
-            # AdamW stands first: its rate is the one that the logs call learning_rate.
-            adamw_class(
-                [
-                    {"params": [p for n, p in rest if n in decayed], "weight_decay": self.args.weight_decay},
-                    {"params": [p for n, p in rest if n not in decayed], "weight_decay": 0.0},
-                ],
-                **adamw_arguments,
-            ),
-            Muon(matrices, lr=self.args.muon_learning_rate, weight_decay=self.args.muon_weight_decay),
+    def _muon_adamw(self, model: PreTrainedModel) -> torch.optim.Optimizer:
+        adamw, settings = self.get_optimizer_cls_and_kwargs(self.args, model)
+        if adamw is not torch.optim.AdamW:
+            raise ValueError(
+                f"--optim {self.args.optim.value}: where Muon trains the matrices, AdamW trains the rest. Set "
+                "--muon_learning_rate 0 to train every weight with it, or --optim adamw_torch."
+            )
+        return new_muon_adamw(
+            model,
+            adamw=settings,
+            weight_decay=self.args.weight_decay,
+            decayed=set(self.get_decay_parameter_names(model)),
+            muon_learning_rate=self.args.muon_learning_rate,
+            muon_weight_decay=self.args.muon_weight_decay,
         )
-        return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         if self.args.lr_scheduler_type == SchedulerType.WARMUP_STABLE_DECAY:
