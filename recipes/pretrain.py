@@ -41,6 +41,9 @@ class Arguments(PretrainingArguments):
     n_embd: Count = 0
     block_size: Count = 0  # tokens of a training example
     dropout: Decay = 0.0
+    embd_dropout: Decay | None = None  # of a new GPT-2, here and in the next two; none takes that of --dropout
+    resid_dropout: Decay | None = None
+    attn_dropout: Decay | None = None
     packing: Literal["isolate", "concatenate"] = "isolate"  # isolate: attention within a document
     eval_stride: Count = 0  # tokens between two evaluation windows; 0 is half a block
 
@@ -54,7 +57,9 @@ def main(args: Arguments, training_args: TrainingArguments) -> dict:
     if args.model:
         model = load_causal_lm(args.model, tokenizer=tokenizer, block_size=args.block_size)
     elif args.architecture == "gpt2":
-        model = new_gpt2(tokenizer, size=args.size, n_head=args.n_head, block_size=args.block_size, **shape)
+        shape |= {"embd_dropout": args.embd_dropout, "resid_dropout": args.resid_dropout}
+        shape |= {"attn_dropout": args.attn_dropout, "n_head": args.n_head, "block_size": args.block_size}
+        model = new_gpt2(tokenizer, size=args.size, **shape)
     else:
         model = new_recurrent(tokenizer, cell=args.architecture, **shape)
     size = args.block_size or min(1024, context_length(model.config) or 128)

@@ -111,12 +111,18 @@ def test_sizes_have_the_published_numbers_of_parameters():
         ({"block_size": 1}, "block_size=1 leaves no next token"),
         ({"n_layer": -1}, "n_layer=-1 is negative"),
         ({"dropout": 1.0}, r"dropout=1\.0 is not a probability below 1"),
+        ({"attn_dropout": -0.1}, r"attn_pdrop=-0\.1 is not a probability below 1"),
     ],
 )
 def test_shapes_that_cannot_be_are_said_in_one_line(settings, said):
     with pytest.raises(ValueError, match=said) as raised:
         new_gpt2(word_tokenizer(), **settings)
     assert "\n" not in str(raised.value)
+
+
+def test_each_place_of_dropout_has_its_own_or_that_of_all():
+    config = new_gpt2(word_tokenizer(), **TINY | {"dropout": 0.1, "embd_dropout": 0.3, "attn_dropout": 0.0}).config
+    assert (config.embd_pdrop, config.resid_pdrop, config.attn_pdrop) == (0.3, 0.1, 0.0)
 
 
 def test_the_context_is_written_under_the_name_that_other_runtimes_read(tmp_path):

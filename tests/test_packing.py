@@ -74,6 +74,43 @@ def test_blocks_hold_every_token_once_but_the_tail_and_positions_restart_at_docu
         blocks[-1]
 
 
+@settings(max_examples=60)
+@given(documents=DOCUMENTS, block_size=st.integers(2, 17), epoch=st.integers(1, 3))
+def test_each_epoch_cuts_the_documents_in_another_order(tokenizer, documents, block_size, epoch):
+    stream = make_stream(documents, tokenizer)
+    if stream.total < block_size:
+        return
+    blocks = Blocks(stream, block_size=block_size, isolate=True)
+
+    def read(blocks):
+        return np.concatenate([block["input_ids"].numpy() for block in blocks])
+
+    first = read(blocks)
+    blocks.start_epoch(epoch, seed=7)
+    order = np.random.default_rng((7, epoch)).permutation(len(stream))
+    bodies = [stream.document(i)[:-1] for i in order]  # the end of one is the begin of the next
+    expected = np.concatenate([*bodies, stream.tokens[-1:]])
+    ids = read(blocks)
+    skipped = [s for s in range(stream.total % block_size + 1) if (expected[s : s + len(ids)] == ids).all()]
+    assert skipped
+    assert len(ids) == len(first)
+    again = Blocks(stream, block_size=block_size, isolate=True)
+    again.start_epoch(epoch, seed=7)  # a resumed run has the order of its epoch again
+    assert [b["position_ids"].tolist() for b in again] == [b["position_ids"].tolist() for b in blocks]
+    assert (read(again) == ids).all()
+    again.start_epoch(0, seed=7)
+    assert (read(again) == first).all()
+
+
+def test_epochs_and_seeds_differ_in_the_order_of_documents(tokenizer, texts):
+    blocks = Blocks(make_stream(texts, tokenizer), block_size=16, isolate=True)
+    orders = set()
+    for epoch, seed in ((0, 0), (1, 0), (2, 0), (1, 1)):
+        blocks.start_epoch(epoch, seed=seed)
+        orders.add(tuple(blocks[0]["input_ids"].tolist()))
+    assert len(orders) == 4
+
+
 def test_documents_are_the_same_whatever_is_tokenized_at_a_time(tokenizer, texts, tmp_path, monkeypatch):
     whole = tokenize_documents(texts, tokenizer=tokenizer, folder=tmp_path / "whole", count_words=True)
     monkeypatch.setattr(packing, "BATCH", 200)  # characters: two or three documents
@@ -220,7 +257,13 @@ def test_a_tokenizer_with_two_markers_puts_one_before_and_one_after():
     assert taken.starts.tolist() == [0, 3, 7]
     assert taken.bytes.tolist() == [2, 5, 2]
     assert taken.words.tolist() == [1, 2, 1]
-    assert Blocks(stream, block_size=7, isolate=True)[0]["position_ids"].tolist() == [0, 1, 2, 3, 0, 1, 2]
+    blocks = Blocks(stream, block_size=7, isolate=True)
+    assert blocks[0]["position_ids"].tolist() == [0, 1, 2, 3, 0, 1, 2]
+    orders = []
+    for epoch in range(1, 9):
+        blocks.start_epoch(epoch, seed=0)
+        orders.append(blocks[0]["input_ids"].tolist())
+    assert {tuple(ids) for ids in orders} == {(0, 3, 4, 1, 0, 5, 1), (0, 5, 1, 0, 3, 4, 1)}  # each has its own end
 
 
 def test_ids_take_two_bytes_as_long_as_they_fit():

@@ -62,23 +62,32 @@ def test_no_more_logits_than_allowed_exist_at_once_and_the_longest_windows_come_
 ):
     short = [text[: 2 + 5 * (i % 7)] for i, text in enumerate(texts)]
     stream, shapes = tokenize_documents(short, tokenizer=tokenizer, folder=tmp_path / "short"), []
-    model.register_forward_hook(lambda _, __, output: shapes.append(tuple(output.logits.shape)))
+    model.register_forward_pre_hook(lambda _, __, given: shapes.append(given["input_ids"].shape), with_kwargs=True)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.5  # not while it is measured
     model.train()
     measured = score_documents(model, stream, block_size=32, stride=16, max_logits=100 * 320)
     assert model.training
-    assert max(rows * width for rows, width, _ in shapes) <= 100
-    widths = [width for _, width, _ in shapes]
+    assert max(rows * width for rows, width in shapes) <= 100
+    widths = [width for _, width in shapes]
     assert widths == sorted(widths, reverse=True)
     assert widths[0] > widths[-1]
-    assert all((rows + 1) * width > 100 for rows, width, _ in shapes[:-1])  # as many as fit
+    assert all((rows + 1) * width > 100 for rows, width in shapes[:-1])  # as many as fit
     model.eval()
     np.testing.assert_array_equal(
         score_documents(model, stream, block_size=32, stride=16, max_logits=100 * 320).nll, measured.nll
     )
     assert not model.training
+
+
+def test_tokens_that_are_only_context_get_no_logits(model, stream):
+    shapes = []
+    model.register_forward_hook(lambda _, __, output: shapes.append(output.logits.shape[:2]))
+    score_documents(model, stream, block_size=32, stride=8, max_logits=8 * 32 * 320)
+    cuts = [list(windows(len(stream.document(i)), block_size=32, stride=8)) for i in range(len(stream))]
+    read = sum(end - start for some in cuts for start, end, _ in some)
+    assert sum(rows * width for rows, width in shapes) < 0.6 * read  # without padding 0.3
 
 
 def test_processes_share_the_windows_and_their_sums_are_the_whole(model, stream, monkeypatch):

@@ -311,6 +311,20 @@ def test_a_tied_weight_is_not_reported_as_missing_and_a_lost_one_is(resumable, m
     assert "lm_head" not in warnings[0]
 
 
+def test_a_stop_in_a_later_epoch_resumes_in_the_order_of_that_epoch(resumable, tmp_path):
+    epoch = len(resumable().train_dataset) // 64  # steps
+    settings = {"per_device_train_batch_size": 64, "dataloader_drop_last": True, "max_steps": 2 * epoch + 2}
+    whole = resumable("whole", **settings)
+    first = whole.train_dataset[0]["input_ids"]
+    whole.train()
+    assert not torch.equal(whole.train_dataset[0]["input_ids"], first)  # as it is in the last epoch
+    stop_after(resumable("stopped", **settings), 2 * epoch + 1).train()
+    resumed = resumable("stopped", **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "stopped" / f"checkpoint-{2 * epoch + 1}"))
+    assert torch.equal(resumed.train_dataset[0]["input_ids"], whole.train_dataset[0]["input_ids"])
+    assert same(weights(resumed), weights(whole))
+
+
 def test_a_stop_at_the_last_step_leaves_the_end_as_it_is(resumable, tmp_path):
     stopped = stop_after(resumable(), 4)
     stopped.train()

@@ -97,14 +97,15 @@ def score_documents(
     """Score every document of a token stream in sliding windows.
 
     Windows of like length share a batch, padded on the right (which a causal model cannot see), and no more than
-    `max_logits` logits exist at once: memory does not grow with the evaluation set. The processes of an accelerator
-    share the windows and each returns the complete result.
+    `max_logits` logits exist at once: memory does not grow with the evaluation set. The tokens that a window only has
+    as context get no logits. The processes of an accelerator share the windows and each returns the complete result.
     """
     index = [
         (document, *window)
         for document in range(len(stream))
         for window in windows(len(stream.document(document)), block_size=block_size, stride=stride)
     ]
+    index.sort(key=lambda row: row[-1])  # windows of one length that score few tokens do not share a batch with others
     device = next(model.parameters()).device
 
     def score(rows: list[int]) -> list[float]:
@@ -116,12 +117,13 @@ def score_documents(
             ids = stream.document(document)
             input_ids[row, : end - start] = ids[start:end]
             labels[row, end - start - scored : end - start] = ids[end - scored + 1 : end + 1]
+        kept = width - min(end - start - scored for _, start, end, scored in some)
         logits = model(
-            input_ids=torch.from_numpy(input_ids).to(device), use_cache=False
-        ).logits  # (rows, width, vocab)
-        targets = torch.from_numpy(labels).to(device).flatten()
+            input_ids=torch.from_numpy(input_ids).to(device), use_cache=False, logits_to_keep=kept
+        ).logits  # (rows, kept, vocab)
+        targets = torch.from_numpy(labels[:, width - kept :]).to(device).flatten()
         losses = F.cross_entropy(logits.float().flatten(0, 1), targets, reduction="none")
-        return losses.view(len(rows), width).cpu().double().sum(dim=1).tolist()
+        return losses.view(len(rows), kept).cpu().double().sum(dim=1).tolist()
 
     head: Any = model.get_output_embeddings()
     with evaluating(model):

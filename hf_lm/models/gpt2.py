@@ -25,6 +25,9 @@ def new_gpt2(
     n_embd: int = 0,
     block_size: int = 0,  # tokens the model can see at once
     dropout: float = 0.0,
+    embd_dropout: float | None = None,  # None is dropout, here and below
+    resid_dropout: float | None = None,
+    attn_dropout: float | None = None,
 ) -> GPT2LMHeadModel:
     """A GPT-2 with random weights for the tokenizer's vocabulary, embedding and output tied.
 
@@ -32,7 +35,8 @@ def new_gpt2(
     them all, as AutoModel needs. Training lowers the spare rows' logits; `generate` never picks one, because the
     generation configuration lists them in `suppress_tokens`.
 
-    Raises ValueError for an unknown size or a shape that cannot be.
+    Dropout has three places: the sum of the embeddings, what attention and MLP add to the residual stream, and the
+    attention weights. Raises ValueError for an unknown size or a shape that cannot be.
     """
     if size not in SIZES:
         hint = did_you_mean(size, SIZES)
@@ -42,7 +46,12 @@ def new_gpt2(
         if value < 0:
             raise ValueError(f"{name}={value} is negative; give a positive number, or 0 for that of size={size!r}.")
     shape = {name: value or SIZES[size][name] for name, value in given.items()}
-    _check_shape(shape["n_head"], shape["n_embd"], shape["block_size"], dropout)
+    _check_shape(shape["n_head"], shape["n_embd"], shape["block_size"])
+    places = {"embd": embd_dropout, "resid": resid_dropout, "attn": attn_dropout}
+    dropouts = {f"{place}_pdrop": dropout if own is None else own for place, own in places.items()}
+    for name, probability in {"dropout": dropout, **dropouts}.items():
+        if not 0 <= probability < 1:
+            raise ValueError(f"{name}={probability} is not a probability below 1; give 0 (none) up to 0.9.")
 
     used = set(tokenizer.get_vocab().values())
     vocab_size = 64 * (max(used) // 64 + 1)
@@ -57,9 +66,7 @@ def new_gpt2(
         n_embd=shape["n_embd"],
         n_layer=shape["n_layer"],
         n_head=shape["n_head"],
-        resid_pdrop=dropout,
-        embd_pdrop=dropout,
-        attn_pdrop=dropout,
+        **dropouts,
         activation_function="gelu_pytorch_tanh",  # GPT-2's gelu_new, the same function in one kernel instead of eight
         **special_ids(tokenizer),
     )
@@ -72,7 +79,7 @@ def new_gpt2(
     return model
 
 
-def _check_shape(n_head: int, n_embd: int, block_size: int, dropout: float) -> None:
+def _check_shape(n_head: int, n_embd: int, block_size: int) -> None:
     if n_embd % n_head:
         lower = n_embd // n_head * n_head
         choices = [str(n) for n in (lower, lower + n_head) if n > 0]
@@ -82,5 +89,3 @@ def _check_shape(n_head: int, n_embd: int, block_size: int, dropout: float) -> N
         )
     if block_size < 2:
         raise ValueError(f"block_size={block_size} leaves no next token to predict; give at least 2.")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout={dropout} is not a probability below 1; give 0 (none) up to 0.9.")

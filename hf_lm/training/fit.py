@@ -158,9 +158,8 @@ def open_output(args: TrainingArguments, *, inputs: Any, lock: contextlib.ExitSt
     if isinstance(checkpoint, OSError):
         raise checkpoint
     written = checkpoint or (folder if resume and is_run(folder) else None)  # a killed run leaves run.yaml at least
-    if written is not None:
-        if args.sweep and (rate := searched_learning_rate(written)) is not None:
-            _set_learning_rate(args, rate)
+    if written is not None and args.sweep and (rate := searched_learning_rate(written)) is not None:
+        _set_learning_rate(args, rate)
     message = keep_rows_per_step(args, None if args.resume_with_changes else written)
     if written is not None and not args.resume_with_changes:
         check_same_run(written, args.run)

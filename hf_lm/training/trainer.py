@@ -19,6 +19,7 @@ from transformers.trainer_utils import SchedulerType
 from hf_lm import dry_run
 from hf_lm.arguments import TrainingArguments
 from hf_lm.data.batches import GroupedByLength
+from hf_lm.data.packing import Blocks
 from hf_lm.models.adapters import is_adapted, save_adapted
 from hf_lm.models.target_tokenizer import has_target_tokenizer, save_tokenizer
 from hf_lm.output_folder import list_checkpoints, remove_checkpoint, save_run
@@ -170,6 +171,9 @@ class SafeTrainerMixin(_Trainer):
     # Resuming
 
     def _run_epoch(self, **kwargs: Any) -> None:
+        if isinstance(self.train_dataset, Blocks):
+            seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+            self.train_dataset.start_epoch(kwargs["epoch"], seed=seed)
         # The Trainer would look only after another step, and forget what a callback said when training began.
         self.control.should_training_stop |= self.state.global_step >= self.state.max_steps
         if not self.control.should_training_stop:
