@@ -16,7 +16,9 @@ from hf_lm.hub.credentials import masked_arguments
 from hf_lm.signals import IN_PLACE
 from hf_lm.suggestions import did_you_mean
 
-# What `accelerate launch` takes and no recipe does: these may stand after the recipe's name too.
+# The exit code of a run that its budget stopped: EX_TEMPFAIL, which schedulers read as "again, later".
+EXIT_OUT_OF_BUDGET = 75
+# What `accelerate launch` takes and no recipe does: these may come after the recipe's name too.
 LAUNCH_OPTIONS = (
     "--num_processes",
     "--num_machines",

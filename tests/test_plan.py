@@ -32,6 +32,7 @@ from hf_lm.arguments import TrainingArguments
 from hf_lm.cli import main
 from hf_lm.data.packing import Blocks, collate_blocks
 from hf_lm.evaluation.perplexity import windows
+from hf_lm.launching import EXIT_OUT_OF_BUDGET
 from hf_lm.models.adapters import add_lora
 from hf_lm.models.recurrent import RecurrentConfig, RecurrentLMHeadModel
 from hf_lm.planning.calibration import random_values
@@ -45,7 +46,7 @@ from hf_lm.planning.terminal import show_plan
 from hf_lm.reporting.report import plan_in_words
 from hf_lm.tasks.language_modelling import LanguageModelling
 from hf_lm.tasks.losses import label_loss, next_token_loss, span_loss
-from hf_lm.training.budget import EXIT_OUT_OF_BUDGET, WRITING, StopAtBudget
+from hf_lm.training.budget import WRITING, StopAtBudget
 from hf_lm.training.checkpoints import find_checkpoint
 from hf_lm.training.estimate import fresh_optimizer, work_of
 from hf_lm.training.fake_step import Step, filled, measure_step, parameters_by_part

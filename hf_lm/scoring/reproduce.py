@@ -15,11 +15,10 @@ import yaml
 from hf_lm.evaluation.intervals import Estimate
 from hf_lm.files import fingerprints
 from hf_lm.hub.records import read_report, read_run
-from hf_lm.launching import find_recipes
+from hf_lm.launching import EXIT_OUT_OF_BUDGET, find_recipes
 from hf_lm.output_folder import list_checkpoints
 from hf_lm.reporting.report import versions
 from hf_lm.scoring.predictions import METRICS, Example, estimates_of, read_predictions
-from hf_lm.training.budget import EXIT_OUT_OF_BUDGET
 
 RECORDS = ["run.yaml", "report.json", "predictions.jsonl", "README.md"]
 IDENTICAL, AGREES, DIFFERS = "identical", "agrees", "differs"

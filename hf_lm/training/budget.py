@@ -9,9 +9,6 @@ from transformers.trainer_callback import TrainerControl, TrainerState
 
 from hf_lm.training.checkpoints import StopWithCheckpoint
 
-EXIT_OUT_OF_BUDGET = (
-    75  # exit code of a run that its budget stopped: EX_TEMPFAIL, what schedulers read as "again, later"
-)
 WRITING = 100e6  # bytes a second that a checkpoint is written with, until one was timed
 
 

@@ -17,6 +17,7 @@ from transformers.utils.logging import disable_progress_bar
 from hf_lm import dry_run
 from hf_lm.arguments import TrainingArguments
 from hf_lm.hub.push import check_repository, push_to_hub
+from hf_lm.launching import EXIT_OUT_OF_BUDGET
 from hf_lm.models.adapters import has_base, is_adapted, merged
 from hf_lm.models.quantization import quantized_bits
 from hf_lm.output_folder import is_run, list_checkpoints, prepare_output, remove_results, save_run
@@ -25,7 +26,7 @@ from hf_lm.reporting.plots import draw_plots
 from hf_lm.reporting.report import in_hours, plain, save_predictions, save_report, show_report
 from hf_lm.tasks.proofs import check_skipped, logits_of, merging, prove
 from hf_lm.tasks.task import Measured, Task
-from hf_lm.training.budget import EXIT_OUT_OF_BUDGET, StopAtBudget
+from hf_lm.training.budget import StopAtBudget
 from hf_lm.training.checkpoints import (
     check_same_inputs,
     check_same_run,
