@@ -11,13 +11,11 @@ import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm.arguments import FineTuningArguments, TrainingArguments
-from hf_lm.data.tables import load_table
 from hf_lm.evaluation.classifiers import class_probabilities, has_several_labels
-from hf_lm.models.bert import new_bert
 from hf_lm.models.loading import load_with_head
 from hf_lm.safety.sets import LANGUAGES, read_words
-from hf_lm.tasks.sentiment import Sentiment, read_sentiment
-from hf_lm.tokenization.tokenizer import load_tokenizer, new_tokenizer, set_pad
+from hf_lm.tasks.sentiment import Sentiment
+from hf_lm.tokenization.tokenizer import load_tokenizer, set_pad
 from hf_lm.training.fit import fit
 
 HARMFUL = {
@@ -146,16 +144,16 @@ def train_scorer(
     of `like`. `labels` are the classes that count as toxic. Raises ValueError before training where they are not the
     file's.
     """
-    table = load_table(dataset, endings="labels")
-    classes = read_sentiment(table, text_column=text_column, label_column=label_column)
+    table = Sentiment.load(dataset, text_column=text_column, label_column=label_column)
+    classes = table.labels
     likely = [label for label in classes if label.lower() in HARMFUL]
     if unknown := [label for label in labels if label not in classes]:
         raise ValueError(f"--scorer_label: {dataset} has no label {unknown[0]!r}; it has {classes}.")
     if not labels and not likely:
         raise ValueError(f"{dataset} has the labels {classes}; name the toxic ones with --scorer_label.")
-    tokenizer = new_tokenizer((row["text"] for row in table.rows["train"]), vocab_size=4096)
-    model = new_bert(tokenizer, labels=classes, block_size=max_length)
-    task = Sentiment(table, tokenizer, labels=classes, max_length=max_length)
+    start = Sentiment.prepare_model(table, "", block_size=max_length, vocab_size=4096)
+    model, tokenizer = start.model, start.tokenizer
+    task = Sentiment.from_start(table, start, max_length=max_length)
     report = fit(model, task, _scorer_training(output_dir, like))
     model.to(like.device)  # pyright: ignore[reportArgumentType]  (decorated without its type)
     model.eval()
