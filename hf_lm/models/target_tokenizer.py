@@ -58,7 +58,7 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
         rules = json.loads(backend.to_str()) | {"padding": None, "truncation": None}  # as the last call had them
     else:
         rules = tokenizer.get_vocab()
-    content = [
+    content: list[object] = [
         rules,
         {key: str(value) for key, value in tokenizer.special_tokens_map.items()},
         tokenizer.chat_template,
