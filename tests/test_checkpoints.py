@@ -12,6 +12,7 @@ import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,7 +23,6 @@ from transformers import AutoTokenizer
 
 from hf_lm.arguments import TrainingArguments
 from hf_lm.files import fingerprints, write_manifest, write_whole
-from hf_lm.models.target_tokenizer import tokenizer_fingerprint
 from hf_lm.output_folder import (
     ASIDE,
     LOCK,
@@ -43,6 +43,7 @@ from hf_lm.training.checkpoints import (
     check_same_run,
     disk_errors,
     find_checkpoint,
+    inputs_of,
     rotate,
     save_aside,
 )
@@ -421,16 +422,12 @@ def test_an_error_that_is_not_of_the_disk_is_not_called_one(tmp_path):
 
 
 def test_another_text_or_tokenizer_is_refused_at_a_resume(tmp_path, tokenizer, texts):
-    inputs = {"text": "a", "tokenizer": tokenizer_fingerprint(tokenizer)}
-    (tmp_path / INPUTS).write_text(json.dumps(inputs))
+    read = lambda text, tokenizer: inputs_of(SimpleNamespace(fingerprint=text, tokenizer=tokenizer))  # noqa: E731
+    (tmp_path / INPUTS).write_text(json.dumps(read("a", tokenizer)))
     tokenizer(["a", "b c"], padding=True)
     tokenizer.save_pretrained(tmp_path / "saved")
-    again = tokenizer_fingerprint(AutoTokenizer.from_pretrained(tmp_path / "saved"))
-    check_same_inputs(tmp_path, inputs | {"tokenizer": again})
-    other = tokenizer_fingerprint(train_bpe(texts[1:], vocab_size=320))
-    for changed, words in (
-        ({"text": "b"}, "the text"),
-        ({"text": "b", "tokenizer": other}, "the text and the tokenizer"),
-    ):
+    check_same_inputs(tmp_path, read("a", AutoTokenizer.from_pretrained(tmp_path / "saved")))
+    other = train_bpe(texts[1:], vocab_size=320)
+    for changed, words in ((read("b", tokenizer), "the text"), (read("b", other), "the text and the tokenizer")):
         with pytest.raises(ValueError, match=rf"what changed is {words}\. .*--resume_with_changes"):
-            check_same_inputs(tmp_path, inputs | changed)
+            check_same_inputs(tmp_path, changed)

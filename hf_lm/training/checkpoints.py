@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -17,10 +18,11 @@ from transformers.trainer_callback import TrainerControl, TrainerState
 
 from hf_lm.files import damage, full_disk, sync, write_manifest
 from hf_lm.hub.records import read_run
-from hf_lm.models.target_tokenizer import tokenizer_fingerprint
+from hf_lm.models.target_tokenizer import target_tokenizer
 from hf_lm.output_folder import ASIDE, checkpoint_folders, list_checkpoints, remove_checkpoint, step_of
 from hf_lm.signals import endings, leave_closed_terminal
 from hf_lm.tasks.task import Task
+from hf_lm.tokenization.tokenizer import tokenizer_fingerprint
 
 INPUTS = "inputs.json"  # in a checkpoint: see `inputs_of`
 
@@ -134,7 +136,12 @@ def searched_learning_rate(folder: Path) -> float | None:
 
 def inputs_of(task: Task) -> dict[str, str]:
     """What a checkpoint records of what a run reads, beside its arguments."""
-    return {"text": task.fingerprint, "tokenizer": tokenizer_fingerprint(task.tokenizer)}
+    tokenizer, used = task.tokenizer, []
+    for half in {id(half): half for half in (tokenizer, target_tokenizer(tokenizer))}.values():
+        rules = tokenizer_fingerprint(half) if half.is_fast else half.get_vocab()
+        used.append([rules, half.all_special_tokens, half.chat_template])
+    identity = hashlib.blake2b(json.dumps(used, sort_keys=True).encode(), digest_size=16).hexdigest()
+    return {"text": task.fingerprint, "tokenizer": identity}
 
 
 def check_same_inputs(checkpoint: Path, inputs: dict[str, str]) -> None:
