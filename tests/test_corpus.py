@@ -1,7 +1,7 @@
 """recipes/corpus.py end to end on datatrove: what is kept and what is dropped, and what pretraining then reads."""
 
-import itertools
 import json
+import random
 import stat
 from pathlib import Path
 
@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from running import here
 
-from hf_lm.data.demos.documentation import documentation
 from hf_lm.data.packing import tokenize_documents
 from hf_lm.data.sources import load_corpus
 from hf_lm.evaluation.leakage import leaked_share
@@ -23,11 +22,17 @@ pytestmark = pytest.mark.slow
 SPELLED = "It spells <|endoftext|> in the middle of a sentence, and it is no end."
 
 
+VOCABULARY = """the of and that have with house river stone window garden letter morning doctor winter captain silver
+village corner answer family market bridge shadow soldier music paper island question mountain kitchen ordinary
+remember walked carried opened wanted listened because under between another against small green narrow quiet"""
+
+
 @pytest.fixture(scope="module")
 def texts() -> list[str]:
-    """Forty documents of English prose."""
-    rows = (row["text"] for row in documentation())
-    return list(itertools.islice((text[:3000] for text in rows if len(text) > 3000), 40))
+    """Forty documents of sentences in which no five words are repeated but by chance."""
+    draw = random.Random(0)
+    sentences = [" ".join(draw.choices(VOCABULARY.split(), k=12)).capitalize() + "." for _ in range(40 * 25)]
+    return ["\n".join(sentences[i * 25 : (i + 1) * 25]) for i in range(40)]
 
 
 @pytest.fixture(scope="module")

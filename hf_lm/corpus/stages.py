@@ -27,7 +27,7 @@ class Stages:
     """Pipelines that run one after the other, each in tasks that are skipped when they were completed before.
 
     `training_args` give the output folder and what run.yaml holds; `executor` names datatrove's: "local", "slurm"
-    (which needs `partition` and `time`) or "ray". `workers` are tasks at the same time, 0 as many as the cores here and
+    (which needs `partition` and `time`) or "ray". `workers` are tasks at the same time, 0 as many as cores here and
     as a cluster gives. A second start continues, with the same arguments only: another argument is refused.
     """
 
