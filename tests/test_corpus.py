@@ -157,8 +157,8 @@ def test_the_language_filter_takes_a_model_of_a_file_and_downloads_nothing(tmp_p
         language_filter(["en"], "none.bin")
     fasttext = pytest.importorskip("fasttext")
     words = {"en": "the house is old and the tree is green", "de": "das Haus ist alt und der Baum ist grün"}
-    (tmp_path / "train.txt").write_text("".join(f"__label__{code} {text}\n" * 200 for code, text in words.items()))
-    model = fasttext.train_supervised(str(tmp_path / "train.txt"), lr=0.1, dim=8, epoch=5, thread=1, verbose=0)
+    (tmp_path / "train.txt").write_text("".join(f"__label__{code} {text}\n" for code, text in words.items()) * 200)
+    model = fasttext.train_supervised(str(tmp_path / "train.txt"), lr=0.1, dim=8, bucket=0, thread=1, verbose=0)
     model.save_model(str(tmp_path / "model.bin"))
     step = language_filter(["de"], str(tmp_path / "model.bin"))
     documents = [Document(text, code) for code, text in words.items()]
