@@ -1,7 +1,7 @@
 """recipes/corpus.py end to end on datatrove: what is kept and what is dropped, and what pretraining then reads."""
 
-import itertools
 import json
+import random
 import stat
 from pathlib import Path
 
@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from running import here
 
-from hf_lm.data.demos.documentation import documentation
 from hf_lm.data.packing import tokenize_documents
-from hf_lm.data.sources import load_corpus
+from hf_lm.data.sources import hash_text, load_corpus
 from hf_lm.evaluation.leakage import leaked_share
 from hf_lm.tasks.language_modelling import LanguageModelling
 from hf_lm.tokenization.tokenizer import load_tokenizer
@@ -23,11 +22,17 @@ pytestmark = pytest.mark.slow
 SPELLED = "It spells <|endoftext|> in the middle of a sentence, and it is no end."
 
 
+VOCABULARY = """the of and that have with house river stone window garden letter morning doctor winter captain silver
+village corner answer family market bridge shadow soldier music paper island question mountain kitchen ordinary
+remember walked carried opened wanted listened because under between another against small green narrow quiet"""
+
+
 @pytest.fixture(scope="module")
 def texts() -> list[str]:
-    """Forty documents of English prose."""
-    rows = (row["text"] for row in documentation())
-    return list(itertools.islice((text[:3000] for text in rows if len(text) > 3000), 40))
+    """Forty documents of sentences in which no five words are repeated but by chance."""
+    draw = random.Random(0)
+    sentences = [" ".join(draw.choices(VOCABULARY.split(), k=12)).capitalize() + "." for _ in range(40 * 25)]
+    return ["\n".join(sentences[i * 25 : (i + 1) * 25]) for i in range(40)]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +40,8 @@ def written(texts, tmp_path_factory):
     """The texts with copies, another script, a short text, a spelled marker and evaluation text: input and output."""
     folder = tmp_path_factory.mktemp("corpus")
     (folder / "in").mkdir()
-    evaluated = " ".join(texts[7].split()[50:250])
+    in_train = next(text for text in texts[4:] if int.from_bytes(hash_text(text), "big") / 2**128 > 0.2)
+    evaluated = in_train[200:1400]
     rows = [*texts, texts[0], texts[0], f"{texts[1]} Two words more.", "春眠不觉晓，处处闻啼鸟。" * 40, "short"]
     rows[3] = f"{SPELLED} {rows[3]}"
     for i in range(3):
@@ -70,7 +76,7 @@ def test_each_document_is_kept_held_out_or_counted_as_dropped(written, texts):
     assert report["dropped"]["script_Han"] == 1
     assert report["dropped"]["gopher_short_doc"] >= 1
     assert report["duplicates"]["removed"] == 3 == steps["after gopher"] - steps["deduplicated"]
-    assert report["dropped"]["held_out_text"] >= 1
+    assert report["dropped"]["held_out_text"] == 1
     assert report["scripts"] == {"Latin": 44}
     held_out = [
         text for split in ("validation", "test") for text in load_corpus(f"tokens:{folder / 'out'}").documents(split)
@@ -117,6 +123,7 @@ def test_a_second_start_does_only_what_is_missing(written):
     assert {path.name: path.read_bytes() for path in out.glob("*.ds*")} == before
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     (out / "report.json").unlink()
+    (out / "README.md").unlink()
     with pytest.raises(ValueError, match=r"was begun with another --vocab_size \(400, now 500\)"):
         here("corpus.py", **arguments | {"vocab_size": 500})
 
@@ -150,8 +157,8 @@ def test_the_language_filter_takes_a_model_of_a_file_and_downloads_nothing(tmp_p
         language_filter(["en"], "none.bin")
     fasttext = pytest.importorskip("fasttext")
     words = {"en": "the house is old and the tree is green", "de": "das Haus ist alt und der Baum ist grün"}
-    (tmp_path / "train.txt").write_text("".join(f"__label__{code} {text}\n" * 200 for code, text in words.items()))
-    model = fasttext.train_supervised(str(tmp_path / "train.txt"), verbose=0, epoch=20)
+    (tmp_path / "train.txt").write_text("".join(f"__label__{code} {text}\n" for code, text in words.items()) * 200)
+    model = fasttext.train_supervised(str(tmp_path / "train.txt"), lr=0.1, dim=8, bucket=0, thread=1, verbose=0)
     model.save_model(str(tmp_path / "model.bin"))
     step = language_filter(["de"], str(tmp_path / "model.bin"))
     documents = [Document(text, code) for code, text in words.items()]
