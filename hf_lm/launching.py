@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from hf_lm.hub.credentials import masked_arguments
+from hf_lm.signals import IN_PLACE
 from hf_lm.suggestions import did_you_mean
 
 # What `accelerate launch` takes and no recipe does: these may stand after the recipe's name too.
@@ -196,6 +197,7 @@ def _become(args: Any) -> NoReturn:
     from accelerate.utils import prepare_simple_launcher_cmd_env
 
     command, environment = prepare_simple_launcher_cmd_env(args)
+    environment[IN_PLACE] = "1"
     sys.stdout.flush()
     os.execvpe(command[0], command, environment)
 

@@ -1,4 +1,4 @@
-"""Muon on real matrices: orthogonality, fused parts, transposition, and a pair that resumes exactly."""
+"""Muon on real matrices: orthogonality, fused parts, transposition; with AdamW it resumes exactly."""
 
 import copy
 
@@ -8,7 +8,14 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_lm.training import optimizers
-from hf_lm.training.optimizers import Muon, OptimizerPair, muon_groups, orthogonalise
+from hf_lm.training.optimizers import MuonAdamW, muon_groups, new_muon_adamw, orthogonalise
+
+ADAMW = {"lr": 1e-2, "betas": (0.9, 0.999), "eps": 1e-8}
+
+
+def muon(params, *, lr, parts=(0, 1), weight_decay=0.0, momentum=0.95):
+    group = {"params": params, "parts": parts, "lr": lr, "weight_decay": weight_decay, "momentum": momentum}
+    return MuonAdamW([group])
 
 
 @pytest.fixture
@@ -45,7 +52,7 @@ def test_three_steps_are_those_of_the_formula(monkeypatch):
     monkeypatch.setattr(optimizers, "bf16_is_fast", lambda: False)
     torch.manual_seed(0)
     weight, frozen = torch.nn.Parameter(torch.randn(6, 10)), torch.nn.Parameter(torch.ones(2, 2))
-    optimizer = Muon([{"params": [weight, frozen], "parts": (0, 2)}], lr=0.05, weight_decay=0.3, momentum=0.9)
+    optimizer = muon([weight, frozen], parts=(0, 2), lr=0.05, weight_decay=0.3, momentum=0.9)
     expected, average = weight.detach().double(), torch.zeros(6, 10, dtype=torch.float64)
     target = torch.randn(6, 10)
 
@@ -68,8 +75,6 @@ def test_three_steps_are_those_of_the_formula(monkeypatch):
     assert torch.equal(frozen, torch.ones(2, 2))  # without a gradient it stays, weight decay or not
     weight.grad = torch.zeros_like(weight)
     assert optimizer.step() is None
-    default = Muon([{"params": [torch.nn.Parameter(torch.ones(2, 2))], "parts": (0, 1)}], lr=1.0).param_groups[0]
-    assert (default["weight_decay"], default["momentum"]) == (0.0, 0.95)
 
 
 class Recurrent(nn.Module):
@@ -112,7 +117,7 @@ def test_it_agrees_with_torch_muon_up_to_bfloat16():
     start, gradient = torch.randn(16, 32), torch.randn(16, 32)
     ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
     ours.grad, theirs.grad = gradient.clone(), gradient.clone()
-    Muon([{"params": [ours], "parts": (0, 1)}], lr=0.01, weight_decay=0.1).step()
+    muon([ours], lr=0.01, weight_decay=0.1).step()
     torch.optim.Muon([theirs], lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw").step()
     assert torch.allclose(ours, theirs, atol=0.02 * (ours - start).abs().max().item() + 1e-3)
 
@@ -125,8 +130,8 @@ def test_a_fused_matrix_is_trained_as_its_parts():
     parts = [torch.nn.Parameter(part.clone()) for part in start.chunk(3, 1)]
     for part, part_gradient in zip(parts, gradient.chunk(3, 1), strict=True):
         part.grad = part_gradient.clone()
-    Muon([{"params": [fused], "parts": (1, 3)}], lr=0.01).step()
-    Muon([{"params": parts, "parts": (0, 1)}], lr=0.01).step()
+    muon([fused], parts=(1, 3), lr=0.01).step()
+    muon(parts, lr=0.01).step()
     assert torch.allclose(fused, torch.cat(parts, 1), atol=1e-6)
 
 
@@ -135,8 +140,8 @@ def test_transposing_a_matrix_changes_nothing():
     start, gradient = torch.randn(8, 24), torch.randn(8, 24)
     a, b = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.T.clone())
     a.grad, b.grad = gradient.clone(), gradient.T.clone()
-    Muon([{"params": [a], "parts": (0, 1)}], lr=0.01).step()
-    Muon([{"params": [b], "parts": (0, 1)}], lr=0.01).step()
+    muon([a], lr=0.01).step()
+    muon([b], lr=0.01).step()
     assert torch.allclose(a, b.T, atol=1e-6)
 
 
@@ -149,15 +154,43 @@ def test_muon_gets_the_hidden_matrices_of_gpt2_and_nothing_else(gpt2):
     assert id(gpt2.transformer.wpe.weight) not in chosen
 
 
-def test_a_pair_saves_and_resumes_exactly_and_follows_a_schedule(gpt2):
-    def make(model):
-        matrices = muon_groups(model)
-        by_muon = {id(p) for group in matrices for p in group["params"]}
-        rest = [p for p in model.parameters() if id(p) not in by_muon]
-        pair = OptimizerPair(torch.optim.AdamW(rest, lr=1e-2), Muon(matrices, lr=1e-2))
-        return pair, torch.optim.lr_scheduler.LambdaLR(pair, lambda step: 1 / (1 + step))
+@pytest.mark.parametrize("fused", [None, True])
+def test_adamw_is_torch_adamw_bit_by_bit(gpt2, fused):
+    def train(model, optimizer):
+        torch.manual_seed(1)
+        for _ in range(3):
+            ids = torch.randint(0, 64, (2, 16))
+            model(input_ids=ids, labels=ids).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return [parameter.detach().clone() for parameter in model.parameters()]
 
-    def step(model, pair, schedule):
+    other = copy.deepcopy(gpt2)
+    group = ADAMW | {"params": list(gpt2.parameters()), "weight_decay": 0.1, "fused": fused}
+    ours = train(gpt2, MuonAdamW([group]))
+    theirs = train(other, torch.optim.AdamW(other.parameters(), **ADAMW, weight_decay=0.1, fused=fused))
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_what_decays_is_what_was_named(gpt2):
+    names = [name for name, parameter in gpt2.named_parameters() if parameter.ndim == 2]
+    settings = {"muon_learning_rate": 2e-2, "muon_weight_decay": 0.3}
+    groups = new_muon_adamw(gpt2, adamw=ADAMW, weight_decay=0.1, decayed=names, **settings).param_groups
+    assert [(len(group["params"]), group["lr"], group["weight_decay"]) for group in groups] == [
+        (2, 1e-2, 0.1),  # the embeddings of tokens and positions
+        (18, 1e-2, 0.0),  # norms and biases
+        (2, 2e-2, 0.3),  # c_attn
+        (6, 2e-2, 0.3),
+    ]
+
+
+def test_it_saves_and_resumes_exactly_and_follows_a_schedule(gpt2):
+    def make(model):
+        settings = {"decayed": [], "muon_learning_rate": 1e-2, "muon_weight_decay": 0.0}
+        optimizer = new_muon_adamw(model, adamw=ADAMW, weight_decay=0.0, **settings)
+        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+
+    def step(model, optimizer, schedule):
         torch.manual_seed(int(schedule.last_epoch))
         ids = torch.randint(0, 64, (2, 16))
 
@@ -167,26 +200,26 @@ def test_a_pair_saves_and_resumes_exactly_and_follows_a_schedule(gpt2):
             return loss
 
         before = [parameter.detach().clone() for parameter in model.parameters()]
-        assert pair.step(closure) > 0
+        assert optimizer.step(closure) > 0
         assert all(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
         schedule.step()
-        pair.zero_grad()
+        optimizer.zero_grad()
 
     gpt2.eval()
-    pair, schedule = make(gpt2)
+    optimizer, schedule = make(gpt2)
     for _ in range(2):
-        step(gpt2, pair, schedule)
-    assert {round(group["lr"], 9) for group in pair.param_groups} == {round(1e-2 / 3, 9)}
-    saved = copy.deepcopy((gpt2.state_dict(), pair.state_dict(), schedule.state_dict()))
+        step(gpt2, optimizer, schedule)
+    assert {round(group["lr"], 9) for group in optimizer.param_groups} == {round(1e-2 / 3, 9)}
+    saved = copy.deepcopy((gpt2.state_dict(), optimizer.state_dict(), schedule.state_dict()))
     for _ in range(2):
-        step(gpt2, pair, schedule)
+        step(gpt2, optimizer, schedule)
 
     other = GPT2LMHeadModel(gpt2.config).eval()
     other.load_state_dict(saved[0])
-    pair_again, schedule_again = make(other)
-    pair_again.load_state_dict(saved[1])
+    optimizer_again, schedule_again = make(other)
+    optimizer_again.load_state_dict(saved[1])
     schedule_again.load_state_dict(saved[2])
     for _ in range(2):
-        step(other, pair_again, schedule_again)
+        step(other, optimizer_again, schedule_again)
     for a, b in zip(gpt2.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)

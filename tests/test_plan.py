@@ -43,6 +43,7 @@ from hf_lm.planning.plan import make_plan
 from hf_lm.planning.resolve import resolve
 from hf_lm.planning.terminal import show_plan
 from hf_lm.reporting.report import plan_in_words
+from hf_lm.tasks.language_modelling import LanguageModelling
 from hf_lm.tasks.losses import label_loss, next_token_loss, span_loss
 from hf_lm.training.budget import EXIT_OUT_OF_BUDGET, WRITING, StopAtBudget
 from hf_lm.training.checkpoints import find_checkpoint
@@ -255,6 +256,9 @@ def test_checkpointing_lora_accumulation_and_half_precision_change_what_they_sho
 
 class Documents:
     """As much of a language modelling task as its plan asks for: validation of long documents, test of short ones."""
+
+    train_lengths, tokens_measured = LanguageModelling.train_lengths, LanguageModelling.tokens_measured
+    report_seconds = LanguageModelling.report_seconds
 
     def __init__(self) -> None:
         self.block_size, self.eval_stride, self.splits = 32, 8, ("train", "validation", "test")

@@ -3,7 +3,9 @@
 import argparse
 import json
 
+from hf_lm.commands.options import split_options
 from hf_lm.files import json_with, refuse_foreign, write_whole
+from hf_lm.ranges import PositiveShare, Size, Tokens, number
 
 EXAMPLE = """hf-lm plan pretrain --size small --max_steps 20000 --gpu h100 --price_per_hour 2.5
 hf-lm plan pretrain --size xl --gpu a100-40gb --engine fsdp2 --devices 8"""
@@ -22,30 +24,38 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gpu", metavar="NAME", help="plan for that GPU (h100, a100-80gb, l4, rtx4090, ...)")
     parser.add_argument("--device", choices=("cpu",), help="plan for this machine's CPU although it has a GPU")
     parser.add_argument("--engine", choices=ENGINES, default="ddp", help="what shares the run among --devices")
-    parser.add_argument("--devices", type=int, default=1, metavar="N", help="devices, over all machines (default 1)")
     parser.add_argument(
-        "--replicas", type=int, default=1, metavar="N", help="groups of devices that fsdp2 shards within (HSDP)"
+        "--devices", type=number(Size), default=1, metavar="N", help="devices, over all machines (default 1)"
+    )
+    parser.add_argument(
+        "--replicas",
+        type=number(Size),
+        default=1,
+        metavar="N",
+        help="groups of devices that fsdp2 shards within (HSDP)",
     )
     parser.add_argument("--offload", action="store_true", help="what is sharded waits in the host's memory")
     parser.add_argument("--on", choices=("hf-jobs",), help="list the machines of Hugging Face Jobs, with prices")
-    parser.add_argument("--tokens", type=int, default=0, metavar="N", help="training tokens; no data is read then")
     parser.add_argument(
-        "--utilisation", type=float, default=0.4, metavar="SHARE", help="of the device's matrix speed (default 0.4)"
+        "--tokens",
+        type=number(Tokens),
+        default=0,
+        metavar="N",
+        help="training tokens; no data is read then",
     )
-    parser.add_argument("--calibrate", action="store_true", help="run a few steps here; time and memory are theirs")
+    parser.add_argument(
+        "--utilisation",
+        type=number(PositiveShare),
+        default=0.4,
+        metavar="SHARE",
+        help="of the device's matrix speed (default 0.4)",
+    )
+    parser.add_argument("--calibrate", action="store_true", help="measure time and memory in a few steps here")
     parser.add_argument("--json", metavar="FILE", help="write the plan there as well")
 
 
 def run(args: argparse.Namespace) -> None:
-    # Options may stand before or after the recipe's own; what is left is the recipe's.
-    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    add_options(own)
-    own.set_defaults(**vars(args))
-    try:
-        options, rest = own.parse_known_args(args.arguments)
-    except argparse.ArgumentError as error:
-        raise ValueError(str(error)) from None
-
+    options, rest = split_options(args, add_options)
     if options.json:
         refuse_foreign(options.json, ours=json_with("recipe", "device", "flops_per_step"), option="--json")
 

@@ -1,4 +1,4 @@
-"""The memory that a step needs on a device: quantized, with what stands beside its tensors."""
+"""The memory that a step needs on a device: quantized, and with what is beside its tensors."""
 
 from dataclasses import replace
 
@@ -15,7 +15,7 @@ from hf_lm.training.fake_step import Step
 def needed(step: Step, device: Device) -> int:
     """Bytes that a step needs on a device.
 
-    Beside the tensors stands, on a CPU, the process with its libraries as it is now, on a GPU its context.
+    Beside the tensors there is, on a CPU, the process as it is now, on a GPU its context.
     """
     if device.name == "cpu":
         live = max(step.peak, step.proofs)
@@ -26,7 +26,7 @@ def needed(step: Step, device: Device) -> int:
 def quantized(step: Step, model: PreTrainedModel, bits: int) -> Step:
     """A step whose frozen matrices are held in 4 bits (NF4 with quantized constants) or 8 (LLM.int8).
 
-    One matrix at a time is whole, in float32, while it is multiplied.
+    One matrix at a time is in float32, while it is multiplied.
     """
     plain = base_of(model)
     ends = {id(end.weight) for end in (plain.get_input_embeddings(), plain.get_output_embeddings()) if end is not None}
@@ -45,6 +45,6 @@ def quantized(step: Step, model: PreTrainedModel, bits: int) -> Step:
 
 
 def by_kind(step: Step, device: Device, needed: int) -> dict[str, int]:
-    """The memory of a step by kind, and what stands beside it."""
+    """The memory of a step by kind, and what is beside its tensors."""
     rest = "process and allocator" if device.name == "cpu" else "context and allocator"
     return step.memory | {rest: max(0, needed - step.peak)}

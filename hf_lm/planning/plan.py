@@ -1,7 +1,7 @@
 """`hf-lm plan`: what a resolved run needs on a device.
 
 The recipe itself runs, with its own arguments, up to `fit` (resolving); a training step of its model is run on fake
-tensors (hf_lm.training.fake_step); what fits is told by a table of devices (devices).
+tensors (hf_lm.training.fake_step); the memory of devices is in a table (devices).
 """
 
 import copy

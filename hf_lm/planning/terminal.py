@@ -33,7 +33,7 @@ def show_plan(plan: Plan) -> str:
         lines.append("  It fits.")
     else:
         lines.append("  It does NOT fit. Tried, the cheapest first:")
-        lines += [f"    {'fits' if c.fits else 'no  '} {_size(c.needed):>9}  {c.said}" for c in plan.changes]
+        lines += [f"    {'fits' if c.fits else 'no  '} {_size(c.needed):>9}  {c.name}" for c in plan.changes]
         if (last := plan.changes[-1]).fits and last.options:
             lines.append("    " + " ".join(f"--{key} {str(value).lower()}" for key, value in last.options.items()))
     batch = f"{run.args.per_device_train_batch_size} rows, up to {work.longest:,} tokens"
@@ -52,12 +52,12 @@ def show_plan(plan: Plan) -> str:
         lines.append(f"Price       {plan.price:>15,.2f} at {run.args.price_per_hour:g} an hour")
     if plan.seconds > run.args.budget:
         lines.append(f"Budget      {in_hours(run.args.budget):>15}: the run will stop there with a checkpoint")
-    said = "; ".join(plan.assumed)
+    assumed = "; ".join(plan.assumed)
     if plan.calibrated:
         measured = f"Measured in a few steps here: {plan.utilisation:.0%} of the device's matrix speed"
-        lines += ["", f"{measured}; {said}" if said else measured]
+        lines += ["", f"{measured}; {assumed}" if assumed else measured]
     else:
-        lines += ["", f"Assumed: {said}"]
+        lines += ["", f"Assumed: {assumed}"]
     return "\n".join(lines)
 
 

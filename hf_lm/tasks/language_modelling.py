@@ -38,7 +38,7 @@ class LanguageModelling:
     Tokenizing happens here, once per run and on the main process first; a second run finds the cache.
     """
 
-    recipe = "pretrain"
+    recipe, kind = "pretrain", "causal language model"
     main_metric, greater_is_better = "bits_per_byte", False
     auto_class, pipeline_tag = "AutoModelForCausalLM", "text-generation"
     unit = "documents"  # that the intervals are over
@@ -59,13 +59,16 @@ class LanguageModelling:
         eval_stride: int = 0,
     ) -> None:
         self.corpus, self.tokenizer, self.block_size = corpus, tokenizer, block_size
-        self.splits, self.context = corpus.splits, block_size
+        self.splits, self.fingerprint, self.context = corpus.splits, corpus.fingerprint, block_size
         self.isolate = packing == "isolate"
         self.eval_stride = eval_stride or max(1, block_size // 2)
         next(windows(2, block_size=block_size, stride=self.eval_stride))  # a wrong stride is said now, not hours later
         self.streams = {}
         with PartialState().main_process_first():
             for split in self.splits:
+                if split == "train" and corpus.stream:
+                    self.streams[split] = corpus.stream(tokenizer)
+                    continue
                 documents, folder = dry_run.sampled(
                     corpus.documents(split),
                     cache_folder(corpus.fingerprint, tokenizer, split),
@@ -196,8 +199,7 @@ class LanguageModelling:
             data[split] = {
                 "documents": len(stream),
                 "tokens": int(stream.total),
-                "bytes": int(stream.bytes.sum()),
-            }
+            } | ({"bytes": size} if (size := int(stream.bytes.sum())) else {})  # not known of token files
         cleaned = {source: counts for stream in self.streams.values() for source, counts in stream.cleaned.items()}
         data["cleaned"] = dict(sum(map(Counter, cleaned.values()), Counter()))
         readers = self.corpus.readers | self.corpus.groups

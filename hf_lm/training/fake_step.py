@@ -8,7 +8,7 @@ family of models.
 import copy
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -211,7 +211,7 @@ def _measure_step(model, batch, loss, optimizer, dtype, checkpointing, accumulat
         with counter:
             for tensor in (*model.parameters(), *model.buffers()):
                 counter.see(tensor, "weights")
-            for tensor in tree_leaves([state for one in _pair(stepper) for state in one.state.values()]):
+            for tensor in tree_leaves(list(stepper.state.values())):
                 if isinstance(tensor, torch.Tensor):
                     counter.see(tensor, "optimizer")
             for tensor in inputs.values():
@@ -232,10 +232,6 @@ def _measure_step(model, batch, loss, optimizer, dtype, checkpointing, accumulat
     memory = {kind: int(counter.at_peak.get(kind, 0)) for kind in KINDS}
     trainable = sum(param.numel() * param.element_size() for param in trained)
     return Step(memory, {"forward": forward, "backward": backward}, trainable, len(next(iter(batch.values()))))
-
-
-def _pair(optimizer: torch.optim.Optimizer) -> Sequence[torch.optim.Optimizer]:
-    return getattr(optimizer, "pair", (optimizer,))
 
 
 def parameters_by_part(model: PreTrainedModel) -> dict[str, dict[str, int]]:

@@ -1,60 +1,116 @@
-"""Muon for the hidden matrices, AdamW for the rest."""
+"""Muon for the hidden matrices and AdamW for the rest, in one optimizer, on complete and on sharded parameters."""
 
 from collections import defaultdict
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor, Shard
+from torch.optim.adamw import adamw
 from transformers import PreTrainedModel
 
 from hf_lm.arguments import bf16_is_fast
 
 
-class Muon(torch.optim.Muon):
-    """`torch.optim.Muon` that treats a fused matrix as the matrices it holds, and is not slow on a CPU.
+class MuonAdamW(torch.optim.Optimizer):
+    """Muon (Keller Jordan, https://kellerjordan.github.io/posts/muon/) and AdamW, each for groups of its own.
 
-    What differs from its parent (Keller Jordan, https://kellerjordan.github.io/posts/muon/): a group may carry
-    `parts = (dim, n)`, and each of its matrices is then orthogonalised as n matrices along `dim`; matrices of one
-    shape go through the Newton-Schulz iteration together; and the iteration runs in bfloat16 only where the machine
-    multiplies in it: most CPUs emulate it (a step is then 15 times slower than AdamW's). The rate is scaled by
-    0.2 sqrt(max(rows, columns)) (Moonshot, arXiv 2502.16982): one rate serves every shape, and transposing a matrix,
-    as GPT-2's Conv1D does, changes nothing.
+    A group with `parts` is Muon's: {"params": matrices, "parts": (dim, n), "lr", "weight_decay", "momentum"}; each of
+    its matrices is orthogonalised as n matrices along `dim`, since a fused matrix (Q, K and V; the gates of an LSTM)
+    is to be treated as the matrices it holds. Its rate is scaled by 0.2 sqrt(max(rows, columns)) (Moonshot, arXiv
+    2502.16982): one rate serves every shape, and transposing a matrix, as GPT-2's Conv1D does, changes nothing. Any
+    other group is AdamW's: {"params", "lr", "betas", "eps", "weight_decay", "fused" (or None)}.
+
+    The state is {"state", "param_groups"} as of every optimizer of torch, so that accelerate and
+    `torch.distributed.checkpoint` save and load it. Of parameters sharded by FSDP2 (DTensor) each matrix is iterated
+    on one process, its owner; the update is that of complete parameters.
     """
 
-    def __init__(self, params: Any, lr: float, weight_decay: float = 0.0, momentum: float = 0.95) -> None:
-        super().__init__(params, lr=lr, weight_decay=weight_decay, momentum=momentum, adjust_lr_fn="match_rms_adamw")
+    def __init__(self, params: list[dict[str, Any]]) -> None:
+        super().__init__(params, {})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
             params = [param for param in group["params"] if param.grad is not None]
-            matrices = defaultdict(list)  # shape -> [(the part of the parameter, its momentum-averaged gradient)]
-            for param in params:
-                state = self.state[param]
-                if not state:
-                    state["momentum_buffer"] = torch.zeros_like(param)
-                average = state["momentum_buffer"].lerp_(param.grad, 1 - group["momentum"])
-                update = param.grad.lerp(average, group["momentum"])  # Nesterov
-                param.mul_(1 - group["lr"] * group["weight_decay"])
-                dim, n = group["parts"]
-                for part, part_update in zip(param.chunk(n, dim), update.chunk(n, dim), strict=True):
-                    matrices[part.shape].append((part, part_update))
-            for shape, pairs in matrices.items():
-                updates = orthogonalise(torch.stack([update for _, update in pairs]), steps=group["ns_steps"])
-                rate = group["lr"] * 0.2 * max(shape) ** 0.5
-                for (part, _), update in zip(pairs, updates, strict=True):
-                    part.add_(update, alpha=-rate)
+            if params:
+                (self._muon if "parts" in group else self._adamw)(params, group)
         return loss
+
+    def _muon(self, params: list[torch.Tensor], group: dict[str, Any]) -> None:
+        batches = defaultdict(list)  # shape and sharding -> [(the parameter, its momentum-averaged gradient)]
+        for param in params:
+            state = self.state[param]
+            if not state:
+                state["momentum_buffer"] = torch.zeros_like(param)
+            average = state["momentum_buffer"].lerp_(param.grad, 1 - group["momentum"])
+            update = param.grad.lerp(average, group["momentum"])  # Nesterov
+            param.mul_(1 - group["lr"] * group["weight_decay"])
+            sharding = (param.device_mesh, param.placements) if isinstance(param, DTensor) else ()
+            batches[param.shape, sharding].append((param, update))
+        dim, n = group["parts"]
+        for (shape, _), batch in batches.items():
+            updates = orthogonalise_parts(torch.stack([update for _, update in batch]), dim=dim, n=n)
+            rate = group["lr"] * 0.2 * max(size // n if i == dim else size for i, size in enumerate(shape)) ** 0.5
+            # Never a chunk of the parameter: that of a DTensor is a copy, and what is added to it is lost.
+            for (param, _), update in zip(batch, updates, strict=True):
+                param.add_(update, alpha=-rate)
+
+    def _adamw(self, params: list[torch.Tensor], group: dict[str, Any]) -> None:
+        for param in params:
+            if not self.state[param]:
+                device = param.device if group["fused"] else "cpu"
+                self.state[param]["step"] = torch.zeros((), dtype=torch.float32, device=device)
+                self.state[param]["exp_avg"] = torch.zeros_like(param)
+                self.state[param]["exp_avg_sq"] = torch.zeros_like(param)
+        states = [self.state[param] for param in params]
+        adamw(
+            params,
+            [param.grad for param in params if param.grad is not None],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],  # the maxima of AMSGrad
+            [state["step"] for state in states],
+            fused=group["fused"],
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+
+
+def orthogonalise_parts(matrices: torch.Tensor, *, dim: int, n: int) -> torch.Tensor:
+    """Orthogonalise each of a stack of matrices, (count, rows, columns), as n matrices along its dimension `dim`.
+
+    A sharded stack is dealt out so that each process of its mesh holds some of the matrices and all of their entries,
+    and is handed back as it was sharded: two collectives a stack, and a matrix is iterated once.
+    """
+    if isinstance(matrices, DTensor):
+        owned = matrices.redistribute(
+            placements=[Shard(0) if placement.is_shard() else placement for placement in matrices.placements]
+        )
+        local = orthogonalise_parts(owned.to_local(), dim=dim, n=n)
+        done = DTensor.from_local(
+            local, owned.device_mesh, owned.placements, run_check=False, shape=owned.shape, stride=owned.stride()
+        )
+        return done.redistribute(placements=matrices.placements)
+    parts = torch.stack(matrices.chunk(n, dim + 1), 1).flatten(0, 1)
+    return torch.cat(orthogonalise(parts).unflatten(0, (len(matrices), n)).unbind(1), dim + 1)
 
 
 def orthogonalise(matrices: torch.Tensor, *, steps: int = 5) -> torch.Tensor:
     """Bring the singular values of each matrix, (n, rows, columns), near 1 by the quintic Newton-Schulz iteration.
 
-    They end between about 0.7 and 1.2, not at 1: the coefficients trade exactness for fewer steps.
+    They end between about 0.7 and 1.2, not at 1: the coefficients trade exactness for fewer steps. It runs in bfloat16
+    only where the machine multiplies in it: most CPUs emulate it, and a step is then 15 times slower than AdamW's.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrices.bfloat16() if bf16_is_fast() else matrices.float()
@@ -68,26 +124,27 @@ def orthogonalise(matrices: torch.Tensor, *, steps: int = 5) -> torch.Tensor:
     return (x.mT if tall else x).to(matrices.dtype)
 
 
-class OptimizerPair(torch.optim.Optimizer):
-    """Two optimizers behind one face, so that the Trainer, a schedule and a checkpoint see a single one."""
-
-    def __init__(self, first: torch.optim.Optimizer, second: torch.optim.Optimizer) -> None:
-        self.pair = (first, second)
-        super().__init__([*first.param_groups, *second.param_groups], {})
-
-    def step(self, closure: Any = None) -> Any:
-        loss = self.pair[0].step(closure)
-        self.pair[1].step()
-        return loss
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"pair": [optimizer.state_dict() for optimizer in self.pair]}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        for optimizer, state in zip(self.pair, state_dict["pair"], strict=True):
-            optimizer.load_state_dict(state)
-        # Loading gives each optimizer new groups: share them again, or a schedule would change copies.
-        self.param_groups[:] = [group for optimizer in self.pair for group in optimizer.param_groups]
+def new_muon_adamw(
+    model: PreTrainedModel,
+    *,
+    adamw: dict[str, Any],  # its "lr", "betas", "eps", and "fused" where it is set
+    weight_decay: float,
+    decayed: Collection[str],  # the names of the parameters of AdamW that decay
+    muon_learning_rate: float,
+    muon_weight_decay: float,
+) -> MuonAdamW:
+    """The optimizer of a model: Muon for its hidden matrices (`muon_groups`), AdamW for what else is trained."""
+    matrices = muon_groups(model)
+    by_muon = {id(param) for group in matrices for param in group["params"]}
+    rest = [(name, p) for name, p in model.named_parameters() if p.requires_grad and id(p) not in by_muon]
+    adamw_groups = [
+        {"params": [p for name, p in rest if name in decayed], "weight_decay": weight_decay},
+        {"params": [p for name, p in rest if name not in decayed], "weight_decay": 0.0},
+    ]
+    muon = {"lr": muon_learning_rate, "weight_decay": muon_weight_decay, "momentum": 0.95}
+    # AdamW's stand first: the rate of the first group is the one that the logs call learning_rate.
+    groups = [{"fused": None, **adamw, **group} for group in adamw_groups] + [muon | group for group in matrices]
+    return MuonAdamW([group for group in groups if group["params"]])
 
 
 def muon_groups(model: PreTrainedModel) -> list[dict[str, Any]]:
@@ -100,13 +157,11 @@ def muon_groups(model: PreTrainedModel) -> list[dict[str, Any]]:
         if isinstance(module, (nn.Linear, Conv1D)):
             rows, columns = module.weight.shape
             fused = columns // rows if name.endswith("c_attn") else 1  # GPT-2: (in, 3 in) holds Q, K and V
-            members = [("weight", module.weight, (1, fused))]
+            members, parts = [module.weight], (1, fused)
         elif isinstance(module, nn.RNNBase):
-            gates = {"LSTM": 4, "GRU": 3}.get(type(module).__name__, 1)
-            members = [(key, weight, (0, gates)) for key, weight in module.named_parameters(recurse=False)]
+            gates = 4 if isinstance(module, nn.LSTM) else 3 if isinstance(module, nn.GRU) else 1
+            members, parts = list(module.parameters(recurse=False)), (0, gates)
         else:
             continue
-        for _, weight, parts in members:
-            if weight.ndim == 2 and weight.requires_grad and id(weight) not in ends:
-                groups[parts].append(weight)
-    return [{"params": params, "parts": parts} for parts, params in groups.items()]
+        groups[parts] += [p for p in members if p.ndim == 2 and p.requires_grad and id(p) not in ends]
+    return [{"params": params, "parts": parts} for parts, params in groups.items() if params]
