@@ -5,6 +5,11 @@ accelerate launch recipes/token_classification.py --model google-bert/bert-base-
 accelerate launch recipes/token_classification.py --model out/pretrain --dataset conll/ --label_column 3
 """
 
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hf-lm>=0.1.0,<0.2"]
+# ///
+
 from dataclasses import dataclass
 
 from accelerate.utils import set_seed

@@ -15,7 +15,7 @@ from hf_lm.training.fake_step import Step
 def needed(step: Step, device: Device) -> int:
     """Bytes that a step needs on a device.
 
-    Beside the tensors there is, on a CPU, the process with its libraries as it is now, on a GPU its context.
+    Beside the tensors there is, on a CPU, the process as it is now, on a GPU its context.
     """
     if device.name == "cpu":
         live = max(step.peak, step.proofs)

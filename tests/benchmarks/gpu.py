@@ -73,10 +73,12 @@ def blocks(args: argparse.Namespace) -> torch.Tensor:
 def rate(model: nn.Module, args: argparse.Namespace, seconds: float) -> dict[str, str]:
     """Tokens a second, their share of the device's matrix speed (data sheet, else measured), and the peak memory."""
     tokens = args.steps * args.batch * args.block / seconds
+    if not CUDA:  # a share of an emulated bf16's speed would say nothing
+        return {"tokens": f"{tokens:,.0f} tokens/s", "MFU": "-", "memory": "-"}
     speed = present_device().flops.get("half") or peak_flops(DEVICE, torch.bfloat16)
-    peak = f"{torch.cuda.max_memory_allocated() / 2**20:,.0f} MiB" if CUDA else "-"
     share = tokens * flops_per_token(model, args.block) / speed
-    return {"tokens": f"{tokens:,.0f} tokens/s", "MFU": f"{share:.1%}", "memory": peak}
+    memory = f"{torch.cuda.max_memory_allocated() / 2**20:,.0f} MiB"
+    return {"tokens": f"{tokens:,.0f} tokens/s", "MFU": f"{share:.1%}", "memory": memory}
 
 
 def one_setting(args: argparse.Namespace) -> None:
