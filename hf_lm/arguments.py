@@ -56,6 +56,10 @@ class TrainingArguments(transformers.TrainingArguments):
     muon_learning_rate: Amount = field(
         default=0.0, metadata={"help": "Muon's rate for the hidden matrices; 0 trains every weight with --optim"}
     )
+    embedding_rate_scale: Positive = field(
+        default=1.0,
+        metadata={"help": "beside Muon: times --learning_rate is the rate of the embedding and the output layer"},
+    )
     muon_weight_decay: Amount = field(default=0.0, metadata={"help": "decoupled weight decay of Muon's matrices"})
     decay_share: Share = field(
         default=0.4, metadata={"help": "share of the steps in which warmup_stable_decay lowers the rate to 0"}
@@ -120,6 +124,12 @@ class TrainingArguments(transformers.TrainingArguments):
         hours = [self.max_hours] if self.max_hours else []
         hours += [self.max_cost / self.price_per_hour] if self.max_cost else []
         return 3600 * min(hours, default=math.inf)
+
+    @property
+    def rows_in_max_steps(self) -> int:
+        """Rows that all processes read in --max_steps; 0 where epochs end the training."""
+        rows = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
+        return max(0, self.max_steps) * rows
 
 
 @dataclass

@@ -45,7 +45,7 @@ class Arguments(PretrainingArguments):
     resid_dropout: Decay | None = None
     attn_dropout: Decay | None = None
     packing: Literal["isolate", "concatenate"] = "isolate"  # isolate: attention within a document
-    eval_stride: Count = 0  # tokens between two evaluation windows; 0 is half a block
+    eval_stride: Count = 0  # tokens between two evaluation windows; 0 is half a block, or a whole one in a short run
 
 
 def main(args: Arguments, training_args: TrainingArguments) -> dict:
@@ -57,28 +57,19 @@ def main(args: Arguments, training_args: TrainingArguments) -> dict:
     if args.model:
         model = load_causal_lm(args.model, tokenizer=tokenizer, block_size=args.block_size)
     elif args.architecture == "gpt2":
-        shape |= {"embd_dropout": args.embd_dropout, "resid_dropout": args.resid_dropout}
-        shape |= {"attn_dropout": args.attn_dropout, "n_head": args.n_head, "block_size": args.block_size}
-        model = new_gpt2(tokenizer, size=args.size, **shape)
+        shape |= {f"{place}_dropout": getattr(args, f"{place}_dropout") for place in ("embd", "resid", "attn")}
+        model = new_gpt2(tokenizer, size=args.size, n_head=args.n_head, block_size=args.block_size, **shape)
     else:
         model = new_recurrent(tokenizer, cell=args.architecture, **shape)
     size = args.block_size or min(1024, context_length(model.config) or 128)
-    task = LanguageModelling(corpus, tokenizer, block_size=size, packing=args.packing, eval_stride=args.eval_stride)
+    evaluation = {"eval_stride": args.eval_stride, "training_tokens": training_args.rows_in_max_steps * size}
+    task = LanguageModelling(corpus, tokenizer, block_size=size, packing=args.packing, **evaluation)
     return fit(model, task, training_args)
 
 
 if __name__ == "__main__":
-    main(
-        *parse_arguments(
-            Arguments,
-            TrainingArguments,
-            fresh={"learning_rate": 1.5e-2, "muon_learning_rate": 6e-3},
-            output_dir="out/pretrain",
-            warmup_steps=20,
-            max_steps=675,
-            decay_share=0.6,
-            eval_strategy="steps",
-            eval_steps=225,
-            save_steps=225,
-        )
-    )
+    rates = {"learning_rate": 1.5e-2, "muon_learning_rate": 6e-3}
+    length = {"warmup_steps": 20, "max_steps": 675, "decay_share": 0.6}
+    evaluation = {"eval_strategy": "steps", "eval_steps": 225, "save_steps": 225}
+    settings = {"output_dir": "out/pretrain", **length, **evaluation}
+    main(*parse_arguments(Arguments, TrainingArguments, fresh=rates, **settings))

@@ -172,13 +172,14 @@ def test_adamw_is_torch_adamw_bit_by_bit(gpt2, fused):
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-def test_what_decays_is_what_was_named(gpt2):
+def test_what_decays_is_what_was_named_and_the_embedding_has_a_rate_of_its_own(gpt2):
     names = [name for name, parameter in gpt2.named_parameters() if parameter.ndim == 2]
-    settings = {"muon_learning_rate": 2e-2, "muon_weight_decay": 0.3}
+    settings = {"muon_learning_rate": 2e-2, "muon_weight_decay": 0.3, "embedding_rate_scale": 3.0}
     groups = new_muon_adamw(gpt2, adamw=ADAMW, weight_decay=0.1, decayed=names, **settings).param_groups
     assert [(len(group["params"]), group["lr"], group["weight_decay"]) for group in groups] == [
-        (2, 1e-2, 0.1),  # the embeddings of tokens and positions
+        (1, 1e-2, 0.1),  # the embedding of positions
         (18, 1e-2, 0.0),  # norms and biases
+        (1, pytest.approx(3e-2), 0.1),  # the embedding of tokens, which is the output layer
         (2, 2e-2, 0.3),  # c_attn
         (6, 2e-2, 0.3),
     ]

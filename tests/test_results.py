@@ -231,6 +231,26 @@ def test_a_push_that_cannot_be_made_ends_the_run_before_training(
     assert online.requests == []
 
 
+# What a language model is measured with
+
+
+def test_a_run_that_reads_less_than_its_evaluation_would_is_measured_in_whole_blocks(tokenizer, tmp_path):
+    rows = [{"text": f"Number {i}.\n" + " ".join(str(i * n) for n in range(1, 30))} for i in range(80)]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def stride(**settings):
+        corpus = load_corpus(str(tmp_path / "texts.jsonl"))
+        return LanguageModelling(corpus, tokenizer, block_size=32, **settings)
+
+    half = stride()
+    read = sum(half.tokens_measured(split) for split in ("validation", "test"))
+    assert half.eval_stride == stride(training_tokens=read).eval_stride == 16
+    short = stride(training_tokens=read - 1)
+    assert short.eval_stride == 32
+    assert short.tokens_measured("test") == short.streams["test"].total  # each token is read once
+    assert stride(training_tokens=1, eval_stride=8).eval_stride == 8
+
+
 # Adapters of language models
 
 

@@ -272,7 +272,8 @@ def _measure_likelihood(checkpoint: Checkpoint, data: Data, scored: Scored) -> N
     settings = scored.settings
     positions = context_length(model.config)
     settings["block_size"] = settings["block_size"] or min(1024, positions or 128)
-    settings["eval_stride"] = settings["eval_stride"] or max(1, settings["block_size"] // 2)
+    own = min(checkpoint.report.get("data", {}).get("eval_stride", 0), settings["block_size"])  # as its run chose it
+    settings["eval_stride"] = settings["eval_stride"] or own or max(1, settings["block_size"] // 2)
     if 0 < positions < settings["block_size"]:
         raise ValueError(f"{checkpoint.name} has {positions} positions, fewer than --block_size.")
     documents, limit = data.corpus.documents(data.split), data.limit or None

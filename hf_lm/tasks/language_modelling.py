@@ -34,7 +34,8 @@ class LanguageModelling:
     """What `fit` needs to train and measure a causal model on a corpus.
 
     `block_size`: tokens in a block. `packing`: "isolate" keeps the documents of a block from seeing each other,
-    "concatenate" does not. `eval_stride`: tokens that an evaluation window moves by; 0 means half a block.
+    "concatenate" does not. `eval_stride`: tokens that an evaluation window moves by; 0 means half a block, or a whole
+    one where half blocks read more tokens of the held-out splits than `training_tokens`, which training will read.
     Tokenizing happens here, once per run and on the main process first; a second run finds the cache.
     """
 
@@ -57,6 +58,7 @@ class LanguageModelling:
         block_size: int,
         packing: Literal["isolate", "concatenate"] = "isolate",
         eval_stride: int = 0,
+        training_tokens: int = 0,  # 0: not known
     ) -> None:
         self.corpus, self.tokenizer, self.block_size = corpus, tokenizer, block_size
         self.splits, self.fingerprint, self.context = corpus.splits, corpus.fingerprint, block_size
@@ -82,6 +84,9 @@ class LanguageModelling:
                 cleaned=corpus.cleaned,
                 name=split,
             )
+        read = sum(self.tokens_measured(split) for split in self.splits if split != "train")
+        if not eval_stride and 0 < training_tokens < read:
+            self.eval_stride = block_size
         self.train_dataset = Blocks(self.streams["train"], block_size=block_size, isolate=self.isolate)
 
     def measure(self, model: PreTrainedModel, split: str, accelerator: Accelerator | None = None) -> Likelihood:
@@ -191,7 +196,7 @@ class LanguageModelling:
 
     def report(self, measured: Mapping[str, Likelihood]) -> dict[str, Any]:
         """The report's parts about data, tokenizer and yardsticks."""
-        data = self.corpus.report()
+        data = self.corpus.report() | {"eval_stride": self.eval_stride}
         data["scripts"] = script_shares(self.texts("train"))
         data["languages"] = self.corpus.languages or languages_of(data["scripts"])
         for split, stream in self.streams.items():

@@ -128,18 +128,23 @@ def new_muon_adamw(
     model: PreTrainedModel,
     *,
     adamw: dict[str, Any],  # its "lr", "betas", "eps", and "fused" where it is set
+    embedding_rate_scale: float = 1.0,  # times "lr", for the input embedding and the output layer
     weight_decay: float,
     decayed: Collection[str],  # the names of the parameters of AdamW that decay
     muon_learning_rate: float,
     muon_weight_decay: float,
 ) -> MuonAdamW:
     """The optimizer of a model: Muon for its hidden matrices (`muon_groups`), AdamW for what else is trained."""
-    matrices = muon_groups(model)
+    matrices, ends = muon_groups(model), _ends(model)
     by_muon = {id(param) for group in matrices for param in group["params"]}
     rest = [(name, p) for name, p in model.named_parameters() if p.requires_grad and id(p) not in by_muon]
     adamw_groups = [
-        {"params": [p for name, p in rest if name in decayed], "weight_decay": weight_decay},
-        {"params": [p for name, p in rest if name not in decayed], "weight_decay": 0.0},
+        {
+            "params": [p for name, p in rest if (name in decayed) == decays and (id(p) in ends) == is_end],
+            "weight_decay": weight_decay if decays else 0.0,
+            "lr": adamw["lr"] * (embedding_rate_scale if is_end else 1.0),
+        }
+        for decays, is_end in ((True, False), (False, False), (True, True), (False, True))
     ]
     muon = {"lr": muon_learning_rate, "weight_decay": muon_weight_decay, "momentum": 0.95}
     # AdamW's stand first: the rate of the first group is the one that the logs call learning_rate.
@@ -151,7 +156,7 @@ def muon_groups(model: PreTrainedModel) -> list[dict[str, Any]]:
     """The hidden matrices of a model as Muon's groups: trained, two-dimensional, neither embedding nor head."""
     from transformers.pytorch_utils import Conv1D
 
-    ends = {id(end.weight) for end in (model.get_input_embeddings(), model.get_output_embeddings()) if end is not None}
+    ends = _ends(model)
     groups = defaultdict(list)
     for name, module in model.named_modules():
         if isinstance(module, (nn.Linear, Conv1D)):
@@ -165,3 +170,8 @@ def muon_groups(model: PreTrainedModel) -> list[dict[str, Any]]:
             continue
         groups[parts] += [p for p in members if p.ndim == 2 and p.requires_grad and id(p) not in ends]
     return [{"params": params, "parts": parts} for parts, params in groups.items() if params]
+
+
+def _ends(model: PreTrainedModel) -> set[int]:
+    """The ids of the weights of the input embedding and the output layer, which may be one."""
+    return {id(end.weight) for end in (model.get_input_embeddings(), model.get_output_embeddings()) if end is not None}

@@ -152,6 +152,7 @@ class SafeTrainerMixin(_Trainer):
         return new_muon_adamw(
             model,
             adamw=settings,
+            embedding_rate_scale=self.args.embedding_rate_scale,
             weight_decay=self.args.weight_decay,
             decayed=set(self.get_decay_parameter_names(model)),
             muon_learning_rate=self.args.muon_learning_rate,

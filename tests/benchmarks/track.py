@@ -5,8 +5,8 @@
 
 Trains 4 layers of 256 with a byte-level BPE of 4,096, blocks of 128 and batches of 16 (2,048 tokens a step), with the
 defaults of recipes/pretrain.py and what a setting changes of them; "" changes nothing. The loss is nats a token on
-`--held_out`, one stream of ids in windows of 128, which is scored by a few lines that know nothing of hf_lm. Prints
-for each setting and length the mean over seeds, its standard error, and the paired difference from the first setting.
+`--held_out`, one stream of ids in windows of a block, which is scored by a few lines that know nothing of hf_lm.
+Prints for each setting and length the mean over seeds, its standard error, and the paired difference from the first.
 `--shape "--n_layer 2 --n_embd 128 --n_head 2"` makes the model smaller, `--tokens` scores the first of the ids only.
 """
 
@@ -39,7 +39,7 @@ TRACK = "--n_layer 4 --n_head 4 --n_embd 256 --block_size 128 --per_device_train
 
 
 @torch.no_grad()
-def loss_of(model: PreTrainedModel, ids: torch.Tensor, window: int = 128) -> float:
+def loss_of(model: PreTrainedModel, ids: torch.Tensor, *, window: int) -> float:
     """Nats a token of (tokens,) ids, each window by itself."""
     model.eval()
     count = (len(ids) - 1) // window
@@ -108,7 +108,8 @@ def main() -> None:
         for steps, seed, setting in itertools.product(args.steps, args.seeds, settings):
             run = runs[setting] | {"max_steps": steps, "seed": seed}
             blocks = Blocks(stream, block_size=run["block_size"], isolate=run["packing"] == "isolate")
-            loss = loss_of(trained(run, blocks, tokenizer, f"{folder}/out"), ids)
+            model = trained(run, blocks, tokenizer, f"{folder}/out")
+            loss = loss_of(model, ids, window=run["block_size"])
             losses[steps, setting, seed] = loss
             print(json.dumps({"steps": steps, "seed": seed, "setting": setting, "loss": loss}), flush=True)
     for steps, setting in itertools.product(args.steps, settings):
