@@ -51,7 +51,7 @@ def variations_of(run: Resolved, engine: Engine) -> list[Variation]:
     if plain.supports_gradient_checkpointing and not checkpointing:
         checkpointing, options = True, {"activation_checkpointing": True}
         variations.append(Variation("activation checkpointing", model, True, run.bits, engine, options))
-    adapted: PreTrainedModel | PeftModel = model
+    adapted: Any = model  # or the adapted one
     rank: dict[str, Any] = {}
     if "lora_rank" in run.arguments and run.arguments.get("model") and not run.bits:
         if not is_adapted(run.model):
