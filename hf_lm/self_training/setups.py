@@ -67,7 +67,7 @@ def begin_language_modelling(
         tokenizer = new_tokenizer([*corpus.documents("train"), *more.texts], vocab_size=4096)
         new_model = lambda: new_gpt2(tokenizer, block_size=max_length)  # noqa: E731
     task = FewDocuments(corpus, tokenizer, block_size=max_length)
-    return Setup(task, more, new_model, new_model, max_length)
+    return Setup(cast(SelfTrainingTask, task), more, new_model, new_model, max_length)
 
 
 def begin_rows(

@@ -5,7 +5,7 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 from accelerate import Accelerator
@@ -166,6 +166,10 @@ class TokenClassification(Supervised):
             encoded.words.append([word for word, _ in kept])
         return encoded
 
+    def labelled_words(self, split: str) -> list[list[int]]:
+        """The words of each row that have a label."""
+        return cast(EncodedWords, self.encoded[split]).words
+
     def predict(self, model: PreTrainedModel, split: str, accelerator: Accelerator | None) -> Sequence[Any]:
         """(tag of each word that has a label, summed loss of the labels in nats) per row."""
         features, device = self.encoded[split].features, next(model.parameters()).device
@@ -183,7 +187,7 @@ class TokenClassification(Supervised):
         return map_by_length(tags, lengths, accelerator=accelerator, description=f"measuring {split}")
 
     def score(self, split: str, answers: Sequence[Any]) -> Scores:
-        rows, words = self.table.rows[split], self.encoded[split].words
+        rows, words = self.table.rows[split], self.labelled_words(split)
         tagged = [["O"] * len(row["tags"]) for row in rows]
         for tags, places, (predicted, _) in zip(tagged, words, answers, strict=True):
             for word, tag in zip(places, predicted, strict=True):
@@ -225,12 +229,12 @@ class TokenClassification(Supervised):
         rows, features = self.table.rows["train"][:SHOWN], self.train_dataset[:SHOWN]
         unknown, special, shown = self.tokenizer.unk_token_id, set(self.tokenizer.all_special_ids), ""
         labelled = rest = 0
-        for row, feature, numbers in zip(rows, features, self.encoded["train"].words, strict=False):
+        for row, feature, numbers in zip(rows, features, self.labelled_words("train"), strict=False):
             ids, labels, words = feature["input_ids"], feature["labels"], words_of(row)
             places = [i for i, label in enumerate(labels) if label != -100]
             for number, begin, end in zip(numbers, places, [*places[1:], len(ids)], strict=True):
                 pieces = [i for i in ids[begin:end] if i not in special or i == unknown]
-                tag, text = self.labels[labels[begin]], self.tokenizer.decode(pieces)
+                tag, text = self.labels[labels[begin]], str(self.tokenizer.decode(pieces))
                 if tag != row["tags"][number]:
                     return Proof(
                         False, f"{words[number]!r} has the label {tag}, and {row['tags'][number]} in the table"
@@ -240,7 +244,7 @@ class TokenClassification(Supervised):
                     return Proof(False, f"the tokens at the label of {words[number]!r} are {text!r}")
                 labelled, rest = labelled + 1, rest + len(pieces) - 1
                 if len(pieces) > 1 and tag != "O" and not shown:
-                    first, *more = (self.tokenizer.decode([i]).strip() for i in pieces)
+                    first, *more = (str(self.tokenizer.decode([i])).strip() for i in pieces)
                     shown = f"; {words[number]!r} is {first!r} with {tag}, and {'+'.join(more)!r} without"
         return Proof(
             True,
@@ -250,7 +254,7 @@ class TokenClassification(Supervised):
 
     def render_row(self, row: dict[str, Any]) -> list[Part]:
         ids, labels = row["input_ids"], row["labels"]
-        tags = [self.labels[label] for label in labels if label != -100]
+        tags = [self.labels[int(label)] for label in labels if label != -100]
         pieces = token_pieces(self.tokenizer, ids, [label != -100 for label in labels])
         return [Part("reads", pieces), Part("learns", text=" ".join(tags))]
 
