@@ -1,5 +1,8 @@
 """The stages of a corpus on datatrove's executors, and the report that is made from what they counted."""
 
+# datatrove comes with the extra `corpus`.
+# pyright: reportMissingImports=false
+
 import json
 import os
 import shutil

@@ -1,5 +1,8 @@
 """Steps of a pipeline that datatrove does not have: counting, scripts, held-out text, leakage, our tokens."""
 
+# datatrove comes with the extra `corpus`.
+# pyright: reportMissingImports=false
+
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
