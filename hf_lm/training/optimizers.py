@@ -45,11 +45,12 @@ class MuonAdamW(torch.optim.Optimizer):
     def _muon(self, params: list[torch.Tensor], group: dict[str, Any]) -> None:
         batches = defaultdict(list)  # shape and sharding -> [(the parameter, its momentum-averaged gradient)]
         for param in params:
-            state = self.state[param]
+            state, gradient = self.state[param], param.grad
+            assert gradient is not None, "step passes on what has one"
             if not state:
                 state["momentum_buffer"] = torch.zeros_like(param)
-            average = state["momentum_buffer"].lerp_(param.grad, 1 - group["momentum"])
-            update = param.grad.lerp(average, group["momentum"])  # Nesterov
+            average = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
+            update = gradient.lerp(average, group["momentum"])  # Nesterov
             param.mul_(1 - group["lr"] * group["weight_decay"])
             sharding = (param.device_mesh, param.placements) if isinstance(param, DTensor) else ()
             batches[param.shape, sharding].append((param, update))

@@ -3,6 +3,7 @@
 import copy
 import os
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,7 @@ def empty_copy(model: PreTrainedModel) -> PreTrainedModel:
     return copy.deepcopy(model, memo)
 
 
-def complete(empty: PreTrainedModel, weights: dict[str, torch.Tensor]) -> PreTrainedModel:
+def complete(empty: PreTrainedModel, weights: Mapping[str, Any]) -> PreTrainedModel:
     """An `empty_copy` with the weights of a full state dict, which it takes over without a copy."""
     empty.load_state_dict(weights, strict=False, assign=True)  # tied weights may stand under one of their names
     base_of(empty).tie_weights()

@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_callback import ProgressCallback, TrainerState
 from transformers.trainer_utils import SchedulerType
+from transformers.training_args import OptimizerNames
 
 from hf_lm import dry_run
 from hf_lm.arguments import TrainingArguments
@@ -50,6 +51,7 @@ class SafeTrainerMixin(_Trainer):
 
     args: TrainingArguments
     model: PreTrainedModel
+    optimizer: torch.optim.Optimizer
     lr_scheduler: LambdaLR
 
     def __init__(
@@ -146,8 +148,8 @@ class SafeTrainerMixin(_Trainer):
         adamw, settings = self.get_optimizer_cls_and_kwargs(self.args, model)
         if adamw is not torch.optim.AdamW:
             raise ValueError(
-                f"--optim {self.args.optim.value}: where Muon trains the matrices, AdamW trains the rest. Set "
-                "--muon_learning_rate 0 to train every weight with it, or --optim adamw_torch."
+                f"--optim {OptimizerNames(self.args.optim).value}: where Muon trains the matrices, AdamW trains the "
+                "rest. Set --muon_learning_rate 0 to train every weight with it, or --optim adamw_torch."
             )
         return new_muon_adamw(
             model,
