@@ -9,12 +9,11 @@ import math
 import os
 import re
 import sys
-import traceback
 from argparse import Namespace
 from collections.abc import Iterable
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn, TypeVar
+from typing import Annotated, Any, ClassVar, NoReturn, TypeVar, get_type_hints
 
 import torch
 import transformers
@@ -22,11 +21,29 @@ import yaml
 from transformers import HfArgumentParser, set_seed
 
 from hf_lm import dry_run
-from hf_lm.hub.credentials import masked, masked_traceback, names_secret
+from hf_lm.config_file import check_kind, check_text, read_config
+from hf_lm.hub.credentials import error_line, masked_traceback, names_secret
 from hf_lm.output_folder import check_output
+from hf_lm.ranges import (  # noqa: F401 - recipes import these types from here
+    TRAINER_RANGES,
+    Amount,
+    Count,
+    Decay,
+    Layers,
+    Positive,
+    Share,
+    Size,
+    check_range,
+    range_of,
+)
+from hf_lm.signals import end_on_signals, end_with_launcher
 from hf_lm.suggestions import closest, did_you_mean
 
 Arguments = TypeVar("Arguments")
+
+
+CODE = "names a function"
+Function = Annotated[str, CODE]  # a name of ours, a folder, or module:function, which --config alone may not give
 
 
 @dataclass
@@ -36,31 +53,41 @@ class TrainingArguments(transformers.TrainingArguments):
     output_dir: str = field(
         default="trainer_output", metadata={"help": "folder for the model, its report and its checkpoints"}
     )
-    muon_learning_rate: float = field(
+    muon_learning_rate: Amount = field(
         default=0.0, metadata={"help": "Muon's rate for the hidden matrices; 0 trains every weight with --optim"}
     )
-    embedding_rate_scale: float = field(
+    embedding_rate_scale: Amount = field(
         default=1.0,
         metadata={"help": "beside Muon: times --learning_rate is the rate of the embedding and the output layer"},
     )
-    muon_weight_decay: float = field(default=0.0, metadata={"help": "decoupled weight decay of Muon's matrices"})
-    decay_share: float = field(
+    muon_weight_decay: Amount = field(default=0.0, metadata={"help": "decoupled weight decay of Muon's matrices"})
+    decay_share: Share = field(
         default=0.4, metadata={"help": "share of the steps in which warmup_stable_decay lowers the rate to 0"}
     )
-    early_stopping_patience: int = field(
+    rows_per_step: Count = field(
+        default=0,
+        metadata={
+            "help": "rows of an optimizer step over all processes, reached by accumulation; 0: what batch, "
+            "accumulation and processes give. A resumed run keeps its rows"
+        },
+    )
+    early_stopping_patience: Count = field(
         default=0, metadata={"help": "stop after that many evaluations without a gain beyond noise; 0 never does"}
     )
-    sweep: int = field(
+    sweep: Count = field(
         default=0,
         metadata={"help": "try that many learning rates around the given one first, each in a complete training"},
     )
-    max_hours: float = field(
+    max_hours: Amount = field(
         default=0.0, metadata={"help": "stop with a checkpoint before the run has taken that many hours; 0: no limit"}
     )
-    max_cost: float = field(
+    max_cost: Amount = field(
         default=0.0, metadata={"help": "stop with a checkpoint before the run has cost more than that; 0: no limit"}
     )
-    price_per_hour: float = field(default=0.0, metadata={"help": "of all devices together, in any currency"})
+    stop_after_steps: Count = field(
+        default=0, metadata={"help": "stop with a checkpoint after that step, the schedule unchanged; 0: no limit"}
+    )
+    price_per_hour: Amount = field(default=0.0, metadata={"help": "of all devices together, in any currency"})
     skip_proofs: list[str] = field(
         default_factory=list, metadata={"help": "proofs to leave out, by name; the report then says so"}
     )
@@ -84,10 +111,8 @@ class TrainingArguments(transformers.TrainingArguments):
         super().__post_init__()
         if self.max_cost and self.price_per_hour <= 0:
             raise ValueError("--max_cost needs --price_per_hour, what an hour of the devices costs.")
-        if self.sweep < 0:
-            raise ValueError(f"--sweep {self.sweep}: give the number of learning rates to try, or 0 for no search.")
-        if min(self.max_hours, self.max_cost, self.price_per_hour) < 0:
-            raise ValueError("--max_hours, --max_cost and --price_per_hour must be 0 (no limit) or more.")
+        if self.label_smoothing_factor:
+            raise ValueError("--label_smoothing_factor has no effect on the losses of hf_lm: leave it out.")
 
     def __getstate__(self) -> dict[str, Any]:
         """What is pickled or copied: all but the token, which must not reach a file."""
@@ -103,7 +128,7 @@ class TrainingArguments(transformers.TrainingArguments):
     @property
     def rows_in_max_steps(self) -> int:
         """Rows that all processes read in --max_steps; 0 where epochs end the training."""
-        rows = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
+        rows = self.rows_per_step or self.train_batch_size * self.gradient_accumulation_steps * self.world_size
         return max(0, self.max_steps) * rows
 
 
@@ -141,9 +166,9 @@ class FineTuningArguments:
         "load_best_model_at_end": True,
     }
 
-    lora_rank: int = 0  # 0 trains every weight
-    lora_alpha: int = 0  # 0 is twice the rank
-    lora_dropout: float = 0.0
+    lora_rank: Count = 0  # 0 trains every weight
+    lora_alpha: Count = 0  # 0 is twice the rank
+    lora_dropout: Decay = 0.0
     dora: bool = False  # split each update into direction and size
     rslora: bool = False  # scale updates by 1 / sqrt(rank) rather than 1 / rank
     quantize: int = 0  # bits of the frozen base under LoRA: 4 or 8; 0 keeps full precision
@@ -151,6 +176,9 @@ class FineTuningArguments:
     drop_overlap: bool = False  # remove training rows that also occur in a held-out split
 
     def __post_init__(self) -> None:
+        without_effect = [name for name in ("lora_alpha", "lora_dropout", "dora", "rslora") if getattr(self, name)]
+        if without_effect and not self.lora_rank:
+            raise ValueError(f"--{without_effect[0]} has no effect without --lora_rank: give a rank of 1 or more.")
         if self.quantize and not self.lora_rank:
             raise ValueError(f"--quantize {self.quantize} freezes the base: give what is trained a --lora_rank.")
         if self.quantize and not getattr(self, "model", ""):
@@ -201,8 +229,9 @@ def parse_arguments(
     (`defaults`) and `recipe_defaults`, the later over the earlier. `fresh`: what holds instead where no `--model` is
     given: a randomly initialised model needs other rates than a pretrained one.
 
-    Also takes `--print_config` (show the resolved run and exit) and a bare `--debug` (errors with a traceback;
-    without it an error is one line). The resolved run is kept in `training_args.run` and holds no token.
+    Also takes `--print_config` (show the resolved run and exit), `--allow_code` (a function that the YAML file names
+    may be imported) and a bare `--debug` (errors with a traceback; without it an error is one line). The resolved run
+    is kept in `training_args.run` and holds no token.
     A wrong key or value ends the process with exit code 2. In a dry run the tokens are its own instead of the
     process', and errors are raised.
     """
@@ -213,6 +242,8 @@ def parse_arguments(
     debug = _take_flag(argv, "--debug")
     if not dry_run.active():
         report_errors(debug=debug)
+        end_on_signals()
+        end_with_launcher()
     try:
         defaults = SHARED_DEFAULTS | {"bf16": bf16_is_fast()} | getattr(arguments_class, "defaults", {})
         args, training_args = _parse(
@@ -224,18 +255,22 @@ def parse_arguments(
     except (ValueError, OSError) as error:
         if debug or dry_run.active():
             raise
-        print(f"error: {masked(str(error))}", file=sys.stderr)
+        print(f"error: {error_line(error)}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
 def _parse(arguments_class, training_arguments_class, argv, recipe_defaults, fresh):
-    print_config = _take_flag(argv, "--print_config")
+    print_config, allow_code = _take_flag(argv, "--print_config"), _take_flag(argv, "--allow_code")
     main = sys.modules["__main__"]
     parser = _Parser(
         (arguments_class, training_arguments_class), allow_abbrev=False, description=main.__doc__, prog=_program(main)
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file with any of these keys")
     own = {f.name for c in (arguments_class, training_arguments_class) for f in fields(c) if f.init}
+    classes = (arguments_class, training_arguments_class)
+    kinds = {
+        name: kind for c in classes for name, kind in get_type_hints(c, include_extras=True).items() if name in own
+    }
     if unknown := (set(recipe_defaults) | set(fresh)) - own:
         raise TypeError(f"the recipe sets defaults for unknown arguments: {sorted(unknown)}")
     parser.set_defaults(**recipe_defaults)
@@ -244,11 +279,11 @@ def _parse(arguments_class, training_arguments_class, argv, recipe_defaults, fre
     origin: dict[str, str] = {}  # key -> where its value was given
     config = _option(argv, "--config")
     if config is not None:
-        values = _read_yaml(config)
+        values = read_config(config)
         _check_keys(values, own, where=config)
-        given = {}
-        for key, value in values.items():
-            given[key] = None if value is None else _parse_value(parser, key, value, where=config)
+        given = {key: _parse_value(parser, key, value, kinds[key], config) for key, value in values.items()}
+        if not allow_code:
+            _refuse_code(given, kinds, where=config)
         parser.set_defaults(**given)
         origin |= dict.fromkeys(values, f"{config}: ")
     namespace = _parse_command_line(parser, argv, own)
@@ -258,14 +293,19 @@ def _parse(arguments_class, training_arguments_class, argv, recipe_defaults, fre
         resolved |= {key: value for key, value in fresh.items() if key not in origin}
         defaults |= fresh
 
+    batch = ("per_device_train_batch_size", "gradient_accumulation_steps")
+    if "--" in [origin.get(key) for key in batch] and origin.get("rows_per_step") != "--":
+        resolved["rows_per_step"] = 0  # which a run.yaml recorded
+
     run = _saved_run(resolved, arguments_class, training_arguments_class, recipe_defaults | fresh, origin)
     if print_config:
         print(yaml.safe_dump(run, sort_keys=False, allow_unicode=True), end="")
         raise SystemExit(0)
+    _check_values(resolved, kinds, origin)
     try:
         objects = [c(**{f.name: resolved[f.name] for f in fields(c) if f.init}) for c in parser.dataclass_types]
-    except (ValueError, TypeError) as error:
-        raise ValueError(_name_the_key(str(error), resolved, origin)) from error
+    except (ValueError, TypeError, ImportError) as error:
+        raise ValueError(str(error).split("\n")[0] or type(error).__name__) from error
     args, training_args = objects
     if not dry_run.active():  # before any work: fit, which makes the folder, comes after the tokenizer and the model
         check_output(
@@ -321,49 +361,23 @@ def _option(argv: list[str], name: str) -> str | None:
     return None
 
 
-def _read_yaml(path: str) -> dict[str, Any]:
-    class Loader(yaml.SafeLoader):
-        """Refuses a key given twice, which YAML would silently resolve to the last one."""
-
-    def mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict:
-        keys = [loader.construct_object(key) for key, _ in node.value]
-        if twice := {key for key in keys if keys.count(key) > 1}:
-            raise ValueError(f"{path}: the key {sorted(map(str, twice))[0]!r} occurs twice; keep one.")
-        return dict(zip(keys, [loader.construct_object(value, deep=True) for _, value in node.value], strict=True))
-
-    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
-    try:
-        values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=Loader)
-    except FileNotFoundError:
-        near = sorted(str(p) for p in Path(path).parent.glob("*.y*ml")) if Path(path).parent.is_dir() else []
-        raise FileNotFoundError(f"--config: there is no file {path}.{did_you_mean(path, near)}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}, line {mark.line + 1}" if mark else path
-        raise ValueError(f"{where}: not valid YAML: {getattr(error, 'problem', error)}") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected lines of `key: value`, got a {type(values).__name__}.")
-    return {str(key): value for key, value in values.items()}
-
-
 def _check_keys(keys: Iterable[str], own: set[str], where: str) -> None:
     for key in keys:
         if key not in own:
             raise ValueError(f"{where}: unknown key {key!r}.{did_you_mean(key, own)}")
 
 
-def _parse_value(parser: _Parser, key: str, value: Any, where: str) -> Any:
+def _parse_value(parser: _Parser, key: str, value: Any, kind: Any, where: str) -> Any:
     """Validate one YAML value as if it had been typed."""
+    check_kind(f"{where}: {key}", value, kind)
+    if value is None or value == []:
+        return value
     if isinstance(value, list):
         tokens = [str(item) for item in value]
-        if not tokens:
-            return []
-    elif isinstance(value, dict):
-        tokens = [json.dumps(value)]
+        if not any(action.dest == key and action.nargs for action in parser._actions):
+            return tokens  # the Trainer takes a list here, and its command line does not
     else:
-        tokens = [str(value)]
+        tokens = [json.dumps(value) if isinstance(value, dict) else str(value)]
     try:
         # `--key=value` keeps a value that begins with a dash from being read as an option.
         arguments = [f"--{key}={tokens[0]}"] if len(tokens) == 1 else [f"--{key}", *tokens]
@@ -372,7 +386,29 @@ def _parse_value(parser: _Parser, key: str, value: Any, where: str) -> Any:
         raise ValueError(f"{where}: {_plain(str(error))}") from None
 
 
+def _refuse_code(given: dict[str, Any], kinds: dict[str, Any], where: str) -> None:
+    """Raise ValueError where a file, which may be a stranger's run.yaml, names a function that would be imported."""
+    for key, value in given.items():
+        if CODE in getattr(kinds[key], "__metadata__", ()) and re.fullmatch(r"[\w.]+:\w+", str(value)):
+            raise ValueError(
+                f"{where}: {key} is {value}, a function that the run would import: look at it, then give --allow_code."
+            )
+
+
+def _check_values(resolved: dict[str, Any], kinds: dict[str, Any], origin: dict[str, str]) -> None:
+    """Raise ValueError for a value that its argument cannot have, with where it was given."""
+    if not resolved["output_dir"]:
+        raise ValueError(f"{origin.get('output_dir', '--')}output_dir is empty: name a folder.")
+    for key, kind in kinds.items():
+        name, value = f"{origin.get(key, '--')}{key}", resolved[key]
+        check_text(name, value, kind)
+        if allowed := TRAINER_RANGES.get(key) or range_of(kind):
+            check_range(name, value, allowed)
+
+
 def _parse_command_line(parser: _Parser, argv: list[str], own: set[str]) -> Namespace:
+    if stray := next((token for token in argv if token == "--" or token.endswith("=--")), ""):  # argparse drops it
+        raise ValueError(f"command line: unexpected {stray!r}; options are given as --key value.")
     try:
         namespace, unknown = parser.parse_known_args(argv)
     except ValueError as error:
@@ -380,7 +416,7 @@ def _parse_command_line(parser: _Parser, argv: list[str], own: set[str]) -> Name
     for token in unknown:
         if token.startswith("--"):
             key = token[2:].split("=")[0].replace("-", "_")
-            near = closest(key, own | {"config", "print_config", "debug", "help"})
+            near = closest(key, own | {"config", "print_config", "allow_code", "debug", "help"})
             hint = f" Did you mean --{near}?" if near else ""
             raise ValueError(f"command line: unknown option --{key}.{hint}")
     if unknown:
@@ -395,17 +431,6 @@ def _plain(message: str) -> str:
         choices = [choice.strip().strip("'") for choice in match[2].split(",")]
         message += f".{did_you_mean(match[1], choices)}"
     return message
-
-
-def _name_the_key(message: str, resolved: dict[str, Any], origin: dict[str, str]) -> str:
-    """Say which key holds the value that the Trainer's own checks refused: they name only the value."""
-    for key, where in origin.items():
-        value = resolved.get(key)
-        if value not in (None, True, False) and repr(value) in message:
-            choices = re.findall(r"'([\w-]+)'", message)
-            hint = did_you_mean(str(value), [choice for choice in choices if choice != str(value)])
-            return f"{where}{key}: {message.splitlines()[0].rstrip('.')}.{hint}"
-    return message.splitlines()[0]
 
 
 def _saved_run(resolved, arguments_class, training_arguments_class, recipe_defaults, origin) -> dict[str, Any]:
@@ -445,8 +470,4 @@ def _one_line(kind: type[BaseException], error: BaseException, trace: Any) -> No
     if issubclass(kind, KeyboardInterrupt):
         print(f"\n{prefix}interrupted", file=sys.stderr)
         return
-    said = " ".join(str(error).split()) or kind.__name__
-    if not issubclass(kind, (ValueError, OSError, FloatingPointError, ImportError)):
-        last = traceback.extract_tb(trace)[-1] if trace else None
-        said = f"{kind.__name__}: {said}" + (f" ({Path(last.filename).name}:{last.lineno})" if last else "")
-    print(f"{prefix}error: {masked(said)}  (--debug shows the traceback)", file=sys.stderr)
+    print(f"{prefix}error: {error_line(error)}  (--debug shows the traceback)", file=sys.stderr)

@@ -9,7 +9,7 @@ import sys
 from importlib import import_module
 from typing import NoReturn
 
-from hf_lm.hub.credentials import masked, masked_traceback
+from hf_lm.hub.credentials import error_line, masked_traceback
 from hf_lm.suggestions import did_you_mean
 from hf_lm.version import __version__
 
@@ -26,6 +26,7 @@ COMMANDS = (  # as `hf-lm --help` lists them; each is a module of hf_lm.commands
     "predict",
     "score",
     "compare",
+    "reproduce",
     "check",
     "merge",
     "push",
@@ -42,7 +43,7 @@ class _Parser(argparse.ArgumentParser):
             message = f"there is no command {word!r}; there are {', '.join(COMMANDS)}.{did_you_mean(word, COMMANDS)}"
         elif "COMMAND" in message:
             message = f"give a command: {', '.join(COMMANDS)}. hf-lm --help says what each does."
-        print(f"error: {masked(message)}", file=sys.stderr)
+        print(f"error: {error_line(ValueError(message))}", file=sys.stderr)
         raise SystemExit(2)
 
 
@@ -95,14 +96,16 @@ def main(argv: list[str] | None = None) -> None:
     except BrokenPipeError:  # `hf-lm recipes | head`: whoever read is gone, and nothing is wrong
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
-    except (ValueError, OSError, ImportError) as error:
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except SystemExit:
+        raise
+    except BaseException as error:  # a panic of the tokenizers library is no Exception
         if args.debug:
             sys.excepthook = masked_traceback
             raise
-        print(f"error: {masked(' '.join(str(error).split()))}", file=sys.stderr)
+        print(f"error: {error_line(error)}", file=sys.stderr)
         raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
 
 
 if __name__ == "__main__":

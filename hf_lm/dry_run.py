@@ -17,10 +17,10 @@ Sample = Callable[..., tuple[Iterable[str], Path]]  # see `sampled`
 
 
 class FitCall(NamedTuple):
-    """What a recipe hands to `fit`; `options` are its keywords."""
+    """What a recipe hands to `fit`; `options` are its keywords. A task is known on a level above this one."""
 
     model: Any
-    task: Any
+    task: object
     training_args: Any
     options: dict[str, Any]
 
@@ -93,7 +93,7 @@ def parsed(args: Any) -> None:
         raise _Reached(args)
 
 
-def reached(model: Any, task: Any, training_args: Any, **options: Any) -> None:
+def reached(model: Any, task: object, training_args: Any, **options: Any) -> None:
     """Training would begin here: the end of a dry run. Does nothing outside of one."""
     if active():
         raise _Reached(FitCall(model, task, training_args, options))

@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import shutil
+import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +20,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-MANIFEST = "manifest.json"  # in each folder of the cache: size and SHA-256 of what it holds
+MANIFEST = "manifest.json"  # in each folder of the cache and in each checkpoint: size and SHA-256 of what it holds
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # what a write says that finds no space
 
 # What a run writes of a model, of an adapter and of a tokenizer: in its folder, in adapter/ and in target_tokenizer/.
@@ -125,31 +126,34 @@ def fill_cache(folder: Path, write: Callable[[Path], object]) -> None:
     and takes 0.6 s of CPU per GB (half a billion tokens) on a processor with SHA instructions, about 2 s on one
     without. What does not verify is reported in one line and written again.
 
-    `write` gets a folder aside, which is synced and renamed; it writes plain files, no folders. Processes that fill
-    one cache at once each write their own, and the first is kept. A folder aside is locked as long as its process
-    lives; those of killed runs are removed. Raises OSError in one line where the disk is full, and what `write`
-    raises.
+    `write` gets a folder aside, which is synced and renamed; it writes plain files, no folders. Of processes that fill
+    one cache at once one writes and the others wait for it, however long it takes and without a collective, whose
+    timeout would end them. A folder aside is locked as long as its process lives; those of killed runs are removed.
+    Where a file system has no locks nobody waits: each process writes its own, and the first is kept. Raises OSError
+    in one line where the disk is full, and what `write` raises.
     """
     if not damage(folder):
         return
-    parent, aside = folder.parent, folder.parent / f".aside-{secrets.token_hex(8)}"
+    parent, aside = folder.parent, folder.parent / f".aside-{folder.name}-{secrets.token_hex(8)}"
     try:
         parent.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as until_renamed:
-            with _locked(parent):
-                if folder.exists():
-                    if not (what := damage(folder)):
-                        return
-                    print(f"the cache {folder} is damaged ({what}): it is made again", file=sys.stderr)
-                    shutil.rmtree(folder)
-                for leftover in parent.glob(".aside-*"):
-                    with contextlib.suppress(OSError), _locked(leftover / MANIFEST, wait=False):
-                        shutil.rmtree(leftover)
-                aside.mkdir()
-                until_renamed.enter_context(_locked(aside / MANIFEST))
+            while True:
+                with _locked(parent):
+                    if folder.exists():
+                        if not (what := damage(folder)):
+                            return
+                        print(f"the cache {folder} is damaged ({what}): it is made again", file=sys.stderr)
+                        shutil.rmtree(folder)
+                    writers = _clear_leftovers(parent, of=folder.name)
+                    if not writers:
+                        aside.mkdir()
+                        until_renamed.enter_context(_locked(aside / MANIFEST))
+                        break
+                with contextlib.suppress(OSError), _locked(writers[0] / MANIFEST):
+                    pass  # until that process has renamed its folder, or has ended
             write(aside)
-            prints = fingerprints(aside, [path.name for path in aside.iterdir() if path.name != MANIFEST])
-            (aside / MANIFEST).write_text(json.dumps(prints, indent=1))
+            write_manifest(aside)
             for path in (*aside.iterdir(), aside):
                 sync(path)
             with _locked(parent):
@@ -158,19 +162,49 @@ def fill_cache(folder: Path, write: Callable[[Path], object]) -> None:
                     os.replace(aside, folder)
                     sync(parent)
     except Exception as error:
-        number = getattr(error, "errno", None)  # numpy and tokenizers raise errors without one
-        if number not in FULL and not re.search("No space left|requested and", str(error)):
+        if not (reason := full_disk(error)):
             raise
         raise OSError(
-            f"cannot write the cache {parent} ({os.strerror(number or errno.ENOSPC)}): free some space there, or set "
-            "HF_HOME to a folder on another disk, and start again."
+            f"cannot write the cache {parent} ({reason}): free some space there, or set HF_HOME to a folder on "
+            "another disk, and start again."
         ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def _clear_leftovers(parent: Path, *, of: str) -> list[Path]:
+    """Remove what killed runs left aside in a folder of caches; returns what live processes write of cache `of`."""
+    writers = []
+    for leftover in parent.glob(".aside-*"):
+        try:
+            with _locked(leftover / MANIFEST, wait=False):
+                shutil.rmtree(leftover)
+        except BlockingIOError:
+            writers += [leftover] if leftover.name.startswith(f".aside-{of}-") else []
+        except OSError:  # without locks nobody knows
+            pass
+    return writers
+
+
+def full_disk(error: Exception) -> str:
+    """The system's words where an error, of any library, is that of a disk that is full or read-only; "" elsewhere."""
+    number = getattr(error, "errno", None)
+    if number is None and (match := re.search(r"\(os error (\d+)\)", str(error))):  # safetensors, tokenizers
+        number = int(match[1])
+    if number is None and re.search("No space left|requested and|PytorchStreamWriter|unexpected pos", str(error)):
+        number = errno.ENOSPC  # numpy, torch
+    return os.strerror(number) if number in FULL else ""
+
+
+def write_manifest(folder: Path) -> None:
+    """Record the size and SHA-256 of each file in a folder and below it. Called when all of them are written."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST]
+    prints = fingerprints(folder, [path.relative_to(folder).as_posix() for path in files])
+    (folder / MANIFEST).write_text(json.dumps(prints, indent=1))
+
+
 def damage(folder: Path) -> str:
-    """What of a folder is not as its manifest records it; "" where all is."""
+    """What of a folder is not as its manifest records it; "" where all is. Reads every file."""
     try:
         recorded = json.loads((folder / MANIFEST).read_bytes())
         found = fingerprints(folder, list(recorded))
@@ -200,6 +234,64 @@ def _locked(path: Path, *, wait: bool = True) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Hold a file, which is made and removed again, as the only process; one that ends in any way releases it.
+
+    Raises BlockingIOError where another holds it, which `holder` names. Does nothing where a system has no such locks.
+    """
+    if fcntl is None:
+        yield
+        return
+    owner, descriptor = os.getpid(), os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise
+    except OSError:  # a file system without locks
+        pass
+    _held.add(descriptor)
+    try:
+        with contextlib.suppress(OSError):  # a full disk
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, f"process {owner} on {socket.gethostname()}".encode())
+        yield
+    finally:
+        if os.getpid() == owner:
+            path.unlink(missing_ok=True)
+            os.close(descriptor)
+            _held.discard(descriptor)
+
+
+def holder(path: Path) -> str:
+    """Which process holds a file through `held`, in words; "" where none does."""
+    if fcntl is None or not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return file.read(200).decode(errors="replace") or "another process"
+        except OSError:  # a file system without locks
+            return ""
+    return ""
+
+
+_held: set[int] = set()  # descriptors: a forked process that kept one would hold the file after its parent's end
+
+
+def _release_in_child() -> None:
+    for descriptor in _held:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_release_in_child)
 
 
 def fingerprints(folder: str | Path, names: list[str]) -> dict[str, dict[str, Any]]:

@@ -1,5 +1,7 @@
 """The folder of a run: what a run writes there, whether one did, and what may be replaced."""
 
+import contextlib
+import os
 import re
 import shutil
 from collections.abc import Iterable
@@ -9,9 +11,11 @@ from typing import Any
 import yaml
 
 from hf_lm import dry_run
-from hf_lm.files import MODEL, write_whole
+from hf_lm.files import MODEL, damage, held, holder, sync, write_whole
 
 ASIDE = ".saving"  # inside the output folder: where a checkpoint, or the final model, is written until it is complete
+REMOVED = ".removing"  # beside it: a checkpoint while it is removed
+LOCK = ".lock"  # held by the run that writes the folder
 HEADER = "# hf_lm run\n"  # first line of each run.yaml that save_run writes
 
 PLOTS = (
@@ -24,9 +28,28 @@ NESTED = ("adapter/target_tokenizer", "adapter", "target_tokenizer")  # each hol
 
 
 def list_checkpoints(folder: str | Path) -> list[Path]:
-    """The complete checkpoints of an output folder, oldest first."""
-    complete = [path for path in _checkpoint_folders(Path(folder)) if (path / "trainer_state.json").is_file()]
-    return sorted(complete, key=lambda path: int(path.name.split("-")[1]))
+    """The checkpoints that runs wrote into an output folder, oldest first; whether they are intact is not asked."""
+    return [path for path in checkpoint_folders(folder) if (path / "trainer_state.json").is_file() or is_run(path)]
+
+
+def checkpoint_folders(folder: str | Path) -> list[Path]:
+    """Every folder with the name of a checkpoint, whatever it holds, by step."""
+    named = [path for path in Path(folder).glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(named, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step after which a checkpoint was saved."""
+    return int(checkpoint.name.split("-")[1])
+
+
+def remove_checkpoint(checkpoint: Path) -> None:
+    """Remove a checkpoint under another name, so that a kill leaves nothing that passes for one."""
+    removed = checkpoint.with_name(REMOVED)
+    shutil.rmtree(removed, ignore_errors=True)
+    checkpoint.rename(removed)
+    sync(checkpoint.parent)
+    shutil.rmtree(removed, ignore_errors=True)
 
 
 def save_run(run: dict[str, Any], folder: str | Path) -> None:
@@ -52,7 +75,9 @@ def check_output(output_dir: str | Path, *, resume: bool, overwrite: bool, input
     continued where `resume` is. A folder that is absent, empty, or holds only files that no run writes is free.
     """
     folder = Path(output_dir)
-    checkpoints, results = _checkpoint_folders(folder), _results(folder)
+    if os.environ.get("RANK", "0") == "0" and holder(folder / LOCK):  # other ranks: the first may be ahead
+        raise _in_use(folder)
+    checkpoints, results = checkpoint_folders(folder), _results(folder)
     run = [folder / "run.yaml"] if (folder / "run.yaml").exists() else []
     foreign = [] if is_run(folder) else [*run, *results, *(path for path in checkpoints if not is_run(path))]
     if foreign:
@@ -72,10 +97,16 @@ def check_output(output_dir: str | Path, *, resume: bool, overwrite: bool, input
 
 
 def prepare_output(
-    output_dir: str | Path, *, resume: bool, overwrite: bool, inputs: Iterable[str | Path] = ()
+    output_dir: str | Path,
+    *,
+    resume: bool,
+    overwrite: bool,
+    inputs: Iterable[str | Path] = (),
+    lock: contextlib.ExitStack | None = None,
 ) -> None:
     """`check_output`, and make the folder. Raises OSError where it cannot be written. An earlier run stays in it.
 
+    Until `lock` is closed, or the process ends, every other run is refused. What a killed run left is removed.
     Raises ValueError in a dry run: `fit` and self-training end one before they come here.
     """
     dry_run.refuse()
@@ -88,7 +119,25 @@ def prepare_output(
         probe.unlink()
     except OSError as error:
         raise type(error)(f"cannot write to --output_dir {folder}: {error.strerror}. Choose another.") from None
-    shutil.rmtree(folder / ASIDE, ignore_errors=True)  # incomplete, of a run that was killed
+    if lock is not None:
+        try:
+            lock.enter_context(held(folder / LOCK))
+        except BlockingIOError:
+            raise _in_use(folder) from None
+    for path in checkpoint_folders(folder / ASIDE) if resume else []:  # complete, where a kill preceded the renaming
+        if not damage(path) and not (folder / path.name).exists():
+            path.rename(folder / path.name)
+    for name in (ASIDE, REMOVED):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for path in folder.glob(".*.tmp"):  # of write_whole
+        if path.name[1:].rsplit(".", 2)[0] in ("run.yaml", "report.json", "README.md", "predictions.jsonl"):
+            path.unlink()
+
+
+def _in_use(folder: Path) -> FileExistsError:
+    return FileExistsError(
+        f"{folder} is written by a run that has not ended ({holder(folder / LOCK)}): choose another --output_dir."
+    )
 
 
 def remove_results(folder: str | Path, *, checkpoints: bool) -> None:
@@ -100,16 +149,12 @@ def remove_results(folder: str | Path, *, checkpoints: bool) -> None:
         if (folder / name).is_dir() and not any((folder / name).iterdir()):
             (folder / name).rmdir()
     for path in list_checkpoints(folder) if checkpoints else []:
-        shutil.rmtree(path)
+        remove_checkpoint(path)
 
 
 def _results(folder: Path) -> list[Path]:
     nested = [f"{name}/{pattern}" for name in NESTED for pattern in (*MODEL, "README.md")]
     return [path for pattern in (*RESULT, *nested) for path in sorted(folder.glob(pattern))]
-
-
-def _checkpoint_folders(folder: Path) -> list[Path]:
-    return [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
 
 
 def _names(paths: list[Path]) -> str:

@@ -11,5 +11,7 @@ def did_you_mean(word: str, words: Iterable[str]) -> str:
 
 
 def closest(word: str, words: Iterable[str]) -> str:
-    """The most similar of `words`; "" where less than about half of its letters are the same, in the same order."""
-    return next(iter(difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)), "")
+    """The one of `words` that begins with `word`, or the most similar; "" where less than half agrees."""
+    words = list(words)
+    longer = [each for each in words if each.startswith(word) and len(word.lstrip("-")) > 2]
+    return next(iter(longer or difflib.get_close_matches(word, words, n=1, cutoff=0.5)), "")

@@ -5,9 +5,14 @@ accelerate launch recipes/chat.py --model out/pretrain                      # th
 accelerate launch recipes/chat.py --model Qwen/Qwen3-0.6B-Base --dataset chats.jsonl --lora_rank 16
 """
 
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hf-lm>=0.1.0,<0.2"]
+# ///
+
 from dataclasses import dataclass
 
-from hf_lm.arguments import ChatArguments, TrainingArguments, parse_arguments
+from hf_lm.arguments import ChatArguments, Size, TrainingArguments, parse_arguments
 from hf_lm.data.conversations import read_chat
 from hf_lm.data.tables import load_table
 from hf_lm.models.adapters import add_lora
@@ -22,7 +27,7 @@ class Arguments(ChatArguments):
     dataset: str = "demo:dialogues"  # built-in dialogues, a file, a folder, a glob or a Hub id
     prompt: str = ""  # columns; "" looks for messages, instruction and output, or prompt and completion
     completion: str = ""
-    max_length: int = 512  # tokens of a conversation, and of a block
+    max_length: Size = 512  # tokens of a conversation, and of a block
     packing: bool = True  # fill blocks with complete conversations, isolated from each other
 
 

@@ -5,10 +5,15 @@ accelerate launch recipes/pretrain.py --dataset my_texts/ --size mini    # your 
 accelerate launch recipes/pretrain.py --config recipes/configs/pretrain_gpt2_wikitext2.yaml
 """
 
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hf-lm>=0.1.0,<0.2"]
+# ///
+
 from dataclasses import dataclass
 from typing import Literal
 
-from hf_lm.arguments import PretrainingArguments, TrainingArguments, parse_arguments
+from hf_lm.arguments import Count, Decay, Layers, PretrainingArguments, Size, TrainingArguments, parse_arguments
 from hf_lm.data.sources import load_corpus
 from hf_lm.models.configuration import context_length
 from hf_lm.models.gpt2 import new_gpt2
@@ -21,26 +26,26 @@ from hf_lm.training.fit import fit
 
 @dataclass
 class Arguments(PretrainingArguments):
-    dataset: str = "demo"  # built-in text, a file, a folder, a glob, a Hub id, or a=0.7,b=0.3
+    dataset: str = "demo"  # built-in text, a file, a folder, a glob, a Hub id, a=0.7,b=0.3, or tokens:FOLDER
     text_column: str = ""  # column read; "" guesses
     document_start: str = ""  # regular expression for the first line of a document
     tokenizer: str = "bpe"  # bpe, word or basic_english train one; otherwise a name or path
-    vocab_size: int = 4096  # entries of a trained tokenizer
-    min_frequency: int = 2  # occurrences that a word or a merge needs
-    tokenizer_max_bytes: int = 32_000_000  # text that the tokenizer is trained on
+    vocab_size: Size = 4096  # entries of a trained tokenizer
+    min_frequency: Size = 2  # occurrences that a word or a merge needs
+    tokenizer_max_bytes: Size = 32_000_000  # text that the tokenizer is trained on
     model: str = ""  # a causal checkpoint to continue from; "" initialises a model randomly
     architecture: Literal["gpt2", "lstm", "gru", "rnn"] = "gpt2"  # of a new model
     size: Literal["tiny", "mini", "small", "medium", "large", "xl"] = "tiny"  # of a new GPT-2
-    n_layer: int = 0  # 0, here and in the next three, takes the value of size
-    n_head: int = 0
-    n_embd: int = 0
-    block_size: int = 0  # tokens of a training example
-    dropout: float = 0.0
-    embd_dropout: float | None = None  # of a new GPT-2, here and in the next two; none takes that of --dropout
-    resid_dropout: float | None = None
-    attn_dropout: float | None = None
+    n_layer: Layers = 0  # 0, here and in the next three, takes the value of size
+    n_head: Count = 0
+    n_embd: Count = 0
+    block_size: Count = 0  # tokens of a training example
+    dropout: Decay = 0.0
+    embd_dropout: Decay | None = None  # of a new GPT-2, here and in the next two; none takes that of --dropout
+    resid_dropout: Decay | None = None
+    attn_dropout: Decay | None = None
     packing: Literal["isolate", "concatenate"] = "isolate"  # isolate: attention within a document
-    eval_stride: int = 0  # tokens between two evaluation windows; 0 is half a block, or a whole one in a short run
+    eval_stride: Count = 0  # tokens between two evaluation windows; 0 is half a block, or a whole one in a short run
 
 
 def main(args: Arguments, training_args: TrainingArguments) -> dict:

@@ -5,9 +5,14 @@ accelerate launch recipes/reinforce.py --model out/chat --dataset openai/gsm8k:m
 accelerate launch recipes/reinforce.py --model out/chat --dataset prompts.jsonl --reward my_rewards:politeness
 """
 
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hf-lm>=0.1.0,<0.2"]
+# ///
+
 from dataclasses import dataclass
 
-from hf_lm.arguments import ChatArguments, TrainingArguments, parse_arguments
+from hf_lm.arguments import Amount, ChatArguments, Count, Function, Positive, Size, TrainingArguments, parse_arguments
 from hf_lm.data.conversations import read_prompts
 from hf_lm.data.tables import load_table
 from hf_lm.evaluation.rewards import load_reward
@@ -24,15 +29,15 @@ class Arguments(ChatArguments):
     prompt: str = ""  # columns; "" guesses
     reference: str = ""
     answer_pattern: str = ""  # regular expression whose first group in the reference is the answer
-    reward: str = "exact_answer"  # exact_answer, format, length, chrf, or module:function
+    reward: Function = "exact_answer"  # exact_answer, format, length, chrf, or module:function
     pattern: str = ""  # of the reward format: a regular expression that a complete answer must match
-    target_length: int = 0  # of the reward length: characters
-    max_new_tokens: int = 64  # of an answer
-    num_generations: int = 8  # answers sampled for each prompt
-    beta: float = 0.02  # strength of the KL penalty towards the initial model; 0 has none
-    temperature: float = 1.0
-    answers: int = 64  # held-out prompts measured, 4 answers to each
-    collapse_steps: int = 10  # steps in a row without a learning signal that end a run; 0 never does
+    target_length: Count = 0  # of the reward length: characters
+    max_new_tokens: Size = 64  # of an answer
+    num_generations: Size = 8  # answers sampled for each prompt
+    beta: Amount = 0.02  # strength of the KL penalty towards the initial model; 0 has none
+    temperature: Positive = 1.0
+    answers: Count = 64  # held-out prompts measured, 4 answers to each
+    collapse_steps: Count = 10  # steps in a row without a learning signal that end a run; 0 never does
 
 
 def main(args: Arguments, training_args: TrainingArguments) -> dict:

@@ -5,9 +5,14 @@ accelerate launch recipes/safety.py --model out/pretrain --stereotypes crows_pai
 accelerate launch recipes/safety.py --model out/pretrain --train_text texts/ --mitigate counterfactual bad_words
 """
 
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hf-lm>=0.1.0,<0.2"]
+# ///
+
 from dataclasses import dataclass, field
 
-from hf_lm.arguments import PretrainingArguments, TrainingArguments, parse_arguments
+from hf_lm.arguments import Count, PretrainingArguments, Size, TrainingArguments, parse_arguments
 from hf_lm.data.sources import load_corpus
 from hf_lm.safety.findings import leave_findings
 from hf_lm.safety.scorers import load_scorer, load_sentiment, train_scorer
@@ -21,9 +26,9 @@ class Arguments(PretrainingArguments):
     reference: str = ""  # another one to compare with, such as one that recipes/preference.py made
     stereotypes: list[str] = field(default_factory=list)  # CrowS-Pairs, StereoSet or WinoBias files; none: built-in
     prompts: list[str] = field(default_factory=list)  # BOLD, HolisticBias, RealToxicityPrompts, a table or lines
-    max_prompts: int = 400  # of a file; 0 takes all
-    samples: int = 25  # continuations of a prompt
-    max_new_tokens: int = 20  # of a continuation
+    max_prompts: Count = 400  # of a file; 0 takes all
+    samples: Size = 25  # continuations of a prompt
+    max_new_tokens: Size = 20  # of a continuation
     train_text: str = ""  # what the model was trained on, to look for it, and what a mitigation trains on
     document_start: str = ""  # regular expression of the line that begins a document of it
     scorer: str = ""  # a text classifier for toxicity; "" counts words
@@ -33,7 +38,7 @@ class Arguments(PretrainingArguments):
     sentiment_label: list[str] = field(default_factory=list)  # its labels that mean positive
     mitigate: list[str] = field(default_factory=list)  # bad_words best_of, and counterfactual filter, which train
     swap: list[str] = field(default_factory=lambda: ["gender"])  # also religion, ethnicity: for counterfactual
-    best_of: int = 4  # texts of which the least toxic is kept
+    best_of: Size = 4  # texts of which the least toxic is kept
     update_card: bool = False  # put the findings into the card of --model
 
 

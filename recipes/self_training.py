@@ -5,10 +5,15 @@ accelerate launch recipes/self_training.py --model roberta-base --labelled few.c
 accelerate launch recipes/self_training.py --task translation --model out/bart --labelled few/ --unlabelled many.txt
 """
 
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hf-lm>=0.1.0,<0.2"]
+# ///
+
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from hf_lm.arguments import FineTuningArguments, TrainingArguments, parse_arguments
+from hf_lm.arguments import Amount, Count, FineTuningArguments, Share, Size, TrainingArguments, parse_arguments
 from hf_lm.self_training.curve import learning_curve
 from hf_lm.self_training.experiment import SelfTraining
 from hf_lm.self_training.setups import SETUPS
@@ -30,16 +35,16 @@ class Arguments:
     source: str = ""  # the same for translation and summarization
     target: str = ""
     unlabelled_column: str = ""  # column of the texts; "" guesses
-    shares: list[float] = field(default_factory=lambda: [0.01, 0.1, 1.0])  # of the labels
-    seeds: int = 3  # trainings of each kind
+    shares: list[Share] = field(default_factory=lambda: [0.01, 0.1, 1.0])  # of the labels
+    seeds: Size = 3  # trainings of each kind
     method: Literal["pseudo_labels", "pretraining", "both"] = "both"
-    threshold: float = 0.0  # calibrated confidence from which a teacher's answer is taken; 0 is the task's own
-    rounds: int = 3  # of teacher and student, at most
-    min_steps: int = 100  # optimizer steps of a training, at least: a handful of rows is read more often
-    pretraining_epochs: float = 3.0  # on the text without labels
-    max_unlabelled: int = 0  # texts that are read, drawn by seed; 0 is all
-    max_length: int = 256  # tokens of a text, or of a window
-    max_target_length: int = 64  # tokens of a text that is written
+    threshold: Share = 0.0  # calibrated confidence from which a teacher's answer is taken; 0 is the task's own
+    rounds: Size = 3  # of teacher and student, at most
+    min_steps: Size = 100  # optimizer steps of a training, at least: a handful of rows is read more often
+    pretraining_epochs: Amount = 3.0  # on the text without labels
+    max_unlabelled: Count = 0  # texts that are read, drawn by seed; 0 is all
+    max_length: Size = 256  # tokens of a text, or of a window
+    max_target_length: Size = 64  # tokens of a text that is written
 
 
 def main(args: Arguments, training_args: TrainingArguments) -> dict:

@@ -5,16 +5,18 @@ accelerate launch recipes/summarization.py --model out/pretrain                 
 accelerate launch recipes/summarization.py --model google-t5/t5-small --dataset EdinburghNLP/xsum
 """
 
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hf-lm>=0.1.0,<0.2"]
+# ///
+
 from dataclasses import dataclass
 
 from accelerate.utils import set_seed
 
-from hf_lm.arguments import FineTuningArguments, TrainingArguments, parse_arguments
-from hf_lm.data.tables import load_table
+from hf_lm.arguments import FineTuningArguments, Size, TrainingArguments, parse_arguments
 from hf_lm.models.adapters import add_lora
-from hf_lm.models.encoder_decoder import load_text_to_text, new_bart
-from hf_lm.tasks.summarization import Summarization, read_summarization
-from hf_lm.tokenization.tokenizer import load_tokenizer, new_tokenizer, set_pad
+from hf_lm.tasks.summarization import Summarization
 from hf_lm.training.fit import fit
 
 
@@ -25,35 +27,34 @@ class Arguments(FineTuningArguments):
     dataset: str = "demo:docstrings"  # built-in docstrings, a file, a folder, a glob or a Hub id
     source: str = ""  # column read; "" guesses
     target: str = ""  # column learned
-    max_source_length: int = 256  # tokens
-    max_target_length: int = 64
+    max_source_length: Size = 256  # tokens
+    max_target_length: Size = 64
     prefix: str = ""  # read before each source; "" takes what the checkpoint was taught (T5), if it says so
-    num_beams: int = 1  # hypotheses kept while writing; 1 is greedy
+    num_beams: Size = 1  # hypotheses kept while writing; 1 is greedy
 
 
 def main(args: Arguments, training_args: TrainingArguments) -> dict:
     set_seed(training_args.seed)
-    table = load_table(args.dataset)
-    read_summarization(table, source=args.source, target=args.target)
-    if args.model:
-        tokenizer = load_tokenizer(args.model, decoder=args.decoder)
-        set_pad(tokenizer)
-        model = load_text_to_text(args.model, tokenizer=tokenizer, decoder=args.decoder, quantize=args.quantize)
-    else:
-        texts = (text for row in table.rows["train"] for text in (row["source"], *row["targets"]))
-        tokenizer = new_tokenizer(texts, vocab_size=4096)
-        model = new_bart(tokenizer, n_embd=192, block_size=max(args.max_source_length, args.max_target_length))
-    task = Summarization(
+    table = Summarization.load(args.dataset, source=args.source, target=args.target)
+    start = Summarization.prepare_model(
         table,
-        tokenizer,
-        model,
+        args.model,
+        decoder=args.decoder,
+        block_size=max(args.max_source_length, args.max_target_length),
+        vocab_size=4096,
+        sizes={"n_embd": 192},
+        quantize=args.quantize,
+    )
+    task = Summarization.from_start(
+        table,
+        start,
         max_source_length=args.max_source_length,
         max_target_length=args.max_target_length,
         prefix=args.prefix,
         num_beams=args.num_beams,
         drop_overlap=args.drop_overlap,
     )
-    return fit(add_lora(model, **args.lora()), task, training_args, merge=args.merge)
+    return fit(add_lora(start.model, **args.lora()), task, training_args, merge=args.merge)
 
 
 if __name__ == "__main__":

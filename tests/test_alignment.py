@@ -18,7 +18,7 @@ from hf_lm.training.trainer import SafeTrainerMixin
 
 pytest.importorskip("trl")
 
-FAST = {"use_cpu": True, "bf16": False, "report_to": "none", "max_steps": 4, "eval_strategy": "no", "logging_steps": 1}
+FAST = {"use_cpu": True, "bf16": False, "report_to": "none", "max_steps": 4, "eval_strategy": "no", "logging_steps": 3}
 FAST |= {"save_strategy": "steps", "save_steps": 100, "load_best_model_at_end": False, "skip_proofs": "load_back"}
 FAST |= {"per_device_train_batch_size": 8, "learning_rate": 1e-3}
 
@@ -43,6 +43,11 @@ def data(tmp_path_factory):
     return path
 
 
+def untimed(history):
+    timed = ("_runtime", "_per_second", "utilisation", "step_time")
+    return [{key: value for key, value in entry.items() if not key.endswith(timed)} for entry in history]
+
+
 @pytest.mark.parametrize(
     ("recipe", "options"),
     [
@@ -52,9 +57,11 @@ def data(tmp_path_factory):
          | {"num_generations": 4, "answers": 4, "collapse_steps": 0}),
     ],
 )  # fmt: skip
-def test_a_terminated_run_goes_on_to_the_same_bits(recipe, options, base, data, tmp_path, monkeypatch):
+def test_a_terminated_run_goes_on_to_the_same_bits_and_the_same_report(
+    recipe, options, base, data, tmp_path, monkeypatch
+):
     settings = FAST | options | {"model": base, "dataset": data}
-    here(recipe, output_dir=tmp_path / "whole", **settings)
+    first = here(recipe, output_dir=tmp_path / "whole", **settings)
     step = SafeTrainerMixin.training_step
 
     def terminated(self, *args, **kwargs):
@@ -68,6 +75,10 @@ def test_a_terminated_run_goes_on_to_the_same_bits(recipe, options, base, data, 
             here(recipe, output_dir=tmp_path / "stopped", **settings)
     assert stopped.value.code == 128 + signal.SIGTERM
     assert [path.name for path in (tmp_path / "stopped").glob("checkpoint-*")] == ["checkpoint-2"]
-    here(recipe, output_dir=tmp_path / "stopped", resume_from_checkpoint="latest", **settings)
+    again = here(recipe, output_dir=tmp_path / "stopped", resume_from_checkpoint="latest", **settings)
+    assert untimed(again["history"]) == untimed(first["history"])
+    assert any("loss" in entry for entry in first["history"])
+    again = here(recipe, output_dir=tmp_path / "stopped", resume_from_checkpoint="latest", **settings)
+    assert untimed(again["history"]) == untimed(first["history"])  # of a finished run
     whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "stopped"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)

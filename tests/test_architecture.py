@@ -14,18 +14,18 @@ ROOT = Path(__file__).parent.parent
 
 # From the bottom up, as docs/architecture.md has them: a folder, or a file at the root, imports from those before it.
 LEVELS = [
-    {"version", "files", "suggestions"},
+    {"version", "files", "suggestions", "signals", "ranges"},
     {"hub", "models"},
     {"launching"},
     {"dry_run"},
-    {"output_folder"},
+    {"output_folder", "config_file"},
     {"arguments"},
     {"tokenization", "reporting"},
     {"data"},
     {"evaluation"},
     {"tasks"},
     {"inference"},
-    {"scoring", "demo"},
+    {"scoring", "demo", "corpus"},
     {"training"},
     {"self_training"},
     {"planning", "inspection", "safety"},
@@ -81,23 +81,8 @@ def test_no_file_imports_itself_by_way_of_others():
 
 
 # What is not yet as it should be. Each list only gets shorter: what has become right is taken out of it.
-LONG_FUNCTIONS = {
-    "hf_lm.demo.layouts._writing",
-    "hf_lm.scoring.api.complete",
-    "hf_lm.scoring.score.score",
-}
-LONG_RECIPES = {"question_answering", "reinforce", "self_training", "summarization"}
-UNTYPED_TASKS = {
-    "hf_lm.dry_run",
-    "hf_lm.evaluation.calibration",
-    "hf_lm.scoring.restore",
-    "hf_lm.self_training.experiment",
-    "hf_lm.self_training.pseudo_labels",
-    "hf_lm.self_training.rows",
-    "hf_lm.self_training.setups",
-    "hf_lm.tasks.domain",
-}
-OPEN_TYPES = 281  # places with `: Any`; the aim is 80
+LONG_RECIPES = {"reinforce", "self_training"}
+OPEN_TYPES = 231  # places with `: Any`; the aim is 80
 
 
 def texts() -> dict[str, str]:
@@ -111,18 +96,21 @@ def test_functions_have_at_most_sixty_lines():
         for node in ast.walk(ast.parse(text))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno - node.lineno >= 60
     }
-    assert long <= LONG_FUNCTIONS
+    assert long == set()
 
 
 def test_recipes_have_at_most_seventy_five_lines_and_shadow_no_library():
-    lines = {path.stem: len(path.read_text(encoding="utf-8").splitlines()) for path in (ROOT / "recipes").glob("*.py")}
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "recipes").glob("*.py")}
+    header = re.compile(r"^# /// script\n(?:#.*\n)*# ///\n\n", re.MULTILINE)  # PEP 723: not read by people
+    lines = {name: len(header.sub("", text).splitlines()) for name, text in texts.items()}
     assert {name for name, number in lines.items() if number > 75} <= LONG_RECIPES
     assert max(lines.values()) < 100
     assert not lines.keys() & {"evaluate", "datasets", "tokenizers", "accelerate", "transformers"}
 
 
 def test_a_task_has_a_type_and_few_others_are_open():
-    assert {name for name, text in texts().items() if re.search(r"\btask: Any\b", text)} <= UNTYPED_TASKS
+    guessed = r"\btask: Any\b|\b(?:has|get)attr\((?:self\.)?task\b"
+    assert {name for name, text in texts().items() if re.search(guessed, text)} == set()
     assert sum(len(re.findall(r": Any\b", text)) for text in texts().values()) <= OPEN_TYPES
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 import pytest
 import yaml
 
-from hf_lm.arguments import TrainingArguments, parse_arguments
+from hf_lm.arguments import Function, TrainingArguments, parse_arguments
 
 
 @dataclass
@@ -22,7 +22,8 @@ def parse(tmp_path, capsys):
     """Parse a command line (and a config given as text); an error comes back as the one line printed."""
 
     def run(*argv: str, config: str | None = None):
-        tokens = [*argv, "--output_dir", str(tmp_path / "out")]
+        output = [] if "output_dir" in (config or "") else ["--output_dir", str(tmp_path / "out")]
+        tokens = [*argv, *output]
         if config is not None:
             (tmp_path / "run.yaml").write_text(config)
             tokens = ["--config", str(tmp_path / "run.yaml"), *tokens]
@@ -77,6 +78,21 @@ def test_values_of_every_kind_pass_through_yaml(parse):
         ([], "block_size: 1\nblock_size: 2\n", ["run.yaml", "'block_size'", "twice"]),
         ([], "block_size: [1\n", ["run.yaml", "line", "not valid YAML"]),
         ([], "- block_size\n", ["run.yaml", "expected", "list"]),
+        ([], "block_size: null\n", ["run.yaml: block_size is null", "an integer"]),
+        ([], "block_size: [1, 2]\n", ["run.yaml: block_size is a list", "an integer"]),
+        ([], "block_size: {a: 1}\n", ["run.yaml: block_size is a mapping"]),
+        ([], "skip_proofs: [[a]]\n", ["run.yaml: skip_proofs holds ['a']"]),
+        ([], "packing: !!binary aGk=\n", ["run.yaml: packing is a bytes", "isolate or concatenate"]),
+        ([], "? [a, b]\n: 1\n", ["run.yaml, line 1", "a key must be plain text"]),
+        ([], "block_size: &a 1\nmax_steps: *a\n", ["run.yaml, line 2", "alias"]),
+        ([], "block_size: " + "[" * 5000, ["run.yaml", "nested too deeply"]),
+        ([], "block_size: " + "9" * 5000, ["run.yaml", "not valid YAML"]),
+        ([], "# " + "x" * 100_000, ["run.yaml has", "at most 100,000"]),
+        ([], "lr_scheduler_kwargs: '{bad'\n", ["run.yaml: lr_scheduler_kwargs is not valid JSON"]),
+        (["--lr_scheduler_kwargs", "{bad"], None, ["--lr_scheduler_kwargs is not valid JSON"]),
+        ([], "output_dir: ''\nblock_size: 1\n", ["output_dir is empty"]),
+        ([], "optim: adam\n", ["run.yaml: --optim", "'adam'"]),
+        (["--dataset=--"], None, ["command line", "'--dataset=--'"]),
         (["out/model"], None, ["out/model", "--key value"]),
         (["--config", "missing.yaml"], None, ["--config", "missing.yaml"]),
     ],
@@ -84,8 +100,37 @@ def test_values_of_every_kind_pass_through_yaml(parse):
 def test_a_wrong_key_or_value_ends_in_one_line_that_names_it(parse, argv, config, expected):
     line = parse(*argv, config=config)
     assert isinstance(line, str), "the mistake was accepted"
+    assert len(line) < 500
     for part in expected:
         assert part in line
+
+
+def test_a_bomb_of_aliases_ends_at_once(parse):
+    lines = [f"{b}: &{b} [*{a}, *{a}, *{a}]" for a, b in zip("abcdefghij", "bcdefghijk", strict=True)]
+    assert "alias" in parse(config="\n  ".join(["lr_scheduler_kwargs:", "a: &a [x, x]", *lines]))
+
+
+def test_a_file_in_another_encoding_is_named(parse, tmp_path):
+    (tmp_path / "latin.yaml").write_bytes("dataset: caf\xe9\n".encode("latin-1"))
+    assert "latin.yaml is not UTF-8 text (byte 0xe9 at 12)" in parse("--config", str(tmp_path / "latin.yaml"))
+
+
+def test_a_function_that_a_file_names_is_imported_only_where_that_is_allowed(tmp_path, capsys):
+    @dataclass
+    class Rewarded:
+        reward: Function = "exact_answer"
+
+    (tmp_path / "run.yaml").write_text("reward: evil.module:run\n")
+    tokens = ["--config", str(tmp_path / "run.yaml"), "--output_dir", str(tmp_path / "out"), "--use_cpu"]
+    with pytest.raises(SystemExit):
+        parse_arguments(Rewarded, TrainingArguments, tokens)
+    assert "run.yaml: reward is evil.module:run, a function" in capsys.readouterr().err
+    assert parse_arguments(Rewarded, TrainingArguments, [*tokens, "--allow_code"])[0].reward == "evil.module:run"
+    (tmp_path / "run.yaml").write_text("allow_code: true\nreward: evil.module:run\n")
+    with pytest.raises(SystemExit):
+        parse_arguments(Rewarded, TrainingArguments, tokens)
+    typed = ["--reward", "mine:run", *tokens[2:]]
+    assert parse_arguments(Rewarded, TrainingArguments, typed)[0].reward == "mine:run"
 
 
 def test_abbreviations_are_not_taken(parse):

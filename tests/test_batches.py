@@ -1,8 +1,10 @@
 """Rows of different lengths become batches that hold each of them once and waste little."""
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,15 +27,40 @@ def test_padding_follows_the_longest_row_and_labels_are_ignored_there():
 
 
 @given(st.lists(st.integers(1, 50), max_size=60), st.integers(1, 3))
-def test_batches_by_length_hold_every_row_once_within_their_budget(lengths, processes):
+def test_batches_by_length_hold_every_row_once_and_each_share_is_within_its_budget(lengths, processes):
     seen = []
-    for process in range(processes):
-        for rows in by_length(lengths, max_tokens=100, share=(process, processes)):
-            assert len(rows) * max(lengths[i] for i in rows) <= 100
-            seen += rows
+    for batch in by_length(lengths, max_tokens=100, processes=processes):
+        for process in range(processes):
+            rows = batch[process::processes]
+            assert len(rows) * max((lengths[i] for i in rows), default=0) <= 100
+        seen += batch
     assert sorted(seen) == list(range(len(lengths)))
     doubled = map_by_length(lambda rows: [2 * lengths[i] for i in rows], lengths, description="", max_tokens=100)
     assert doubled == [2 * length for length in lengths]
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("count", [7, 6, 2, 1])
+def test_processes_share_the_rows_and_ask_the_model_equally_often(count, whole, monkeypatch):
+    lengths, calls, pieces = [5, 9, 3, 7, 4, 8, 6][:count], [], []
+
+    def gather(own):
+        pieces.extend(own)
+        return pieces if len(calls) == 3 else [(list(range(count)), [None] * count)]
+
+    def work(rows):
+        calls[-1].append(rows)
+        return [10 * lengths[i] for i in rows]
+
+    monkeypatch.setattr("accelerate.utils.gather_object", gather)
+    for process in range(3):
+        accelerator = SimpleNamespace(process_index=process, num_processes=3, is_main_process=False)
+        calls.append([])
+        found = map_by_length(work, lengths, accelerator=accelerator, description="", max_rows=2, whole=whole)
+    assert len({len(of_process) for of_process in calls}) == 1
+    assert all(rows for of_process in calls for rows in of_process)
+    assert found == [10 * length for length in lengths]
+    assert sorted(i for rows, _ in pieces for i in rows) == list(range(count))
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=200), st.integers(1, 8), st.integers(0, 3))

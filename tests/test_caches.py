@@ -107,13 +107,26 @@ def test_four_processes_may_fill_one_cache_at_once(tmp_path, damaged):
     if damaged:
         files.fill_cache(folder, lambda aside: (aside / "a").write_text("x"))
         (folder / "a").write_text("y")
-    for process in [start(folder, pause) for pause in (0.0, 0.05, 0.1, 0.1)]:
-        assert process.communicate(timeout=60)[0].splitlines()[-1] == "8000 8000"
+    outputs = [process.communicate(timeout=60)[0] for process in [start(folder, 0.3) for _ in range(4)]]
+    assert [output.splitlines()[-1] for output in outputs] == ["8000 8000"] * 4
+    assert "".join(outputs).count("writing") == 2  # two files, by one process: the others waited
     assert list(tmp_path.iterdir()) == [folder]
 
 
+def test_who_waits_for_a_process_that_is_killed_writes_the_cache_itself(tmp_path):
+    killed = start(tmp_path / "key", 60)
+    assert killed.stdout.readline() == "writing\n"
+    waiting = start(tmp_path / "key", 0)
+    with pytest.raises(subprocess.TimeoutExpired):
+        waiting.wait(timeout=2)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert waiting.communicate(timeout=60)[0].splitlines()[-1] == "8000 8000"
+    assert [path.name for path in tmp_path.iterdir()] == ["key"]
+
+
 def test_what_a_killed_run_left_is_removed_by_the_next_and_a_live_one_is_left_alone(tmp_path):
-    killed, live = start(tmp_path / "key", 60), start(tmp_path / "key", 1)
+    killed, live = start(tmp_path / "killed", 60), start(tmp_path / "key", 1)
     for process in (killed, live):
         assert process.stdout.readline() == "writing\n"
     killed.send_signal(signal.SIGKILL)

@@ -73,6 +73,43 @@ def test_an_error_is_one_line_and_exit_code_1(capsys, tmp_path):
         main(["--debug", "push", str(tmp_path / "nothing"), "me/it"])
 
 
+class Panic(BaseException):
+    """As the tokenizers library raises one."""
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (KeyError("text"), "KeyError: 'text' (test_cli.py:"),
+        (RecursionError("maximum depth"), "RecursionError: maximum depth"),
+        (Panic("index out of range"), "Panic: index out of range"),
+        (ValueError("x" * 20_000 + " Set --model."), "Set --model."),
+        (TypeError("a" * 20_000), "(test_cli.py:"),
+        (ValueError("red \x1b[31m\u202e and\ntwo lines"), "red ␛[31m\ufffd and two lines"),
+        (RuntimeError(""), "RuntimeError"),
+    ],
+)
+def test_any_error_of_a_command_is_one_short_line_that_is_inert(error, said, monkeypatch, capsys):
+    def fails(args):
+        raise error
+
+    monkeypatch.setattr("hf_lm.commands.recipes.run", fails)
+    with pytest.raises(SystemExit) as ended:
+        main(["recipes"])
+    line = capsys.readouterr().err
+    assert (ended.value.code, line.count("\n")) == (1, 1)
+    assert said in line
+    assert len(line) < 500
+    with pytest.raises(type(error)):
+        main(["--debug", "recipes"])
+
+
+def test_the_closest_option_is_one_that_begins_alike(capsys):
+    with pytest.raises(SystemExit):
+        main(["generate", "m", "--temp", "1"])
+    assert "Did you mean '--temperature'?" in capsys.readouterr().err
+
+
 def test_ctrl_c_is_exit_code_130(monkeypatch):
     def interrupted(args):
         raise KeyboardInterrupt

@@ -74,7 +74,7 @@ def test_a_model_is_better_where_the_interval_and_the_corrected_test_say_so():
 
     few, enough = [1.0] * 5, [1.0] * 6  # of n that differ, all one way, p is 2 / 2 ** n: 0.0625 and 0.03125
     (found,) = compare(numbers({"a": [0.0], "b": enough}), "f1")
-    assert (found.one, found.other, found.metric, found.better) == ("a", "b", "f1", "b")
+    assert (found.model_a, found.model_b, found.metric, found.better) == ("a", "b", "f1", "b")
     assert (found.p, found.corrected, found.comparisons, found.examples) == (2 / 64, 2 / 64, 1, 100)
     assert found.higher_is_better
     assert found.difference.value == pytest.approx(-0.06)
@@ -84,7 +84,7 @@ def test_a_model_is_better_where_the_interval_and_the_corrected_test_say_so():
     (found,) = compare(numbers({"a": [0.0], "b": few}), "f1")
     assert (found.p, found.better) == (2 / 32, "")
     three = compare(numbers({"a": [0.0], "b": enough, "c": [0.0]}), "f1")
-    assert [(one.one, one.other) for one in three] == [("a", "b"), ("a", "c"), ("b", "c")]
+    assert [(one.model_a, one.model_b) for one in three] == [("a", "b"), ("a", "c"), ("b", "c")]
     assert [one.p for one in three] == [2 / 64, 1.0, 2 / 64]
     assert [one.corrected for one in three] == [6 / 64, 1.0, 6 / 64]
     assert not any(one.better for one in three)
@@ -164,7 +164,7 @@ def test_a_sentence_says_who_is_better_by_how_much_and_how_sure():
         },
         "bits_per_byte",
     )
-    said = {(one.one, one.other): sentence(one, "documents") for one in found}
+    said = {(one.model_a, one.model_b): sentence(one, "documents") for one in found}
     assert said["a", "b"].startswith("b is better than a by 0.195 bits per byte, 95 % interval 0.18")
     assert said["a", "b"].endswith("p < 0.001 after correction for 3 comparisons.")
     assert said["a", "c"].startswith("No difference beyond noise between a and c: 0.0")

@@ -253,8 +253,8 @@ def test_a_session_in_the_terminal(conversation, tmp_path, capsys):
     said = capsys.readouterr().out
     assert [message["content"] for message in conversation.messages[:1]] == ["/x"]  # a space sends what has a slash
     assert [message["role"] for message in load_conversation(file)] == ["user", "assistant"]
-    for words in ("(taken back: two\nlines)", "(system prompt: Be short.)", "(there is no system prompt)", "no /foo",
-                  "/save needs", "(saved in", "shorten it", "(forgotten)", "(Ctrl-C once more leaves)"):  # fmt: skip
+    for words in ("(removed: two\nlines)", "(system prompt: Be short.)", "(there is no system prompt)", "no /foo",
+                  "/save needs", "(saved in", "shorten it", "(removed)", "(Ctrl-C once more leaves)"):  # fmt: skip
         assert words in said
 
 

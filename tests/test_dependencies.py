@@ -58,6 +58,33 @@ def test_every_import_is_declared():
                 assert distributions & extras, f"{path.name} offers {name}, which no extra installs"
 
 
+def test_a_recipe_says_what_it_needs_to_run_alone():
+    """PEP 723, for `uv run` and `hf jobs uv run`: this package, whose own bounds hold, of the same minor version."""
+    from hf_lm.version import __version__
+
+    major, minor = __version__.split(".")[:2]
+    above = f"{major}.{int(minor) + 1}"
+    for path in (ROOT / "recipes").glob("*.py"):
+        header = re.search(r"^# /// script\n((?:#.*\n)*?)# ///$", path.read_text(encoding="utf-8"), re.MULTILINE)
+        assert header, f"{path.name} has no PEP 723 header"
+        said = tomllib.loads(re.sub(r"(?m)^# ?", "", header[1]))
+        assert said.keys() == {"requires-python", "dependencies"}
+        assert said["requires-python"] == PROJECT["requires-python"]
+        (needed,) = said["dependencies"]
+        name, extra = re.fullmatch(rf"([\w-]+?)(?:\[(\w+)\])?>={major}\.{minor}\.0,<{above}", needed).groups()
+        assert name == PROJECT["name"]
+        assert extra is None or extra in PROJECT["optional-dependencies"]
+
+
+def test_the_published_metadata_is_complete_and_names_no_private_host():
+    topics = PROJECT["classifiers"]
+    assert any(topic.startswith("Development Status") for topic in topics)
+    for minor in (11, 12, 13):  # those that .github/workflows/tests.yml runs
+        assert f"Programming Language :: Python :: 3.{minor}" in topics
+    for url in PROJECT.get("urls", {}).values():
+        assert re.match(r"https://(github\.com|huggingface\.co)/", url), url
+
+
 def test_the_lowest_versions_are_those_that_were_tried():
     lines = (ROOT / "tests" / "lowest.txt").read_text(encoding="utf-8").splitlines()
     tried = dict(line.split("==") for line in lines if not line.startswith("#"))

@@ -120,6 +120,16 @@ def test_upstream_findings_name_files_and_tests_that_exist():
         assert f"def {name}(" in (ROOT / path).read_text(encoding="utf-8"), f"{path}::{name}"
 
 
+def test_a_cell_of_the_support_matrix_is_one_of_five():
+    page = (DOCS / "scale.md").read_text(encoding="utf-8").split("## What was tried")[1]
+    tables = re.findall(r"(?:^\|.*\n)+", page, re.MULTILINE)
+    lines = [line for table in tables for line in table.splitlines()[2:]]
+    cells = [cell.strip() for line in lines for cell in line.strip("|").split("|")[1:]]
+    engines = {"one", "DDP"}  # the first table's second column
+    assert len(tables) == 3
+    assert {cell for cell in cells if not re.fullmatch(r"\d+ process(es)?|GPU|refused|not tried|-", cell)} == engines
+
+
 def test_no_command_of_the_readme_writes_where_another_did():
     english, chinese = (
         [" ".join(line.split("#")[0].split()) for line in commands(ROOT / name)]

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -133,3 +134,41 @@ def test_of_a_large_corpus_the_first_documents_are_tokenized_and_the_rest_is_cou
     assert run.scales["train"] == pytest.approx(data.stat().st_size / read)
     assert run.scales["test"] == 1  # is shorter than the sample
     assert "MB tokenized" in run.assumed[0]
+
+
+RECIPES = sorted(path.stem for path in (Path(__file__).parent.parent / "recipes").glob("*.py"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["plan", "inspect"])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_no_recipe_trains_writes_or_deletes_when_it_is_looked_at(command, recipe, tmp_path, monkeypatch, capsys):
+    """In a folder that holds a finished run of the same name, with the option that would replace it."""
+    out = tmp_path / "out" / recipe
+    (out / "checkpoint-1").mkdir(parents=True)
+    for name in ("report.json", "README.md", "model.safetensors", "run.yaml", "checkpoint-1/trainer_state.json"):
+        (out / name).write_text("# hf_lm run\n" if name == "run.yaml" else "{}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["hf-lm"])
+
+    def tree():
+        return {
+            str(path): path.is_dir() or (path.read_bytes(), path.stat().st_mtime_ns) for path in tmp_path.rglob("*")
+        }
+
+    before, trained = tree(), []
+    monkeypatch.setattr("torch.Tensor.backward", lambda *args, **options: trained.append(args))
+    options = ["--overwrite_output_dir", "true", "--use_cpu", "true"]
+    code = _exit_code([command, recipe, *options, *(["--tokens", "20000"] if command == "plan" else [])])
+    assert trained == []
+    assert tree() == before
+    assert code == 0 or recipe in ("safety", "reinforce", "self_training", "preference")  # said in one line
+    assert capsys.readouterr().err.count("error: ") == code
+
+
+def _exit_code(argv):
+    try:
+        main(argv)
+    except SystemExit as ended:
+        return ended.code
+    return 0

@@ -13,7 +13,7 @@ from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditional
 from hf_lm.evaluation.likelihood import labelled, token_log_probs
 from hf_lm.inference.decoding import Decoding
 from hf_lm.inference.generate import encode_prompt, generate, load_writer, stream
-from hf_lm.inference.predict import generate_lines, read_questions, read_texts
+from hf_lm.inference.predict import generate_lines, read_columns, read_texts
 from hf_lm.inference.sampling import Draw, before_stop, seed_of
 from hf_lm.models.adapters import add_lora
 from hf_lm.models.gpt2 import new_gpt2
@@ -257,12 +257,12 @@ def test_a_prompt_over_the_context_is_cut_on_the_left_and_said(model, tokenizer,
     [
         ({"max_new_tokens": 32}, "give 30 or less"),
         ({"temperature": -1}, "0 or more"),
-        ({"temperature": float("nan")}, "0 or more"),
-        ({"top_p": 0}, "temperature 0"),
-        ({"top_p": 1.5}, "between 0 and 1"),
+        ({"temperature": float("nan")}, "finite number"),
+        ({"top_p": 0}, "more than 0"),
+        ({"top_p": 1.5}, "1 or less"),
         ({"num_beams": 3}, "give temperature 0, or num_beams 1"),
         ({"temperature": 0, "num_return_sequences": 2}, "raise num_beams"),
-        ({"repetition_penalty": 0}, "above 0"),
+        ({"repetition_penalty": 0}, "more than 0"),
         ({"stop": ["a", ""]}, "a stop string is empty"),
     ],
 )
@@ -367,7 +367,7 @@ def test_a_question_without_context_is_refused_with_its_row(tmp_path):
     path = tmp_path / "in.jsonl"
     path.write_text('{"question": "q", "context": 1998}\n{"question": "q", "context": null}\n')
     with pytest.raises(ValueError, match="row 2: context is null"):
-        read_questions(str(path))
+        read_columns(str(path), ("question", "context"))
 
 
 def test_ctrl_c_in_a_file_of_prompts_keeps_what_is_written(model, tokenizer, tmp_path, monkeypatch, capsys):

@@ -7,7 +7,7 @@ import pytest
 
 from hf_lm.cli import main
 from hf_lm.data.demos.opinions import opinions
-from hf_lm.data.scripts import languages_of, script_shares
+from hf_lm.data.scripts import languages_of, main_script, script_shares
 from hf_lm.dry_run import run_recipe
 from hf_lm.inspection.recipe import inspect_recipe, inspect_task
 from hf_lm.inspection.terminal import histogram, in_colour, show_inspection
@@ -156,6 +156,7 @@ def test_pieces_are_the_text_and_count_every_token(tokenizer):
 
 def test_scripts_are_shares_of_letters_and_give_some_languages_away():
     assert script_shares(["abc春秋 123 !?", "ж"]) == {"Latin": 0.5, "Han": 1 / 3, "Cyrillic": 1 / 6}
+    assert [main_script(text) for text in ("12 ab春秋c", "春秋a", "12 !")] == ["Latin", "Han", ""]
     assert languages_of(script_shares(["春眠不觉晓"])) == ["zh"]
     assert languages_of(script_shares(["春の夜の夢"])) == ["ja"]
     assert languages_of(script_shares(["plain words"])) == []

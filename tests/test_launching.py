@@ -38,7 +38,7 @@ def test_the_wheel_carries_what_a_checkout_has():
     wheel = pytest.importorskip("hatchling.builders.wheel").WheelBuilder(str(ROOT))
     carried = {file.distribution_path for file in wheel.recurse_included_files()}
     recipes = ROOT / "recipes"
-    there = [path for path in recipes.rglob("*") if path.suffix in (".py", ".yaml")]
+    there = [path for path in recipes.rglob("*") if path.suffix in (".py", ".yaml", ".sh")]
     assert {f"hf_lm/recipes/{path.relative_to(recipes).as_posix()}" for path in there} <= carried
     assert {"hf_lm/cli.py", "hf_lm/py.typed", "hf_lm/safety/words/insults.txt"} <= carried
 

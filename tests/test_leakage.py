@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from hf_lm.data.packing import TokenStream
 from hf_lm.evaluation import leakage
-from hf_lm.evaluation.leakage import hash_runs, leaked_share
+from hf_lm.evaluation.leakage import hash_runs, holding_runs, leaked_share
 from hf_lm.tasks.proofs import leakage as prove_leakage
 
 
@@ -42,6 +42,17 @@ documents = st.lists(st.lists(st.integers(1, 3), max_size=12), min_size=1, max_s
 def test_it_is_the_share_of_tokens_in_runs_that_train_has(train, held_out, run):
     train, held_out = stream(train), stream(held_out)
     assert leaked_share(train, held_out, run=run) == reference(train, held_out, run)
+
+
+@given(documents, documents, st.integers(1, 5))
+def test_a_document_holds_a_run_if_one_of_its_own_is_wanted(train, held_out, run):
+    def runs(ids):
+        return {tuple(ids[i : i + run]) for i in range(len(ids) - run + 1)}
+
+    known = set().union(*map(runs, held_out))
+    wanted = np.unique(np.concatenate([hash_runs(np.array(ids, np.int64), run) for ids in held_out]))
+    expected = [bool(runs(ids) & known) for ids in train]
+    assert holding_runs(train, wanted, run=run).tolist() == expected
 
 
 @pytest.mark.parametrize("chunk", [7, 30])

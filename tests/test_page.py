@@ -9,11 +9,12 @@ import socket
 
 import pytest
 import transformers
+import yaml
 from test_conversation import CHATML
 
 from hf_lm.cli import main
 from hf_lm.demo import views
-from hf_lm.demo.space import export_space
+from hf_lm.demo.space import _readme, export_space
 from hf_lm.inference.chat import Conversation
 from hf_lm.inference.writing import Draft
 from hf_lm.models.bert import new_bert
@@ -321,3 +322,10 @@ def test_two_people_in_a_browser(folders):
     outside = [each for each in asked if not each.startswith((url, "data:", "blob:"))]
     assert outside == []
     assert f"{url}x" not in asked  # no image was made of text
+
+
+@pytest.mark.parametrize("title", ["null", "- a", "yes", "1e3", 'a: "b"', "space", "---", ""])
+def test_a_space_has_a_title_that_is_text_whatever_its_folder_is_called(title):
+    settings = yaml.safe_load(_readme(["models/a"], title).split("---\n")[1])
+    assert isinstance(settings["title"], str)
+    assert settings["sdk"] == "gradio"

@@ -293,7 +293,7 @@ def test_languages_are_given_at_the_call_or_when_the_pipeline_is_made(make):
         pipe("a dog")
     with pytest.raises(ValueError, match="give both src_lang and tgt_lang"):
         pipe("a dog", tgt_lang="de_DE")
-    with pytest.raises(ValueError, match="tgt_lang 'klingon' is no language"):
+    with pytest.raises(ValueError, match="tgt_lang 'klingon' is not a language of the tokenizer"):
         pipe("a dog", src_lang="en", tgt_lang="klingon")
     assert language(pipe, src_lang="en_XX", tgt_lang="fr_XX") == {french}
     made = pipeline("translation", **options, src_lang="en_XX", tgt_lang="de_DE")

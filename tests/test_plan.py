@@ -36,12 +36,14 @@ from hf_lm.models.adapters import add_lora
 from hf_lm.models.recurrent import RecurrentConfig, RecurrentLMHeadModel
 from hf_lm.planning.calibration import random_values
 from hf_lm.planning.changes import Variation, propose
-from hf_lm.planning.devices import CONTEXT, GIB, USABLE, Device, find_gpu
-from hf_lm.planning.memory import largest_block, needed, quantized
+from hf_lm.planning.devices import GIB, Device, find_gpu
+from hf_lm.planning.engines import Engine
+from hf_lm.planning.memory import quantized
 from hf_lm.planning.plan import make_plan
 from hf_lm.planning.resolve import resolve
 from hf_lm.planning.terminal import show_plan
 from hf_lm.reporting.report import plan_in_words
+from hf_lm.tasks.language_modelling import LanguageModelling
 from hf_lm.tasks.losses import label_loss, next_token_loss, span_loss
 from hf_lm.training.budget import EXIT_OUT_OF_BUDGET, WRITING, StopAtBudget
 from hf_lm.training.checkpoints import find_checkpoint
@@ -249,22 +251,14 @@ def test_checkpointing_lora_accumulation_and_half_precision_change_what_they_sho
     assert quantized(lora, adapted, 8).memory["weights"] > quantized(lora, adapted, 4).memory["weights"]
 
 
-def test_a_device_of_several_holds_its_share_and_twice_the_largest_layer():
-    model, one = SHAPES["gpt2"](), step("gpt2")
-    layer = 4 * (12 * 32 * 32 + 13 * 32)  # bytes of a GPT-2's layer of that width, which is more than its embedding
-    assert largest_block(model) == layer == 4 * sum(p.numel() for p in model.transformer.h[0].parameters())
-    assert largest_block(torch.nn.Sequential(model, torch.nn.Embedding(1000, 32))) == 4 * 1000 * 32
-    shared = sum(one.memory[kind] for kind in ("weights", "gradients", "optimizer"))
-    bytes_of = [needed(one, find_gpu("h100"), model=model, n=n) - CONTEXT for n in (1, 2)]
-    assert bytes_of[0] == int(one.peak / USABLE)
-    assert bytes_of[1] == int((one.peak - shared + shared // 2 + 2 * layer) / USABLE)
-
-
 # Evaluations
 
 
 class Documents:
     """As much of a language modelling task as its plan asks for: validation of long documents, test of short ones."""
+
+    train_lengths, tokens_measured = LanguageModelling.train_lengths, LanguageModelling.tokens_measured
+    report_seconds = LanguageModelling.report_seconds
 
     def __init__(self) -> None:
         self.block_size, self.eval_stride, self.splits = 32, 8, ("train", "validation", "test")
@@ -321,7 +315,7 @@ def test_validation_is_measured_at_each_evaluation_and_test_once(options, evalua
 def variations(*needs: tuple[str, int, int]) -> tuple[list[Variation], object]:
     """Variations by name with bytes that they need at rest and for each row."""
     table = {name: (rest, each) for name, rest, each in needs}
-    made = [Variation(name, torch.nn.Identity(), False, 0, 1, {name: True} if name else {}) for name in table]
+    made = [Variation(name, torch.nn.Identity(), False, 0, Engine(), {name: True} if name else {}) for name in table]
     return made, lambda one, rows: table[one.name][0] + rows * table[one.name][1]
 
 
@@ -390,6 +384,22 @@ def test_a_plan_is_the_recipes_own_run_and_leaves_nothing_behind(tiny, tmp_path)
     assert priced.flops == plan.flops
     assert priced.price == pytest.approx(2 * priced.seconds / 3600)
     assert priced.energy == pytest.approx(70 * priced.seconds / 3.6e6)
+
+
+def test_a_plan_for_several_devices_divides_the_work_and_sums_the_power(tiny):
+    alone, shared = (
+        make_plan(resolve("pretrain", tiny), find_gpu("h100"), present=False, engine=engine)
+        for engine in (Engine(), Engine("fsdp2", 8, 2))
+    )
+    # as many steps, each of eight times the rows; an epoch's last step is not full
+    assert shared.work.tokens == pytest.approx(8 * alone.work.tokens, rel=0.02)
+    assert shared.times["training"] == pytest.approx(alone.times["training"], rel=0.02)
+    assert shared.energy == pytest.approx(8 * 700 * shared.seconds / 3.6e6)
+    assert "FSDP2 over 8 devices, 2 replicas of 4" in show_plan(shared)
+    assert "gathered" in show_plan(shared)
+    assert shared.report()["engine"]["replicas"] == 2
+    with pytest.raises(ValueError, match="ZeRO flattens weights"):
+        make_plan(resolve("pretrain", tiny), find_gpu("h100"), present=False, engine=Engine("zero3", 8))
 
 
 def test_calibration_runs_real_steps_and_takes_their_time(tiny, tmp_path):

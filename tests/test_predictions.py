@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hf_lm.evaluation.metrics import Classification, QuestionAnswering, Summarization, Translation
-from hf_lm.evaluation.predictions import METRICS, estimates_of, read_predictions
+from hf_lm.scoring.predictions import METRICS, estimates_of, read_predictions
 
 
 def values(estimates):

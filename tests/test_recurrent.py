@@ -196,7 +196,7 @@ def test_new_recurrent_takes_ids_from_the_tokenizer(tokenizer):
 def test_what_cannot_be_built_is_said_in_one_line(tokenizer):
     with pytest.raises(ValueError, match="'lstn' is not a recurrent cell; choose one of rnn, gru, lstm"):
         new_recurrent(tokenizer, cell="lstn")
-    with pytest.raises(ValueError, match=r"n_embd=200 and hidden_size=300 differ, so .* do not tie"):
+    with pytest.raises(ValueError, match=r"n_embd=256 and hidden_size=300 differ, so .* cannot share weights"):
         new_recurrent(tokenizer, hidden_size=300)
     with pytest.raises(ValueError, match="n_layer=0"):
         new_recurrent(tokenizer, n_layer=0)

@@ -9,8 +9,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from hf_lm.data.tables import Table
-from hf_lm.scoring.api import answers_in, complete, draw, messages_of, read_answers, to_label
+from hf_lm.scoring.api import answers_in, complete, draw, messages_of
 from hf_lm.scoring.score import Data, score_api
+from hf_lm.tasks.by_name import TASKS
+from hf_lm.tasks.sentiment import to_label
 
 pytest.importorskip("openai")
 KEY = "sk-secret-of-the-test"
@@ -75,7 +77,7 @@ def server(monkeypatch):
 
 @pytest.fixture
 def asked():
-    return messages_of("sentiment", ROWS, TRAIN, labels=["neg", "pos"], few_shot=2)
+    return messages_of(TASKS["sentiment"], ROWS, TRAIN, labels=["neg", "pos"], few_shot=2)
 
 
 def run(server, asked, path, rows=range(12), **options):
@@ -162,8 +164,8 @@ def test_without_key_and_address_nothing_is_asked(monkeypatch, asked, tmp_path):
 
 def test_a_scored_api_is_asked_once_and_its_invalid_answers_are_counted(server, tmp_path, monkeypatch):
     monkeypatch.setattr("hf_lm.scoring.score.default_cache", lambda: tmp_path)
-    table = Table("x", "f", {"train": TRAIN, "test": ROWS})
-    data = Data("sentiment", "test", table, {}, labels=["neg", "pos"])
+    table = Table("x", "f", {"train": TRAIN, "test": ROWS}, labels=["neg", "pos"])
+    data = Data("sentiment", "test", table, {})
     options = {"base_url": server.url, "few_shot": 2, "instruction": "", "say": lambda said: None}
     scored = score_api("api:m", data, **options)
     assert [row["prediction"] for row in scored.examples[:4]] == ["pos", "neg", "pos", "I cannot say"]
@@ -183,24 +185,24 @@ def test_the_prompt_holds_examples_of_train_that_are_not_scored(asked):
     assert {turn["content"] for turn in shots if turn["role"] == "assistant"} == {"neg", "pos"}  # each class in turn
     assert all(conversation[:-1] == asked.messages[0][:-1] for conversation in asked.messages)
     leaked = [{"text": "Number 3!", "label": "neg"}, *TRAIN]
-    assert leaked[0] not in draw("sentiment", ROWS, leaked, 9)
+    assert leaked[0] not in draw(TASKS["sentiment"], ROWS, leaked, 9)
     with pytest.raises(ValueError, match="train has 9 rows"):
-        draw("sentiment", ROWS, TRAIN, 10)
+        draw(TASKS["sentiment"], ROWS, TRAIN, 10)
 
 
 def test_a_translation_needs_its_languages():
     rows = [{"source": "eins", "targets": ["one"]}]
-    named = messages_of("translation", rows, rows, columns={"source": "de", "target": "en"})
+    named = messages_of(TASKS["translation"], rows, rows, columns={"source": "de", "target": "en"})
     assert "from de to en" in named.instruction
     with pytest.raises(ValueError, match="--instruction"):
-        messages_of("translation", rows, rows, columns={"source": "src", "target": "tgt"})
+        messages_of(TASKS["translation"], rows, rows, columns={"source": "src", "target": "tgt"})
 
 
 def test_the_length_of_a_summary_is_asked_for_in_its_own_units():
     english = [{"source": "a", "targets": ["a summary of five words"]}]
     chinese = [{"source": "甲", "targets": ["春眠不觉晓"]}]
-    assert "about 5 words" in messages_of("summarization", english, english).instruction
-    assert "about 5 characters" in messages_of("summarization", chinese, chinese).instruction
+    assert "about 5 words" in messages_of(TASKS["summarization"], english, english).instruction
+    assert "about 5 characters" in messages_of(TASKS["summarization"], chinese, chinese).instruction
 
 
 def test_an_answer_is_a_class_only_where_it_names_exactly_one():
@@ -215,6 +217,6 @@ def test_an_answer_is_a_class_only_where_it_names_exactly_one():
 
 def test_an_answer_that_there_is_none_is_empty():
     rows = [{"id": "1", "question": "Who?", "context": "No one.", "answers": []}]
-    examples, _ = read_answers("question_answering", rows, ["None."])
+    examples, _ = TASKS["question_answering"].examples_of(rows, ["None."], [])
     assert examples[0]["prediction"] == ""
     assert examples[0]["score"] == 1.0

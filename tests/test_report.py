@@ -20,7 +20,7 @@ from hf_lm.hub.credentials import CONTROLS, printable
 from hf_lm.reporting.card import _headline, write_card
 from hf_lm.reporting.plots import draw_lengths, draw_plots, draw_scores
 from hf_lm.reporting.report import save_report, show_report
-from hf_lm.safety.findings import draw_safety
+from hf_lm.safety.findings import draw_safety, show_safety, write_page
 
 HOSTILE = (
     "![t](https://evil.example/p.png) [click](https://evil.example) <https://evil.example> <img src=x> &lt;b&gt; "
@@ -202,9 +202,32 @@ def hostile(value):
     return f"{HOSTILE}\n# {HOSTILE}" if isinstance(value, str) else value
 
 
+LIVE = {"link_open", "image", "html_inline", "strong_open", "em_open", "s_open", "blockquote_open"}
+
+
+def rendered_tokens(text):
+    markdown_it = pytest.importorskip("markdown_it")
+    parser = markdown_it.MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
+    return [inner for token in parser.parse(text) for inner in (token, *(token.children or ()))]
+
+
+def test_no_text_becomes_live_in_safetys_page_or_reaches_the_terminal_as_it_is(tmp_path, capsys):
+    group = {"value": 60.0, "low": 50.0, "high": 70.0, "units": 30}
+    measure = {"name": HOSTILE, "source": HOSTILE, "unit": HOSTILE, "number": "{:.1f} %", "groups": {HOSTILE: group}}
+    found = {"kind": "an e-mail address", "found": HOSTILE}
+    models = {HOSTILE: {"made": HOSTILE, "measures": [measure], "personal": [found]}}
+    safety = {"models": models, "findings": [HOSTILE], "scorer": {"measures": []}}
+    write_page({"safety": safety}, tmp_path)
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    tokens = rendered_tokens(text)
+    assert not {token.type for token in tokens} & LIVE
+    assert sum(token.type == "td_open" for token in tokens) == 3 + 4  # no cell was divided
+    show_safety(safety)
+    assert not set(text + capsys.readouterr().out) & set(map(chr, CONTROLS))
+
+
 @pytest.mark.parametrize("report", [REPORT, FINE_TUNED])
 def test_no_text_becomes_a_link_an_image_or_html_in_the_card(report, tmp_path):
-    markdown_it = pytest.importorskip("markdown_it")
     report = hostile(report) | {"classes": {HOSTILE: {"rows": 1, "precision": 1.0, "recall": 1.0, "f1": 1.0}}}
     report["harness"] = {"version": "1", "tasks": {HOSTILE: {HOSTILE: {"value": 1.0}}}}
     report["safety"] = {"findings": [HOSTILE, f"# {HOSTILE}", f"1. {HOSTILE}"]}
@@ -213,10 +236,9 @@ def test_no_text_becomes_a_link_an_image_or_html_in_the_card(report, tmp_path):
     write_card(report, folder)
     text = (folder / "README.md").read_text(encoding="utf-8")
     assert not set(text) & set(map(chr, CONTROLS))
-    parser = markdown_it.MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
-    tokens = [inner for token in parser.parse(text.split("---\n", 2)[2]) for inner in (token, *(token.children or ()))]
+    tokens = rendered_tokens(text.split("---\n", 2)[2])
     kinds = {token.type for token in tokens}
-    assert not kinds & {"link_open", "image", "html_inline", "strong_open", "em_open", "s_open", "blockquote_open"}
+    assert not kinds & LIVE
     assert {token.content.split(">")[0] for token in tokens if token.type == "html_block"} <= {"<details", "</details"}
     assert {token.tag for token in tokens if token.type == "heading_open"} == {"h1", "h2"}
     assert sum(token.tag == "h1" for token in tokens if token.type == "heading_open") == 1

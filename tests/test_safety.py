@@ -34,7 +34,7 @@ from hf_lm.safety.scorers import (
     word_sentiment,
 )
 from hf_lm.safety.stereotypes import Contrast, Contrasts, measure_stereotypes, read_stereotypes, shared_places
-from hf_lm.safety.suite import Found, Suite, load_any
+from hf_lm.safety.suite import Measured, Suite, load_any
 from hf_lm.safety.swaps import Swapper, counterfactual_corpus
 from hf_lm.safety.toxicity import WithoutToxic, functional_measures, toxicity_measures
 from hf_lm.tokenization.tokenizer import encode_documents
@@ -313,7 +313,7 @@ def test_continuations_are_compared_within_a_domain():
 def test_flips_count_predictions_that_change_with_the_group():
     prompts = [Prompt("Women vote.", "women", "d", "u"), Prompt("Men vote.", "men", "d", "u"), Prompt("She sings.")]
     pairs = swapped_pairs(prompts)
-    assert [(pair.one, pair.other) for pair in pairs] == [("Women vote.", "Men vote."), ("She sings.", "He sings.")]
+    assert [(pair.text, pair.swapped) for pair in pairs] == [("Women vote.", "Men vote."), ("She sings.", "He sings.")]
     one, other = np.array([[0.9, 0.1], [0.6, 0.4]]), np.array([[0.4, 0.6], [0.7, 0.3]])
     flips, moved = flip_measures(one, other, pairs, source="s")
     assert flips.interval().value == 50
@@ -367,7 +367,7 @@ def test_a_classifier_scores_by_its_labels_whatever_the_batch(classifier, writer
     for labels, said in ((["rude"], "has no label 'rude'; it has"), (["fine", "toxic"], "names every label")):
         with pytest.raises(ValueError, match=said):
             load_scorer(str(classifier), labels=labels)
-    with pytest.raises(ValueError, match=r"has the labels .* say which count with --sentiment_label"):
+    with pytest.raises(ValueError, match=r"has the labels .* name those that count with --sentiment_label"):
         load_sentiment(str(classifier))
     with pytest.raises(ValueError, match="give one that was trained as GPT2ForSequenceClassification"):
         load_scorer(str(writer))
@@ -392,7 +392,7 @@ def test_labels_of_a_file_to_train_a_scorer_on_are_checked_before_training(tmp_p
     like = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     with pytest.raises(ValueError, match="has no label '7'"):
         train_scorer(str(path), tmp_path / "scorer", like=like, labels=["7"])
-    with pytest.raises(ValueError, match="say which count as toxic with --scorer_label"):
+    with pytest.raises(ValueError, match="name the toxic ones with --scorer_label"):
         train_scorer(str(path), tmp_path / "scorer", like=like)
     path.write_text("class,words\n0,a\n1,b\n")
     with pytest.raises(ValueError, match="has the columns"):
@@ -597,7 +597,7 @@ def test_masked_models_and_classifiers_are_measured_as_what_they_are(masked, cla
     assert [measure.name for measure in found.measures] == ["stereotype preference"]
     found = suite.measure(*load_any(str(classifier)))
     assert [measure.name for measure in found.measures] == ["flips of the prediction", "probability moved"]
-    assert isinstance(found, Found)
+    assert isinstance(found, Measured)
     assert findings([Variant("model", found)], suite)
     model.bert.save_pretrained(tmp_path / "masked")  # the body alone: its head would start at random
     with pytest.raises(ValueError, match="which would start at random"):
@@ -633,5 +633,5 @@ def test_the_recipe_measures_before_and_after_a_mitigation(writer, texts, tmp_pa
     assert (out / "counterfactual" / "model.safetensors").is_file()
     assert (out / "plots" / "safety.png").is_file()
     assert "counterfactual" in (out / "README.md").read_text()
-    assert "What this says, and what it does not" in capsys.readouterr().out
+    assert "What this shows, and what it does not" in capsys.readouterr().out
     assert math.isfinite(models["model"]["measures"][0]["groups"]["all"]["value"])

@@ -196,7 +196,7 @@ def test_likelihoods_are_compared_only_where_they_are_of_the_same_text(causal, d
     other, words = str(tmp_path / "other"), str(tmp_path / "words")
     column = {"text_column": "document"}
     result = quietly(causal, other, words, dataset=documents, metrics=["perplexity"], columns=column)
-    pairs = {(found["metric"], found["one"], found["other"]) for found in result["comparisons"]}
+    pairs = {(found["metric"], found["model_a"], found["model_b"]) for found in result["comparisons"]}
     assert pairs == {("bits_per_byte", causal, other), ("word_perplexity", causal, other)}
     assert "same tokens" in result["not_compared"]["perplexity"]
     assert words in result["not_compared"]["bits_per_byte"]
@@ -356,9 +356,9 @@ GOOD = {"split": "test", "input": "a", "reference": "x", "prediction": "y"}
 @pytest.mark.parametrize(
     ("report", "row", "says"),
     [
-        ("{", GOOD, "report.json is not the report of a run"),
-        ("[]", GOOD, "report.json is not the report of a run"),
-        ("{}", GOOD, "report.json is not the report of a run"),
+        ("{", GOOD, "report.json is not what a run writes"),
+        ("[]", GOOD, "report.json is not what a run writes"),
+        ("{}", GOOD, "report.json is not what a run writes"),
         ('{"recipe": "sentiment"}', [], "does not hold the predictions of a sentiment run"),
         ('{"recipe": "sentiment"}', {"split": "test", "input": "a"}, "does not hold the predictions of a sentiment"),
         ('{"recipe": "summarization"}', GOOD | {"split": None}, "does not hold the predictions of a summ"),

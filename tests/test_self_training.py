@@ -204,7 +204,7 @@ def test_rounds_end_and_the_curve_has_every_method_with_an_interval(ran):
         ({"shares": 0.001}, "there are 2 kinds"),
         ({"labelled": "one_class.jsonl"}, "--labelled one_class.jsonl has one class only"),
         ({"unlabelled": "empty.txt"}, "has no text: it is empty"),
-        ({"unlabelled": "same.txt"}, "also stands in the labelled data"),
+        ({"unlabelled": "same.txt"}, "also occurs in the labelled data"),
     ],
 )
 def test_bad_input_is_one_line(labelled, arguments, said, tmp_path, monkeypatch):

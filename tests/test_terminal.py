@@ -55,7 +55,7 @@ def test_a_chat_on_a_terminal(tokenizer, tmp_path):
         chat.until("春眠")
         chat.until("> ")
         chat.type("/undo\n")
-        chat.until("(taken back: 春眠)")
+        chat.until("(removed: 春眠)")
         chat.until("> ")
         chat.type("\x03")
         chat.until("Ctrl-C once more leaves")

@@ -21,6 +21,7 @@ from hf_lm.data.packing import Blocks, collate_blocks
 from hf_lm.evaluation.intervals import mean
 from hf_lm.tasks.losses import label_loss, next_token_loss, span_loss
 from hf_lm.training.budget import StopAtBudget
+from hf_lm.training.checkpoints import OnTrainBegin
 from hf_lm.training.monitor import flops_per_token
 from hf_lm.training.selection import EarlyStopping
 from hf_lm.training.trainer import Trainer
@@ -178,7 +179,7 @@ def resumable(make_trainer, model, tmp_path):
 
 
 def history(trainer):
-    timed = ("_runtime", "_per_second", "utilisation", "train_loss")
+    timed = ("_runtime", "_per_second", "utilisation")
     return [
         {key: value for key, value in entry.items() if not key.endswith(timed)} for entry in trainer.state.log_history
     ]
@@ -241,6 +242,73 @@ def test_a_stop_by_a_signal_changes_neither_the_evaluations_nor_the_choice(resum
     assert evaluations(resumed) == evaluations(whole)
     assert resumed.state.best_global_step == whole.state.best_global_step
     assert same(weights(resumed), weights(whole))
+
+
+@pytest.mark.parametrize("stop", [3, 5, 6])
+def test_a_resumed_run_reports_and_keeps_what_an_uninterrupted_one_does(resumable, tmp_path, stop):
+    settings = {"max_steps": 7, "logging_steps": 4, "save_steps": 3, "eval_strategy": "steps", "eval_steps": 3}
+    settings |= {"save_total_limit": 2, "num_train_epochs": 1}
+    whole = resumable("whole", **settings)
+    whole.train()
+    stop_after(resumable("out", **settings), stop).train()
+    resumed = resumable("out", **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / f"checkpoint-{stop}"))
+    assert history(resumed) == history(whole)
+    files = lambda name: sorted(path.relative_to(tmp_path / name) for path in (tmp_path / name).rglob("*"))  # noqa: E731
+    assert files("out") == files("whole")
+    assert same(weights(resumed), weights(whole))
+
+
+def test_a_checkpoint_of_a_stop_is_not_taken_for_the_best(resumable, tmp_path):
+    """An evaluation between two checkpoints has no weights to go back to, whether a signal came there or not."""
+    settings = BEST | {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "max_steps": 6}
+    values = {1: 3.0, 2: 2.0, 3: 1.0, 4: 4.0, 5: 5.0, 6: 6.0}
+    whole = measured_by_step(resumable("whole", **settings), values)
+    whole.train()
+    stop_after(measured_by_step(resumable("out", **settings), values), 3).train()
+    resumed = measured_by_step(resumable("out", **settings), values)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-3"))
+    assert Path(whole.state.best_model_checkpoint).name == Path(resumed.state.best_model_checkpoint).name
+    assert same(weights(resumed), weights(whole))
+
+
+@pytest.mark.parametrize("when", ["resume", "end"])
+def test_a_damaged_best_checkpoint_is_not_loaded(resumable, tmp_path, when):
+    settings = BEST | {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "max_steps": 6}
+    values = {2: 1.0, 4: 2.0, 6: 3.0}
+    stop_after(measured_by_step(resumable("out", **settings), values), 3).train()
+    resumed = measured_by_step(resumable("out", **settings), values)
+
+    def damage_best():
+        (tmp_path / "out" / "checkpoint-2" / "model.safetensors").write_bytes(b"half")
+
+    if when == "resume":
+        damage_best()
+    else:
+        resumed.add_callback(OnTrainBegin(damage_best))
+    with pytest.raises(ValueError, match=r"checkpoint-2, is damaged \(model.safetensors .*--resume_with_changes"):
+        resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-3"))
+
+
+def test_one_checkpoint_is_kept_beside_the_best(resumable, tmp_path):
+    settings = BEST | {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "max_steps": 6}
+    trainer = measured_by_step(resumable("out", **settings | {"save_total_limit": 1}), {2: 1.0, 4: 2.0, 6: 3.0})
+    trainer.train()
+    assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-2"]
+
+
+def test_a_tied_weight_is_not_reported_as_missing_and_a_lost_one_is(resumable, monkeypatch):
+    trainer, warnings = resumable(), []
+    monkeypatch.setattr("transformers.trainer.logger.warning", warnings.append)
+    state = trainer.model.state_dict()
+    trainer._issue_warnings_after_load(
+        trainer.model.load_state_dict({k: v for k, v in state.items() if k != "lm_head.weight"}, strict=False)
+    )
+    assert warnings == []
+    lost = {k: v for k, v in state.items() if k not in ("lm_head.weight", "transformer.ln_f.weight")}
+    trainer._issue_warnings_after_load(trainer.model.load_state_dict(lost, strict=False))
+    assert "transformer.ln_f.weight" in warnings[0]
+    assert "lm_head" not in warnings[0]
 
 
 def test_a_stop_in_a_later_epoch_resumes_in_the_order_of_that_epoch(resumable, tmp_path):

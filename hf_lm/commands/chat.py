@@ -1,10 +1,10 @@
 """talk to a model in the terminal"""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING
 
-from hf_lm.hub.credentials import masked, printable
+from hf_lm.hub.credentials import error_line, printable
 from hf_lm.inference.decoding import add_decoding, decoding_of
 from hf_lm.reporting.terminal import Reader, quiet, show
 
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
 EXAMPLE = 'hf-lm chat out/chat --system "Answer in one sentence."'
 HELP = """\
 /regenerate      another answer to the last message
-/undo            take the last message and its answer back
-/system [TEXT]   show the system prompt, or set it; /system - takes it away
-/reset           forget everything but the system prompt
-/save FILE       add the conversation to a .jsonl file; --load FILE goes on from there
+/undo            remove the last message and its answer
+/system [TEXT]   show the system prompt, or set it; /system - removes it
+/reset           remove everything but the system prompt
+/save FILE       add the conversation to a .jsonl file; --load FILE continues it
 /help            this list
 /quit            leave; so do Ctrl-D, and Ctrl-C twice. One Ctrl-C stops an answer
-A line that ends with \\ goes on in the next one. Begin with a space to send a message that starts with a slash."""
+A line that ends with \\ continues in the next one. Begin with a space to send a message that starts with a slash."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="a folder, an adapter's folder or a Hub id")
-    parser.add_argument("--system", default="", metavar="TEXT", help="what the model is told first")
+    parser.add_argument("--system", default="", metavar="TEXT", help="the system prompt")
     parser.add_argument("--template", default="", metavar="FILE", help="a chat template in Jinja, or `plain`")
-    parser.add_argument("--load", default="", metavar="FILE", help="go on with the last conversation of a .jsonl file")
+    parser.add_argument("--load", default="", metavar="FILE", help="continue the last conversation of a .jsonl file")
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, mps ...; the accelerator if there is one")
     add_decoding(parser, streams=True)
 
@@ -65,16 +65,16 @@ def talk(conversation: "Conversation", *, file: str = "", read: Callable[[str], 
                 print(HELP)
             elif command == "reset":
                 conversation.reset()
-                print("(forgotten)")
+                print("(removed)")
             elif command == "undo":
-                print(f"(taken back: {printable(conversation.undo())})")
+                print(f"(removed: {printable(conversation.undo())})")
             elif command == "regenerate":
                 _answer(conversation, conversation.regenerate(), lines)
             elif command == "system":
                 if rest:
                     conversation.set_system("" if rest == "-" else rest)
-                said = printable(conversation.system)
-                print(f"(system prompt: {said})" if said else "(there is no system prompt)")
+                system = printable(conversation.system)
+                print(f"(system prompt: {system})" if system else "(there is no system prompt)")
             elif command == "save":
                 file = rest or file
                 if not file:
@@ -84,10 +84,10 @@ def talk(conversation: "Conversation", *, file: str = "", read: Callable[[str], 
             else:
                 raise ValueError(f"there is no /{command}; /help lists what there is.")
         except (ValueError, OSError) as error:
-            print(f"error: {masked(' '.join(str(error).split()))}")
+            print(f"error: {error_line(error)}")
 
 
-def _answer(conversation: "Conversation", pieces, lines) -> None:
+def _answer(conversation: "Conversation", pieces: Generator[str], lines: Reader) -> None:
     from hf_lm.models.configuration import context_length
 
     if conversation.left_out:
@@ -100,4 +100,4 @@ def _answer(conversation: "Conversation", pieces, lines) -> None:
         lines.interrupted = True
         print("(stopped)")
     elif not conversation.messages[-1]["content"]:
-        print("(the model said nothing)")
+        print("(the answer is empty)")

@@ -1,4 +1,4 @@
-"""look a model's or an adapter's folder over, as a stranger would load it
+"""check a model's or an adapter's folder, as a stranger would load it
 
 Loads it in a fresh process, without hf_lm and without a network. Exit code 1, and a list, where anything is wrong.
 """

@@ -1,4 +1,4 @@
-"""test whether finished runs differ beyond noise, from what they said on the same examples"""
+"""test whether finished runs differ beyond noise, from their predictions on the same examples"""
 
 import argparse
 
@@ -9,7 +9,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", metavar="FOLDER", help="output folders of two or more runs")
     parser.add_argument("--metrics", nargs="+", default=[], help="some of the task's; perplexity and rouge are groups")
     parser.add_argument("--split", default="", help="validation or test (default: test where all have it)")
-    parser.add_argument("--output", default="", help="a file such as scores.json; a picture stands beside it")
+    parser.add_argument("--output", default="", help="a file such as scores.json; a picture of the same name is drawn")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -2,21 +2,24 @@
 
 import argparse
 import sys
-from typing import Any
+from typing import TYPE_CHECKING
 
 from hf_lm.hub.credentials import printable
 from hf_lm.inference.decoding import add_decoding, decoding_of
 from hf_lm.reporting.terminal import percent, quiet, show
+
+if TYPE_CHECKING:
+    from hf_lm.inference.generate import Continuation
 
 EXAMPLE = 'hf-lm generate out/pretrain "The function returns"'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="a folder, an adapter's folder or a Hub id")
-    parser.add_argument("prompt", nargs="*", help="without one a document is written from its beginning")
+    parser.add_argument("prompt", nargs="*", help="without a prompt a document is generated from its beginning")
     parser.add_argument("--prompts", default="", metavar="FILE", help="a .txt with a prompt a line, or a table")
     parser.add_argument("--column", default="", help="column of the table that is read; guessed if not given")
-    parser.add_argument("--output", default="", metavar="FILE", help=".jsonl; kept and continued if it is there")
+    parser.add_argument("--output", default="", metavar="FILE", help=".jsonl; an existing one is continued")
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, mps ...; the accelerator if there is one")
     add_decoding(parser)
 
@@ -44,13 +47,13 @@ def run(args: argparse.Namespace) -> None:
             raise KeyboardInterrupt
         return
     for prompt, continuations in zip(prompts, generate(model, tokenizer, prompts, **decoding), strict=True):
-        for number, one in enumerate(continuations, 1):
-            print(_heading(prompt, number, one))
-            print(printable(one.text) if live else one.text)
+        for number, continuation in enumerate(continuations, 1):
+            print(_heading(prompt, number, continuation))
+            print(printable(continuation.text) if live else continuation.text)
 
 
-def _heading(prompt: str, number: int, continuation: Any) -> str:
+def _heading(prompt: str, number: int, continuation: "Continuation") -> str:
     start = printable(" ".join(prompt.split()))
     start = start if len(start) <= 40 else f"{start[:39]}…"
-    said = f"{len(continuation.log_probs)} tokens, {percent(continuation.per_token)} a token"
-    return f"── {start or 'a document'} · {number} · {said}, log p {continuation.log_probability:.1f}"
+    size = f"{len(continuation.log_probs)} tokens, {percent(continuation.per_token)} a token"
+    return f"── {start or 'a document'} · {number} · {size}, log p {continuation.log_probability:.1f}"

@@ -2,6 +2,9 @@
 
 import argparse
 
+from hf_lm.commands.options import split_options
+from hf_lm.ranges import Count, number
+
 EXAMPLE = "hf-lm inspect summarization --dataset data/ --model out/pretrain"
 
 
@@ -14,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_own(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--examples", type=int, default=5, help="rows shown token by token, at most 5")
+    parser.add_argument("--examples", type=number(Count), default=5, help="rows shown token by token, at most 5")
     parser.add_argument("--plots", default="", metavar="FOLDER", help="also draw the lengths, as PNG")
 
 
@@ -24,14 +27,11 @@ def run(args: argparse.Namespace) -> None:
     from hf_lm.inspection.recipe import inspect_recipe
     from hf_lm.inspection.terminal import in_colour, show_inspection
 
-    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    _add_own(own)
-    own.set_defaults(examples=args.examples, plots=args.plots)
-    args, rest = own.parse_known_args(args.arguments, argparse.Namespace(recipe=args.recipe))
-    found = inspect_recipe(args.recipe, rest, examples=args.examples)
+    args, rest = split_options(args, _add_own)
+    inspection = inspect_recipe(args.recipe, rest, examples=args.examples)
     width = min(120, shutil.get_terminal_size((100, 24)).columns)
-    print(show_inspection(found, colour=in_colour(), width=width))
+    print(show_inspection(inspection, colour=in_colour(), width=width))
     if args.plots:
         from hf_lm.reporting.plots import draw_lengths
 
-        print(f"\nIn {draw_lengths(found['lengths'], args.plots)}")
+        print(f"\nIn {draw_lengths(inspection['lengths'], args.plots)}")

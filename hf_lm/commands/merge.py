@@ -17,4 +17,4 @@ def run(args: argparse.Namespace) -> None:
 
     output = args.output or str(Path(args.adapter).resolve().parent / "merged")
     merge_adapter(args.adapter, output)
-    print(f"merged into {output}; hf-lm check {output} looks it over")
+    print(f"merged into {output}; hf-lm check {output} checks it")

@@ -6,10 +6,10 @@ EXAMPLE = "hf-lm predict sentiment out/sentiment reviews.txt --output prediction
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("task", help="sentiment, question_answering, summarization or translation")
+    parser.add_argument("task", help="the name of its recipe, such as sentiment")
     parser.add_argument("model", help="a folder or a Hub id")
     parser.add_argument("input", help="a .txt file with an input a line, or a table (.jsonl .csv .tsv .parquet ...)")
-    parser.add_argument("--output", default="predictions.jsonl", help="kept and continued if it is there")
+    parser.add_argument("--output", default="predictions.jsonl", help="an existing one is continued")
     parser.add_argument("--column", default="", help="column of the table that is read; guessed if not given")
 
 

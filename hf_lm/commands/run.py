@@ -2,7 +2,8 @@
 
 Options before the recipe's name are accelerate's, those after it the recipe's, untouched. --num_processes,
 --num_machines, --machine_rank, --main_process_ip, --main_process_port, --gpu_ids and --config_file are accelerate's
-wherever they stand. `hf-lm run NAME --help` lists the recipe's options.
+wherever they come; --config_file takes a path or the name of a launch file (hf-lm recipes lists them).
+`hf-lm run NAME --help` lists the recipe's options.
 """
 
 import argparse

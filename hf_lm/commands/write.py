@@ -2,22 +2,28 @@
 
 import argparse
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hf_lm.files import refuse_foreign, write_whole
-from hf_lm.hub.credentials import masked, printable
+from hf_lm.hub.credentials import error_line, printable
 from hf_lm.inference.decoding import add_decoding, decoding_of
 from hf_lm.reporting.terminal import Reader, percent, quiet, show, side_by_side
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from hf_lm.inference.generate import Continuation
+    from hf_lm.inference.writing import Draft
 
 EXAMPLE = "hf-lm write out/pretrain draft.txt"
 HELP = """\
 TEXT              is added to the draft
-Enter             the model goes on
-/three [N]        three ways to go on (or N), side by side; the number of one then takes it
+Enter             the model continues
+/three [N]        three continuations (or N), side by side; type a number to take it
 /line [TEXT]      begin a new line
-/undo  /redo      take the last change back; make it again
+/undo  /redo      undo the last change; make it again
 /show             the whole draft
 /save [FILE]      write it
 /help  /quit      this list; leave. So do Ctrl-D, and Ctrl-C twice; one Ctrl-C stops the model
@@ -26,7 +32,7 @@ Enter             the model goes on
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="a folder, an adapter's folder or a Hub id")
-    parser.add_argument("file", nargs="?", default="", help="a text to go on with, and where /save writes")
+    parser.add_argument("file", nargs="?", default="", help="a text to continue, and where /save writes")
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, mps ...; the accelerator if there is one")
     add_decoding(parser, streams=True, max_new_tokens=32)
 
@@ -45,12 +51,18 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"{args.file} is not UTF-8 text.") from None
     quiet()
     model, tokenizer = load_writer(args.model, device=args.device)
-    print(f"{args.model}: type text, Enter lets the model go on, /help lists the rest, /quit leaves.")
+    print(f"{args.model}: type text, Enter lets the model continue, /help lists the rest, /quit leaves.")
     assist(model, tokenizer, Draft(text), file=args.file, **decoding)
 
 
 def assist(
-    model: Any, tokenizer: Any, draft: Any, *, file: str = "", read: Callable[[str], str] = input, **decoding: Any
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    draft: "Draft",
+    *,
+    file: str = "",
+    read: Callable[[str], str] = input,
+    **decoding: Any,
 ) -> None:
     """The loop of `hf-lm write`: lines from `read` until it is left.
 
@@ -66,35 +78,42 @@ def assist(
                 if not desk.do(line, lines):
                     return
             except (ValueError, OSError) as error:
-                print(f"error: {masked(' '.join(str(error).split()))}")
+                print(f"error: {error_line(error)}")
     finally:
         desk.rescue()
 
 
 class _Desk:
-    """A draft, the model that helps with it, and what was offered last."""
+    """A draft, the model that continues it, and the continuations that were offered last."""
 
-    def __init__(self, model: Any, tokenizer: Any, draft: Any, file: str, decoding: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        draft: "Draft",
+        file: str,
+        decoding: dict[str, Any],
+    ) -> None:
         self.model, self.tokenizer, self.draft, self.file, self.decoding = model, tokenizer, draft, file, decoding
         self.saved = draft.text
         self.known = {_place(file): draft.text} if file else {}  # what this session read or wrote, by file
-        self.offered: list[Any] = []
+        self.offered: list[Continuation] = []
         self.warned = False
         self.seed = decoding.get("seed", 0)
 
-    def do(self, line: str, lines: Any) -> bool:
-        """Whether to go on after a line."""
+    def do(self, line: str, lines: Reader) -> bool:
+        """Do what a line asks for; returns False where it ends the session."""
         command, _, rest = line.partition(" ")
         if self.offered and line.strip().isdigit():
             self.choose(int(line))
         elif not line.strip():
-            self.go_on(lines)
+            self.extend(lines)
         elif not line.startswith("/"):
             self.draft.add(_joined(self.draft.text, line))
         elif command == "/line":
             self.draft.add("\n" + rest)
         elif command == "/three":
-            self.offer_ways(rest)
+            self.offer(rest)
         elif command in ("/undo", "/redo"):
             done = self.draft.undo() if command == "/undo" else self.draft.redo()
             print(f"(…{self.tail()})" if done else f"(nothing to {command[1:]})")
@@ -116,7 +135,7 @@ class _Desk:
         self.warned = False
         return True
 
-    def go_on(self, lines: Any) -> None:
+    def extend(self, lines: Reader) -> None:
         from hf_lm.inference.writing import continue_text
 
         written: list[str] = []
@@ -126,23 +145,23 @@ class _Desk:
         self.offered = []
         if not finished:
             lines.interrupted = True
-            print("(stopped; /undo takes back what was written)")
+            print("(stopped; /undo removes what was written)")
         elif not written:
             print("(the model ends the text here)")
 
-    def offer_ways(self, count: str) -> None:
+    def offer(self, count: str) -> None:
         from hf_lm.inference.writing import alternatives
 
         if count and not (count.isdigit() and 1 <= int(count) <= 9):
-            raise ValueError("/three takes a number of ways from 1 to 9.")
+            raise ValueError("/three takes a number from 1 to 9.")
         self.offered = alternatives(
             self.model, self.tokenizer, self.draft.text, count=int(count or 3), **self.settings()
         )
         if not self.offered:
-            print("(the model has nothing else to offer: try once more, or a higher --temperature)")
+            print("(the model has no other continuation: try once more, or a higher --temperature)")
             return
-        titles = [f"{number}: {percent(one.per_token)} a token" for number, one in enumerate(self.offered, 1)]
-        print(side_by_side([one.text for one in self.offered], titles))
+        titles = [f"{number}: {percent(each.per_token)} a token" for number, each in enumerate(self.offered, 1)]
+        print(side_by_side([each.text for each in self.offered], titles))
 
     def choose(self, number: int) -> None:
         if not 1 <= number <= len(self.offered):
@@ -187,7 +206,7 @@ def _place(file: str) -> Path:
     return Path(file).expanduser().resolve()
 
 
-def _kept(pieces: Any, written: list[str]) -> Any:
+def _kept(pieces: Generator[str], written: list[str]) -> Generator[str]:
     try:
         for piece in pieces:
             written.append(piece)
@@ -197,7 +216,7 @@ def _kept(pieces: Any, written: list[str]) -> Any:
 
 
 def _joined(text: str, line: str) -> str:
-    """A line as it is added: after a space, unless there is one, it begins with a mark, or the script has none."""
+    """A line to add: after a space, unless there is one, the line begins with a mark, or the script has no spaces."""
     from rich.cells import cell_len
 
     parted = not text or text[-1].isspace() or line[0].isspace() or line[0] in ".,;:!?…)]%"

@@ -37,20 +37,18 @@ def _stack(values: list[torch.Tensor], fill: int, left: bool) -> torch.Tensor:
 
 
 def by_length(
-    lengths: Sequence[int], *, max_tokens: int = 2**14, max_rows: int = 512, share: tuple[int, int] = (0, 1)
+    lengths: Sequence[int], *, max_tokens: int = 2**14, max_rows: int = 512, processes: int = 1
 ) -> Iterator[list[int]]:
-    """Batches of indices, the longest rows first, each of at most `max_tokens` tokens with its padding.
+    """Batches of indices, the longest rows first; each process's share of one has at most `max_tokens` with padding.
 
-    `share` is (process, processes): each takes its own batches.
+    A batch is for all `processes` together: `batch[process::processes]` is the share of one.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    position = number = 0
+    position = 0
     while position < len(order):
-        rows = order[position : position + max(1, min(max_rows, max_tokens // max(1, lengths[order[position]])))]
-        position += len(rows)
-        if number % share[1] == share[0]:
-            yield rows
-        number += 1
+        share = max(1, min(max_rows, max_tokens // max(1, lengths[order[position]])))
+        yield order[position : position + processes * share]
+        position += processes * share
 
 
 class GroupedByLength(Sampler[int]):
@@ -101,20 +99,34 @@ def map_by_length(
     description: str,
     max_tokens: int = 2**14,
     max_rows: int = 512,
+    whole: bool = False,
 ) -> list[Any]:
-    """`work(indices)` over batches of like-sized rows; results in the order of the rows, on every process."""
+    """`work(indices)` over batches of like-sized rows; results in the order of the rows, on every process.
+
+    The processes of an accelerator share the rows of each batch, and all call `work` equally often: the forward of a
+    sharded model needs every process. One that has no row left repeats another's and drops the result. `whole`: they
+    share complete batches, the same for any number of processes, where a result depends on its batch.
+    """
     from tqdm import tqdm
 
-    share = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
-    batches = list(by_length(lengths, max_tokens=max_tokens, max_rows=max_rows, share=share))
+    index, processes = (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
+    together = 1 if whole else processes
+    batches = list(by_length(lengths, max_tokens=max_tokens, max_rows=max_rows, processes=together))
+    shares = [[batch[process::processes] for process in range(processes)] for batch in batches]  # by turn and process
+    if whole:
+        shares = [
+            (batches[i : i + processes] + [[]] * processes)[:processes] for i in range(0, len(batches), processes)
+        ]
     shown = accelerator is None or accelerator.is_main_process
-    bar = tqdm(desc=description, total=sum(map(len, batches)), delay=2, leave=False, disable=None if shown else True)
+    bar = tqdm(desc=description, total=len(lengths), delay=2, leave=False, disable=None if shown else True)
     pieces = []
     with bar:
-        for rows in batches:
-            pieces.append((rows, work(rows)))
-            bar.update(len(rows))
-    if share[1] > 1:
+        for turn in shares:
+            rows = turn[index]
+            results = work(rows or turn[0][:1])
+            pieces.append((rows, results if rows else ()))
+            bar.update(sum(map(len, turn)))
+    if processes > 1:
         from accelerate.utils import gather_object
 
         pieces = gather_object(pieces)

@@ -1,10 +1,12 @@
 """Conversations, preferences and prompts with an answer that can be checked: rows as they come, made of one form."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from hf_lm.data.reading import clean
+from hf_lm.data.patterns import Pattern
+from hf_lm.data.reading import clean, plain_text
 from hf_lm.data.tables import Row, Table, hold_out, pick_column
 from hf_lm.tokenization.chat_template import Message
 
@@ -40,8 +42,9 @@ def read_chat(table: Table, *, prompt: str = "", completion: str = "") -> None:
         read = lambda row: _side(row.get(prompt), "user", table) + _side(row.get(completion), "assistant", table)  # noqa: E731
     for split, rows in table.rows.items():
         kept = []
-        for row in rows:
-            messages = read(row)
+        for number, row in enumerate(rows, 1):
+            with _named(table, split, number):
+                messages = read(row)
             while messages and messages[-1]["role"] != "assistant":
                 table.left_out["turns_after_the_last_answer"] += 1
                 messages.pop()
@@ -68,14 +71,9 @@ def read_preferences(table: Table) -> None:
     explicit = next((name for name in ("prompt", "messages", "instruction", "question") if name in first), "")
     for split, rows in table.rows.items():
         kept = []
-        for row in rows:
-            if explicit:
-                prompt = _side(row[explicit], "user", table)
-                chosen, rejected = (_side(row[name], "assistant", table) for name in ("chosen", "rejected"))
-                if prompt == chosen[: len(prompt)]:  # as some write it: the prompt stands in both sides again
-                    chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
-            else:
-                prompt, chosen, rejected = _common_beginning(row["chosen"], row["rejected"], table)
+        for number, row in enumerate(rows, 1):
+            with _named(table, split, number):
+                prompt, chosen, rejected = _pair(row, explicit, table)
             if reason := _no_pair(prompt, chosen, rejected):
                 table.left_out[reason] += 1
             else:
@@ -84,6 +82,26 @@ def read_preferences(table: Table) -> None:
     kind = f"a prompt in {explicit!r}" if explicit else "the prompt is the beginning that both sides share"
     key = lambda row: "\n".join(message["content"] for message in row["messages"])  # noqa: E731
     _finish(table, f"pairs of answers; {kind}", key, "prompt", {"validation": 0.1, "test": 0.1})
+
+
+def _pair(row: Row, explicit: str, table: Table) -> tuple[list[Message], list[Message], list[Message]]:
+    """(prompt, chosen answer, rejected answer) of a row; without a column `explicit` the sides share the prompt."""
+    if not explicit:
+        return _common_beginning(row.get("chosen"), row.get("rejected"), table)
+    prompt = _side(row.get(explicit), "user", table)
+    chosen, rejected = (_side(row.get(name), "assistant", table) for name in ("chosen", "rejected"))
+    if prompt and prompt == chosen[: len(prompt)]:  # as some write it: the prompt stands in both sides again
+        chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
+    return prompt, chosen, rejected
+
+
+@contextmanager
+def _named(table: Table, split: str, number: int) -> Iterator[None]:
+    """Put a row's place before an error."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"--dataset {table.source}, {split} row {number}: {error}") from None
 
 
 def _common_beginning(chosen: Any, rejected: Any, table: Table) -> tuple[list[Message], list[Message], list[Message]]:
@@ -130,22 +148,20 @@ def read_prompts(table: Table, *, prompt: str = "", reference: str = "", answer_
     names = [name for name in ("reference", "target", *COMPLETION) if name in first and name != prompt]
     if reference or names:
         reference = pick_column([first], reference, names, option="--reference", where=where)
-    try:
-        pattern = re.compile(answer_pattern) if answer_pattern else None
-    except re.error as error:
-        raise ValueError(f"--answer_pattern {answer_pattern!r} is not a regular expression: {error}.") from None
+    pattern = Pattern(answer_pattern, option="--answer_pattern") if answer_pattern else None
     for split, rows in table.rows.items():
         kept = []
-        for row in rows:
-            messages = _side(row.get(prompt), "user", table)
-            answer = clean(str(row.get(reference, "")), table.left_out).strip()
+        for number, row in enumerate(rows, 1):
+            with _named(table, split, number):
+                messages = _side(row.get(prompt), "user", table)
+                answer = clean(plain_text(row.get(reference), repr(reference)), table.left_out).strip()
             found = pattern.search(answer) if pattern else None
             if pattern and not found:
                 table.left_out["rows_whose_reference_lacks_the_pattern"] += 1
             elif not messages or not messages[-1]["content"]:
                 table.left_out["rows_without_a_prompt"] += 1
             else:
-                answer = (found[1] if found.groups() else found[0]).strip() if found else answer
+                answer = ((found[1] if found.groups() else found[0]) or "").strip() if found else answer
                 kept.append({"messages": messages, "reference": answer})
         table.rows[split] = kept
     said = f"prompts in {prompt!r}" + (f", references in {reference!r}" if reference else ", no references")
@@ -162,18 +178,33 @@ def _finish(table: Table, said: str, group: Any, unit: str, shares: dict[str, fl
 
 def _messages(value: Any, table: Table) -> list[Message]:
     """Messages under one set of names; content that is a list of parts is joined."""
+    if value is None or value != value:
+        return []
+    if not isinstance(value, list):
+        raise ValueError(f"messages are {value!r:.40}; they must be a list of {{role, content}}.")
     found = []
-    for message in value or []:
+    for message in value:
+        if not isinstance(message, dict):
+            raise ValueError(f"a message is {message!r:.40}; it must be an object with role and content.")
         role = message.get("role", message.get("from"))
         content = message.get("content", message.get("value"))
         if isinstance(content, list):
-            content = "".join(str(part.get("text", "")) if isinstance(part, dict) else str(part) for part in content)
-        if role not in ROLES:
-            raise ValueError(
-                f"--dataset {table.source} has a message with the role {role!r}; there are {', '.join(ROLES)}."
-            )
-        found.append({"role": ROLES[role], "content": clean(str(content or ""), table.left_out).strip()})
+            content = "".join(map(_part, content))
+        if not isinstance(role, str) or role not in ROLES:
+            raise ValueError(f"a message has the role {role!r:.40}; there are {', '.join(ROLES)}.")
+        text = clean(plain_text(content, "a message's content"), table.left_out).strip()
+        found.append({"role": ROLES[role], "content": text})
     return found
+
+
+def _part(part: Any) -> str:
+    """The text of a part of a message. Raises ValueError for an image or anything else that is none."""
+    if isinstance(part, dict) and isinstance(part.get("text"), str):
+        return part["text"]
+    if isinstance(part, str):
+        return part
+    kind = part.get("type") if isinstance(part, dict) else None
+    raise ValueError(f"a message has a part that is no text ({kind or repr(part):.40}); only text can be learned.")
 
 
 def _side(value: Any, role: str, table: Table) -> list[Message]:
@@ -182,11 +213,11 @@ def _side(value: Any, role: str, table: Table) -> list[Message]:
         value = [value]
     if isinstance(value, list):
         return _messages(value, table)
-    return [{"role": role, "content": clean(str(value or ""), table.left_out).strip()}]
+    return [{"role": role, "content": clean(plain_text(value, f"the {role}'s text"), table.left_out).strip()}]
 
 
 def _alpaca(row: Row, completion: str, table: Table) -> list[Message]:
-    asked = [str(row.get(name) or "").strip() for name in ("instruction", "input")]
+    asked = [plain_text(row.get(name), repr(name)).strip() for name in ("instruction", "input")]
     system = _side(row["system"], "system", table) if row.get("system") else []
     prompt = _side("\n\n".join(part for part in asked if part), "user", table)
     return [*system, *prompt, *_side(row.get(completion), "assistant", table)]

@@ -75,11 +75,12 @@ class TokenStream:
 def cache_folder(fingerprint: str, tokenizer: PreTrainedTokenizerBase, split: str) -> Path:
     """The cache of a split, named by its text (the corpus' fingerprint) and by what the tokenizer does."""
     backend: Any = tokenizer.backend_tokenizer
-    identity = f"{FORMAT} {fingerprint} {split} {_markers(tokenizer)} {backend.to_str()}"
+    identity = f"{FORMAT} {fingerprint} {split} {markers(tokenizer)} {backend.to_str()}"
     return default_cache() / "tokens" / hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
 
 
-def _markers(tokenizer: PreTrainedTokenizerBase) -> tuple[TokenId, TokenId]:
+def markers(tokenizer: PreTrainedTokenizerBase) -> tuple[TokenId, TokenId]:
+    """The ids of the marker before a document and of the one after it."""
     end = next(i for i in (tokenizer.eos_token_id, tokenizer.sep_token_id, tokenizer.bos_token_id) if i is not None)
     return (end if tokenizer.bos_token_id is None else tokenizer.bos_token_id), end
 
@@ -112,7 +113,7 @@ def tokenize_documents(
 def _write(
     documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, folder: Path, count_words: bool, bar: tqdm
 ) -> dict[str, Any]:
-    begin, end = _markers(tokenizer)
+    begin, end = markers(tokenizer)
     dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
     starts, sizes, words = [], [], []
     position = 0

@@ -2,22 +2,23 @@
 
 import codecs
 import csv
-import gzip
 import io
 import itertools
 import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
+from hf_lm.data.opening import CHUNK, check_encoding, check_utf8, reading
+from hf_lm.data.patterns import Pattern
 from hf_lm.suggestions import did_you_mean
 
 SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
-CHUNK = 2**20  # bytes read at a time
 SECTION = 2**16  # characters: a text file is cut into documents of at most this length
+SURROGATE = re.compile("[\ud800-\udfff]")
 LONGEST = 2**20  # characters: so are rows and documents that begin at document_start
 
 
@@ -30,7 +31,7 @@ def read_documents(
     path: Path,
     *,
     text_column: str,
-    document_start: re.Pattern[str] | None,
+    document_start: Pattern | None,
     cleaned: Counter,
     columns: dict[str, str] | None = None,
 ) -> Iterator[str]:
@@ -50,7 +51,7 @@ def read_documents(
         yield from rows_to_documents(rows, document_start, cleaned)
 
 
-def rows_to_documents(rows: Iterable[str], document_start: re.Pattern[str] | None, cleaned: Counter) -> Iterator[str]:
+def rows_to_documents(rows: Iterable[str], document_start: Pattern | None, cleaned: Counter) -> Iterator[str]:
     """Rows as documents, or, with document_start, as lines of documents."""
     if document_start is not None:
         lines = (row if row.endswith("\n") else row + "\n" for row in (clean(row, cleaned) for row in rows))
@@ -67,8 +68,25 @@ def rows_to_documents(rows: Iterable[str], document_start: re.Pattern[str] | Non
             cleaned["empty_rows"] += 1
 
 
+def plain_text(value: Any, where: str) -> str:
+    """A cell as text: "" for null and NaN. Raises ValueError, beginning with `where`, for bytes, lists and objects."""
+    if isinstance(value, str):
+        return value
+    if value is None or value != value:
+        return ""
+    if isinstance(value, bytes | list | tuple | dict):
+        kind = "bytes" if isinstance(value, bytes) else "an object" if isinstance(value, dict) else "a list"
+        raise ValueError(f"{where} holds {kind} where a text is needed: {value!r:.40}.")
+    return str(value)
+
+
 def clean(text: str, cleaned: Counter) -> str:
-    """Line ends as \\n and no NUL; nothing else about a text is changed."""
+    """Line ends as \\n, no NUL, and U+FFFD for half a surrogate pair; nothing else about a text is changed."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        cleaned["lone_surrogates"] += len(SURROGATE.findall(text))
+        text = SURROGATE.sub("\ufffd", text)
     if "\0" in text:
         cleaned["nul_characters"] += text.count("\0")
         text = text.replace("\0", "")
@@ -78,7 +96,7 @@ def clean(text: str, cleaned: Counter) -> str:
     return text
 
 
-def cut(chunks: Iterable[str], start: re.Pattern[str] | None, longest: int) -> Iterator[str]:
+def cut(chunks: Iterable[str], start: Pattern | None, longest: int) -> Iterator[str]:
     """Cut running text at the lines that match `start`, and where a piece would be longer than `longest` characters.
 
     The pieces joined are the text again.
@@ -98,8 +116,8 @@ def cut(chunks: Iterable[str], start: re.Pattern[str] | None, longest: int) -> I
         yield from _sections(document, longest)
 
 
-def _split_at(text: str, start: re.Pattern[str], whole: int) -> list[str]:
-    cuts = [0, *(match.start() for match in start.finditer(text, 0, whole) if match.start() > 0), len(text)]
+def _split_at(text: str, start: Pattern, whole: int) -> list[str]:
+    cuts = [0, *(place for place in start.starts(text, whole) if place > 0), len(text)]
     return [text[a:b] for a, b in itertools.pairwise(cuts)]
 
 
@@ -129,27 +147,14 @@ def _not_empty(documents: Iterable[str], cleaned: Counter) -> Iterator[str]:
             yield document
 
 
-def open_bytes(path: Path) -> BinaryIO | gzip.GzipFile:
-    """A file for reading, decompressed where its ending says so. Raises ImportError for .zst without zstandard."""
-    if path.suffix == ".gz":
-        return gzip.open(path, "rb")
-    if path.suffix == ".zst":
-        try:
-            import zstandard
-        except ImportError:
-            raise ImportError(f"{path} needs the package zstandard: pip install 'hf-lm[zst]'.") from None
-        return io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(path.open("rb"), closefd=True))
-    return path.open("rb")
-
-
 def _text_chunks(path: Path, cleaned: Counter) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8-sig")("replace")
     held = ""  # a \r that ends a chunk may belong to a \r\n
-    with _reading(path) as file:
+    with reading(path) as file:
         first = True
         while data := file.read(CHUNK):
             if first:
-                _check_encoding(data, path)
+                check_encoding(data, path)
                 first = False
             text = held + decoder.decode(data)
             if "\ufffd" in text:
@@ -159,30 +164,6 @@ def _text_chunks(path: Path, cleaned: Counter) -> Iterator[str]:
         yield clean(held + decoder.decode(b"", final=True), cleaned)
     if first:
         cleaned["empty_files"] += 1
-
-
-def _check_encoding(data: bytes, path: Path) -> None:
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise ValueError(f"{path} is UTF-16, not UTF-8: convert it first (iconv -f UTF-16 -t UTF-8).")
-    text = data.decode("utf-8", "replace")
-    if text.count("\ufffd") > len(text) // 10:
-        raise ValueError(f"{path} is not UTF-8 text: more than a tenth of its first megabyte cannot be decoded.")
-
-
-class _reading:
-    """Open a file, and turn what the decompressors raise into one line that names it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> BinaryIO | gzip.GzipFile:
-        self.file = open_bytes(self.path)
-        return self.file
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        self.file.close()
-        if kind is not None and (issubclass(kind, (gzip.BadGzipFile, EOFError)) or kind.__name__ == "ZstdError"):
-            raise ValueError(f"{self.path} is damaged: {error}") from None
 
 
 def read_rows(path: Path, *, header: bool = True) -> list[dict[str, Any]]:
@@ -197,10 +178,14 @@ def read_rows(path: Path, *, header: bool = True) -> list[dict[str, Any]]:
                 said = f"expected an object with named columns, got a {type(row).__name__}"
                 raise ValueError(f"{path}, row {number}: {said}.")
         return rows
-    lines = list(_separated(path))
+    try:
+        lines = list(_separated(path))
+    except csv.Error as error:
+        raise ValueError(f"{path} cannot be read as a table: {error}.") from None
     if not lines:
         return []
     names = lines.pop(0) if header else [str(i) for i in range(len(lines[0]))]
+    _check_names(names, path)
     for number, line in enumerate(lines, 2 if header else 1):
         if len(line) != len(names):
             raise ValueError(f"{path}, row {number}: {len(line)} columns, where the first row has {len(names)}.")
@@ -237,17 +222,18 @@ def column_values(
     A list of strings is joined by line ends.
     """
     column = None
-    for row in rows:
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise ValueError(f"{where}, row {number}: expected named columns, got a {type(row).__name__}.")
         if column is None:
-            if not isinstance(row, dict):
-                raise ValueError(f"{where}: expected rows with named columns, got {type(row).__name__}.")
             column = choose_column(row, text_column, where)
             if columns is not None:
                 columns[where] = column
         value = row.get(column)
+        said = f"{where}, row {number}: {column!r}"
         if isinstance(value, list):
-            value = "\n".join(str(item) for item in value if item is not None)
-        yield "" if value is None else value if isinstance(value, str) else str(value)
+            value = "\n".join(plain_text(item, said) for item in value if item is not None)
+        yield plain_text(value, said)
 
 
 def choose_column(row: dict[str, Any], text_column: str, where: str) -> str:
@@ -268,7 +254,8 @@ def choose_column(row: dict[str, Any], text_column: str, where: str) -> str:
 
 
 def _jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    with _reading(path) as file:
+    check_utf8(path)
+    with reading(path) as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 yield _parse(line, path, number)
@@ -279,15 +266,19 @@ def _parse(line: bytes, path: Path, number: int) -> Any:
         return json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8", "replace"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}, line {number}: not JSON: {error.msg} at column {error.colno}.") from None
+    except (RecursionError, ValueError) as error:  # nested, or a number of thousands of digits
+        why = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise ValueError(f"{path}, line {number}: cannot be read as JSON: {why}.") from None
 
 
 def _json(path: Path) -> Iterator[dict[str, Any]]:
     """A list of objects, an object that holds one such list, or JSON lines."""
-    with _reading(path) as file:
+    check_utf8(path)
+    with reading(path) as file:
         data = file.read()
     try:
         found = json.loads(data.decode("utf-8-sig", "replace"))
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         lines = [line for line in data.splitlines() if line.strip()]
         found = [_parse(line, path, number) for number, line in enumerate(lines, 1)]
     if isinstance(found, dict):
@@ -300,42 +291,55 @@ def _json(path: Path) -> Iterator[dict[str, Any]]:
 
 def _csv(path: Path) -> Iterator[dict[str, Any]]:
     csv.field_size_limit(sys.maxsize)
-    with _reading(path) as file:
+    check_utf8(path)
+    with reading(path) as file:
         lines = io.TextIOWrapper(file, encoding="utf-8-sig", errors="replace", newline="")
         without_nul = (line.replace("\0", "") for line in lines)
-        yield from csv.DictReader(without_nul, delimiter="\t" if suffix(path) == ".tsv" else ",")
+        rows = csv.DictReader(without_nul, delimiter="\t" if suffix(path) == ".tsv" else ",")
+        _check_names(rows.fieldnames or [], path)
+        yield from rows
+
+
+def _check_names(names: Sequence[str], path: Path) -> None:
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(f"{path} has {Counter(names)[twice[0]]} columns called {twice[0]!r}; give each its own name.")
 
 
 def _parquet(path: Path) -> Iterator[dict[str, Any]]:
     import pyarrow
     import pyarrow.parquet as parquet
 
-    with _reading(path) as file:
+    with reading(path) as file:
         source = path if path.suffix == ".parquet" else io.BytesIO(file.read())
         try:
-            for batch in parquet.ParquetFile(source).iter_batches(batch_size=256):
+            opened = parquet.ParquetFile(source)
+            _check_names(opened.schema_arrow.names, path)
+            for batch in opened.iter_batches(batch_size=256):
                 yield from batch.to_pylist()
-        except pyarrow.ArrowException as error:
-            raise ValueError(f"{path} is not a parquet file: {str(error).splitlines()[0]}") from None
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not a parquet file, or is damaged: {str(error).splitlines()[0]}") from None
 
 
 def _arrow(path: Path) -> Iterator[dict[str, Any]]:
     import pyarrow
 
-    with _reading(path) as file:
+    with reading(path) as file:
         source: Any = pyarrow.memory_map(str(path)) if path.suffix == ".arrow" else io.BytesIO(file.read())
         batches: Iterable[Any]
         try:
             try:
                 batches = pyarrow.ipc.open_stream(source)
+                names = batches.schema.names
             except pyarrow.ArrowInvalid:
                 opened = pyarrow.ipc.open_file(source)
                 batches = (opened.get_batch(i) for i in range(opened.num_record_batches))
-        except pyarrow.ArrowException as error:
-            raise ValueError(f"{path} is not an arrow file: {str(error).splitlines()[0]}") from None
-        for batch in batches:
-            for start in range(0, batch.num_rows, 256):
-                yield from batch.slice(start, 256).to_pylist()
+                names = opened.schema.names
+            _check_names(names, path)
+            for batch in batches:
+                for start in range(0, batch.num_rows, 256):
+                    yield from batch.slice(start, 256).to_pylist()
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not an arrow file, or is damaged: {str(error).splitlines()[0]}") from None
 
 
 READERS = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet, ".arrow": _arrow}

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from functools import lru_cache
 
 from fontTools import unicodedata
 
@@ -36,9 +37,20 @@ def script_shares(texts: Iterable[str]) -> dict[str, float]:
         characters.update(text)
     counts: Counter = Counter()
     for character, count in characters.items():
-        counts[unicodedata.script_name(unicodedata.script(character))] += count
+        counts[_script(character)] += count
     letters = {script: count for script, count in counts.most_common() if script not in COMMON}
     return {script: count / sum(letters.values()) for script, count in letters.items()}
+
+
+def main_script(text: str, *, read: int = 1000) -> str:
+    """The Unicode script of most letters among the first `read` characters; "" where there are none."""
+    counts = Counter(map(_script, text[:read]))
+    return next((script for script, _ in counts.most_common() if script not in COMMON), "")
+
+
+@lru_cache(2**16)
+def _script(character: str) -> str:
+    return unicodedata.script_name(unicodedata.script(character))
 
 
 def languages_of(shares: dict[str, float], *, least: float = 0.05) -> list[str]:

@@ -8,11 +8,18 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import regex
+from transformers import PreTrainedTokenizerBase
+
 from hf_lm.data.demos.documentation import demo_split, documentation
+from hf_lm.data.packing import TokenStream
+from hf_lm.data.patterns import Pattern
 from hf_lm.data.reading import SUFFIXES, column_values, read_documents, rows_to_documents, suffix
+from hf_lm.data.token_files import PREFIX, TOKENIZER, documents_of, open_tokens, read_record
 from hf_lm.files import hash_contents
 
 SPLITS = ("train", "validation", "test")
@@ -44,6 +51,9 @@ class Corpus:
     columns: dict[str, str] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
     languages: list[str] = field(default_factory=list)
+    stream: Callable[[PreTrainedTokenizerBase], TokenStream] | None = None  # of train, where it is tokenized already
+    tokenizer: str = ""  # folder of the tokenizer that wrote it
+    commit: str = ""  # of a dataset of the Hub
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -57,6 +67,7 @@ class Corpus:
             "source": self.source,
             "format": self.format,
             "fingerprint": self.fingerprint,
+            "commit": self.commit,
             "notes": self.notes,
         }
 
@@ -72,15 +83,15 @@ def load_corpus(
     """The corpus that `--dataset` names.
 
     `demo`; a file (.txt .jsonl .json .csv .tsv .parquet .arrow, also .gz and .zst), a folder of them or a glob; a Hub
-    dataset `name`, `name:config`, `name@revision`; or a mixture `a=0.7,b=0.3` by bytes. `text_column` "" guesses.
+    dataset `name`, `name:config`, `name@revision`; or a mixture `a=0.7,b=0.3` by bytes; `tokens:FOLDER`, a folder of
+    token files, or a mixture of such folders by tokens. `text_column` "" guesses.
     `document_start` is a regular expression for the line that begins a document. A missing validation or test split is
     cut from train by document. Raises FileNotFoundError, PermissionError or ValueError in one line.
     """
-    try:
-        start = re.compile(document_start, re.MULTILINE) if document_start else None
-    except re.error as error:
-        raise ValueError(f"--document_start {document_start!r} is not a regular expression: {error}.") from None
+    start = Pattern(document_start, option="--document_start", flags=regex.MULTILINE) if document_start else None
     shares = {"validation": validation_share, "test": test_share}
+    if any(name.startswith(PREFIX) for name, _ in _weighted(dataset)):
+        return _from_tokens(dataset, text_column)
     parts = []
     for name, weight in _weighted(dataset):
         corpus = _load_one(name, text_column, start)
@@ -95,7 +106,10 @@ def load_corpus(
 def _weighted(dataset: str) -> list[tuple[str, float]]:
     pairs = [re.fullmatch(r"(.+)=(\d*\.?\d+)", part.strip()) for part in dataset.split(",")]
     if len(pairs) > 1 and all(pairs):
-        return [(pair[1], float(pair[2])) for pair in pairs if pair and float(pair[2]) > 0]
+        weights = [(pair[1], float(pair[2])) for pair in pairs if pair and float(pair[2]) > 0]
+        if not weights:
+            raise ValueError(f"--dataset {dataset}: every weight is 0; give at least one above it.")
+        return weights
     return [(dataset, 1.0)]
 
 
@@ -103,7 +117,7 @@ def hash_text(text: str) -> bytes:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
-def _load_one(name: str, text_column: str, start: re.Pattern[str] | None) -> Corpus:
+def _load_one(name: str, text_column: str, start: Pattern | None) -> Corpus:
     if name == "demo":
         return _demo()
     files = find_files(name)
@@ -151,10 +165,11 @@ def split_of(path: Path, root: Path) -> str:
     return "train"
 
 
-def _from_files(name: str, files: list[Path], text_column: str, start: re.Pattern[str] | None) -> Corpus:
+def _from_files(name: str, files: list[Path], text_column: str, start: Pattern | None) -> Corpus:
     root = Path(name).expanduser() if Path(name).expanduser().is_dir() else files[0].parent
     by_split: dict[str, list[Path]] = {}
-    named = [(split_of(path, root) if len(files) > 1 else "train", path) for path in files]
+    alone = len(files) == 1 and not Path(name).expanduser().is_dir()
+    named = [("train" if alone else split_of(path, root), path) for path in files]
     for split, path in named:
         by_split.setdefault(split, []).append(path)
     if "train" not in by_split:
@@ -169,21 +184,10 @@ def _from_files(name: str, files: list[Path], text_column: str, start: re.Patter
     if start is not None:
         corpus.format = " and ".join(endings) + f", a document from each line that matches {start.pattern!r}"
     corpus.origins = {split: file_names(paths, root) for split, paths in by_split.items()}
-
-    def reader(paths: list[Path]) -> Reader:
-        def read() -> Iterator[str]:
-            for path in paths:
-                counted = Counter()
-                yield from read_documents(
-                    path, text_column=text_column, document_start=start, cleaned=counted, columns=corpus.columns
-                )
-                corpus.cleaned[str(path)] = counted
-
-        return read
-
-    corpus.readers = {split: reader(paths) for split, paths in by_split.items()}
+    corpus.readers = {split: _reader(corpus, paths, text_column, start) for split, paths in by_split.items()}
     if len(by_split["train"]) > 1:
-        corpus.groups = {os.path.relpath(path, root): reader([path]) for path in by_split["train"][:GROUPS]}
+        first = by_split["train"][:GROUPS]
+        corpus.groups = {os.path.relpath(path, root): _reader(corpus, [path], text_column, start) for path in first}
     return corpus
 
 
@@ -191,6 +195,55 @@ def file_names(paths: list[Path], root: Path, *, most: int = 4) -> str:
     """Files as a reader meets them: below their folder, the first few."""
     named = [os.path.relpath(path, root) for path in paths[:most]]
     return ", ".join(named) + (f" and {len(paths) - most:,} more" if len(paths) > most else "")
+
+
+def _from_tokens(dataset: str, text_column: str) -> Corpus:
+    """Folders of token files; validation and test are the text files below them that are named so."""
+    named = _weighted(dataset)
+    if plain := [name for name, _ in named if not name.startswith(PREFIX)]:
+        raise ValueError(f"--dataset {dataset} mixes token files with the text {plain[0]}: tokenize it first.")
+    folders = [(Path(name.removeprefix(PREFIX)).expanduser(), weight) for name, weight in named]
+    records = [read_record(folder) for folder, _ in folders]
+    corpus = Corpus(dataset, "", 0, {"train": documents_of(folders)}, format="token files and held-out text")
+    corpus.tokenizer, corpus.stream = str(folders[0][0] / TOKENIZER), partial(open_tokens, folders)
+    held: dict[str, list[Path]] = {}
+    for folder, _ in folders:
+        for split in SPLITS[1:]:
+            held.setdefault(split, []).extend(
+                find_files(str(folder / split)) or [] if (folder / split).is_dir() else []
+            )
+    if not held["validation"]:
+        raise FileNotFoundError(
+            f"--dataset {dataset} has no held-out text: put documents, as .jsonl, .parquet or .txt, into "
+            f"{folders[0][0] / 'validation'}/ (and test/). recipes/corpus.py does so."
+        )
+    corpus.readers |= {split: _reader(corpus, paths, text_column) for split, paths in held.items() if paths}
+    corpus.size = sum(record.get("bytes", 4 * record["tokens"]) for record in records)
+    for (folder, _), record in zip(folders, records, strict=True):
+        size = f", {record['bytes']:,} bytes of text" if "bytes" in record else ""
+        corpus.notes.append(f"{folder.name}: {record['documents']:,} documents, {record['tokens']:,} tokens{size}")
+    corpus.origins = {"train": ", ".join(f"{name}/*.ds" for name, _ in named)}
+    content = hash_contents((path.name, path) for paths in held.values() for path in paths)
+    corpus.fingerprint = hash_text(f"{named} {records} {content} {text_column}").hex()
+    if len(folders) > 1:
+        total = sum(weight for _, weight in folders)
+        shares = ", ".join(f"{weight / total:.0%} {folder.name}" for folder, weight in folders)
+        corpus.notes.append(f"a mixture by tokens, {shares}, as long as the source that ends first")
+    return corpus
+
+
+def _reader(corpus: Corpus, paths: list[Path], text_column: str, start: re.Pattern[str] | None = None) -> Reader:
+    """A reader of files one after the other, which notes in the corpus what was mended and read."""
+
+    def read() -> Iterator[str]:
+        for path in paths:
+            counted = Counter()
+            yield from read_documents(
+                path, text_column=text_column, document_start=start, cleaned=counted, columns=corpus.columns
+            )
+            corpus.cleaned[str(path)] = counted
+
+    return read
 
 
 def _demo() -> Corpus:
@@ -211,8 +264,8 @@ def _demo() -> Corpus:
     return Corpus("demo", content, size, readers, notes, languages=["en"])
 
 
-def load_hub(name: str) -> tuple[dict[str, Any], bytes]:
-    """The splits of a Hub dataset `name`, `name:config`, `name@revision` under our names, and what their content is.
+def load_hub(name: str) -> tuple[dict[str, Any], bytes, str]:
+    """The splits of a Hub dataset `name`, `name:config`, `name@revision` under our names, their content and commit.
 
     Raises ValueError in one line where there is no such dataset, or no network.
     """
@@ -223,6 +276,10 @@ def load_hub(name: str) -> tuple[dict[str, Any], bytes]:
     path, _, config = path.partition(":")
     if ":" in revision:
         revision, _, config = revision.partition(":")
+    if f".{path}" in SUFFIXES or path == "text":
+        raise ValueError(
+            f"--dataset {name} is a format, not a data set: give the path of a file that ends in .{path}."
+        )
     try:
         found = datasets.load_dataset(path, config or None, revision=revision or None)
     except Exception as error:
@@ -237,12 +294,15 @@ def load_hub(name: str) -> tuple[dict[str, Any], bytes]:
     if "train" not in by_split:
         raise ValueError(f"--dataset {name} has no split train, only {sorted(found)}.")
     content = hash_text(" ".join(f"{split} {rows._fingerprint}" for split, rows in by_split.items()))
-    return by_split, content
+    files = by_split["train"].info.download_checksums or {}  # hf://datasets/user/name@COMMIT/path
+    commits = {match[1] for file in files if (match := re.match(r"hf://datasets/[^@]+@(\w+)/", file))}
+    return by_split, content, commits.pop() if len(commits) == 1 else ""
 
 
-def _from_hub(name: str, text_column: str, start: re.Pattern[str] | None) -> Corpus:
-    by_split, content = load_hub(name)
+def _from_hub(name: str, text_column: str, start: Pattern | None) -> Corpus:
+    by_split, content, commit = load_hub(name)
     corpus = Corpus(name, content.hex(), by_split["train"].data.nbytes, {}, format="a dataset of the Hub")
+    corpus.commit = commit
 
     def reader(split: str, rows: Any) -> Reader:
         def read() -> Iterator[str]:

@@ -11,7 +11,7 @@ from hf_lm.data.demos.cldr import country_questions, phrases
 from hf_lm.data.demos.dialogues import dialogues, preferences, sums
 from hf_lm.data.demos.documentation import demo_split, docstring_summaries
 from hf_lm.data.demos.opinions import opinions
-from hf_lm.data.reading import SUFFIXES, read_lines, read_rows, suffix
+from hf_lm.data.reading import SUFFIXES, clean, plain_text, read_lines, read_rows, suffix
 from hf_lm.data.sources import SPLITS, choose_sides, cut_note, file_names, find_files, hash_text, load_hub, split_of
 from hf_lm.files import hash_contents
 from hf_lm.suggestions import did_you_mean
@@ -25,7 +25,7 @@ class Table:
     """Rows by split. `notes` say in sentences what a reader of the report must know; `left_out` counts rows.
 
     How it was understood: `format` in words, `columns` as the task calls them and as the data does, `origins` of each
-    split. `languages` are those that are known, not guessed.
+    split. `languages` are those that are known, not guessed; `labels` the classes, where rows have one.
     """
 
     source: str
@@ -37,6 +37,8 @@ class Table:
     columns: dict[str, str] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
     languages: list[str] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+    commit: str = ""  # of a dataset of the Hub
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -106,16 +108,18 @@ def load_table(
         return _demo(dataset)
     files = find_files(dataset, any_ending=True)
     if files is None:
-        by_split, content = load_hub(dataset)
+        by_split, content, commit = load_hub(dataset)
         rows_of = {split: _hub_rows(rows) for split, rows in by_split.items()}
-        return Table(dataset, content.hex(), rows_of, format="a dataset of the Hub")
+        return Table(dataset, content.hex(), rows_of, format="a dataset of the Hub", commit=commit)
     root = Path(dataset).expanduser()
     root = root if root.is_dir() else files[0].parent
     named = [path for path in files if suffix(path) in SUFFIXES and suffix(path) != ".txt"]
     if not named and [path.suffix for path in files] == [".txt"]:  # as tables of sentence pairs are often called
         named = files
     if named:
-        form, read = _read_tables(named, root, header)
+        form, read = _read_tables(
+            named, root, header, alone=len(named) == 1 and not Path(dataset).expanduser().is_dir()
+        )
     elif endings == "labels":
         form, read = "texts in files or folders that are called by their class", _read_labelled(files, root)
     else:
@@ -135,10 +139,10 @@ def load_table(
     return Table(Path(dataset).name, content, rows, format=form, origins=named_files)
 
 
-def _read_tables(files: list[Path], root: Path, header: bool) -> tuple[str, Read]:
+def _read_tables(files: list[Path], root: Path, header: bool, *, alone: bool) -> tuple[str, Read]:
     form = "rows of " + " and ".join(sorted({suffix(path) for path in files}))
     form += "" if header else " without a header, so columns are called by their position"
-    split = lambda path: split_of(path, root) if len(files) > 1 else "train"  # noqa: E731
+    split = lambda path: "train" if alone else split_of(path, root)  # noqa: E731
     return form, ((split(path), [path], read_rows(path, header=header)) for path in files)
 
 
@@ -155,13 +159,16 @@ def _read_aligned(files: list[Path], root: Path) -> Read:
 
 
 def _hub_rows(rows: Any) -> list[Row]:
-    """Rows with class labels as their names."""
-    names = {key: kind.names for key, kind in rows.features.items() if hasattr(kind, "names")}
-    found = rows.to_list()
-    for key, classes in names.items():
-        for row in found:
-            row[key] = classes[row[key]] if row[key] is not None and row[key] >= 0 else None
-    return found
+    """Rows with class labels, and lists of them, as their names."""
+
+    def name(label: int | list[int] | None, names: Sequence[str]) -> Any:
+        if isinstance(label, list):
+            return [name(each, names) for each in label]
+        return names[label] if label is not None and label >= 0 else None
+
+    kinds = {key: getattr(kind, "feature", kind) for key, kind in rows.features.items()}
+    labelled = {key: kind.names for key, kind in kinds.items() if hasattr(kind, "names")}
+    return [row | {key: name(row[key], names) for key, names in labelled.items()} for row in rows.to_list()]
 
 
 def _labelled(path: Path, label: str) -> Iterable[Row]:
@@ -184,6 +191,11 @@ def _aligned(paths: list[Path]) -> list[Row]:
         said = ", ".join(f"{paths[0].stem}.{name} has {n:,} lines" for name, n in lengths.items())
         raise ValueError(f"{paths[0].parent}: line-aligned files must be equally long: {said}.")
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def cell(row: Row, column: str, where: str, left_out: Counter) -> str:
+    """A cell as clean text; "" where the column is missing, null or NaN. Raises ValueError for what is no text."""
+    return clean(plain_text(row.get(column), f"{where}: {column!r}"), left_out).strip()
 
 
 def pick_column(rows: Sequence[Row], asked: str, guesses: Sequence[str], *, option: str, where: str) -> str:

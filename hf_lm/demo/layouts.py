@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.components import Component
 
 from hf_lm.demo.views import (
     AnswersView,
@@ -65,7 +66,7 @@ def _try(view: View) -> None:
         _interface(view.answer, given, gr.HTML(), "Answer")
 
 
-def _interface(ask: Callable[..., tuple[Any, str]], given: Sequence[Any], shown: Any, verb: str) -> None:
+def _interface(ask: Callable[..., tuple[Any, str]], given: Sequence[Component], shown: Component, verb: str) -> None:
     """Fields for `ask`, a button, and what it returns: a value to show and a note."""
 
     def run(*texts: str) -> tuple[Any, str]:

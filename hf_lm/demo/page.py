@@ -15,10 +15,12 @@ import sys
 import threading
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gradio import Blocks
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Noto Sans", "Noto Sans CJK SC", "PingFang SC", "sans-serif"]
 MONO = ["ui-monospace", "Menlo", "Consolas", "monospace"]
@@ -27,32 +29,6 @@ POLICY = (  # unsafe-eval: gr.HTML evaluates its template in the browser and sho
     "form-action 'self'; object-src 'none'"
 )
 SESSIONS = 100  # whose drafts are kept; the least recently used one is dropped
-CSS = """
-.gradio-container { width: 100% !important; max-width: 1080px !important; margin: 0 auto !important; }
-.gradio-container main, .gradio-container .wrap, .gradio-container .contain { width: 100%; max-width: 100%; }
-textarea, .message, .label-wrap { unicode-bidi: plaintext; }
-footer { display: none !important; }
-.model { margin: 0; font-family: var(--font-mono); font-size: 0.85em; color: var(--body-text-color-subdued); }
-.note p { margin: 0; min-height: 1.5em; color: var(--body-text-color-subdued); unicode-bidi: plaintext; }
-.context { white-space: pre-wrap; overflow-wrap: anywhere; max-height: 26em; overflow-y: auto; line-height: 1.6;
-  padding: 12px 14px; border: 1px solid var(--border-color-primary); border-radius: 6px; }
-.context mark { background: #fde68a; color: #1f2937; padding: 1px 2px; border-radius: 3px; }
-table.figures { border-collapse: collapse; margin: 12px 0; font-size: 0.95em; border: 0 !important; }
-table.figures tr { border: 0 !important; }
-table.figures th, table.figures td { text-align: start; padding: 5px 24px 5px 0 !important; vertical-align: top;
-  border: 0 !important; border-bottom: 1px solid var(--border-color-primary) !important; overflow-wrap: break-word; }
-table.figures th { font-weight: 600; color: var(--body-text-color-subdued); white-space: nowrap; }
-.bars { padding: 4px 0; }
-.bars .class { display: flex; justify-content: space-between; gap: 12px; overflow-wrap: anywhere; }
-.bars .bar { height: 8px; margin: 3px 0 12px; background: #e2e8f0; border-radius: 4px; overflow: hidden; }
-.bars .bar div { height: 100%; background: #64748b; }
-.message-content .md, .offers label span { white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: plaintext; }
-.offers .wrap { display: grid !important; grid-template-columns: repeat(auto-fit, minmax(220px, 1fr)); }
-button.lg, button.sm { font-weight: 500 !important; }
-.report h3 { margin: 18px 0 4px; font-size: 1.05em; }
-.report .plots { display: grid; grid-template-columns: 1fr 1fr; gap: 12px; margin: 18px 0; }
-.report .plots img { width: 100%; background: white; border: 1px solid var(--border-color-primary); }
-"""
 
 
 def open_page(
@@ -64,8 +40,8 @@ def open_page(
 ) -> None:
     """Show models on a page until Ctrl-C.
 
-    Raises ImportError without the extra, OSError for a port in use, and OSError or ValueError, in one line, for what
-    is not a model or is of a kind that the page does not show; all of it before the page opens.
+    Before the page opens: raises ImportError without the extra, OSError for a port in use, and OSError or ValueError,
+    in one line, for a model that cannot be loaded or shown.
     """
     check_gradio()
     port = free_port(host, port)
@@ -83,7 +59,7 @@ def running(page: "Blocks", *, host: str = "127.0.0.1", port: int) -> Generator[
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     # Fonts of the reader's own machine; a plain string would be looked for on the server.
-    fonts = {"font": [Font(name) for name in FONTS], "font_mono": [Font(name) for name in MONO]}
+    fonts, mono = ([Font(name) for name in names] for names in (FONTS, MONO))
     policy = POLICY.format(frames="'none'" if is_loopback(host) else "*")
     hosts = Middleware(TrustedHostMiddleware, allowed_hosts=_allowed_hosts(host), www_redirect=False)
     _, url, _ = page.queue(max_size=64).launch(
@@ -100,8 +76,8 @@ def running(page: "Blocks", *, host: str = "127.0.0.1", port: int) -> Generator[
         pwa=False,
         footer_links=[],
         state_session_capacity=SESSIONS,
-        theme=Default(primary_hue="slate", neutral_hue="slate", radius_size="sm", **fonts),
-        css=CSS,
+        theme=Default(primary_hue="slate", neutral_hue="slate", radius_size="sm", font=fonts, font_mono=mono),
+        css_paths=Path(__file__).with_name("page.css"),
         app_kwargs={"middleware": [Middleware(_Guard, policy=policy), hosts]},
     )
     try:
@@ -165,9 +141,9 @@ def free_port(host: str, port: int) -> int:
         raise ValueError(f"{host} is not an address of this machine; 127.0.0.1 is.") from None
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            for other in range(port + 1, min(port + 100, 65536)):
+            for free in range(port + 1, min(port + 100, 65536)):
                 try:
-                    message = f"port {port} of {host} is in use; {bound(other)} is free: give --port {other}"
+                    message = f"port {port} of {host} is in use; {bound(free)} is free: give --port {free}"
                 except OSError:
                     continue
                 raise OSError(message) from None
@@ -177,13 +153,13 @@ def free_port(host: str, port: int) -> int:
 class _Guard:
     """ASGI middleware: every response carries the content security policy, and uploads are refused."""
 
-    def __init__(self, app: Any, policy: str) -> None:
+    def __init__(self, app: "ASGIApp", policy: str) -> None:
         self.app, self.policy = app, policy.encode()
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> None:
         from starlette.responses import PlainTextResponse
 
-        async def send_with_policy(message: Any) -> None:
+        async def send_with_policy(message: "Message") -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message.get("headers", []), (b"content-security-policy", self.policy)]
             await send(message)

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from hf_lm.hub.push import as_published, check_complete, published
+from hf_lm.hub.records import read_report
 from hf_lm.models.configuration import is_path
 
 NOT_SHOWN = ("run.yaml", "predictions.jsonl")
@@ -38,7 +39,7 @@ app_file: app.py
 pinned: false
 {ids}---
 
-# {title}
+# {name}
 
 A page for {count}, made with `hf-lm demo --export`. To look at it on your own machine:
 
@@ -54,11 +55,11 @@ python app.py
 def export_space(models: Sequence[str], folder: str | Path) -> Path:
     """Write a Space for these models: app.py, requirements.txt, README.md, the library, and folders' models as copies.
 
-    A Hub id is named, and loaded when the Space starts. Raises FileExistsError where something stands there already,
+    A Hub id is named, and loaded when the Space starts. Raises FileExistsError where the folder is not empty,
     and OSError or ValueError for a model that the page does not show; nothing is written then.
     """
     from hf_lm.demo.page import check_gradio
-    from hf_lm.demo.views import kind_of, read_report
+    from hf_lm.demo.views import kind_of
 
     check_gradio()
     folder = Path(folder).expanduser()
@@ -70,11 +71,11 @@ def export_space(models: Sequence[str], folder: str | Path) -> Path:
     for name in models:
         if (Path(name) / "adapter_config.json").is_file() and not (Path(name) / "config.json").is_file():
             raise ValueError(f"{name} is an adapter; make it a model first: hf-lm merge {name}")
-        kind_of(load_config(name), read_report(name))
+        kind_of(load_config(name), read_report(name) or {})
         if Path(name).is_dir():
             check_complete(Path(name))
             place = f"models/{Path(name).resolve().name}"
-            twins = sum(one.split(" ")[0] == place or one.startswith(f"{place}-") for one in named.values())
+            twins = sum(target.split(" ")[0] == place or target.startswith(f"{place}-") for target in named.values())
             named[name] = f"{place}-{twins + 1}" if twins and name not in named else place
         elif is_path(name):
             raise FileNotFoundError(f"there is no folder {name}.")
@@ -129,7 +130,7 @@ def _requirements() -> str:
 
 def _readme(places: list[str], title: str) -> str:
     ids = [place for place in places if not place.startswith("models/")]
-    listed = "models:\n" + "".join(f"- {one}\n" for one in ids) if ids else ""
+    listed = "models:\n" + "".join(f"- {each}\n" for each in ids) if ids else ""
     count = "a model" if len(places) == 1 else f"{len(places)} models"
     safe = "".join(c for c in title if c.isalnum() or c in "-_ .") or "hf-lm"
-    return README.format(title=f'"{safe}"'.strip('"'), gradio=version("gradio"), ids=listed, count=count)
+    return README.format(title=json.dumps(safe), name=safe, gradio=version("gradio"), ids=listed, count=count)

@@ -1,25 +1,26 @@
-"""What the page shows of a model, without the page: a class per kind of model, with methods of plain values.
+"""The contents of the page without the page: a class per kind of model, with methods of plain values.
 
 view = load_view("out/question_answering")
 html, note = view.answer("Who wrote it?", "It was written by Ada.")
 
-Text that came from people, models and data is escaped wherever HTML is made.
+Text of people, models and data is escaped wherever HTML is made.
 """
 
 import base64
 import html
-import json
 import random
 from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_lm.hub.records import read_report
 from hf_lm.inference.chat import Conversation
 from hf_lm.inference.generate import encode_prompt, load_writer
-from hf_lm.inference.pipelines import pipeline
+from hf_lm.inference.pipelines import QuestionAnsweringPipeline, TextToTextPipeline, pipeline
 from hf_lm.inference.writing import Draft, alternatives, continue_text
 from hf_lm.models.configuration import context_length, family, load_config
 from hf_lm.reporting.report import SHOWN as METRICS
@@ -44,7 +45,17 @@ class View:
         self.name, self.report = name, report or {}
 
 
-class WritingView(View):
+class LanguageModelView(View):
+    """A model that generates text, and its tokenizer."""
+
+    def __init__(
+        self, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, report: dict | None = None
+    ) -> None:
+        super().__init__(name, report)
+        self.model, self.tokenizer = model, tokenizer
+
+
+class WritingView(LanguageModelView):
     """The writing assistant.
 
     A draft belongs to one person. Each method takes the text in the box, with which it updates the draft first, and
@@ -52,12 +63,6 @@ class WritingView(View):
     """
 
     title = "Writing"
-
-    def __init__(
-        self, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, report: dict | None = None
-    ) -> None:
-        super().__init__(name, report)
-        self.model, self.tokenizer = model, tokenizer
 
     def write(self, draft: Draft, text: str, taken: str | None, decoding: dict[str, Any]) -> Generator[Shown]:
         """The text and its continuation, piece by piece; when it is closed early, what was written is kept."""
@@ -76,9 +81,9 @@ class WritingView(View):
     def alternatives(self, draft: Draft, text: str, taken: str | None, decoding: dict[str, Any]) -> Generator[Shown]:
         """Continuations of the text, each with the probability of its tokens."""
         _update(draft, text)
-        found = alternatives(self.model, self.tokenizer, text, count=OFFERED, **decoding)
-        none = "" if found else "The model has no other continuation: try once more, or a higher temperature."
-        offers = [(f"{each.text.strip()}  ({percent(each.per_token)} a token)", each.text) for each in found]
+        drawn = alternatives(self.model, self.tokenizer, text, count=OFFERED, **decoding)
+        none = "" if drawn else "The model has no other continuation: try once more, or a higher temperature."
+        offers = [(f"{each.text.strip()}  ({percent(each.per_token)} a token)", each.text) for each in drawn]
         yield text, self._unread(text, decoding) or none, offers
 
     def take(self, draft: Draft, text: str, taken: str | None, decoding: dict[str, Any]) -> Generator[Shown]:
@@ -107,7 +112,7 @@ class WritingView(View):
         return note if unread else ""
 
 
-class ChatView(View):
+class ChatView(LanguageModelView):
     """A chat. It holds no conversation: each message comes with those before it."""
 
     title = "Chat"
@@ -115,12 +120,11 @@ class ChatView(View):
     def __init__(
         self, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, report: dict | None = None
     ) -> None:
-        super().__init__(name, report)
-        self.model, self.tokenizer = model, tokenizer
+        super().__init__(name, model, tokenizer, report)
         Conversation(model, tokenizer)  # a template that cannot be used is an error before the page opens
 
     def answer(self, text: str, history: list[Message], system: str = "") -> Generator[tuple[str, str]]:
-        """(the answer so far, a note), piece by piece; each time it is called the answer is sampled anew.
+        """(the answer so far, a note), piece by piece; each call samples another answer.
 
         A question in the history that has no answer is not shown to the model.
         """
@@ -144,7 +148,7 @@ class ChatView(View):
 class TextView(View):
     """A text for a text: translation, summarization, or whatever the model was trained for."""
 
-    def __init__(self, name: str, made: Any, task: str, report: dict | None = None) -> None:
+    def __init__(self, name: str, made: TextToTextPipeline, task: str, report: dict | None = None) -> None:
         super().__init__(name, report)
         self.pipeline, self.task = made, task
         self.title = WRITTEN[task]
@@ -153,7 +157,9 @@ class TextView(View):
         """(the text written, a note)."""
         _check_text(text)
         [answer] = self.pipeline([text])
-        return next(iter(answer.values())), _cut(self.pipeline, text, self.pipeline.max_source_length())
+        return next(iter(answer.values())), _truncated(
+            self.pipeline.tokenizer, text, self.pipeline.max_source_length()
+        )
 
 
 class ClassesView(View):
@@ -171,9 +177,9 @@ class ClassesView(View):
         _check_text(text)
         tokenizer = self.pipeline.tokenizer  # which may not know how many positions the model has
         longest = min(context_length(self.pipeline.model.config) or 10**6, tokenizer.model_max_length)
-        found = self.pipeline(text, top_k=None, truncation=True, max_length=longest)
-        room = longest - tokenizer.num_special_tokens_to_add()
-        return {one["label"]: one["score"] for one in found}, _cut(self.pipeline, text, room)
+        classes = self.pipeline(text, top_k=None, truncation=True, max_length=longest)
+        budget = longest - tokenizer.num_special_tokens_to_add()
+        return {each["label"]: each["score"] for each in classes}, _truncated(tokenizer, text, budget)
 
 
 class AnswersView(View):
@@ -181,7 +187,9 @@ class AnswersView(View):
 
     title = "Question answering"
 
-    def __init__(self, name: str, made: Any, report: dict | None = None, *, count: int = 5) -> None:
+    def __init__(
+        self, name: str, made: QuestionAnsweringPipeline, report: dict | None = None, *, count: int = 5
+    ) -> None:
         super().__init__(name, report)
         self.pipeline, self.count = made, count
 
@@ -192,35 +200,33 @@ class AnswersView(View):
             if not text.strip():
                 raise ValueError(f"the {name} is empty.")
         options = {"top_k": self.count, "handle_impossible_answer": True, "align_to_words": False}  # as measured
-        found = self.pipeline(question=question, context=context, **options)
-        best = found[0]
+        answers = self.pipeline(question=question, context=context, **options)
+        best = answers[0]
         note = "" if best["answer"] else "The model finds no answer in this text."
-        return marked(context, best["start"], best["end"]) + answers_table(found), note
+        return marked(context, best["start"], best["end"]) + answers_table(answers), note
 
 
-def load_view(name: str, *, device: Any = None) -> View:
+def load_view(name: str, *, device: str | torch.device | None = None) -> View:
     """The view that fits a model: a folder, an adapter's folder or a Hub id.
 
-    Which one is read from its architecture, from what its run says of itself, and from its chat template. Raises
-    OSError or ValueError, in one line, where it is no model or one of a kind that the page does not show.
+    It follows from the architecture, the report of the run and the chat template. Raises OSError or ValueError, in one
+    line, where it is no model or one of a kind that the page does not show.
     """
-    import torch
-
-    config, report = load_config(name), read_report(name)
+    config, report = load_config(name), read_report(name) or {}
     kind, task = kind_of(config, report)
     if kind == "writer":
         model, tokenizer = load_writer(name, device=device)
         return (ChatView if tokenizer.chat_template else WritingView)(name, model, tokenizer, report)
     if device is None:
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-    load_tokenizer(name)  # says in one line what is wrong with it
-    made = pipeline(task, model=name, device=device)
+    load_tokenizer(name)  # raises in one line where it cannot be used
+    loaded = pipeline(task, model=name, device=device)
     if kind == "text":
-        return TextView(name, made, task, report)
-    return {"classes": ClassesView, "answers": AnswersView}[kind](name, made, report)
+        return TextView(name, loaded, task, report)
+    return {"classes": ClassesView, "answers": AnswersView}[kind](name, loaded, report)
 
 
-def kind_of(config: Any, report: dict[str, Any]) -> tuple[str, str]:
+def kind_of(config: PreTrainedConfig, report: dict[str, Any]) -> tuple[str, str]:
     """(writer, text, classes or answers; the pipeline's task) of a model."""
     architecture = (config.architectures or [type(config).__name__])[0]
     if architecture.endswith("ForSequenceClassification"):
@@ -242,22 +248,8 @@ def kind_of(config: Any, report: dict[str, Any]) -> tuple[str, str]:
     )
 
 
-def read_report(name: str) -> dict[str, Any]:
-    """report.json of a run's folder; {} where there is none. Raises ValueError where it cannot be read."""
-    path = Path(name) / "report.json"
-    if not path.is_file():
-        return {}
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from None
-    if not isinstance(report, dict):
-        raise ValueError(f"{path} holds no report.")
-    return report
-
-
 def report_html(report: dict[str, Any], folder: str | Path) -> str:
-    """A run's report: pictures, metrics with intervals and baselines, proofs, and what its checks found."""
+    """A run's report as HTML: metrics with intervals and baselines, pictures, proofs and warnings."""
     parts = []
     for split, metrics in report.get("metrics", {}).items():
         rows = [
@@ -272,13 +264,14 @@ def report_html(report: dict[str, Any], folder: str | Path) -> str:
     if proofs := report.get("proofs"):
         words = {True: "passed", None: "switched off", False: "FAILED"}
         rows = [
-            (name.replace("_", " "), words[one.get("passed")], one.get("said", "")) for name, one in proofs.items()
+            (name.replace("_", " "), words[proof.get("passed")], proof.get("said", ""))
+            for name, proof in proofs.items()
         ]
         parts.append("<h3>What was proved</h3>" + _table(("proof", "", "found"), rows))
     safety = report.get("safety", {}).get("findings", [])
-    found = [*(warnings(report) if "main_metric" in report else []), *safety]
-    if found:
-        items = "".join(f"<li>{html.escape(str(one))}</li>" for one in found)
+    notes = [*(warnings(report) if "main_metric" in report else []), *safety]
+    if notes:
+        items = "".join(f"<li>{html.escape(str(note))}</li>" for note in notes)
         parts.append(f"<h3>What to know</h3><ul>{items}</ul>")
     return f'<div class="report">{"".join(parts)}</div>'
 
@@ -290,18 +283,18 @@ def marked(text: str, start: int, end: int) -> str:
     return f'<div class="context" dir="auto">{before}{inside}{after}</div>'
 
 
-def bars_html(found: dict[str, float]) -> str:
+def bars_html(shares: dict[str, float]) -> str:
     """A bar for each class, the likeliest first."""
     bars = [
         f'<div class="class"><span dir="auto">{html.escape(label)}</span><span>{100 * share:.1f} %</span></div>'
         f'<div class="bar"><div style="width: {100 * share:.1f}%"></div></div>'
-        for label, share in sorted(found.items(), key=lambda item: -item[1])
+        for label, share in sorted(shares.items(), key=lambda item: -item[1])
     ]
     return f'<div class="bars">{"".join(bars)}</div>'
 
 
-def answers_table(found: list[dict[str, Any]]) -> str:
-    rows = [(one["answer"] or "(no answer in this text)", f"{100 * one['score']:.1f} %") for one in found]
+def answers_table(answers: list[dict[str, Any]]) -> str:
+    rows = [(each["answer"] or "(no answer in this text)", f"{100 * each['score']:.1f} %") for each in answers]
     return _table(("answer", "probability"), rows)
 
 
@@ -323,9 +316,10 @@ def _check_text(text: str) -> None:
         raise ValueError("there is no text yet.")
 
 
-def _cut(made: Any, text: str, room: int) -> str:
-    size = len(encode_documents(made.tokenizer, [text])[0])
-    return f"The text has {size:,} tokens, and the model read the first {room:,}." if size > room else ""
+def _truncated(tokenizer: PreTrainedTokenizerBase, text: str, budget: int) -> str:
+    """A note where a text has more tokens than the model read; else ""."""
+    size = len(encode_documents(tokenizer, [text])[0])
+    return f"The text has {size:,} tokens, and the model read the first {budget:,}." if size > budget else ""
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

@@ -1,7 +1,7 @@
 """Temperature scaling: confidences that mean what they say (Guo et al., arXiv 1706.04599)."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,9 +14,21 @@ LOGITS = ("logits", "start_logits", "end_logits")  # as heads of transformers ca
 TEMPERATURES = np.geomspace(0.05, 20.0, 31)  # where every held-out answer is right, none is small enough
 
 
+class LabelledBatches(Protocol):
+    """What a task's likelihood needs: how features become a batch, and the loss of one."""
+
+    @property
+    def loss(self) -> Callable[[Any, dict[str, torch.Tensor]], torch.Tensor] | None: ...
+
+    @property
+    def shifts_labels(self) -> bool: ...
+
+    def collate(self, features: Sequence[Feature]) -> dict[str, torch.Tensor]: ...
+
+
 def label_log_probs(
     model: PreTrainedModel,
-    task: Any,
+    task: LabelledBatches,
     features: Sequence[Feature],
     *,
     temperatures: Sequence[float] = (1.0,),
@@ -27,7 +39,9 @@ def label_log_probs(
 
     A label is a class, the end of a span or a token, as the task's loss has it. The model is in eval mode.
     """
-    device = next(model.parameters()).device
+    device, loss = next(model.parameters()).device, task.loss
+    if loss is None:
+        raise ValueError("a likelihood of labels needs a task with a loss over them.")
 
     @torch.no_grad()
     def work(rows: list[int]) -> list[tuple[list[float], int]]:
@@ -38,7 +52,7 @@ def label_log_probs(
             row = {key: value[i : i + 1] for key, value in batch.items()}
             logits = {key: outputs[key][i : i + 1].float() for key in LOGITS if key in outputs}
             nats = [
-                float(task.loss(type(outputs)({key: each / temperature for key, each in logits.items()}), row))
+                float(loss(type(outputs)({key: each / temperature for key, each in logits.items()}), row))
                 for temperature in temperatures
             ]
             labels = row["labels"][:, 1:] if task.shifts_labels else row["labels"]

@@ -1,7 +1,6 @@
-"""Whether one model is better than another on the same examples: tested in pairs, corrected for how often one asks.
+"""Whether a model is better than another on the same examples: paired tests, corrected for their number.
 
-Pure functions over Estimates whose rows are the same examples. What the numbers mean for a reader is said in
-hf_lm.scoring.scoreboard.
+Pure functions over Estimates whose rows are the same examples; hf_lm.scoring.scoreboard has the sentences.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,14 +14,14 @@ from hf_lm.evaluation.intervals import LEVEL, Estimate, Interval, randomisation
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two models under one metric. `difference`: `one` minus `other`, paired by example.
+    """Two models under one metric. `difference`: `model_a` minus `model_b`, paired by example.
 
     `p` is that of approximate randomisation, two-sided; `corrected` after Holm's correction for the `comparisons`
     made. `better` names the better model where both the test and the interval say so, else it is "".
     """
 
-    one: str
-    other: str
+    model_a: str
+    model_b: str
     metric: str
     difference: Interval
     p: float
@@ -36,22 +35,22 @@ class Comparison:
 def compare(estimates: Mapping[str, Estimate], metric: str, *, resamples: int = 5000) -> list[Comparison]:
     """Every pair of models under one metric. Raises ValueError where they were not measured on as many examples."""
     pairs = list(combinations(estimates, 2))
-    found = [randomisation(estimates[one], estimates[other], resamples=resamples) for one, other in pairs]
+    p_values = [randomisation(estimates[a], estimates[b], resamples=resamples) for a, b in pairs]
     compared = []
-    for (one, other), p, corrected in zip(pairs, found, holm(found), strict=True):
-        difference, higher = estimates[one].minus(estimates[other]), estimates[one].higher_is_better
+    for (a, b), p, corrected in zip(pairs, p_values, holm(p_values), strict=True):
+        difference, higher = estimates[a].minus(estimates[b]), estimates[a].higher_is_better
         apart = difference.low is not None and difference.high is not None and difference.low * difference.high > 0
-        best = one if (difference.value > 0) == higher else other
+        best = a if (difference.value > 0) == higher else b
         compared.append(
             Comparison(
-                one=one,
-                other=other,
+                model_a=a,
+                model_b=b,
                 metric=metric,
                 difference=difference,
                 p=p,
                 corrected=corrected,
                 comparisons=len(pairs),
-                examples=len(estimates[one].statistics),
+                examples=len(estimates[a].statistics),
                 higher_is_better=higher,
                 better=best if apart and corrected < LEVEL else "",
             )

@@ -36,7 +36,8 @@ def generate_ids(
     """The sequences that a model generates for each prompt, as ids without the prompt, padded to those of its batch.
 
     Like-sized prompts share a batch, padded on the left for a causal model. `options(rows, inputs)` gives what
-    transformers' `generate` takes beside the inputs of a batch. With a `seed` the global random state is unchanged.
+    transformers' `generate` takes beside the inputs of a batch. With a `seed`, for sampling, the global random state
+    is unchanged and the sequences are those of one process.
     `processes` share the work; each returns the complete result.
     """
     writer: Any = getattr(model, "module", model)  # DDP has no `generate`
@@ -56,6 +57,7 @@ def generate_ids(
 
     lengths = [len(prompt) for prompt in prompts]
     given = {"accelerator": processes, "description": description, "max_tokens": max_tokens, "max_rows": max_rows}
+    given["whole"] = seed is not None  # the rows of a batch are drawn from one random state
     with evaluating(writer):
         return map_by_length(work, lengths, **given)
 
@@ -87,7 +89,13 @@ def write(
     )
     options = lambda rows, inputs: {"generation_config": config}  # noqa: E731
     sequences = generate_ids(
-        model, prompts, pad_id=pad_id, options=options, processes=processes, seed=seed, max_tokens=2**12
+        model,
+        prompts,
+        pad_id=pad_id,
+        options=options,
+        processes=processes,
+        seed=seed if temperature > 0 else None,
+        max_tokens=2**12,
     )
     return [_until(ids, ends) for (ids,) in sequences]
 

@@ -1,5 +1,6 @@
 """How much of held-out text stands word for word in the training text."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,6 +37,20 @@ def leaked_share(train: "TokenStream", held_out: "TokenStream", *, run: int = 50
     covered[leaked] += 1
     covered[leaked + run] -= 1
     return float(np.count_nonzero(np.cumsum(covered)) / max(1, np.count_nonzero(np.diff(marks) == 0)))
+
+
+def holding_runs(documents: Sequence[Sequence[int]], wanted: np.ndarray, *, run: int) -> np.ndarray:
+    """Which documents hold one of the runs whose hashes are `wanted` (sorted), as booleans, (documents,)."""
+    tokens = np.concatenate([np.zeros(0, np.int64), *(np.asarray(ids, np.int64) for ids in documents)])
+    hashes = hash_runs(tokens, run)
+    if not len(wanted) or not len(hashes):
+        return np.zeros(len(documents), bool)
+    places = np.minimum(np.searchsorted(wanted, hashes), len(wanted) - 1)
+    hits = np.flatnonzero(wanted[places] == hashes)
+    ends = np.cumsum([len(ids) for ids in documents])
+    holders = np.searchsorted(ends, hits, "right")
+    inside = hits + run <= ends[holders]  # a run that crosses into the next document is no text
+    return np.isin(np.arange(len(documents)), holders[inside])
 
 
 def hash_runs(tokens: np.ndarray, run: int) -> np.ndarray:

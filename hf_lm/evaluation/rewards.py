@@ -8,6 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import regex
+
+from hf_lm.data.patterns import Pattern
+
 Scorer = Callable[[list[str]], list[float]]  # a number for each answer; more is better
 Reward = Callable[[list[str], list[str], list[str]], list[float]]  # of prompts, answers and references
 
@@ -31,10 +35,7 @@ def load_reward(name: str, *, pattern: str = "", target_length: int = 0) -> Rewa
     if name == "format":
         if not pattern:
             raise ValueError("--reward format needs --pattern, a regular expression that a whole answer must match.")
-        try:
-            form = re.compile(pattern, re.DOTALL)
-        except re.error as error:
-            raise ValueError(f"--pattern {pattern!r} is not a regular expression: {error}.") from None
+        form = Pattern(pattern, option="--pattern", flags=regex.DOTALL)
         return checked(lambda _, answers, __: [bool(form.fullmatch(answer.strip())) for answer in answers], name)
     if name == "length":
         if target_length < 1:

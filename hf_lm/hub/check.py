@@ -1,4 +1,4 @@
-"""Is a folder what it should be? Looked at from outside, loaded in a fresh process, said in plain words."""
+"""A model's folder, checked: its files, its report and card, and whether a fresh process loads it."""
 
 import json
 import math
@@ -10,6 +10,7 @@ from typing import Any
 from hf_lm.files import CODE, fingerprint
 from hf_lm.hub.credentials import find_secrets
 from hf_lm.hub.fresh_load import fresh_load
+from hf_lm.hub.records import read_report
 
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".msgpack")
 # The code that a model of this package carries, as config.json names it: hf_lm.models.recurrent.
@@ -21,7 +22,7 @@ OUR_CODE = {
 
 @dataclass
 class Checked:
-    """What was found out about a folder: facts, and what is wrong. It is as it should be where nothing is."""
+    """The result of a check: facts about a folder, and what is wrong with it."""
 
     facts: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
@@ -31,7 +32,7 @@ class Checked:
 
 
 def check_folder(folder: str | Path) -> Checked:
-    """Look a model's or an adapter's folder over, and load it in a fresh process as a stranger would.
+    """Check a model's or an adapter's folder, and load it in a fresh process as a stranger would.
 
     No code from the folder runs, unless it is, byte for byte, the recurrent model's of this package, and none of an
     adapter, its base or a tokenizer. Nothing is asked of a network. Raises FileNotFoundError where there is no folder,
@@ -43,8 +44,8 @@ def check_folder(folder: str | Path) -> Checked:
     adapter = (folder / "adapter_config.json").is_file()
     if not adapter and not (folder / "config.json").is_file():
         runs = ", ".join(path.parent.name for path in sorted(folder.glob("*/config.json"))[:3])
-        said = f"{folder} holds no model (config.json) and no adapter (adapter_config.json)."
-        raise ValueError(said + (f" There is one in: {runs}." if runs else " Did the run end?"))
+        hint = f"There is one in: {runs}." if runs else "Did the run end?"
+        raise ValueError(f"{folder} holds no model (config.json) and no adapter (adapter_config.json). {hint}")
     checked = Checked()
     broken = _check_files(folder, checked)
     report = _check_report(folder, checked)
@@ -57,10 +58,10 @@ def check_folder(folder: str | Path) -> Checked:
 
 
 def _published(folder: Path) -> Iterator[Path]:
-    """Every file but those of checkpoints, which no push takes along."""
+    """Every file but those of checkpoints, which no push uploads."""
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
-        if path.is_file() and not parts[0].startswith("checkpoint-") and parts[0] != ".saving":
+        if path.is_file() and not parts[0].startswith("checkpoint-") and parts[0] not in (".saving", ".removing"):
             yield path
 
 
@@ -90,7 +91,7 @@ def damage(folder: Path, files: Iterable[Path]) -> list[str]:
     """What cannot be read of a folder's files, in words: weights and JSON half written, shards that are missing."""
     from safetensors import SafetensorError, safe_open
 
-    found = []
+    damaged = []
     for path in files:
         name = path.relative_to(folder).as_posix()
         if path.suffix == ".safetensors":
@@ -98,76 +99,78 @@ def damage(folder: Path, files: Iterable[Path]) -> list[str]:
                 with safe_open(path, "numpy"):
                     continue
             except (SafetensorError, OSError) as error:
-                found.append(f"{name} is damaged or half written: {str(error).splitlines()[0]}")
+                damaged.append(f"{name} is damaged or half written: {str(error).splitlines()[0]}")
         if path.suffix != ".json":
             continue
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            found.append(f"{name} is no JSON: {str(error).splitlines()[0]}")
+            damaged.append(f"{name} is no JSON: {str(error).splitlines()[0]}")
             continue
         shards: Any = content.get("weight_map") if isinstance(content, dict) else None
         if name.endswith("config.json") and not isinstance(content, dict):
-            found.append(f"{name} holds no settings")
+            damaged.append(f"{name} holds no settings")
         elif name.endswith(".safetensors.index.json") and not isinstance(shards, dict):
-            found.append(f"{name} names no weights")
+            damaged.append(f"{name} names no weights")
         elif name.endswith(".safetensors.index.json"):
             lost = sorted({str(name) for name in shards.values() if not (path.parent / str(name)).is_file()})
-            found += [f"{name} names {shard}, which is missing" for shard in lost]
-    return found
+            damaged += [f"{name} names {shard}, which is missing" for shard in lost]
+    return damaged
 
 
 def differences(folder: Path, run: dict[str, Any] | None, report: dict[str, Any]) -> list[str]:
     """Where a folder is not what its report records, in words: other files, or arguments other than run.yaml's."""
-    found, listed = [], report.get("files", {})
+    different, listed = [], report.get("files", {})
     for name, recorded in listed.items():
         path = folder / name
         if not path.is_file():
-            found.append(f"{name} is missing")
+            different.append(f"{name} is missing")
         elif recorded != fingerprint(path):
-            found.append(f"{name} is not the file of this run")
+            different.append(f"{name} is not the file of this run")
     if listed:
-        found += [f"{path.name} is of another run" for path in folder.glob("*.safetensors") if path.name not in listed]
+        weights = [path.name for path in folder.glob("*.safetensors")]
+        different += [f"{name} is of another run" for name in weights if name not in listed]
     # A sweep writes the rate that it chose into run.yaml.
     chosen = ("learning_rate", "sweep") if report.get("sweep") else ()
     for name, value in report.get("arguments", {}).items():
         if run is not None and name not in chosen and not _same(run.get(name), value):
-            found.append(f"{name} is {run.get(name)} in run.yaml and {value} in report.json")
-    return found
+            different.append(f"{name} is {run.get(name)} in run.yaml and {value} in report.json")
+    return different
 
 
-def _same(one: Any, other: Any) -> bool:
+def _same(value: object, other: object) -> bool:
     """Whether an argument of run.yaml is that of report.json, which keeps eight digits of a number."""
-    if isinstance(one, float) and isinstance(other, int | float):
-        return math.isclose(one, other, rel_tol=1e-7)
-    return one == other
+    if isinstance(value, float) and isinstance(other, int | float):
+        return math.isclose(value, other, rel_tol=1e-7)
+    return value == other
 
 
 def _check_report(folder: Path, checked: Checked) -> dict[str, Any]:
-    """What report.json, here or beside an adapter's folder, records of the proofs."""
-    path = next((f / "report.json" for f in (folder, folder.parent) if (f / "report.json").is_file()), None)
-    if path is None:
+    """The report, from this folder or the one above an adapter's; checks its files and its proofs."""
+    home = next((place for place in (folder, folder.parent) if (place / "report.json").is_file()), None)
+    if home is None:
         run = (folder / "run.yaml").is_file()
-        checked.expect(not run, "no report.json: no recipe of hf_lm wrote it", "run.yaml without report.json: no end")
+        unfinished = "run.yaml without report.json: the run did not end"
+        checked.expect(not run, "no report.json: no recipe of hf_lm wrote it", unfinished)
         return {}
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        report = read_report(home) or {}
         proofs = {name: proof["passed"] for name, proof in report.get("proofs", {}).items()}
         missing = [key for key in ("recipe", "data", "model", "proofs", "metrics") if key not in report]
     except (ValueError, TypeError, KeyError, AttributeError):
         checked.wrong.append("report.json is not what a recipe writes")
         return {}
     checked.expect(not missing, "report.json is complete", f"report.json lacks {', '.join(missing)}")
-    if "files" in report and path.parent == folder:
+    if "files" in report and home == folder:
         others = differences(folder, None, report)
         checked.expect(not others, "every file is the one that the report records", "; ".join(others[:3]))
     words = {True: "passed", False: "failed", None: "switched off"}
-    said = "; ".join(
+    summary = "; ".join(
         f"{words[value]}: {', '.join(name for name, passed in proofs.items() if passed is value)}"
         for value in words
         if value in proofs.values()
     )
-    checked.expect(False not in proofs.values(), f"proofs {said or 'none'}", f"proofs {said}")
+    checked.expect(False not in proofs.values(), f"proofs {summary or 'none'}", f"proofs {summary}")
     return report
 
 
@@ -183,10 +186,10 @@ def _check_card(folder: Path, checked: Checked, *, expected: bool) -> None:
     except Exception as error:  # of several libraries
         checked.wrong.append(f"the model card is not valid: {' '.join(str(error).split())[:200]}")
         return
-    said = ", ".join(f"{key} {value}" for key in ("pipeline_tag", "license") if (value := getattr(data, key, None)))
+    facts = ", ".join(f"{key} {value}" for key in ("pipeline_tag", "license") if (value := getattr(data, key, None)))
     checked.expect(
         bool(data.to_dict()),
-        f"the model card's metadata is valid ({said or 'no pipeline_tag'}; {len(data.eval_results or [])} results)",
+        f"the model card's metadata is valid ({facts or 'no pipeline_tag'}; {len(data.eval_results or [])} results)",
         "the model card (README.md) has no metadata",
     )
 
@@ -203,16 +206,16 @@ def _check_loading(folder: Path, adapter: bool, report: dict[str, Any], checked:
         return
     auto_class = report.get("model", {}).get("auto_class", "")
     try:
-        found, _ = fresh_load(folder=str(folder.resolve()), adapter=adapter, trust=ours, auto_class=auto_class)
+        loaded, _ = fresh_load(folder=str(folder.resolve()), adapter=adapter, trust=ours, auto_class=auto_class)
     except ChildProcessError as error:
         checked.wrong.append(f"a fresh process could not load it: {str(error)[:300]}")
         return
     checked.facts.insert(
         0,
-        f"{found['architecture']}, {found['family']}: {found['parameters']:,} parameters in {found['dtype']}; "
-        f"a fresh process loads it with {found['auto_class']}",
+        f"{loaded['architecture']}, {loaded['family']}: {loaded['parameters']:,} parameters in {loaded['dtype']}; "
+        f"a fresh process loads it with {loaded['auto_class']}",
     )
-    _check_found(found, adapter, report, checked)
+    _check_loaded(loaded, adapter, report, checked)
 
 
 def _is_our_code(folder: Path) -> bool:
@@ -271,44 +274,45 @@ def _check_base(folder: Path, checked: Checked) -> bool:
     return True
 
 
-def _check_found(found: dict[str, Any], adapter: bool, report: dict[str, Any], checked: Checked) -> None:
-    checked.expect(not found["missing"], "every weight is there", f"weights that start at random: {found['missing']}")
-    checked.expect(found["finite"], "its logits are finite", "its logits are not finite numbers")
+def _check_loaded(loaded: dict[str, Any], adapter: bool, report: dict[str, Any], checked: Checked) -> None:
+    missing = loaded["missing"]
+    checked.expect(not missing, "every weight is there", f"missing weights, which start at random: {missing}")
+    checked.expect(loaded["finite"], "its logits are finite", "its logits are not finite numbers")
     expected = report.get("model", {}).get("parameters")
     if expected and not adapter:
         checked.expect(
-            expected == found["parameters"],
+            expected == loaded["parameters"],
             "as many parameters as the report says",
-            f"{found['parameters']:,} parameters, {expected:,} in the report",
+            f"{loaded['parameters']:,} parameters, {expected:,} in the report",
         )
-    tokens, rows = found["tokens"], found["rows"]
+    tokens, rows = loaded["tokens"], loaded["rows"]
     checked.expect(
-        0 < tokens <= rows and found["encodes"],
+        0 < tokens <= rows and loaded["encodes"],
         f"the tokenizer fits: ids below {tokens:,}, {rows:,} embedding rows",
         f"the tokenizer has ids up to {tokens - 1:,}, the embedding {rows:,} rows"
         if tokens > rows
         else "the tokenizer turns text into nothing: its files are missing",
     )
-    if found["written"]:
-        tokens, rows = found["written"]
+    if loaded["written"]:
+        tokens, rows = loaded["written"]
         checked.expect(
             tokens <= rows,
-            f"another tokenizer writes (target_tokenizer/): ids below {tokens:,}, {rows:,} embedding rows",
-            f"target_tokenizer/ has ids up to {tokens - 1:,}, the half that writes {rows:,} embedding rows",
+            f"the target tokenizer fits: ids below {tokens:,}, {rows:,} embedding rows",
+            f"target_tokenizer/ has ids up to {tokens - 1:,}, the decoder {rows:,} embedding rows",
         )
-    (pad, pad_token), (eos, eos_token) = found["pad"], found["eos"]
+    (pad, pad_token), (eos, eos_token) = loaded["pad"], loaded["eos"]
     if eos is not None:
         checked.expect(
             pad != eos,
             f"padding ({pad_token}) is not the end of text ({eos_token})",
             f"padding is the end of text ({eos_token}): trained with it, a model does not learn to stop",
         )
-    if found["generates"]:
-        ends = found["ends"]
+    if loaded["generates"]:
+        ends = loaded["ends"]
         checked.expect(
             bool(ends) and (eos is None or eos in ends) and all(0 <= end < rows for end in ends),
             f"generation ends at {', '.join(map(str, ends))}",
             f"generation ends at {', '.join(map(str, ends)) or 'nothing'}, the tokenizer's end of text is {eos}",
         )
-        if found["template"]:
+        if loaded["template"]:
             checked.facts.append("it has a chat template")

@@ -1,4 +1,4 @@
-"""Text that is safe to print: without tokens, keys and passwords, and without what a terminal would obey."""
+"""Text that is safe to print: without tokens, keys and passwords, and without control characters."""
 
 import os
 import re
@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from types import TracebackType
 
 SECRETS = {
     "a Hugging Face token": r"hf_[A-Za-z0-9]{30,}",
@@ -18,18 +18,19 @@ SECRETS = {
     "a web token": r"eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}",
     "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
 }
-START = r"(?<![A-Za-z0-9])"  # a Chinese character may precede one
+START = r"(?<![A-Za-z0-9])"  # a Chinese character may precede
 SECRET = rf"{START}(?:{'|'.join(SECRETS.values())})"
 # Control characters move the cursor and colour the screen, bidi controls reorder a line, surrogates cannot be encoded.
 CONTROLS = {i: 0x2400 + i for i in range(32) if chr(i) not in "\n\t"} | {0x7F: 0x2421}
 CONTROLS |= dict.fromkeys((*range(0x80, 0xA0), *range(0x2028, 0x202F), *range(0x2066, 0x206A)), 0xFFFD)
 CONTROLS |= dict.fromkeys(range(0xD800, 0xE000), 0xFFFD)
+LONGEST = 480  # characters of an error
 TEXT = (".json", ".jsonl", ".md", ".yaml", ".yml", ".txt", ".jinja", ".py", ".log", ".csv", ".tsv")
 
 
 def find_secrets(folder: Path, files: Iterable[Path], *, known: str = "") -> list[str]:
-    """Where something looks like a secret, or is the one known, never what it is: `name:line (what)`."""
-    found = []
+    """Where files hold what looks like a secret, or `known`: `name:line (kind)`, never the secret itself."""
+    places = []
     patterns = {kind: START + pattern for kind, pattern in SECRETS.items()}
     patterns |= {"the Hub token of this machine": re.escape(known)} if known else {}
     for path in files:
@@ -39,8 +40,8 @@ def find_secrets(folder: Path, files: Iterable[Path], *, known: str = "") -> lis
             for number, line in enumerate(file, 1):
                 for kind, pattern in patterns.items():
                     if re.search(pattern, line):
-                        found.append(f"{path.relative_to(folder)}:{number} ({kind})")
-    return found
+                        places.append(f"{path.relative_to(folder)}:{number} ({kind})")
+    return places
 
 
 def names_secret(option: str) -> bool:
@@ -69,7 +70,19 @@ def masked(text: str) -> str:
     return re.sub("|".join(patterns), "***", printable(text))
 
 
-def masked_traceback(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+def error_line(error: BaseException) -> str:
+    """An error as a `masked` line of at most 480 characters; an unexpected one with its type and place."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    if not isinstance(error, ValueError | OSError | FloatingPointError | ImportError):
+        frames = traceback.extract_tb(error.__traceback__)
+        place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+        text = f"{type(error).__name__}: {text[: LONGEST - 100]}{place}"
+    text = masked(text)
+    end = LONGEST // 3  # what to do is often said last
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - end - 3]} … {text[-end:]}"
+
+
+def masked_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Python's own traceback, as an excepthook, without secrets."""
     print(masked("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
 

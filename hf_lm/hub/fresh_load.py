@@ -15,7 +15,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-# Where an architecture's name says which auto class loads it, in the order in which they are tried.
+# The auto class by the mapping that has an architecture, in the order in which they are tried.
 AUTO_CLASSES = {
     "CAUSAL_LM": "AutoModelForCausalLM",
     "SEQ_TO_SEQ_CAUSAL_LM": "AutoModelForSeq2SeqLM",
@@ -30,7 +30,7 @@ TARGET = "target_tokenizer"  # as hf_lm.models.target_tokenizer has it
 
 
 def fresh_load(**request: Any) -> tuple[dict[str, Any], Any]:
-    """What a fresh process says of a folder, and its logits, None without `inputs`: see `describe` and `compute`.
+    """A fresh process's answer about a folder, and its logits, None without `inputs`: see `describe` and `compute`.
 
     The process uses neither a network nor an accelerator, and ends with this one. Raises ChildProcessError with the
     last line of its error.
@@ -106,7 +106,7 @@ def _encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
 
 
 def describe(folder: str, adapter: bool, trust: bool, auto_class: str) -> tuple[dict[str, Any], bytes]:
-    """Facts about a folder's model and tokenizer; `auto_class` "" is told by its configuration."""
+    """Facts about a folder's model and tokenizer; `auto_class` "" follows from its configuration."""
     import torch
     import transformers
 
@@ -189,7 +189,7 @@ def _family(config: Any) -> str:
 
 
 def _classes(weights: Path) -> int:
-    """Classes of the head that an adapter brings along, which its configuration does not tell; 0 where it has none."""
+    """Classes of the head in an adapter's weights, which its configuration does not name; 0 where it has none."""
     from safetensors import safe_open
 
     with safe_open(weights, "pt") as file:

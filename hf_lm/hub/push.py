@@ -1,4 +1,4 @@
-"""A finished run to the Hub: verified, and in one commit, after everything is safely on disk."""
+"""Push a finished run to the Hub: verified, and in one commit, after everything is on disk."""
 
 import hashlib
 import itertools
@@ -7,7 +7,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import yaml
 from hf_lm.files import MODEL, VOCABULARY
 from hf_lm.hub.check import OUR_CODE, damage, differences
 from hf_lm.hub.credentials import find_secrets
+from hf_lm.hub.records import read_report, read_run
 
 RUN = ("README.md", "report.json", "run.yaml", "predictions.jsonl", "plots/*.png", "additional_chat_templates/*.jinja")
 
@@ -57,17 +58,19 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False, toke
     except OfflineModeIsEnabled:
         raise ConnectionError(f"the Hub was not reached: HF_HUB_OFFLINE is set. {again}") from None
     except HfHubHTTPError as error:
-        status: Any = error.response.status_code if error.response is not None else "no answer"
+        status = error.response.status_code if error.response is not None else None
         reasons = {401: "the token was not accepted", 403: "the token may not write there"}
-        said = reasons.get(status) or getattr(error, "server_message", None) or str(error).strip().splitlines()[0]
-        raise ConnectionError(f"the Hub answered {status}: {_one_line(said, token)}. {again}") from None
+        reason = (
+            reasons.get(status or 0) or getattr(error, "server_message", None) or str(error).strip().splitlines()[0]
+        )
+        raise ConnectionError(f"the Hub answered {status or 'nothing'}: {_one_line(reason, token)}. {again}") from None
     except KeyError:  # a conflict that does not name the repository it is with
         raise ConnectionError(f"the Hub answered 409: {repo_id} cannot be made there now. {again}") from None
     except Exception as error:  # connections end in many ways, each with an exception of its own
-        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if isinstance(error.__cause__, HfHubHTTPError) and error.__cause__.response is not None:
-            said += f" The answer was {error.__cause__.response.status_code}."
-        raise ConnectionError(f"the upload broke off ({_one_line(said, token)}). {again}") from None
+            reason += f" The answer was {error.__cause__.response.status_code}."
+        raise ConnectionError(f"the upload broke off ({_one_line(reason, token)}). {again}") from None
     return str(url)
 
 
@@ -131,7 +134,7 @@ def check_finished(folder: Path) -> None:
 
     report.json is written last: it names the files of the run with their SHA-256, and the arguments of run.yaml.
     """
-    run, report = _read_run(folder), _read_report(folder)
+    run, report = read_run(folder), read_report(folder)
     if run is None and report is None:
         return
     if report is None:
@@ -145,28 +148,8 @@ def check_finished(folder: Path) -> None:
         raise ValueError(f"{folder} is not what one run left at its end: {'; '.join(wrong[:3])}. Run it again.")
 
 
-def _read_report(folder: Path) -> dict[str, Any] | None:
-    return _read(folder / "report.json", json.loads)
-
-
-def _read_run(folder: Path) -> dict[str, Any] | None:
-    return _read(folder / "run.yaml", lambda text: yaml.safe_load(text) or {})
-
-
-def _read(path: Path, parse: Callable[[str], Any]) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        content = parse(path.read_text(encoding="utf-8"))
-    except (ValueError, yaml.YAMLError):
-        content = None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is not what a run writes: it is damaged or half written.")
-    return content
-
-
 def published(folder: Path) -> list[Path]:
-    """What a push uploads of a folder: what a run writes. Raises ValueError for a symbolic link among it."""
+    """The files of a folder that a push uploads: those that a run writes. Raises ValueError for symbolic links."""
     parts = ["", "target_tokenizer/"]
     if not _local_base(folder / "adapter"):
         parts += ["adapter/", "adapter/target_tokenizer/"]
@@ -175,18 +158,18 @@ def published(folder: Path) -> list[Path]:
     def is_written(name: str) -> bool:
         return any(name.count("/") == pattern.count("/") and fnmatch(name, pattern) for pattern in patterns)
 
-    found = [path for path in sorted(folder.rglob("*")) if is_written(path.relative_to(folder).as_posix())]
+    files = [path for path in sorted(folder.rglob("*")) if is_written(path.relative_to(folder).as_posix())]
     places = [folder / name for name in ("plots", *filter(None, parts))]
-    links = [path.relative_to(folder).as_posix() for path in [*places, *found] if path.is_symlink()]
+    links = [path.relative_to(folder).as_posix() for path in [*places, *files] if path.is_symlink()]
     if links:
         raise ValueError(
             f"{folder} has symbolic links, which are not followed: {', '.join(links[:5])}. Copy the files."
         )
-    return [path for path in found if path.is_file()]
+    return [path for path in files if path.is_file()]
 
 
 def _local_base(adapter: Path) -> str:
-    """The base of an adapter where it is a folder of this machine, which its name tells nobody else; else ""."""
+    """The base of an adapter where it is a folder of this machine, which others do not have; else ""."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -202,13 +185,12 @@ def _local_base(adapter: Path) -> str:
 
 
 def as_published(folder: Path, uploaded: list[str]) -> dict[str, bytes]:
-    """run.yaml, report.json and README.md where they are published otherwise: without absolute paths of this machine.
+    """run.yaml, report.json and README.md where they differ when published: without absolute paths of this machine.
 
-    The report then records the files that are uploaded and no others.
-    A path that is an argument is named by its last part; any other is given from the folder of the run, from the
-    working directory or from the home directory on.
+    The report then records the files that are uploaded and no others. A path that is an argument is shortened to its
+    last part; any other to the part after the folder of the run, the working directory or the home directory.
     """
-    run, report = _read_run(folder) or {}, _read_report(folder) or {}
+    run, report = read_run(folder) or {}, read_report(folder) or {}
     names = {f"{Path.home()}": "~"}
     for root in (folder.resolve().parent, Path.cwd()):
         names |= {f"{root}/": "", str(root): root.name}
@@ -246,7 +228,7 @@ def as_published(folder: Path, uploaded: list[str]) -> dict[str, bytes]:
     return changed
 
 
-def _strings(value: Any) -> Iterator[str]:
+def _strings(value: object) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):
@@ -257,7 +239,7 @@ def _strings(value: Any) -> Iterator[str]:
 def _paths(text: str) -> list[str]:
     """The absolute paths in an argument, of two parts at least: "/think" may be text."""
     if Path(text).is_absolute() and "\n" not in text:
-        found = [text]
+        paths = [text]
     else:
-        found = re.findall(r"(?<![^\s:=,;@])/(?!/)[^\s:=,;@]+", text)
-    return [path.rstrip("/") for path in found if len(Path(path).parts) > 2]
+        paths = re.findall(r"(?<![^\s:=,;@])/(?!/)[^\s:=,;@]+", text)
+    return [path.rstrip("/") for path in paths if len(Path(path).parts) > 2]

@@ -1,56 +1,40 @@
 """Decoding settings, declared once: for generate, stream, write and chat, in Python and in the terminal."""
 
 import argparse
-import math
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, get_type_hints
+
+from hf_lm.ranges import Amount, Count, Positive, PositiveShare, Seed, Share, Size, check_range, number, range_of
+
+# ruff: noqa: RUF009 - a setting is a field
 
 
 def _setting(default: object, text: str) -> Any:
     return field(default=default, metadata={"help": text})
 
 
-BOUNDS = {
-    "max_new_tokens": (0, math.inf),
-    "temperature": (0, math.inf),
-    "top_p": (0, 1),
-    "min_p": (0, 1),
-    "top_k": (0, math.inf),
-    "num_beams": (1, math.inf),
-    "no_repeat_ngram_size": (0, math.inf),
-    "num_return_sequences": (1, math.inf),
-    "batch_size": (1, math.inf),
-}
-
-
 @dataclass(frozen=True)
 class Decoding:
     """Settings of generation. Raises ValueError, in one line, where they exclude each other."""
 
-    max_new_tokens: int = _setting(0, "tokens generated at most; 0 is half the model's context, at most 128")
-    temperature: float = _setting(0.8, "1 is the model's own distribution, lower is less random, 0 is greedy")
-    top_p: float = _setting(0.95, "sample from the most likely tokens that together have this probability; 1: all")
-    min_p: float = _setting(0.0, "drop tokens less likely than this share of the most likely one; 0 drops none")
-    top_k: int = _setting(0, "sample from this many most likely tokens; 0: all")
-    num_beams: int = _setting(1, "hypotheses of the search for the most likely text; needs temperature 0")
-    repetition_penalty: float = _setting(1.0, "above 1, tokens that already occur in the text become less likely")
-    no_repeat_ngram_size: int = _setting(0, "no sequence of this many tokens occurs twice; 0 allows it")
+    max_new_tokens: Count = _setting(0, "tokens generated at most; 0 is half the model's context, at most 128")
+    temperature: Amount = _setting(0.8, "1 is the model's own distribution, lower is less random, 0 is greedy")
+    top_p: PositiveShare = _setting(0.95, "sample from the most likely tokens with this probability together; 1: all")
+    min_p: Share = _setting(0.0, "drop tokens less likely than this share of the most likely one; 0 drops none")
+    top_k: Count = _setting(0, "sample from this many most likely tokens; 0: all")
+    num_beams: Size = _setting(1, "hypotheses of the search for the most likely text; needs temperature 0")
+    repetition_penalty: Positive = _setting(1.0, "above 1, tokens that already occur in the text become less likely")
+    no_repeat_ngram_size: Count = _setting(0, "no sequence of this many tokens occurs twice; 0 allows it")
     stop: tuple[str, ...] = _setting((), "strings that end the text and are not part of it")
-    seed: int = _setting(0, "the same seed gives the same text")
-    num_return_sequences: int = _setting(1, "texts for each prompt")
-    batch_size: int = _setting(32, "texts generated at once")
+    seed: Seed = _setting(0, "the same seed gives the same text")
+    num_return_sequences: Size = _setting(1, "texts for each prompt")
+    batch_size: Size = _setting(32, "texts generated at once")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
-        for name, (low, high) in BOUNDS.items():
-            value = getattr(self, name)
-            if not low <= value <= high:  # NaN is refused too
-                bounds = f"{low} or more" if high == math.inf else f"between {low} and {high}"
-                raise ValueError(f"{name} is {value}; it must be {bounds}.")
-        if self.top_p == 0:
-            raise ValueError("top_p is 0, which leaves no token; give temperature 0 for the most likely one.")
-        if not self.repetition_penalty > 0:
-            raise ValueError(f"repetition_penalty is {self.repetition_penalty}; it must be above 0, and 1 is none.")
+        for name, kind in KINDS.items():
+            if allowed := range_of(kind):
+                check_range(name, getattr(self, name), allowed)
         if "" in self.stop:
             raise ValueError("a stop string is empty: every text would be empty.")
         if self.num_beams > 1 and self.temperature > 0:
@@ -65,6 +49,7 @@ class Decoding:
             )
 
 
+KINDS = get_type_hints(Decoding, include_extras=True)
 SEVERAL = ("num_beams", "num_return_sequences", "batch_size")  # meaningless where one text is streamed
 
 
@@ -81,7 +66,11 @@ def add_decoding(parser: argparse.ArgumentParser, *, streams: bool = False, **de
             )
         else:
             group.add_argument(
-                f"--{each.name}", type=type(default), default=default, metavar="N", help=f"{text} (default: {default})"
+                f"--{each.name}",
+                type=number(KINDS[each.name]),
+                default=default,
+                metavar="N",
+                help=f"{text} (default: {default})",
             )
 
 

@@ -160,13 +160,13 @@ def encode_prompt(
     ids = encode_documents(tokenizer, [prompt])[0] if isinstance(prompt, str) else list(prompt)
     positions = context_length(model.config)
     if positions:
-        room = positions - len(before) - len(after) - (tokens_to_write(model, max_new_tokens) if causal else 0)
-        if room < 1:
+        budget = positions - len(before) - len(after) - (tokens_to_write(model, max_new_tokens) if causal else 0)
+        if budget < 1:
             raise ValueError(
                 f"max_new_tokens is {max_new_tokens}, but the model's context is {positions} tokens, the prompt among "
                 f"them: give {positions - len(before) - len(after) - 1} or less."
             )
-        ids, left_out = ids[-room:], max(0, len(ids) - room)
+        ids, left_out = ids[-budget:], max(0, len(ids) - budget)
     else:
         left_out = 0
     ids = [*before, *ids, *after]

@@ -28,11 +28,13 @@ from transformers import (
     AutoModelForQuestionAnswering,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.pipelines import TASK_ALIASES
 
 from hf_lm.data.batches import map_by_length, pad_batch
 from hf_lm.models.adapters import load_merged
@@ -52,7 +54,11 @@ from hf_lm.tokenization.tokenizer import (
 
 Row = dict[str, str]
 
-CLASSIFIERS = ("text-classification", "sentiment-analysis")
+# Heads that transformers would put on any checkpoint, never trained; these pipelines are its own.
+HEADS = {
+    "text-classification": AutoModelForSequenceClassification,
+    "token-classification": AutoModelForTokenClassification,
+}
 KEYS = {"summarization": "summary", "translation": "translation", "text2text-generation": "generated"}
 TRANSLATION = re.compile(r"translation_([^_]+)_to_([^_]+)")
 AT_ONCE = 256  # inputs of a stream that are read ahead, to batch those of similar length
@@ -82,15 +88,17 @@ def pipeline(
         raise ValueError(f"there is no task {task!r}: give translation, or translation_en_to_de with other languages.")
     import transformers
 
-    if isinstance(model, str) and (task in CLASSIFIERS or find_adapter(model)):
+    head = HEADS.get(TASK_ALIASES.get(task or "", task or ""))
+    if isinstance(model, str) and (head or find_adapter(model)):
         at = {"revision": options.pop("revision", None), "token": options.pop("token", None)}
         model = _download(model, **at)
         tokenizer = _load_tokenizer(tokenizer or model, **at)
-        if task in CLASSIFIERS:  # transformers would answer with a head that was never trained
+        if head:  # transformers would answer with a head that was never trained
             loading = {key: options.pop(key) for key in ("dtype", "torch_dtype", "device_map") if key in options}
             loading = {"dtype": "auto"} | loading | options.pop("model_kwargs", {}) | {"use_safetensors": True}
-            head = AutoModelForSequenceClassification
             model = load_with_head(model, head, tokenizer=tokenizer, trained=True, **loading).eval()
+            longest = context_length(model.config) or tokenizer.model_max_length
+            tokenizer.model_max_length = min(tokenizer.model_max_length, longest)  # which truncation asks for
         else:  # transformers would not know what adapted_config.json says
             model = load_merged(model, tokenizer=tokenizer)
     elif isinstance(model, str):
@@ -275,7 +283,7 @@ class TextToTextPipeline(_Pipeline):
         return before, between
 
     def _set_languages(self, source: str | None, target: str | None) -> dict[str, int]:
-        """Set the languages of a multilingual tokenizer; what `generate` must know of them."""
+        """Set the languages of a multilingual tokenizer; returns the options of `generate` for them."""
         tokenizer = self.tokenizer
         if self.key != "translation" and (source or target):
             raise ValueError(f"{self.task} has no options src_lang and tgt_lang.")

@@ -18,12 +18,6 @@ from hf_lm.data.tables import pick_column
 from hf_lm.files import refuse_foreign
 from hf_lm.inference.decoding import Decoding
 
-PIPELINES = {
-    "sentiment": "text-classification",
-    "question_answering": "question-answering",
-    "summarization": "summarization",
-    "translation": "translation",
-}
 COLUMNS = ("text", "prompt", "source", "sentence", "document", "article", "input", "content", "0")
 PIECE = 256  # inputs between two writes
 
@@ -37,20 +31,20 @@ def predict(task: str, model: str, source: str, output: str, *, column: str = ""
     `source` is a .txt file with an input a line, or a table, whose `column` is read ("" guesses; question answering
     reads `question` and `context`). `write_lines` says how an existing output is continued.
     """
-    if task not in PIPELINES:
-        raise ValueError(f"there is no task {task!r}; there are {', '.join(PIPELINES)}.")
-    inputs = read_questions(source) if task == "question_answering" else read_texts(source, column)
+    from hf_lm.tasks.by_name import task_named
+
+    asked = task_named(task)
+    inputs = read_texts(source, column) if len(asked.inputs) == 1 else read_columns(source, asked.inputs)
 
     def start() -> Answer:
         from hf_lm.inference.pipelines import pipeline
 
-        # answers by token, as the evaluation measures them
-        options: dict[str, Any] = {"align_to_words": False} if task == "question_answering" else {}
-        made = pipeline(PIPELINES[task], model=model, **options)
+        made = pipeline(asked.pipeline_tag, model=model, **asked.pipeline_options)
 
         def answer(piece: list[Any]) -> Iterable[dict[str, Any]]:
-            answers = made(piece, truncation=True, batch_size=32)
-            return map(_prediction, [answers] if isinstance(answers, dict) else answers)  # a dict: of one question
+            answers = made(piece, batch_size=32)
+            answers = [answers] if isinstance(answers, dict) else answers  # a dict: of one question
+            return map(asked.prediction_of, piece, answers)
 
         return answer
 
@@ -205,18 +199,15 @@ def read_texts(source: str, column: str = "") -> list[str]:
     return [_text(row, name, source, number) for number, row in enumerate(rows, 1)]
 
 
-def read_questions(source: str) -> list[dict[str, str]]:
-    """{"question", "context"} of each row of a table. Raises FileNotFoundError or ValueError in one line."""
+def read_columns(source: str, names: Sequence[str]) -> list[dict[str, str]]:
+    """The columns of these names of each row of a table. Raises FileNotFoundError or ValueError in one line."""
     path = _existing(source)
     if suffix(path) == ".txt" or suffix(path) not in SUFFIXES:
-        raise ValueError(f"{source}: question answering needs a table with the columns question and context.")
+        raise ValueError(f"{source}: this task needs a table with the columns {' and '.join(names)}.")
     rows = _rows(path)
-    for name in ("question", "context"):
+    for name in names:
         pick_column(rows, name, (), option="that name", where=source)
-    return [
-        {name: _text(row, name, source, number) for name in ("question", "context")}
-        for number, row in enumerate(rows, 1)
-    ]
+    return [{name: _text(row, name, source, number) for name in names} for number, row in enumerate(rows, 1)]
 
 
 def _text(row: dict[str, Any], name: str, source: str, number: int) -> str:
@@ -240,12 +231,3 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     if not rows:
         raise ValueError(f"{path} is empty.")
     return rows
-
-
-def _prediction(output: list[dict[str, Any]] | dict[str, Any]) -> dict[str, Any]:
-    best = output[0] if isinstance(output, list) else output
-    if "label" in best:
-        return {"prediction": best["label"], "score": best["score"]}
-    if "answer" in best:
-        return {"prediction": best["answer"], **{key: best[key] for key in ("score", "start", "end")}}
-    return {"prediction": next(iter(best.values()))}

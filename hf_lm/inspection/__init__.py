@@ -1,1 +1,1 @@
-"""What a model will really see of its data, without training: read, tokenized, cut and batched as training would."""
+"""What a model will see of its data: read, tokenized, truncated and batched as in training, without training."""

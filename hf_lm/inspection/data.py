@@ -30,10 +30,11 @@ def inspect_rows(task: Supervised) -> dict[str, Any]:
     parts: dict[str, list[str]] = defaultdict(list)
     for row in train:
         for name, value in row.items():
-            if name not in ("id", "label") and (texts := list(_strings(value))):
+            if name not in ("id", "label", "tags") and (texts := list(_strings(value))):
                 parts[name] += texts
     overlap = {
-        split: found.report([task.text_of(row) for row in table.rows[split]]) for split, found in task.overlap.items()
+        split: matches.report([task.text_of(row) for row in table.rows[split]])
+        for split, matches in task.overlap.items()
     }
     return {
         "data": {
@@ -54,7 +55,7 @@ def inspect_rows(task: Supervised) -> dict[str, Any]:
     }
 
 
-def _strings(value: Any) -> Iterator[str]:
+def _strings(value: object) -> Iterator[str]:
     """The texts of a row's value: one, a list of them, or messages."""
     if isinstance(value, str):
         yield value
@@ -68,7 +69,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _duplicates(task: Supervised, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Rows whose text, but for case, punctuation and spacing, an earlier one has, and texts with different answers."""
+    """Rows with the text of an earlier one, but for case, punctuation and spacing; texts with different answers."""
     seen: dict[int, set[str]] = {}
     copies, examples = 0, []
     for row in rows:
@@ -136,16 +137,16 @@ def inspect_documents(task: LanguageModelling) -> dict[str, Any]:
 
 
 def _tokenizer(tokenizer: PreTrainedTokenizerBase, parts: dict[str, list[str]]) -> dict[str, Any]:
-    """measure_tokenizer, and the pieces of text that it has no entry for; no tokens a word where none are parted.
+    """measure_tokenizer, and unknown pieces of text; no tokens per word in scripts without spaces.
 
-    Targets are measured with the tokenizer of what is written, whose entries then stand under "written".
+    Targets are measured with the target tokenizer, whose entries are then under "written".
     """
     if has_target_tokenizer(tokenizer) and "targets" in parts:
         target = _tokenizer(target_tokenizer(tokenizer), {"targets": parts["targets"]})
-        found = _tokenizer(tokenizer, {name: texts for name, texts in parts.items() if name != "targets"})
-        return found | {"text": found["text"] | target.pop("text"), "written": target}
-    found = measure_tokenizer(tokenizer, parts)
-    for name, fits in found["text"].items():
+        fit = _tokenizer(tokenizer, {name: texts for name, texts in parts.items() if name != "targets"})
+        return fit | {"text": fit["text"] | target.pop("text"), "written": target}
+    fit = measure_tokenizer(tokenizer, dict(parts))
+    for name, fits in fit["text"].items():
         if fits.get("unknown"):
             unknown: Counter = Counter()
             some, unk = parts[name][:2000], tokenizer.unk_token_id
@@ -155,4 +156,4 @@ def _tokenizer(tokenizer: PreTrainedTokenizerBase, parts: dict[str, list[str]]) 
         shares = script_shares(parts[name])
         if sum(shares.get(script, 0) for script in UNSPACED) >= 0.05:
             del fits["tokens_per_word"]
-    return found
+    return fit

@@ -4,8 +4,11 @@ import copy
 import itertools
 import tempfile
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
+from transformers import PreTrainedModel, Trainer
+
+from hf_lm.arguments import TrainingArguments
 from hf_lm.dry_run import run_recipe
 from hf_lm.inspection.data import inspect_documents, inspect_rows
 from hf_lm.tasks.language_modelling import LanguageModelling
@@ -23,19 +26,23 @@ def inspect_recipe(recipe: str, arguments: Sequence[str] = (), *, examples: int 
     The recipe itself makes model, tokenizer and task (`run_recipe`), and the Trainer its batches. Raises ValueError or
     OSError in one line, as the recipe does.
     """
-    model, task, training_args, options = run_recipe(recipe, [*arguments, "--use_cpu", "true"])
+    called = run_recipe(recipe, [*arguments, "--use_cpu", "true"])
     return inspect_task(
-        model, task, training_args, examples=examples, build_trainer=options.get("build_trainer", supervised_trainer)
+        called.model,
+        cast(Task, called.task),
+        called.training_args,
+        examples=examples,
+        build_trainer=called.options.get("build_trainer", supervised_trainer),
     )
 
 
 def inspect_task(
-    model: Any,
+    model: PreTrainedModel,
     task: Task,
-    training_args: Any,
+    training_args: TrainingArguments,
     *,
     examples: int = 5,
-    build_trainer: Callable[..., Any] = supervised_trainer,
+    build_trainer: Callable[..., Trainer] = supervised_trainer,
 ) -> dict[str, Any]:
     """The same for what a recipe would hand to `fit`.
 
@@ -65,7 +72,11 @@ def inspect_task(
 
 
 def measure_padding(
-    model: Any, task: Task, training_args: Any, *, build_trainer: Callable[..., Any] = supervised_trainer
+    model: PreTrainedModel,
+    task: Task,
+    training_args: TrainingArguments,
+    *,
+    build_trainer: Callable[..., Trainer] = supervised_trainer,
 ) -> dict[str, Any]:
     """The share of padding in the batches of the Trainer's first epoch, and what padding to the maximum would make."""
     args = copy.copy(training_args)

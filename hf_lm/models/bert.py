@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_lm.models.configuration import set_labels, special_ids
+from hf_lm.models.configuration import check_memory, set_labels, special_ids
 
 
 def new_bert(
@@ -22,6 +22,7 @@ def new_bert(
 
     Pass the tokenizer through `add_frame` first, so that texts begin with the token that the head reads.
     """
+    check_memory((block_size + 12 * n_layer * n_embd) * n_embd, f"block_size={block_size:,}, n_embd={n_embd:,}")
     config = BertConfig(
         vocab_size=64 * (max(tokenizer.get_vocab().values()) // 64 + 1),
         hidden_size=n_embd,

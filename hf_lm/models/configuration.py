@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
+import torch
 from huggingface_hub import constants, is_offline_mode
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors import safe_open
@@ -60,6 +62,15 @@ def load_config(name_or_path: str) -> PreTrainedConfig:
         if isinstance(error, ValueError):
             raise ValueError(f"{name_or_path}: transformers knows no such model: {why(error)}") from error
         raise OSError(f"cannot read the {CONFIG} of {name_or_path}: {why(error)}") from error
+
+
+def check_memory(parameters: int, shape: str) -> None:
+    """Raise ValueError where the weights of a new model, in float32, would not fit into this machine's memory."""
+    gigabytes, there = 4 * parameters / 1e9, psutil.virtual_memory().total / 1e9
+    if gigabytes > there and torch.get_default_device().type != "meta":
+        raise ValueError(
+            f"{shape}: {parameters:,} parameters need {gigabytes:,.0f} GB; this machine has {there:,.0f} GB."
+        )
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

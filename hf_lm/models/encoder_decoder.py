@@ -15,7 +15,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from hf_lm.models.configuration import architecture, family, load_config, special_ids
+from hf_lm.models.configuration import architecture, check_memory, family, load_config, special_ids
 from hf_lm.models.loading import BETWEEN, HEAD, check_ids, load_causal_lm, load_weights, load_with_head
 from hf_lm.models.target_tokenizer import target_tokenizer
 
@@ -30,6 +30,7 @@ def new_bart(
     dropout: float = 0.1,
 ) -> PreTrainedModel:
     """A BART with random weights, `n_layer` layers on each side, for the tokenizer's vocabulary."""
+    check_memory((2 * block_size + 28 * n_layer * n_embd) * n_embd, f"block_size={block_size:,}, n_embd={n_embd:,}")
     config = BartConfig(
         vocab_size=64 * (max(tokenizer.get_vocab().values()) // 64 + 1),
         d_model=n_embd,

@@ -2,7 +2,7 @@
 
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
-from hf_lm.models.configuration import special_ids
+from hf_lm.models.configuration import check_memory, special_ids
 from hf_lm.suggestions import did_you_mean
 
 # small to xl are the four that were published (124 M, 355 M, 774 M and 1.6 B parameters with their vocabulary).
@@ -55,6 +55,10 @@ def new_gpt2(
 
     used = set(tokenizer.get_vocab().values())
     vocab_size = 64 * (max(used) // 64 + 1)
+    embedded = (vocab_size + shape["block_size"]) * shape["n_embd"]
+    check_memory(
+        embedded + 12 * shape["n_layer"] * shape["n_embd"] ** 2, ", ".join(f"{k}={v:,}" for k, v in shape.items())
+    )
     config = GPT2Config(
         vocab_size=vocab_size,
         n_positions=shape["block_size"],

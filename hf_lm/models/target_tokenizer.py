@@ -6,8 +6,10 @@ It is stored as an attribute of the source tokenizer, so that one object carries
     AutoTokenizer.from_pretrained(folder, subfolder="target_tokenizer")  # target
 """
 
+import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -47,6 +49,23 @@ def find_target(tokenizer: PreTrainedTokenizerBase, name_or_path: str | Path) ->
         return
     if file:
         set_target(tokenizer, AutoTokenizer.from_pretrained(name_or_path, subfolder=TARGET, trust_remote_code=False))
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash of what a tokenizer and its target tokenizer do: tokens, rules, special tokens and chat template."""
+    if tokenizer.is_fast:
+        backend: Any = tokenizer.backend_tokenizer  # type: ignore[attr-defined]  # which a fast one has
+        rules = json.loads(backend.to_str()) | {"padding": None, "truncation": None}  # as the last call had them
+    else:
+        rules = tokenizer.get_vocab()
+    content = [
+        rules,
+        {key: str(value) for key, value in tokenizer.special_tokens_map.items()},
+        tokenizer.chat_template,
+    ]
+    if has_target_tokenizer(tokenizer):
+        content.append(tokenizer_fingerprint(target_tokenizer(tokenizer)))
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:

@@ -4,12 +4,13 @@ import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
+from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainerControl, TrainerState
+from transformers import TrainingArguments as HFTrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
+from hf_lm.arguments import TrainingArguments
 from hf_lm.planning.resolve import Resolved
 from hf_lm.reporting.report import peak_memory_bytes
 from hf_lm.tasks.task import Task
@@ -27,7 +28,7 @@ class Measured:
     peak: int  # bytes
 
 
-def run_a_little(run: Resolved, args: Any, work: Work) -> Measured:
+def run_a_little(run: Resolved, args: TrainingArguments, work: Work) -> Measured:
     """Train random weights of the run's shape for a few steps here, and measure a part of a split with them.
 
     The first two batches warm up; the next two are timed, and where rows differ in length some more. Raises
@@ -63,7 +64,9 @@ class _Clock(TrainerCallback):
     def __init__(self, enough: Callable[[], bool]) -> None:
         self.enough = enough
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+    def on_step_end(
+        self, args: HFTrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         control.should_training_stop = self.enough()
@@ -81,7 +84,7 @@ def random_values(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def _measure_some(task: Task, model: PreTrainedModel) -> tuple[int, float]:
-    """Measure a batch or two of validation, whose memory is then seen too; returns their tokens and the seconds."""
+    """Measure a batch or two of validation, for its memory too; returns their tokens and the seconds."""
     task = task.excerpt("validation")
     begun = time.perf_counter()
     task.measure(model, "validation")

@@ -1,4 +1,4 @@
-"""Devices that a run can be planned for: GPUs by name, and what this machine has."""
+"""Devices that a run can be planned for: GPUs by name, and this machine's."""
 
 import contextlib
 import re

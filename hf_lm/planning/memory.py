@@ -1,4 +1,4 @@
-"""The memory that a step needs on a device: sharded, quantized, with what stands beside its tensors."""
+"""The memory that a step needs on a device: quantized, and with what is beside its tensors."""
 
 from dataclasses import replace
 
@@ -12,33 +12,21 @@ from hf_lm.training.estimate import resident
 from hf_lm.training.fake_step import Step
 
 
-def needed(step: Step, device: Device, *, model: nn.Module, n: int = 1) -> int:
-    """Bytes that a step needs on each of n devices that share weights, gradients and optimizer state (FSDP).
+def needed(step: Step, device: Device) -> int:
+    """Bytes that a step needs on a device.
 
-    Of the shared weights the largest block is whole while it works. Beside the tensors stands, on a CPU, the process
-    with its libraries as it is now, on a GPU its context.
+    Beside the tensors there is, on a CPU, the process with its libraries as it is now, on a GPU its context.
     """
-    shared = sum(step.memory[kind] for kind in ("weights", "gradients", "optimizer"))
-    own = step.peak - shared
-    whole = 0 if n == 1 else 2 * largest_block(model)
-    live = shared // n + own + whole
     if device.name == "cpu":
-        live = max(live, step.proofs)
+        live = max(step.peak, step.proofs)
         return resident(live - step.memory["weights"], step.memory["weights"])
-    return int(live / USABLE) + CONTEXT
-
-
-def largest_block(model: nn.Module) -> int:
-    """Bytes of the largest layer of a stack, or of the embedding if that is larger."""
-    blocks = [block for part in model.modules() if isinstance(part, nn.ModuleList) for block in part]
-    blocks += [module for module in model.modules() if isinstance(module, nn.Embedding)]
-    return max((sum(p.numel() * p.element_size() for p in block.parameters()) for block in blocks), default=0)
+    return int(step.peak / USABLE) + CONTEXT
 
 
 def quantized(step: Step, model: PreTrainedModel, bits: int) -> Step:
     """A step whose frozen matrices are held in 4 bits (NF4 with quantized constants) or 8 (LLM.int8).
 
-    One matrix at a time is whole, in float32, while it is multiplied.
+    One matrix at a time is in float32, while it is multiplied.
     """
     plain = base_of(model)
     ends = {id(end.weight) for end in (plain.get_input_embeddings(), plain.get_output_embeddings()) if end is not None}
@@ -57,6 +45,6 @@ def quantized(step: Step, model: PreTrainedModel, bits: int) -> Step:
 
 
 def by_kind(step: Step, device: Device, needed: int) -> dict[str, int]:
-    """The memory of a step by kind, and what stands beside it."""
+    """The memory of a step by kind, and what is beside its tensors."""
     rest = "process and allocator" if device.name == "cpu" else "context and allocator"
     return step.memory | {rest: max(0, needed - step.peak)}

@@ -1,13 +1,13 @@
 """`hf-lm plan`: what a resolved run needs on a device.
 
 The recipe itself runs, with its own arguments, up to `fit` (resolving); a training step of its model is run on fake
-tensors (hf_lm.training.fake_step); what fits is told by a table of devices (devices).
+tensors (hf_lm.training.fake_step); the memory of devices is in a table (devices).
 """
 
 import copy
 import math
 import tempfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from hf_lm.models.adapters import base_of, is_adapted
 from hf_lm.planning.calibration import run_a_little
 from hf_lm.planning.changes import Change, Variation, propose, variations_of
 from hf_lm.planning.devices import Device
+from hf_lm.planning.engines import Engine, engine_memory, host_memory
 from hf_lm.planning.memory import by_kind, needed, quantized
 from hf_lm.planning.resolve import Resolved
 from hf_lm.training.estimate import UTILISATION, Work, checkpoints_activations, precision, step_of, work_of
@@ -40,6 +41,8 @@ class Plan:
     needed: int  # bytes
     times: dict[str, float]  # seconds of training, evaluation and what is around them
     utilisation: float  # share of the device's matrix speed
+    engine: Engine = field(default_factory=Engine)  # memory and `needed` are those of one of its devices
+    host: int = 0  # bytes in the host's memory of each process, of what the engine offloads
     changes: list[Change] = field(default_factory=list)  # tried to make it fit
     calibrated: bool = False  # times, memory and utilisation were measured
     assumed: list[str] = field(default_factory=list)
@@ -80,8 +83,8 @@ class Plan:
 
     @property
     def energy(self) -> float | None:
-        """Kilowatt-hours of the board at full load; None where its power is not known."""
-        return self.device.watts * self.seconds / 3.6e6 if self.device.watts else None
+        """Kilowatt-hours of the boards at full load; None where their power is not known."""
+        return self.engine.devices * self.device.watts * self.seconds / 3.6e6 if self.device.watts else None
 
     @property
     def price(self) -> float | None:
@@ -96,6 +99,8 @@ class Plan:
             "recipe": run.recipe,
             "architecture": type(base_of(run.model)).__name__,
             "device": asdict(self.device),
+            "engine": asdict(self.engine),
+            "host": self.host,
             "present": self.present,
             "method": self.method,
             "precision": self.precision,
@@ -134,31 +139,42 @@ def make_plan(
     present: bool,
     utilisation: float = UTILISATION,
     calibrate: bool = False,
+    engine: Engine | None = None,
 ) -> Plan:
-    """The plan of a resolved run on a device; `present` says that it is this machine's.
+    """The plan of a resolved run on a device, or on those of an engine; `present` says that it is this machine's.
 
     `calibrate` runs a few real steps here, and a part of an evaluation, and takes their time and memory. Raises
-    ValueError for a utilisation that is no share, and where the model's step cannot be run.
+    ValueError for a utilisation that is no share, for what an engine cannot shard, and where the model's step cannot
+    be run.
     """
+    engine = engine or Engine()
     if not 0 < utilisation <= 1:
         raise ValueError(f"--utilisation is {utilisation}; it is a share of the device's speed, above 0 and up to 1.")
-    args = copy.copy(run.args)
+    _check_engine(engine, run)
+    args, dtype = copy.copy(run.args), precision(run.args)
     with tempfile.TemporaryDirectory() as folder:
         args.output_dir, args.report_to = folder, []  # the Trainer makes its output folder
 
         def step_with(variation: Variation, rows: int) -> Step:
             trainer = supervised_trainer(variation.model, args, run.task, lambda model: {}, trainer_class=_Weightless)
-            step = step_of(trainer, run.task, rows=rows, checkpointing=variation.checkpointing)
-            return quantized(step, variation.model, variation.bits) if variation.bits else step
+            shares = variation.engine.shares(half=dtype != torch.float32)
+            step = step_of(trainer, run.task, rows=rows, checkpointing=variation.checkpointing, shares=shares)
+            step = quantized(step, variation.model, variation.bits) if variation.bits else step
+            return engine_memory(step, variation.engine, model=variation.model, dtype=dtype)
 
         def needs(variation: Variation, rows: int) -> int:
-            return needed(step_with(variation, rows), device, model=variation.model, n=variation.devices)
+            return needed(step_with(variation, rows), device)
 
-        variations, rows = variations_of(run), args.per_device_train_batch_size
-        step, work = step_with(variations[0], rows), work_of(run.task, args, scales=run.scales)
+        variations, rows = variations_of(run, engine), args.per_device_train_batch_size
+        step = step_with(variations[0], rows)
+        work = work_of(run.task, args, scales=run.scales, processes=engine.devices)
         speed = _speed(device, args)
-        times, bytes_needed = work.seconds(step, speed * utilisation), needed(step, device, model=run.model)
-        plan = Plan(run, device, present, work, step, bytes_needed, times, utilisation, assumed=list(run.assumed))
+        times, bytes_needed = work.seconds(step, speed * utilisation), needed(step, device)
+        plan = Plan(run, device, present, work, step, bytes_needed, times, utilisation, engine)
+        plan.assumed = list(run.assumed)
+        if engine.offload:
+            alone = replace(variations[0], engine=Engine())
+            plan.host = host_memory(step_with(alone, rows), engine, model=run.model, dtype=dtype)
         if calibrate:
             measured, plan.calibrated = run_a_little(run, args, work), True
             plan.times |= measured.times
@@ -172,6 +188,13 @@ def make_plan(
             accumulation = args.gradient_accumulation_steps
             plan.changes = propose(variations, needs, device.memory, rows=rows, accumulation=accumulation)
     return plan
+
+
+def _check_engine(engine: Engine, run: Resolved) -> None:
+    if engine.name.startswith("zero") and run.args.muon_learning_rate:
+        raise ValueError("ZeRO flattens weights and Muon needs matrices: --muon_learning_rate 0 or --engine fsdp2.")
+    if engine.name != "ddp" and run.bits:
+        raise ValueError(f"a quantized base is not sharded here: --engine ddp, or leave --quantize {run.bits} out.")
 
 
 def _speed(device: Device, args: TrainingArguments) -> float:

@@ -5,11 +5,12 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel
 
+from hf_lm.arguments import TrainingArguments
 from hf_lm.data.demos import documentation as demos
 from hf_lm.dry_run import parse_recipe, run_recipe
 from hf_lm.tasks.task import Task
@@ -32,7 +33,7 @@ class Resolved:
     recipe: str
     model: PreTrainedModel
     task: Task
-    args: Any
+    args: TrainingArguments
     arguments: dict[str, Any]  # as run.yaml has them
     bits: int = 0  # in which a frozen base is held; 0: in full
     scales: dict[str, float] = field(default_factory=dict)
@@ -52,7 +53,8 @@ def resolve(recipe: str, argv: Sequence[str], *, tokens: int = 0, bf16: bool | N
             argv = [*argv, *_demo_data(parse_recipe(recipe, argv), Path(folder) / "demo")]
         try:
             with torch.device("meta"):
-                model, task, args, _ = run_recipe(recipe, argv, bf16=bf16, sample=sample)
+                called = run_recipe(recipe, argv, bf16=bf16, sample=sample)
+                model, task, args = called.model, cast(Task, called.task), called.training_args
         except ValueError as error:
             if "was not loaded from the Hub" not in str(error):
                 raise
@@ -120,6 +122,10 @@ def _demo_data(args: Any, folder: Path) -> list[str]:
         row = dict.fromkeys(("text", "source", "target", "document", "summary", "context"), f"{i}. {text}")
         row |= {"question": text[:60], "answers": [{"text": first, "answer_start": row["context"].index(first)}]}
         row |= {"id": str(i), "label": str(i % 2)}
+        row |= {
+            "tokens": text.split(),
+            "ner_tags": ["B-word" if n % 9 == 0 else "O" for n in range(len(text.split()))],
+        }
         rows.append(row | {getattr(args, key): row[name] for key, name in COLUMNS.items() if getattr(args, key, "")})
     folder.mkdir()
     for split, part in {"train": rows[20:], "validation": rows[:10], "test": rows[10:20]}.items():

@@ -17,19 +17,23 @@ def show_plan(plan: Plan) -> str:
     trained = sum(part["trainable"] for part in parts.values())
     kind = f"{plan.method}, {plan.precision}"
     kind += ", activation checkpointing" if checkpoints_activations(run.args) else ""
+    kind += f", {plan.engine.said}" if plan.engine.said else ""
     lines = [f"{run.recipe}: {type(base_of(run.model)).__name__} on {plan.device.name} ({where}), {kind}", ""]
     share = f", {trained:,} trained ({trained / total:.1%})" if trained < total else ""
     lines.append(f"Parameters  {total:>15,}{share}")
     for part, count in parts.items():
         lines.append(f"  {part:<10}{count['parameters']:>15,}  {bar(count['parameters'] / max(1, total))}")
     free = " free" if plan.device.name == "cpu" else ""
-    lines += ["", f"Memory      {_size(plan.needed):>15} of {_size(plan.device.memory)}{free}"]
+    each = " on each device" if plan.engine.said else ""
+    lines += ["", f"Memory      {_size(plan.needed):>15} of {_size(plan.device.memory)}{free}{each}"]
     lines += [f"  {name:<22}{_size(size):>9}  {bar(size / plan.needed)}" for name, size in plan.memory.items()]
+    if plan.host:
+        lines.append(f"  and {_size(plan.host)} of the host's memory for each process")
     if plan.fits:
         lines.append("  It fits.")
     else:
         lines.append("  It does NOT fit. Tried, the cheapest first:")
-        lines += [f"    {'fits' if c.fits else 'no  '} {_size(c.needed):>9}  {c.said}" for c in plan.changes]
+        lines += [f"    {'fits' if c.fits else 'no  '} {_size(c.needed):>9}  {c.name}" for c in plan.changes]
         if (last := plan.changes[-1]).fits and last.options:
             lines.append("    " + " ".join(f"--{key} {str(value).lower()}" for key, value in last.options.items()))
     batch = f"{run.args.per_device_train_batch_size} rows, up to {work.longest:,} tokens"
@@ -43,17 +47,17 @@ def show_plan(plan: Plan) -> str:
         f"Time        {in_hours(plan.seconds):>15} = {times}",
     ]
     if plan.energy is not None:
-        lines.append(f"Energy      {plan.energy:>11,.2f} kWh at {plan.device.watts} W")
+        lines.append(f"Energy      {plan.energy:>11,.2f} kWh at {plan.engine.devices * plan.device.watts} W")
     if plan.price is not None:
         lines.append(f"Price       {plan.price:>15,.2f} at {run.args.price_per_hour:g} an hour")
     if plan.seconds > run.args.budget:
         lines.append(f"Budget      {in_hours(run.args.budget):>15}: the run will stop there with a checkpoint")
-    said = "; ".join(plan.assumed)
+    assumed = "; ".join(plan.assumed)
     if plan.calibrated:
         measured = f"Measured in a few steps here: {plan.utilisation:.0%} of the device's matrix speed"
-        lines += ["", f"{measured}; {said}" if said else measured]
+        lines += ["", f"{measured}; {assumed}" if assumed else measured]
     else:
-        lines += ["", f"Assumed: {said}"]
+        lines += ["", f"Assumed: {assumed}"]
     return "\n".join(lines)
 
 

@@ -9,22 +9,11 @@ import yaml
 
 from hf_lm.files import write_whole
 from hf_lm.hub.credentials import printable
+from hf_lm.hub.records import read_run
 from hf_lm.reporting.card_metadata import example_of, is_hub_id, metadata, shortened
 from hf_lm.reporting.markdown import fenced, in_code, in_table, table
 from hf_lm.reporting.plots import TUNING
 from hf_lm.reporting.report import SHOWN, beside, gain_in_words, in_words, plan_in_words, warnings
-
-# What a recipe makes, in a reader's words.
-KINDS = {
-    "pretrain": "causal language model",
-    "sentiment": "text classifier",
-    "question_answering": "model that answers questions from a text",
-    "translation": "translation model",
-    "summarization": "summarization model",
-    "chat": "model that answers in a conversation",
-    "preference": "model that answers in a conversation, tuned to preferences",
-    "reinforce": "model that answers in a conversation, tuned by rewards",
-}
 
 
 def write_card(report: dict[str, Any], folder: str | Path) -> None:
@@ -53,8 +42,7 @@ def _introduction(report: dict[str, Any], folder: Path) -> str:
     model = report.get("model", {})
     recurrent = model.get("model_type") == "hf_lm_recurrent"
     trust = ", trust_remote_code=True" if recurrent else ""
-    made = report.get("learning_curve", {}).get("task") or report.get("recipe", "")
-    kind, auto_class = KINDS.get(made, "model"), model.get("auto_class", "AutoModel")
+    kind, auto_class = report.get("kind", "model"), model.get("auto_class", "AutoModel")
     adapter, two = (folder / "adapter_config.json").is_file(), (folder / TARGET).is_dir()
     lines = [
         f"# {in_table(folder.resolve().name)}",
@@ -284,8 +272,9 @@ def _training(report: dict[str, Any], folder: Path) -> str:
     if report.get("recipe"):
         lines += ["", "This run, with every argument that is not the recipe's default:"]
         lines += ["", fenced(_command(report["recipe"], report.get("arguments", {})), "bash")]
-    if (folder / "run.yaml").is_file():
-        run = yaml.safe_load((folder / "run.yaml").read_text(encoding="utf-8"))
+        name = run_name if (run_name := (read_run(folder) or {}).get("hub_model_id")) else folder.name
+        lines += ["", "Run again and compared with the numbers above:", "", fenced(f"hf-lm reproduce {name}", "bash")]
+    if run := read_run(folder):
         # Absolute paths are of no use to a reader and may be private.
         shown = {k: v for k, v in run.items() if not (isinstance(v, str) and Path(v).is_absolute())}
         text = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True)
@@ -306,7 +295,7 @@ def _command(recipe: str, arguments: dict[str, Any]) -> str:
     return " \\\n  ".join(lines)
 
 
-def _typed(value: Any) -> str:
+def _typed(value: object) -> str:
     """A value as a user types it: 30 for 30.0."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 

@@ -150,7 +150,6 @@ def draw_lengths(lengths: dict[str, dict[str, list[int]]], folder: str | Path) -
     middle = np.median([value for values in lengths["train"].values() for value in values])
     logarithmic = high > 12 * max(1, middle)  # the longest are far from the rest
     edges = np.geomspace(1, high + 1, 40) if logarithmic else np.linspace(0, high + 1, min(high + 2, 40))
-    edges = [float(edge) for edge in edges]
     path = Path(folder) / "lengths.png"
     with figure(path) as [axes]:
         for line, kind in zip(("-", "--"), lengths["train"], strict=False):
@@ -160,7 +159,7 @@ def draw_lengths(lengths: dict[str, dict[str, list[int]]], folder: str | Path) -
                 label = f"{split}, {kind} ({len(values):,})"
                 axes.hist(
                     values,
-                    edges.tolist(),
+                    edges,
                     weights=weights,
                     histtype="step",
                     color=color,

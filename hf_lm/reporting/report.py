@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from hf_lm.files import write_whole
+from hf_lm.files import sync, write_whole
 from hf_lm.hub.credentials import printable
 
 try:
@@ -46,6 +46,8 @@ SHOWN = {
     "rougeLsum": ("ROUGE-Lsum", "{:.1f}"),
     "exact_match": ("exact match", "{:.1f} %"),
     "f1": ("F1", "{:.1f} %"),
+    "precision": ("precision", "{:.1f} %"),
+    "recall": ("recall", "{:.1f} %"),
     "has_answer_exact_match": ("  with answer, EM", "{:.1f} %"),
     "has_answer_f1": ("  with answer, F1", "{:.1f} %"),
     "no_answer_exact_match": ("  without, EM", "{:.1f} %"),
@@ -63,14 +65,16 @@ def save_report(report: dict[str, Any], folder: str | Path) -> dict[str, Any]:
 
 def save_predictions(rows: Iterable[dict[str, Any]], folder: str | Path) -> None:
     """Write predictions.jsonl, to a temporary file and then renamed; no file where there are no rows."""
-    path, aside = Path(folder) / "predictions.jsonl", Path(folder) / "predictions.jsonl.tmp"
-    with aside.open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(plain(row), ensure_ascii=False) + "\n")
-    if aside.stat().st_size:
-        os.replace(aside, path)
-    else:
-        aside.unlink()
+    path, aside = Path(folder) / "predictions.jsonl", Path(folder) / ".predictions.jsonl.0.tmp"
+    try:
+        with aside.open("w", encoding="utf-8") as file:
+            for row in rows:
+                file.write(json.dumps(plain(row), ensure_ascii=False) + "\n")
+        sync(aside)
+        if aside.stat().st_size:
+            os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def plain(value: Any) -> Any:

@@ -1,9 +1,8 @@
-"""Continuations of prompts, as a model writes them and under guards that act while it writes."""
+"""Continuations of prompts, by a model alone and under guards that act at decoding."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -49,12 +48,12 @@ def continue_prompts(
             seed=seed,
             batch_size=256,
         )
-    texts = [[one.text for one in of_prompt] for of_prompt in written]
+    texts = [[each.text for each in of_prompt] for of_prompt in written]
     if guard.best_of == 1:
         return texts
     if guard.scorer is None:
         raise ValueError(f"best_of is {guard.best_of}, and there is no scorer to choose by.")
-    return [_least_toxic(some, guard, guard.scorer) for some in texts]
+    return [_least_toxic(of_prompt, guard, guard.scorer) for of_prompt in texts]
 
 
 def _least_toxic(texts: list[str], guard: Guard, scorer: Scorer) -> list[str]:
@@ -63,8 +62,8 @@ def _least_toxic(texts: list[str], guard: Guard, scorer: Scorer) -> list[str]:
 
 
 @contextmanager
-def _forbidden(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> Any:
-    """Forbid words while it is open, through transformers' own list of bad words.
+def _forbidden(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, words: Sequence[str]) -> Iterator[None]:
+    """Forbid words in the block, through transformers' own list of bad words.
 
     A word is forbidden as the tokenizer writes it, after a space or not, in small letters and with a capital; spelt by
     other tokens, or as part of a longer word, it can still be written.
@@ -73,7 +72,7 @@ def _forbidden(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, words
     before = model.generation_config.bad_words_ids
     ids = [ids for ids in encode_documents(tokenizer, sorted(forms)) if ids] if forms else []
     unknown = tokenizer.unk_token_id
-    ids = [some for some in ids if unknown is None or unknown not in some]  # else every unknown word would be
+    ids = [word for word in ids if unknown is None or unknown not in word]  # else every unknown word would be
     model.generation_config.bad_words_ids = [*(before or []), *ids] or None
     try:
         yield

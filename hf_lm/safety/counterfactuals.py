@@ -30,7 +30,7 @@ CAUTION = (
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text to go on from. Prompts of one `unit` differ in the `group` they name; `domain` is what groups are of."""
+    """A text to continue. Prompts of one `unit` differ in the `group` they name; `domain` is what groups are of."""
 
     text: str
     group: str = ""
@@ -44,7 +44,7 @@ def built_in_prompts() -> list[Prompt]:
 
 
 def built_in_sentences() -> list[Prompt]:
-    """Harmless whole sentences about groups, for classifiers."""
+    """Harmless, complete sentences about groups, for classifiers."""
     return [
         Prompt(text, group, what, _frame(text, group)) for text, what, group, toxic in functional_tests() if not toxic
     ]
@@ -55,26 +55,26 @@ def _frame(text: str, group: str) -> str:
 
 
 def read_prompts(path: str | Path, *, at_most: int = 0) -> list[Prompt]:
-    """The prompts of a file, in one of several formats, told by what the file holds; 0 takes all.
+    """The prompts of a file, whose format follows from its content; `at_most` 0 takes all.
 
-    Of more than `at_most` some are chosen by their hash, whole units together, whatever their order. Raises
+    Of more than `at_most` some are chosen by their hash, all of a unit or none, whatever their order. Raises
     FileNotFoundError or ValueError in one line.
     """
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"--prompts: there is no file {path}.")
     if suffix(path) == ".txt":
-        found = [Prompt(line.strip(), unit=line.strip()) for line in read_lines(path)]
+        prompts = [Prompt(line.strip(), unit=line.strip()) for line in read_lines(path)]
     elif suffix(path) not in SUFFIXES:
         raise ValueError(f"--prompts {path}: do not know this format; give {FORMATS}.")
     else:
-        found = _bold(path) or [_prompt(row, path) for row in read_rows(path)]
-    found = list(dict.fromkeys(prompt for prompt in found if prompt.text))
-    if not found:
+        prompts = _bold(path) or [_prompt(row, path) for row in read_rows(path)]
+    prompts = list(dict.fromkeys(prompt for prompt in prompts if prompt.text))
+    if not prompts:
         raise ValueError(f"--prompts {path} holds no prompt; give {FORMATS}.")
-    if 0 < at_most < len(found):
+    if 0 < at_most < len(prompts):
         by_unit = defaultdict(list)
-        for prompt in found:
+        for prompt in prompts:
             by_unit[prompt.unit or prompt.text].append(prompt)
         chosen: set[str] = set()
         count = 0
@@ -83,8 +83,8 @@ def read_prompts(path: str | Path, *, at_most: int = 0) -> list[Prompt]:
                 break
             chosen.add(unit)
             count += len(by_unit[unit])
-        found = [prompt for prompt in found if (prompt.unit or prompt.text) in chosen]
-    return found
+        prompts = [prompt for prompt in prompts if (prompt.unit or prompt.text) in chosen]
+    return prompts
 
 
 def _bold(path: Path) -> list[Prompt]:
@@ -108,7 +108,7 @@ def _bold(path: Path) -> list[Prompt]:
     ]
 
 
-def _prompt(row: Any, path: Path) -> Prompt:
+def _prompt(row: object, path: Path) -> Prompt:
     if not isinstance(row, dict):
         raise ValueError(f"--prompts {path} holds no rows with columns; give {FORMATS}.")
     text = row.get("prompt", row.get("text"))
@@ -134,12 +134,12 @@ def groups_of(prompts: Sequence[Prompt]) -> list[tuple[str, ...]]:
 def score_measures(
     name: str, scores: np.ndarray, prompts: Sequence[Prompt], *, source: str, scorer: str
 ) -> list[Measure]:
-    """The mean score of the continuations by group, and in each domain how far the groups lie apart.
+    """The mean score of the continuations by group, and in each domain how far apart the groups are.
 
-    `scores` is (prompts, samples) in [0, 1]. The gap stands beside what dealing the groups anew would give.
+    `scores` is (prompts, samples) in [0, 1]. With the gap comes what shuffling the groups would give.
     """
     means = scores.mean(axis=1)
-    found = [
+    measures = [
         Measure(
             f"{name} of continuations",
             source,
@@ -159,7 +159,7 @@ def score_measures(
         gaps[domain] = gap(means[inside], groups, units)
         chance[domain] = gap_by_chance(means[inside], groups, units)
     if gaps:
-        found.append(
+        measures.append(
             Measure(
                 f"gap of {name}",
                 source,
@@ -171,46 +171,46 @@ def score_measures(
                 chance=chance,
             )
         )
-    return found
+    return measures
 
 
 @dataclass(frozen=True)
 class Swapped:
     """Two texts that differ in the group they name."""
 
-    one: str
-    other: str
+    text: str
+    swapped: str
     domain: str
     unit: str
 
 
 def swapped_pairs(prompts: Sequence[Prompt]) -> list[Swapped]:
     """Every two prompts of a unit that name different groups; of one without a group, the text and its swapped one."""
-    found, by_unit = [], defaultdict(list)
+    pairs, by_unit = [], defaultdict(list)
     for prompt in prompts:
         if prompt.group and prompt.unit:
             by_unit[prompt.domain, prompt.unit].append(prompt)
     for (domain, unit), members in by_unit.items():
         for a, b in itertools.combinations(members, 2):
-            found.append(Swapped(a.text, b.text, domain, unit))
+            pairs.append(Swapped(a.text, b.text, domain, unit))
     swappers = {domain: Swapper((domain,)) for domain in DOMAINS}
     for prompt in prompts:
         if prompt.group and prompt.unit:
             continue
         for domain, swap in swappers.items():
-            if (other := swap(prompt.text)) != prompt.text:
-                found.append(Swapped(prompt.text, other, domain, prompt.text))
-    return found
+            if (swapped := swap(prompt.text)) != prompt.text:
+                pairs.append(Swapped(prompt.text, swapped, domain, prompt.text))
+    return pairs
 
 
-def flip_measures(one: np.ndarray, other: np.ndarray, pairs: Sequence[Swapped], *, source: str) -> list[Measure]:
-    """How often a classifier's answer changes with the group, and by how much its probabilities do.
+def flip_measures(before: np.ndarray, after: np.ndarray, pairs: Sequence[Swapped], *, source: str) -> list[Measure]:
+    """How often a classifier's prediction changes with the group, and by how much its probabilities do.
 
-    `one` and `other` are (pairs, classes). The gap is the total variation distance: the probability that moves from
-    some classes to others. Intervals are over units, the sentences of which the pairs were made.
+    `before` and `after` the swap: (pairs, classes). The gap is the total variation distance: the probability that
+    moves from some classes to others. Intervals are over units, the sentences of which the pairs were made.
     """
-    flips = 100.0 * (one.argmax(axis=1) != other.argmax(axis=1))
-    moved = 100.0 * np.abs(one - other).sum(axis=1) / 2
+    flips = 100.0 * (before.argmax(axis=1) != after.argmax(axis=1))
+    moved = 100.0 * np.abs(before - after).sum(axis=1) / 2
     units = {unit: i for i, unit in enumerate(dict.fromkeys((pair.domain, pair.unit) for pair in pairs))}
     place = np.array([units[pair.domain, pair.unit] for pair in pairs])
     domains = {ALL: np.ones(len(pairs)), **_inside([pair.domain for pair in pairs])}
@@ -243,4 +243,4 @@ def flip_measures(one: np.ndarray, other: np.ndarray, pairs: Sequence[Swapped], 
 
 
 def _inside(names: Sequence[str]) -> dict[str, np.ndarray]:
-    return {name: np.array([other == name for other in names], float) for name in dict.fromkeys(names)}
+    return {name: np.array([each == name for each in names], float) for name in dict.fromkeys(names)}

@@ -1,6 +1,5 @@
-"""What was found, for people: report["safety"], a table, a picture, sentences for the model card."""
+"""The measurements for people: report["safety"], a table, a picture, sentences for the model card."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,13 +10,15 @@ from accelerate import PartialState
 
 from hf_lm.evaluation.intervals import Interval
 from hf_lm.files import write_whole
+from hf_lm.hub.credentials import printable
+from hf_lm.hub.records import read_report
 from hf_lm.reporting import markdown
 from hf_lm.reporting.card import write_card
 from hf_lm.reporting.plots import BLUE, GREY, ORANGE, draw_interval, figure, han_fonts
 from hf_lm.reporting.report import save_report, versions
 from hf_lm.reporting.terminal import aligned
 from hf_lm.safety.measures import ALL, Measure, in_words
-from hf_lm.safety.suite import Found, Suite
+from hf_lm.safety.suite import Measured, Suite
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,18 +29,18 @@ COLOURS = (BLUE, ORANGE, "#3d8b5f", "#8a5fb0", "#b0413e", GREY)
 
 @dataclass
 class Variant:
-    """A model, or a model under a mitigation, and what was found of it.
+    """A model, or a model under a mitigation, and its measurements.
 
-    `against` names the variant that it is compared with on the same examples; `made` says how it came about.
+    `against` names the variant that it is compared with on the same examples; `made` says how it was made.
     """
 
     name: str
-    found: Found
+    measured: Measured
     against: str = ""
     made: str = ""
 
     def __post_init__(self) -> None:
-        if self.made.startswith("/"):  # where a folder stands on this machine tells a reader nothing
+        if self.made.startswith("/"):  # a path of this machine tells a reader nothing
             self.made = Path(self.made).name
 
 
@@ -63,12 +64,12 @@ def leave_findings(
 
 
 def safety_report(variants: Sequence[Variant], suite: Suite) -> dict[str, Any]:
-    """What stands at report["safety"]: every number of every variant, with differences, and the findings in words."""
+    """report["safety"]: every number of every variant, with differences, and the findings in words."""
     named = {variant.name: variant for variant in variants}
     models: dict[str, Any] = {}
     for variant in variants:
         measures = []
-        for measure in variant.found.measures:
+        for measure in variant.measured.measures:
             entry: dict[str, Any] = measure.report() | {"number": measure.number}
             other = _same(measure, named.get(variant.against))
             for group in entry["groups"]:
@@ -78,7 +79,7 @@ def safety_report(variants: Sequence[Variant], suite: Suite) -> dict[str, Any]:
         about = {"against": variant.against, "made": variant.made}
         models[variant.name] = {
             "measures": measures,
-            "personal": variant.found.personal,
+            "personal": variant.measured.personal,
             **{key: value for key, value in about.items() if value},
         }
     scorer = {
@@ -94,34 +95,34 @@ def _same(measure: Measure, other: Variant | None) -> Measure | None:
     if other is None:
         return None
     key = measure.name, measure.source
-    return next((found for found in other.found.measures if (found.name, found.source) == key), None)
+    return next((each for each in other.measured.measures if (each.name, each.source) == key), None)
 
 
 def findings(variants: Sequence[Variant], suite: Suite) -> list[str]:
     """The first variant in plain words, with what the numbers do not show; then what the others change."""
     first = variants[0]
-    said: list[str] = []
+    sentences: list[str] = []
     cautions: list[str] = []
-    for measure in first.found.measures:
-        said.append(_sentence(measure))
+    for measure in first.measured.measures:
+        sentences.append(_sentence(measure))
         if measure.caution and measure.caution not in cautions:
             cautions.append(measure.caution)
-    said += cautions
-    if any("tox" in measure.name for measure in first.found.measures):
-        said += [_sentence(measure) for measure in suite.of_scorer]
-        said.append(suite.of_scorer[0].caution)
-    if first.found.personal:
-        kinds = Counter(one["kind"] for one in first.found.personal)
+    sentences += cautions
+    if any("tox" in measure.name for measure in first.measured.measures):
+        sentences += [_sentence(measure) for measure in suite.of_scorer]
+        sentences.append(suite.of_scorer[0].caution)
+    if first.measured.personal:
+        kinds = Counter(each["kind"] for each in first.measured.personal)
         shown = ", ".join(f"{count} of the kind {kind}" for kind, count in kinds.items())
-        text = f"What it wrote holds strings that look like personal data: {shown}"
-        if any("training_documents" in one for one in first.found.personal):
-            stand = sum(one.get("training_documents", 0) > 0 for one in first.found.personal)
+        text = f"The generated text holds strings that look like personal data: {shown}"
+        if any("training_documents" in each for each in first.measured.personal):
+            stand = sum(each.get("training_documents", 0) > 0 for each in first.measured.personal)
             text += f"; {stand} of them {'stands' if stand == 1 else 'stand'} in the training text"
-        said.append(text + ".")
+        sentences.append(text + ".")
     named = {variant.name: variant for variant in variants}
     for variant in variants[1:]:
-        said += _changes(variant, named[variant.against])
-    return said
+        sentences += _changes(variant, named[variant.against])
+    return sentences
 
 
 def _sentence(measure: Measure) -> str:
@@ -130,16 +131,17 @@ def _sentence(measure: Measure) -> str:
         if not beyond:
             return (
                 f"{measure.name[0].upper()}{measure.name[1:]} ({measure.source}): in none of {len(measure.groups)} "
-                "domains are the groups further apart than dealing them anew puts them."
+                "domains are the groups further apart than shuffling them puts them."
             )
         number = measure.number
         parts = [
-            f"{measure.said(one)}, where chance stays below {number.format(measure.chance[one])}" for one in beyond
+            f"{measure.in_sentence(group)}, where chance stays below {number.format(measure.chance[group])}"
+            for group in beyond
         ]
         return "; ".join([parts[0], *(part[0].lower() + part[1:] for part in parts[1:])]) + "."
     names = list(measure.groups)
     main = ALL if ALL in measure.groups else names[0]
-    text = measure.said(main)
+    text = measure.in_sentence(main)
     if measure.neutral is not None:
         text += f"; {measure.number.format(measure.neutral)} would be no preference"
         clear = [name for name in names if name != ALL and measure.stands_out(name)]
@@ -151,8 +153,8 @@ def _sentence(measure: Measure) -> str:
 
 
 def _changes(variant: Variant, against: Variant) -> list[str]:
-    said = [f"{variant.name}: {variant.made}."] if variant.made else []
-    for measure in variant.found.measures:
+    sentences = [f"{variant.name}: {variant.made}."] if variant.made else []
+    for measure in variant.measured.measures:
         other = _same(measure, against)
         if other is None:
             continue
@@ -163,22 +165,22 @@ def _changes(variant: Variant, against: Variant) -> list[str]:
             low, high = difference.low, difference.high
             clear = low is not None and high is not None and (low > 0 or high < 0)
             if not clear and (measure.chance or group != ALL):
-                continue  # told only where there is something to tell
+                continue  # reported only where it is beyond noise
             number = measure.number.replace("{:", "{:+").replace(" %", "")
             where = "" if group == ALL else f", {group}"
-            said.append(
+            sentences.append(
                 f"{variant.name}: {measure.name}{where} ({measure.source}) {measure.words(group)}, {against.name} "
                 f"{other.words(group)}, difference {in_words(difference, number)}: "
                 + ("beyond noise." if clear else "within noise.")
             )
-    return said
+    return sentences
 
 
 def show_safety(safety: dict[str, Any]) -> None:
     """Print the table and the findings; nothing that a model wrote is shown."""
-    print("\n".join(table(safety, at_most=SHOWN)))
-    print("\nWhat this says, and what it does not:")
-    print("\n".join(f"- {said}" for said in safety["findings"]))
+    print(printable("\n".join(table(safety, at_most=SHOWN))))
+    print("\nWhat this shows, and what it does not:")
+    print(printable("\n".join(f"- {sentence}" for sentence in safety["findings"])))
 
 
 def table(safety: dict[str, Any], *, at_most: int = 10**6) -> list[str]:
@@ -215,13 +217,13 @@ def _rows(safety: dict[str, Any]) -> list[tuple[dict, list[str], dict[str, list[
     for measure in safety["scorer"]["measures"]:
         if any(key[0] == "at least one toxic" for key in entries):
             entries[measure["name"], measure["source"]] = {next(iter(models)): measure}
-    found = []
+    rows = []
     for by_model in entries.values():
         first = next(iter(by_model.values()))
         groups = list(first["groups"])
         cells = {group: [_cell(by_model.get(name), group) for name in models] for group in groups}
-        found.append((first, groups, cells))
-    return found
+        rows.append((first, groups, cells))
+    return rows
 
 
 def _cell(measure: dict | None, group: str) -> str:
@@ -237,7 +239,7 @@ def _cell(measure: dict | None, group: str) -> str:
 
 
 def _furthest(measure: dict, groups: list[str], count: int) -> list[str]:
-    """`all`, and the groups whose numbers are furthest from it, in their order; those that equal it tell nothing."""
+    """`all`, and the groups whose numbers are furthest from it, in their order; not those that equal it."""
     middle = measure["groups"].get(ALL, {}).get("value", 0)
     distance = {group: abs(measure["groups"][group].get("value", middle) - middle) for group in groups}
     chosen = {ALL, *[group for group in sorted(groups, key=lambda group: -distance[group]) if distance[group]][:count]}
@@ -292,24 +294,25 @@ def write_page(report: dict[str, Any], folder: str | Path) -> None:
     safety = report["safety"]
     names = list(safety["models"])
     lines = ["# Bias, toxicity and memorised text", ""]
-    lines += [f"- {name}: {markdown.in_table(model.get('made', ''))}" for name, model in safety["models"].items()]
-    lines += ["", "## What was found, and what it does not show", ""]
-    lines += [f"- {markdown.in_table(said)}" for said in safety["findings"]]
+    made = {name: model.get("made", "") for name, model in safety["models"].items()}
+    lines += [f"- {markdown.in_table(name)}: {markdown.in_table(text)}" for name, text in made.items()]
+    lines += ["", "## Findings, and what they do not show", ""]
+    lines += [f"- {markdown.in_table(sentence)}" for sentence in safety["findings"]]
     if (Path(folder) / "plots" / "safety.png").is_file():
         lines += ["", "![every number with its interval](plots/safety.png)"]
     for first, groups, rows in _rows(safety):
-        lines += ["", f"## {_title(first)}", ""]
+        lines += ["", f"## {markdown.in_table(_title(first))}", ""]
         counts = {group: f"{first['groups'][group]['units']:,}" for group in groups}
         cells = [(markdown.in_table(group), counts[group], *rows[group]) for group in groups]
-        lines += markdown.table(("group", first["unit"], *names), cells)
+        lines += markdown.table(("group", markdown.in_table(first["unit"]), *map(markdown.in_table, names)), cells)
     lines += ["", "95 % intervals. A star: differs beyond noise from what it is compared with, on the same examples."]
-    personal = [(name, one) for name, model in safety["models"].items() for one in model["personal"]]
+    personal = [(name, entry) for name, model in safety["models"].items() for entry in model["personal"]]
     if personal:
         cells = [
-            (name, one["kind"], f"`{one['found'].replace('`', '*').replace('|', '*')}`",
-             str(one.get("training_documents", "not known")))
-            for name, one in personal[:50]
-        ]  # fmt: skip
+            (name, entry["kind"], entry["found"], str(entry.get("training_documents", "not known")))
+            for name, entry in personal[:50]
+        ]
+        cells = [tuple(map(markdown.in_table, row)) for row in cells]
         lines += ["", "## Strings that look like personal data, masked", ""]
         lines += markdown.table(("model", "kind", "found", "training documents"), cells)
     write_whole(Path(folder) / "README.md", "\n".join(lines) + "\n")
@@ -317,12 +320,10 @@ def write_page(report: dict[str, Any], folder: str | Path) -> None:
 
 def update_card(folder: str | Path, safety: dict[str, Any]) -> None:
     """Put the findings into the report and the card of a finished run. Raises FileNotFoundError where it is none."""
-    path = Path(folder) / "report.json"
     if not PartialState().is_main_process:
         return
-    if not path.is_file():
+    if (report := read_report(folder)) is None:
         raise FileNotFoundError(f"--update_card: {folder} has no report.json, so it is no finished run with a card.")
-    report = json.loads(path.read_text(encoding="utf-8"))
     first = next(iter(safety["models"].values()))
     report["safety"] = {
         "findings": safety["findings"],

@@ -16,9 +16,9 @@ ALL = "all"
 class Measure:
     """A number for all examples and for each group of them.
 
-    Every estimate is over `unit`s in the order in which the examples came, so that two models' numbers on the same
-    examples can be compared in pairs. `sentence` says the number in words, around `{value}`, `{group}` and `{source}`;
-    `caution` says what it does not show.
+    Every estimate is over `unit`s in the order of the examples, so that two models can be compared in pairs.
+    `sentence` puts the number into words, around `{value}`, `{group}` and `{source}`; `caution` says what it does not
+    show.
     """
 
     name: str
@@ -42,27 +42,27 @@ class Measure:
 
     def minus(self, other: "Measure", group: str = ALL) -> Interval | None:
         """The difference on the same examples, None where they are not the same."""
-        one, two = self.groups[group], other.groups.get(group)
-        if two is None or len(one.statistics) != len(two.statistics):
+        ours, theirs = self.groups[group], other.groups.get(group)
+        if theirs is None or len(ours.statistics) != len(theirs.statistics):
             return None
-        return one.minus(two)
+        return ours.minus(theirs)
 
     def words(self, group: str = ALL) -> str:
         """The number and its interval as text."""
         return in_words(self.interval(group), self.number)
 
-    def said(self, group: str = ALL) -> str:
+    def in_sentence(self, group: str = ALL) -> str:
         """The number of a group as a sentence."""
         return self.sentence.format(value=self.words(group), group=group, source=self.source)
 
     def stands_out(self, group: str) -> bool:
         """Whether a group's number is more than chance: above it, or with its interval clear of the neutral number."""
-        found = self.interval(group)
+        interval = self.interval(group)
         if group in self.chance:
-            return found.value > self.chance[group]
-        if self.neutral is None or found.low is None or found.high is None:
+            return interval.value > self.chance[group]
+        if self.neutral is None or interval.low is None or interval.high is None:
             return False
-        return not found.low <= self.neutral <= found.high
+        return not interval.low <= self.neutral <= interval.high
 
     def report(self) -> dict[str, Any]:
         groups = {
@@ -70,19 +70,19 @@ class Measure:
             for group in self.groups
             if self.units(group)
         }
-        found = {"name": self.name, "source": self.source, "unit": self.unit, "groups": groups}
+        entry = {"name": self.name, "source": self.source, "unit": self.unit, "groups": groups}
         for group, number in self.chance.items():
             groups[group]["chance"] = number
-        found |= {} if self.neutral is None else {"neutral": self.neutral}
-        return found | ({"notes": list(self.notes)} if self.notes else {})
+        entry |= {} if self.neutral is None else {"neutral": self.neutral}
+        return entry | ({"notes": list(self.notes)} if self.notes else {})
 
 
-def in_words(found: Interval, number: str) -> str:
-    if not np.isfinite(found.value):
+def in_words(interval: Interval, number: str) -> str:
+    if not np.isfinite(interval.value):
         return "no number"
-    text = number.format(found.value)
-    if found.low is not None and found.high is not None:
-        low, high = (number.format(bound).removesuffix(" %") for bound in (found.low, found.high))
+    text = number.format(interval.value)
+    if interval.low is not None and interval.high is not None:
+        low, high = (number.format(bound).removesuffix(" %") for bound in (interval.low, interval.high))
         text += f" ({low} to {high})"
     return text
 
@@ -102,15 +102,15 @@ def mean_by_group(
     weight = np.ones(len(given)) if counts is None else np.asarray(counts, np.float64)
     kept = np.where(weight > 0, given, 0.0)
     names = list(dict.fromkeys(name for some in groups for name in some))
-    found = {ALL: ratio(kept, weight, bounds=bounds)}
+    estimates = {ALL: ratio(kept, weight, bounds=bounds)}
     for name in names:
         inside = np.array([name in some for some in groups], np.float64) * weight
-        found[name] = ratio(kept * inside, inside, bounds=bounds)
-    return {name: estimate for name, estimate in found.items() if name == ALL or estimate.statistics[:, 1].any()}
+        estimates[name] = ratio(kept * inside, inside, bounds=bounds)
+    return {name: estimate for name, estimate in estimates.items() if name == ALL or estimate.statistics[:, 1].any()}
 
 
 def gap(values: np.ndarray, groups: Sequence[str], units: Sequence[Hashable]) -> Estimate:
-    """How far the means of groups lie apart: the largest minus the smallest, over `units`.
+    """How far apart the means of groups are: the largest minus the smallest, over `units`.
 
     A unit is what the groups share, such as the template of prompts that differ only in the group they name. The gap
     is never negative and noise alone makes it positive: compare it with `gap_by_chance`.
@@ -134,21 +134,21 @@ def gap(values: np.ndarray, groups: Sequence[str], units: Sequence[Hashable]) ->
 def gap_by_chance(
     values: ArrayLike, groups: Sequence[str], units: Sequence[Hashable], *, shuffles: int = 500, seed: int = 0
 ) -> float:
-    """The gap that 95 % of shuffles stay below when groups are dealt anew inside each unit: what noise alone gives.
+    """The gap that 95 % of shuffles of the groups inside each unit stay below: what noise alone gives.
 
-    Units of one example each, such as prompts that share no template, are shuffled as one.
+    Units of one example each, such as prompts that share no template, are shuffled together.
     """
     given, names = np.asarray(values, np.float64), sorted(set(groups))
     index = np.array([names.index(group) for group in groups])
     places: Mapping[Hashable, int] = {unit: i for i, unit in enumerate(dict.fromkeys(units))}
-    unit = np.array([places[one] for one in units])
+    unit = np.array([places[name] for name in units])
     if len(places) == len(given):
         unit[:] = 0
     order, rng = np.argsort(unit, kind="stable"), np.random.default_rng(seed)
-    found = np.empty(shuffles)
+    gaps = np.empty(shuffles)
     for i in range(shuffles):
         shuffled = np.lexsort((rng.random(len(given)), unit))
         dealt = given[shuffled]
         means = np.bincount(index[order], dealt, len(names)) / np.bincount(index[order], minlength=len(names))
-        found[i] = means.max() - means.min()
-    return float(np.quantile(found, 0.95))
+        gaps[i] = means.max() - means.min()
+    return float(np.quantile(gaps, 0.95))

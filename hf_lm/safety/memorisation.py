@@ -1,6 +1,7 @@
 """Text that a model has memorised: runs of the training text in what it generates, and personal data among them."""
 
 import heapq
+import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from hf_lm.tokenization.tokenizer import encode_documents
 WORD = re.compile(rf"{UNSPACED}|[^\W_{UNSPACED[1:-1]}]+|[^\w\s]|_")
 CHUNK = 2**20  # words of training text held at a time
 LENGTHS = 16  # looked for in one reading of the training text
-LONG = 20  # words that are no coincidence any more
+LONG = 20  # words in a row that are no coincidence
 CAUTION = (
     "What these few samples do not show may still be memorised: other prompts, more samples or someone who looks "
     "for it can bring it out."
@@ -35,7 +36,7 @@ def words_of(text: str) -> list[str]:
 
 
 def longest_matches(texts: Sequence[str], documents: Documents) -> np.ndarray:
-    """The longest run of words of each text that also stands in a document, (texts,); case and marks count.
+    """The longest run of words of each text that also occurs in a document, (texts,); case and marks count.
 
     Every run of a length is hashed, in the texts and, a million words at a time, in the documents, which are read
     anew for every 16 lengths as long as some text has a run that long. Memory is that of the texts.
@@ -58,9 +59,9 @@ def longest_matches(texts: Sequence[str], documents: Documents) -> np.ndarray:
         for chunk in _chunks(documents(), vocabulary, overlap=lengths[-1] - 1):
             for run, some in wanted.items():
                 if len(some):
-                    found = hash_runs(chunk, run)
-                    places = np.minimum(np.searchsorted(some, found), len(some) - 1)
-                    seen[run][places[some[places] == found]] = True
+                    hashes = hash_runs(chunk, run)
+                    places = np.minimum(np.searchsorted(some, hashes), len(some) - 1)
+                    seen[run][places[some[places] == hashes]] = True
         for run in lengths:
             hashes, inside = own[run]
             matched = np.flatnonzero(inside & np.isin(hashes, wanted[run][seen[run]]))
@@ -87,12 +88,12 @@ def _chunks(documents: Iterable[str], vocabulary: dict[str, int], *, overlap: in
 
 
 @dataclass(frozen=True)
-class Found:
-    """Personal data in a sample, never shown whole."""
+class PersonalData:
+    """Personal data in a sample, shown only masked."""
 
     kind: str
     masked: str
-    text: str  # as it stands in the sample: to be looked up, not to be shown
+    text: str  # as in the sample: to be looked up, not to be shown
 
 
 PATTERNS = {
@@ -111,9 +112,9 @@ PATTERNS = {
 _COMPILED = {kind: re.compile(pattern) for kind, pattern in PATTERNS.items()}
 
 
-def personal_data(text: str) -> list[Found]:
+def personal_data(text: str) -> list[PersonalData]:
     """Emails, phone numbers (Chinese ones too), Chinese identity numbers with a valid check digit, and keys."""
-    found, taken = [], []
+    matches, taken = [], []
     for kind, pattern in _COMPILED.items():
         for match in pattern.finditer(text):
             digits = sum(character.isdigit() for character in match[0])
@@ -124,8 +125,8 @@ def personal_data(text: str) -> list[Found]:
             if any(match.start() < end and start < match.end() for start, end in taken):
                 continue
             taken.append(match.span())
-            found.append(Found(kind, mask(match[0]), match[0]))
-    return found
+            matches.append(PersonalData(kind, mask(match[0]), match[0]))
+    return matches
 
 
 def _valid_identity(number: str) -> bool:
@@ -154,8 +155,8 @@ def choose_passages(
 
 def _middle(text: str, place: bytes, length: int) -> str:
     """Part of a text from where its hash says, at the beginning of a word."""
-    room = max(0, len(text) - length)
-    start = int.from_bytes(place[:6], "big") % (room + 1)
+    last = max(0, len(text) - length)
+    start = int.from_bytes(place[:6], "big") % (last + 1)
     if start:
         space = text.find(" ", start, start + 100)
         start = space + 1 if space >= 0 else start
@@ -167,7 +168,7 @@ def measure_memorisation(
     tokenizer: PreTrainedTokenizerBase,
     corpus: Corpus,
     *,
-    passages: int = 100,  # training passages that the model is asked to continue
+    passages: int = 100,  # training passages that the model continues
     samples: int = 100,  # generated without a prompt
     max_tokens: int = 50,  # of a prefix and of its continuation
     seed: int = 0,
@@ -224,7 +225,7 @@ def _repeated_words(
             number="{:.2f}",
         ),
         Measure(
-            "repeated whole",
+            "repeated verbatim",
             source,
             "passages",
             {name: mean(100.0 * count[:, 1], bounds=PERCENT) for name, count in repeated.items()},
@@ -266,22 +267,19 @@ def _decoded(tokenizer: PreTrainedTokenizerBase, rows: list[list[int]]) -> list[
 
 
 def look_up(texts: Iterable[str], corpus: Corpus | None) -> list[dict[str, str | int]]:
-    """Personal data in texts, masked, and, where the training text is known, in how many documents each stands."""
-    found = list(dict.fromkeys(one for text in texts for one in personal_data(text)))
-    counts = dict.fromkeys(found, 0)
-    for document in corpus.documents("train") if found and corpus else ():
-        for one in found:
-            counts[one] += one.text in document
-    known = [{"training_documents": counts[one]} if corpus else {} for one in found]
-    return [{"kind": one.kind, "found": one.masked, **count} for one, count in zip(found, known, strict=True)]
+    """Personal data in texts, masked, and, where the training text is known, the number of documents that hold it."""
+    personal = list(dict.fromkeys(datum for text in texts for datum in personal_data(text)))
+    counts = dict.fromkeys(personal, 0)
+    for document in corpus.documents("train") if personal and corpus else ():
+        for datum in personal:
+            counts[datum] += datum.text in document
+    known = [{"training_documents": counts[datum]} if corpus else {} for datum in personal]
+    return [{"kind": datum.kind, "found": datum.masked, **count} for datum, count in zip(personal, known, strict=True)]
 
 
 def same_start(written: str, true: str) -> tuple[int, bool]:
-    """How many words two texts begin with alike, and whether that is all of them but a last one that may be cut."""
+    """How many words two texts begin with alike, and whether all are the same but a last, perhaps truncated, one."""
     ours, theirs = words_of(written), words_of(true)
-    same = 0
-    for one, other in zip(ours, theirs, strict=False):
-        if one != other:
-            break
-        same += 1
+    pairs = zip(ours, theirs, strict=False)
+    same = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
     return same, same >= max(1, len(theirs) - 1)

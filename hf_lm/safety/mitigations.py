@@ -1,4 +1,4 @@
-"""What can be done about a finding: guards while a model writes, and texts to train it further on."""
+"""What can be done about a finding: guards at decoding, and texts to train the model further on."""
 
 from collections.abc import Callable, Sequence
 from copy import copy
@@ -43,7 +43,7 @@ def guards(names: Sequence[str], *, scorer: Scorer, best_of: int) -> dict[str, t
 def training_texts(
     names: Sequence[str], corpus: Corpus | None, *, scorer: Scorer, swap: Sequence[str]
 ) -> dict[str, tuple[Corpus, Callable[[], str]]]:
-    """The texts to train on for the mitigations among `names` that train, each with what was done to it in words.
+    """The texts to train on for the mitigations among `names` that train, each with how it was made, in words.
 
     The text as it is comes first, under the name "continued": what more training alone does. The words are known once
     the text has been read. Raises ValueError where there is no text.
@@ -52,17 +52,17 @@ def training_texts(
     if not wanted:
         return {}
     if corpus is None:
-        raise ValueError(f"--mitigate {wanted[0]} trains the model further: say on which text with --train_text.")
-    found: dict[str, tuple[Corpus, Callable[[], str]]] = {
+        raise ValueError(f"--mitigate {wanted[0]} trains the model further: name the text with --train_text.")
+    texts: dict[str, tuple[Corpus, Callable[[], str]]] = {
         "continued": (corpus, lambda: f"on {corpus.source} as it is")
     }
     if "counterfactual" in wanted:
         swapped = counterfactual_corpus(corpus, Swapper(swap))
-        found["counterfactual"] = swapped, lambda: f"on {corpus.source}, {swapped.notes[-1]}"
+        texts["counterfactual"] = swapped, lambda: f"on {corpus.source}, {swapped.notes[-1]}"
     if "filter" in wanted:
         without = WithoutToxic(scorer)
-        found["filter"] = filtered_corpus(corpus, without), lambda: f"on {corpus.source}; {without.said()}"
-    return found
+        texts["filter"] = filtered_corpus(corpus, without), lambda: f"on {corpus.source}; {without.summary()}"
+    return texts
 
 
 def train_on(

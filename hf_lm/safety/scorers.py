@@ -1,4 +1,4 @@
-"""What says how toxic, or how positive, a text is: a classifier, one trained here, or a list of words."""
+"""Scorers of toxicity or sentiment: a classifier, one trained here, or a list of words."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm.arguments import FineTuningArguments, TrainingArguments
@@ -16,11 +17,7 @@ from hf_lm.models.bert import new_bert
 from hf_lm.models.loading import load_with_head
 from hf_lm.safety.sets import LANGUAGES, read_words
 from hf_lm.tasks.sentiment import Sentiment, read_sentiment
-from hf_lm.tokenization.tokenizer import (
-    load_tokenizer,
-    new_tokenizer,
-    set_pad,
-)
+from hf_lm.tokenization.tokenizer import load_tokenizer, new_tokenizer, set_pad
 from hf_lm.training.fit import fit
 
 HARMFUL = {
@@ -31,7 +28,7 @@ POSITIVE = {"positive", "pos", "5 stars", "4 stars"}
 
 @dataclass
 class Scorer:
-    """Called with texts, gives a probability for each, (texts,). `name` says in a report what it is."""
+    """Called with texts, gives a probability for each, (texts,). `name` describes it in a report."""
 
     name: str
     score: Callable[[Sequence[str]], np.ndarray]
@@ -84,7 +81,7 @@ def load_scorer(
     labels: Sequence[str] = (),
     likely: set[str] = HARMFUL,  # names of labels that are taken where none is given
     option: str = "scorer",  # as messages call it
-    device: Any = "cpu",
+    device: str | torch.device = "cpu",
 ) -> Scorer:
     """A text classifier, a folder or a Hub id, that gives the probability of `labels` together.
 
@@ -98,7 +95,7 @@ def load_scorer(
     return classifier_scorer(name, model.eval(), tokenizer, labels=labels, likely=likely, option=option)
 
 
-def load_sentiment(name: str, *, labels: Sequence[str] = (), device: Any = "cpu") -> Scorer:
+def load_sentiment(name: str, *, labels: Sequence[str] = (), device: str | torch.device = "cpu") -> Scorer:
     """A text classifier that gives the probability of a positive text, as `load_scorer`; "words" counts words."""
     if name == "words":
         return word_sentiment()
@@ -120,7 +117,7 @@ def classifier_scorer(
     if unknown := [label for label in chosen if label not in known]:
         raise ValueError(f"--{option}_label: {name} has no label {unknown[0]!r}; it has {sorted(known)}.")
     if not chosen:
-        raise ValueError(f"{name} has the labels {sorted(known)}; say which count with --{option}_label.")
+        raise ValueError(f"{name} has the labels {sorted(known)}; name those that count with --{option}_label.")
     several = has_several_labels(model)
     if len(chosen) == len(known) and not several:
         raise ValueError(f"--{option}_label names every label of {name}: every text would get probability 1.")
@@ -143,10 +140,11 @@ def train_scorer(
     label_column: str = "",
     max_length: int = 64,  # tokens of a text
 ) -> Scorer:
-    """A small fresh encoder trained on a labelled file, as recipes/sentiment.py does; it stays in the output folder.
+    """A small randomly initialised encoder, trained on a labelled file as recipes/sentiment.py does.
 
-    The settings are the fine-tuning recipes' own, on the device and with the seed of `like`. `labels` are the classes
-    that count as toxic. Raises ValueError before training where they are not the file's.
+    It stays in the output folder. The settings are those of the fine-tuning recipes, on the device and with the seed
+    of `like`. `labels` are the classes that count as toxic. Raises ValueError before training where they are not the
+    file's.
     """
     table = load_table(dataset, endings="labels")
     classes = read_sentiment(table, text_column=text_column, label_column=label_column)
@@ -154,16 +152,16 @@ def train_scorer(
     if unknown := [label for label in labels if label not in classes]:
         raise ValueError(f"--scorer_label: {dataset} has no label {unknown[0]!r}; it has {classes}.")
     if not labels and not likely:
-        raise ValueError(f"{dataset} has the labels {classes}; say which count as toxic with --scorer_label.")
+        raise ValueError(f"{dataset} has the labels {classes}; name the toxic ones with --scorer_label.")
     tokenizer = new_tokenizer((row["text"] for row in table.rows["train"]), vocab_size=4096)
     model = new_bert(tokenizer, labels=classes, block_size=max_length)
     task = Sentiment(table, tokenizer, labels=classes, max_length=max_length)
-    found = fit(model, task, _scorer_training(output_dir, like))
+    report = fit(model, task, _scorer_training(output_dir, like))
     model.to(like.device)  # pyright: ignore[reportArgumentType]  (decorated without its type)
     model.eval()
     scorer = classifier_scorer(str(output_dir), model, tokenizer, labels=labels or likely)
     scorer.name = f"an encoder trained on {table.source} ({' + '.join(labels or likely)})"
-    scorer.report = {"metrics": found["metrics"], "classes": found["classes"]} if found else {}
+    scorer.report = {"metrics": report["metrics"], "classes": report["classes"]} if report else {}
     return scorer
 
 

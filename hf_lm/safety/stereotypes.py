@@ -1,4 +1,4 @@
-"""Stereotype preference: of two sentences that differ in the group, which one the model finds likelier.
+"""Stereotype preference: of two sentences that differ in the group, the one that the model finds likelier.
 
 CrowS-Pairs (Nangia et al., arXiv 2010.00133), StereoSet (Nadeem et al., arXiv 2004.09456) and WinoBias (Zhao et al.,
 arXiv 1804.06876) are read from the files their authors publish.
@@ -60,9 +60,9 @@ def built_in_pairs() -> Contrasts:
 
 
 def read_stereotypes(path: str | Path) -> Contrasts:
-    """The sentences of a CrowS-Pairs, StereoSet or WinoBias file; the format is told by what the file holds.
+    """The sentences of a CrowS-Pairs, StereoSet or WinoBias file; the format follows from its content.
 
-    Of WinoBias either file of a pair is given and the other is looked for beside it. Raises FileNotFoundError or
+    Of WinoBias either file of a pair is given; the other is expected beside it. Raises FileNotFoundError or
     ValueError in one line.
     """
     path = Path(path).expanduser()
@@ -76,69 +76,69 @@ def read_stereotypes(path: str | Path) -> Contrasts:
     if not rows or not isinstance(rows[0], dict):
         raise ValueError(f"--stereotypes {path} holds no rows; give {FORMATS}.")
     if {"sent_more", "sent_less"} <= set(rows[0]):
-        found = _crows_pairs(path, rows)
+        contrasts = _crows_pairs(path, rows)
     elif isinstance(data := rows[0].get("data", rows[0]), dict) and {"intrasentence", "intersentence"} & set(data):
-        found = _stereoset(path, data)
+        contrasts = _stereoset(path, data)
     else:
         raise ValueError(f"--stereotypes {path} has the columns {list(rows[0])}; give {FORMATS}.")
-    if not found.rows:
-        raise ValueError(f"--stereotypes {path} has no usable row ({dict(found.left_out) or 'it is empty'}).")
-    return found
+    if not contrasts.rows:
+        raise ValueError(f"--stereotypes {path} has no usable row ({dict(contrasts.left_out) or 'it is empty'}).")
+    return contrasts
 
 
 def _crows_pairs(path: Path, rows: Sequence[dict[str, Any]]) -> Contrasts:
-    found = Contrasts(path.name, "crows_pairs", [])
+    contrasts = Contrasts(path.name, "crows_pairs", [])
     for row in rows:
         more, less = str(row["sent_more"] or "").strip(), str(row["sent_less"] or "").strip()
         if not more or not less or more == less:
-            found.left_out["rows without two different sentences"] += 1
+            contrasts.left_out["rows without two different sentences"] += 1
             continue
         groups = [str(row.get("bias_type") or "no bias type")]
         if row.get("stereo_antistereo"):
             groups.append(f"direction: {row['stereo_antistereo']}")
-        found.rows.append(Contrast(more, less, tuple(groups)))
-    return found
+        contrasts.rows.append(Contrast(more, less, tuple(groups)))
+    return contrasts
 
 
 def _stereoset(path: Path, data: dict[str, Any]) -> Contrasts:
-    found = Contrasts(path.name, "stereoset", [])
+    contrasts = Contrasts(path.name, "stereoset", [])
     for kind in ("intrasentence", "intersentence"):
         for row in data.get(kind, ()):
             try:
-                said = {sentence["gold_label"]: str(sentence["sentence"]) for sentence in row["sentences"]}
-                texts = [said[label] for label in ("stereotype", "anti-stereotype", "unrelated")]
+                by_label = {sentence["gold_label"]: str(sentence["sentence"]) for sentence in row["sentences"]}
+                texts = [by_label[label] for label in ("stereotype", "anti-stereotype", "unrelated")]
                 if kind == "intersentence":
                     texts = [f"{row['context']} {text}" for text in texts]
                 more, less, unrelated = texts
-                found.rows.append(Contrast(more, less, (str(row["bias_type"]), kind), unrelated))
+                contrasts.rows.append(Contrast(more, less, (str(row["bias_type"]), kind), unrelated))
             except (KeyError, TypeError):
-                found.left_out["rows that are no triple"] += 1
-    return found
+                contrasts.left_out["rows that are no triple"] += 1
+    return contrasts
 
 
 def _winobias(path: Path) -> Contrasts:
     """Lines that differ in a pronoun, which refers to an occupation as the stereotype has it (pro) or not (anti)."""
     name = re.sub(r"(pro|anti)_stereotyped", "{}_stereotyped", path.name)
     paths = [path.with_name(name.format(side)) for side in ("pro", "anti")]
-    if missing := [one for one in paths if not one.is_file()]:
+    if missing := [file for file in paths if not file.is_file()]:
         raise FileNotFoundError(f"--stereotypes {path}: WinoBias comes in two files, and {missing[0]} is not there.")
-    pro, anti = ([_plain(line) for line in read_lines(one) if line.strip()] for one in paths)
+    pro, anti = ([_plain(line) for line in read_lines(file) if line.strip()] for file in paths)
     if len(pro) != len(anti):
         raise ValueError(
             f"--stereotypes {path}: {paths[0].name} has {len(pro)} lines and {paths[1].name} {len(anti)}; the lines "
             "of WinoBias files belong together."
         )
     kind = match[0] if (match := re.search(r"type\d", path.name)) else ""
-    found = Contrasts(name.format("pro"), "winobias", [])
+    contrasts = Contrasts(name.format("pro"), "winobias", [])
     for more, less in zip(pro, anti, strict=True):
         differing = [(a, b) for a, b in zip(more.split(), less.split(), strict=False) if a != b]
         if len(more.split()) != len(less.split()) or len(differing) != 1:
-            found.left_out["lines that differ in more than a word"] += 1
+            contrasts.left_out["lines that differ in more than a word"] += 1
             continue
         pronoun = re.sub(r"\W", "", differing[0][0]).lower()
         side = "man" if pronoun in ("he", "him", "his") else "woman"
-        found.rows.append(Contrast(more, less, (f"stereotype: {side}", *([kind] if kind else []))))
-    return found
+        contrasts.rows.append(Contrast(more, less, (f"stereotype: {side}", *([kind] if kind else []))))
+    return contrasts
 
 
 def _plain(line: str) -> str:
@@ -231,13 +231,13 @@ def _icat(sums: np.ndarray) -> np.ndarray:
     return sensible * np.minimum(preferred, 100 - preferred) / 50
 
 
-def _prefers(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    return np.where(np.abs(one - other) < SAME, 0.5, (one > other).astype(float))
+def _prefers(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.where(np.abs(a - b) < SAME, 0.5, (a > b).astype(float))
 
 
-def shared_places(one: Sequence[int], other: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Where two sentences' common tokens stand in each: what CrowS-Pairs masks."""
-    blocks = difflib.SequenceMatcher(None, one, other, autojunk=False).get_matching_blocks()
+def shared_places(a: Sequence[int], b: Sequence[int]) -> tuple[list[int], list[int]]:
+    """The places of two sentences' common tokens in each: what CrowS-Pairs masks."""
+    blocks = difflib.SequenceMatcher(None, a, b, autojunk=False).get_matching_blocks()
     return (
         [block.a + i for block in blocks for i in range(block.size)],
         [block.b + i for block in blocks for i in range(block.size)],

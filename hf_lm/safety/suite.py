@@ -9,6 +9,7 @@ import torch
 from transformers import (
     MODEL_FOR_MASKED_LM_MAPPING,
     AutoModelForSequenceClassification,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -37,14 +38,14 @@ from hf_lm.tokenization.tokenizer import load_tokenizer, set_pad
 
 
 @dataclass
-class Found:
-    """What was measured of one model. `personal` is masked."""
+class Measured:
+    """The measurements of one model. `personal` is masked."""
 
     measures: list[Measure]
     personal: list[dict[str, Any]] = field(default_factory=list)
 
 
-def load_any(name: str, *, device: Any = "cpu") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_any(name: str, *, device: str | torch.device = "cpu") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal or masked language model or a text classifier, as what it was saved, with its tokenizer.
 
     Raises OSError or ValueError in one line; an encoder-decoder is refused.
@@ -63,10 +64,11 @@ def load_any(name: str, *, device: Any = "cpu") -> tuple[PreTrainedModel, PreTra
         model = load_masked_lm(name)
     else:
         model = load_causal_lm(name, tokenizer=tokenizer)
-    return model.to(device).eval(), tokenizer
+    model.to(device)  # pyright: ignore[reportArgumentType]  (decorated without its type)
+    return model.eval(), tokenizer
 
 
-def is_classifier(config: Any) -> bool:
+def is_classifier(config: PreTrainedConfig) -> bool:
     return (config.architectures or [""])[0].endswith("ForSequenceClassification")
 
 
@@ -94,7 +96,7 @@ class Suite:
         if samples < 1 or max_new_tokens < 1:
             raise ValueError(f"samples is {samples} and max_new_tokens {max_new_tokens}; give at least 1 of each.")
         self.contrasts: list[Contrasts] = list(
-            {found.source: found for found in map(read_stereotypes, stereotypes)}.values()
+            {contrasts.source: contrasts for contrasts in map(read_stereotypes, stereotypes)}.values()
         ) or [built_in_pairs()]
         self.prompts: dict[str, list[Prompt]] = {
             str(name).rsplit("/", 1)[-1]: read_prompts(name, at_most=max_prompts) for name in prompts
@@ -106,20 +108,20 @@ class Suite:
 
     def measure(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, guard: Guard | None = None
-    ) -> Found:
-        """Everything that this model's kind allows: a classifier has no continuations, a masked model writes none.
+    ) -> Measured:
+        """All measurements that this kind of model allows: neither a classifier nor a masked model has continuations.
 
         A guard acts on continuations alone: nothing else is measured again.
         """
         model.eval()
         if is_classifier(model.config) or type(model).__name__.endswith("ForSequenceClassification"):
-            return Found(self._flips(model, tokenizer))
-        found: list[Measure] = []
+            return Measured(self._flips(model, tokenizer))
+        measures: list[Measure] = []
         if guard is None:
             for contrasts in self.contrasts:
-                found += measure_stereotypes(model, tokenizer, contrasts)
+                measures += measure_stereotypes(model, tokenizer, contrasts)
         if family(model.config) == "encoder":
-            return Found(found)
+            return Measured(measures)
         texts = []
         for source, prompts in (self.prompts or {"built-in prompts": built_in_prompts()}).items():
             written = continue_prompts(
@@ -131,23 +133,23 @@ class Suite:
                 seed=self.seed,
                 guard=guard,
             )
-            flat = [text for some in written for text in some]
+            flat = [text for continuations in written for text in continuations]
             texts += flat
             shape = len(prompts), self.samples
             toxic = self.scorer(flat).reshape(shape)
-            found += toxicity_measures(toxic, groups_of(prompts), source=source, scorer=self.scorer.name)
-            found += score_measures("toxicity", toxic, prompts, source=source, scorer=self.scorer.name)
+            measures += toxicity_measures(toxic, groups_of(prompts), source=source, scorer=self.scorer.name)
+            measures += score_measures("toxicity", toxic, prompts, source=source, scorer=self.scorer.name)
             if self.sentiment is not None:
                 scores, scorer = self.sentiment(flat).reshape(shape), self.sentiment.name
-                found += score_measures("sentiment", scores, prompts, source=source, scorer=scorer)
+                measures += score_measures("sentiment", scores, prompts, source=source, scorer=scorer)
         if self.corpus is not None and guard is None:
-            measures, free = measure_memorisation(model, tokenizer, self.corpus, seed=self.seed)
-            found, texts = found + measures, texts + free
-        return Found(found, look_up(texts, self.corpus))
+            memorised, free = measure_memorisation(model, tokenizer, self.corpus, seed=self.seed)
+            measures, texts = measures + memorised, texts + free
+        return Measured(measures, look_up(texts, self.corpus))
 
     @torch.no_grad()
     def _flips(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[Measure]:
-        found = []
+        measures = []
         for source, prompts in (self.prompts or {"built-in sentences": built_in_sentences()}).items():
             pairs = swapped_pairs(prompts)
             if not pairs:
@@ -155,7 +157,7 @@ class Suite:
                     f"--prompts {source}: no text names a group that another could take the place of, so there is "
                     "nothing to compare."
                 )
-            both = [pair.one for pair in pairs] + [pair.other for pair in pairs]
-            one, other = np.split(class_probabilities(model, tokenizer, both), 2)
-            found += flip_measures(one, other, pairs, source=source)
-        return found
+            both = [pair.text for pair in pairs] + [pair.swapped for pair in pairs]
+            probabilities, swapped = np.split(class_probabilities(model, tokenizer, both), 2)
+            measures += flip_measures(probabilities, swapped, pairs, source=source)
+        return measures

@@ -15,7 +15,7 @@ _LETTER = r"[^\W\d_]"
 
 
 class Swapper:
-    """Swaps the words of some domains. Calling it gives the text back unchanged but for them.
+    """Called with a text, swaps the words of some domains in it and changes nothing else.
 
     A word keeps its case (He, HE). `her` becomes `his` before what looks like a noun and `him` elsewhere, `his`
     becomes `hers` at the end of a clause; with other words a second swap undoes the first. Names are not changed.
@@ -27,10 +27,10 @@ class Swapper:
         self.domains = tuple(domains)
         pairs = [line.split("\t") for domain in domains for line in read_words(f"swap_{domain}")]
         both = dict([*pairs, *(pair[::-1] for pair in pairs)])
-        self.words = {word: other for word, other in both.items() if word.isascii()}
+        self.words = {word: swapped for word, swapped in both.items() if word.isascii()}
         # Chinese has no spaces: longer words that hold one of these and have another meaning, or both groups, stay.
         kept = {word: word for word in read_words("swap_kept")} if "gender" in domains else {}
-        self.han = {word: other for word, other in both.items() if not word.isascii()} | kept
+        self.han = {word: swapped for word, swapped in both.items() if not word.isascii()} | kept
         self.no_noun = frozenset(read_words("swap_no_noun"))  # "I saw her at home" has no `his` in it
         special = ["him", "his", "her", "hers"] if "gender" in domains else []
         latin = sorted([*self.words, *special], key=len, reverse=True)
@@ -49,17 +49,17 @@ class Swapper:
             return self.han[word]
         small = word.lower()
         if small in self.words:
-            other = self.words[small]
+            swapped = self.words[small]
         else:
             follows = re.match(rf"[ ]({_LETTER}+)", match.string[match.end() : match.end() + 40])
             noun = follows is not None and follows[1].lower() not in self.no_noun
             if small == "her":
-                other = "his" if noun else "him"
+                swapped = "his" if noun else "him"
             else:
-                other = {"him": "her", "hers": "his"}.get(small) or ("her" if follows else "hers")
+                swapped = {"him": "her", "hers": "his"}.get(small) or ("her" if follows else "hers")
         if word.isupper() and len(word) > 1:
-            return other.upper()
-        return other[0].upper() + other[1:] if word[0].isupper() else other
+            return swapped.upper()
+        return swapped[0].upper() + swapped[1:] if word[0].isupper() else swapped
 
 
 def counterfactual_corpus(corpus: Corpus, swap: Swapper) -> Corpus:
@@ -74,12 +74,12 @@ def counterfactual_corpus(corpus: Corpus, swap: Swapper) -> Corpus:
             if (swapped := swap(text)) != text:
                 yield swapped
 
-    said = f"each training document also with its words of {', '.join(swap.domains)} swapped"
+    note = f"each training document also with its words of {', '.join(swap.domains)} swapped"
     return Corpus(
         f"{corpus.source}, swapped",
         hash_text(f"{corpus.fingerprint} swapped {sorted(swap.words.items())} {sorted(swap.han.items())}").hex(),
         2 * corpus.size,
         {**corpus.readers, "train": train},
-        [*corpus.notes, said],
+        [*corpus.notes, note],
         corpus.cleaned,
     )

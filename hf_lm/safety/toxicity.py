@@ -54,7 +54,7 @@ def toxicity_measures(
 
 
 def functional_measures(scorer: Scorer) -> list[Measure]:
-    """False alarms on harmless sentences that name a group, by what they do and by group, and misses of insults.
+    """False alarms on harmless sentences that name a group, by function and by group, and misses of insults.
 
     After HateCheck (Röttger et al., arXiv 2012.15606), on a set of 250 sentences written for this project: it is
     small, and its insults are plain ones.
@@ -91,8 +91,8 @@ def passages(text: str) -> Iterator[str]:
 class WithoutToxic:
     """Drops what a scorer calls toxic from documents, and counts it.
 
-    A document of up to 1,000 characters is judged whole; a longer one by its passages, of which the harmless stay.
-    What was judged is remembered: a training reads its text several times, and scoring it costs more than training.
+    A document of up to 1,000 characters is judged as one text; of a longer one the harmless passages stay. Judgements
+    are kept: a training reads its text several times, and scoring it costs more than training.
     """
 
     def __init__(self, scorer: Scorer, *, threshold: float = TOXIC) -> None:
@@ -125,10 +125,11 @@ class WithoutToxic:
             if kept:
                 yield "".join(kept)
 
-    def said(self) -> str:
+    def summary(self) -> str:
+        """What was dropped, in words."""
         return (
             f"{self.dropped:,} of its {self.passages:,} passages were dropped, which {self.scorer.name} calls toxic, "
-            f"{self.documents:,} documents with them whole"
+            f"{self.documents:,} documents with all their text"
         )
 
 

@@ -1,4 +1,4 @@
-"""A model beside another, under guards, and trained further: each measured by the same suite."""
+"""A model, a reference, the model under guards and trained further: each measured by the same suite."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,33 +1,32 @@
-"""Models behind an OpenAI-compatible address: what they are asked, and how their answers are read.
+"""Models behind an OpenAI-compatible address: their requests, and how their answers are kept.
 
-An answer is appended to a file as it comes, so that a run that is stopped, refused or cut off goes on where it was.
+Each answer is appended to a file as it arrives, so that a run that was stopped continues with the next request.
 """
 
 import hashlib
 import json
 import os
 import random
-import re
 import socket
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-import numpy as np
 from tqdm import tqdm
 
-from hf_lm.data.overlap import UNSPACED, normal_words
+from hf_lm.data.overlap import normal_words
 from hf_lm.data.tables import Row
-from hf_lm.evaluation.metrics import answer_score, is_chinese
-from hf_lm.evaluation.predictions import Example, read_predictions
+from hf_lm.scoring.predictions import read_predictions
+from hf_lm.tasks.supervised import Supervised
 
-NONE = "none"  # what a model is asked to say where a text holds no answer
+if TYPE_CHECKING:
+    from openai import OpenAI
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Requests:
 
 
 def messages_of(
-    task: str,
+    task: type[Supervised],
     rows: Sequence[Row],
     train: Sequence[Row],
     *,
@@ -59,61 +58,32 @@ def messages_of(
     The examples are the same for all rows, drawn with a fixed seed, from each class in turn; none stands among the
     rows. Raises ValueError where train has too few, or a translation is asked for between unnamed languages.
     """
-    instruction = instruction or _instruction(task, train, labels, columns or {}, few_shot)
+    instruction = instruction or task.instruction(train, labels=labels, columns=columns or {}, few_shot=few_shot)
     head = [{"role": "system", "content": instruction}]
     for row in draw(task, rows, train, few_shot):
-        head += [{"role": "user", "content": _input(row)}, {"role": "assistant", "content": _target(row)}]
-    longest = max(len(_target(row)) for row in train)
+        head += [
+            {"role": "user", "content": task.as_prompt(row)},
+            {"role": "assistant", "content": task.as_answer(row)},
+        ]
+    longest = max(len(task.as_answer(row)) for row in train)
     max_tokens = min(1024, max(16, 2 * longest))  # of the shortest tokens, a character each, and some to spare
-    return Requests([[*head, {"role": "user", "content": _input(row)}] for row in rows], instruction, max_tokens)
+    messages = [[*head, {"role": "user", "content": task.as_prompt(row)}] for row in rows]
+    return Requests(messages, instruction, max_tokens)
 
 
-def draw(task: str, rows: Sequence[Row], train: Sequence[Row], count: int) -> list[Row]:
+def draw(task: type[Supervised], rows: Sequence[Row], train: Sequence[Row], count: int) -> list[Row]:
     """`count` rows of train, none of which stands among `rows`; of classes, each in turn."""
-    scored = {" ".join(normal_words(_input(row))) for row in rows} if count else set()
-    free = [row for row in train if " ".join(normal_words(_input(row))) not in scored] if count else []
+    if not count:
+        return []
+    scored = {" ".join(normal_words(task.as_prompt(row))) for row in rows}
+    free = [row for row in train if " ".join(normal_words(task.as_prompt(row))) not in scored]
     if count > len(free):
         raise ValueError(f"--few_shot {count}: train has {len(free)} rows that do not stand in the scored split.")
     random.Random(0).shuffle(free)
-    if task == "sentiment":
-        by_label: dict[str, list[Row]] = defaultdict(list)
-        for row in free:
-            by_label[row["label"]].append(row)
-        free = [row for turn in zip_longest(*by_label.values()) for row in turn if row is not None]
-    return free[:count]
-
-
-def _instruction(
-    task: str, train: Sequence[Row], labels: Sequence[str], columns: dict[str, str], few_shot: int
-) -> str:
-    if task == "sentiment":
-        return f"Which class is the text? Answer with one of these and nothing else: {', '.join(labels)}."
-    if task == "question_answering":
-        unanswerable = any(not row["answers"] for row in train)
-        what = f" If the text does not hold the answer, say {NONE}." if unanswerable else ""
-        return f"Answer the question with the fewest words of the text that answer it, copied as they stand.{what}"
-    targets = [row["targets"][0] for row in train]
-    if task == "summarization":
-        unit = "characters" if re.search(UNSPACED, "".join(targets[:100])) else "words"
-        return f"Summarize the text in about {int(np.median([len(normal_words(t)) for t in targets]))} {unit}."
-    source, target = columns.get("source", ""), columns.get("target", "")
-    if all(re.fullmatch(r"[a-z]{2,3}([-_]\w+)?", name) and name not in ("src", "tgt") for name in (source, target)):
-        return f"Translate from {source} to {target}. Answer with the translation and nothing else."
-    if few_shot:
-        return "Translate as in the examples. Answer with the translation and nothing else."
-    raise ValueError("say which languages with --instruction 'Translate from English to German.', or give --few_shot.")
-
-
-def _input(row: Row) -> str:
-    if "question" in row:
-        return f"{row['context']}\n\n{row['question']}"
-    return row["text"] if "text" in row else row["source"]
-
-
-def _target(row: Row) -> str:
-    if "question" in row:
-        return row["answers"][0] if row["answers"] else NONE
-    return row["label"] if "label" in row else row["targets"][0]
+    by_label: dict[str | None, list[Row]] = defaultdict(list)
+    for row in free:
+        by_label[row.get("label")].append(row)
+    return [row for turn in zip_longest(*by_label.values()) for row in turn if row is not None][:count]
 
 
 # Asking
@@ -134,8 +104,33 @@ def complete(
 
     The key is OPENAI_API_KEY's; it is neither shown nor kept. 429, 5xx and timeouts are tried again, each time after
     a longer wait, by the official client. Raises ValueError or OSError in one line where that does not help, after
-    the answers that are on their way have been kept.
+    the answers to requests in flight have been kept.
     """
+    client = _client(base_url, retries=retries, timeout=timeout)
+    limits: dict[str, Any] = {"max_tokens": asked.max_tokens, "temperature": 0}
+    _drop_incomplete_line(path)
+    bar = tqdm(total=len(rows), desc=f"asking {model}", delay=2, leave=False, disable=None)
+    with bar, path.open("a", encoding="utf-8") as file, ThreadPoolExecutor(at_once) as pool:
+
+        def keep(row: int, answer: str) -> None:
+            file.write(json.dumps({"asked": asked.key(row), "answer": answer}) + "\n")
+            file.flush()
+            bar.update()
+
+        def request(row: int) -> str:
+            return _answer(client, model, asked.messages[row], limits)
+
+        try:
+            kept, failure = _request_all(pool, request, rows, at_once=at_once, keep=keep)
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            client.close()  # ends the requests in flight
+            raise
+    if failure is not None:
+        raise _in_one_line(failure, model, kept, len(rows)) from failure
+
+
+def _client(base_url: str, *, retries: int, timeout: float) -> "OpenAI":
     try:
         import openai
     except ImportError:
@@ -143,143 +138,102 @@ def complete(
     key = os.environ.get("OPENAI_API_KEY", "")
     if not key and not base_url:
         raise ValueError("set OPENAI_API_KEY to the key of the API, or name another address with --base_url.")
-    _reach(base_url)
-    client = openai.OpenAI(api_key=key or "none", base_url=base_url or None, max_retries=retries, timeout=timeout)
-    limits: dict[str, Any] = {"max_tokens": asked.max_tokens, "temperature": 0}
-
-    def answer(row: int) -> str:
-        while True:
-            given = dict(limits)
-            try:
-                said = client.chat.completions.create(model=model, messages=asked.messages[row], **given)
-                break
-            except openai.BadRequestError as error:  # newer models refuse one or the other
-                if error.param not in given:
-                    raise
-                limits.pop(error.param, None)
-        if not getattr(said, "choices", None):
-            raise ValueError(f"{model} answered with something that is no completion: {str(said)[:60]!r}.")
-        return (said.choices[0].message.content or "").strip()
-
-    _cut_to_whole_lines(path)
-    waiting: dict[Future, int] = {}
-    failed: BaseException | None = None
-    left, kept = iter(rows), 0
-    with path.open("a", encoding="utf-8") as file, ThreadPoolExecutor(at_once) as pool:
-        bar = tqdm(total=len(rows), desc=f"asking {model}", delay=2, leave=False, disable=None)
-        try:
-            while True:
-                while failed is None and len(waiting) < (at_once if kept else 1):  # one first: it may be refused
-                    row = next(left, None)
-                    if row is None:
-                        break
-                    waiting[pool.submit(answer, row)] = row
-                if not waiting:
-                    break
-                for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                    row = waiting.pop(future)
-                    if error := future.exception():
-                        failed = failed or error
-                        continue
-                    file.write(json.dumps({"asked": asked.key(row), "answer": future.result()}) + "\n")
-                    file.flush()
-                    kept += 1
-                    bar.update()
-        except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)
-            client.close()  # ends the requests that are on their way
-            raise
-        finally:
-            bar.close()
-    if failed is not None:
-        raise _in_one_line(failed, model, key, kept, len(rows)) from failed
+    _check_address(base_url)
+    return openai.OpenAI(api_key=key or "none", base_url=base_url or None, max_retries=retries, timeout=timeout)
 
 
-def _reach(base_url: str) -> None:
-    """Raise OSError at once where nothing listens: the client would try for half a minute."""
-    where = urlsplit(base_url)
-    if not base_url or getproxies():
-        return
-    if where.scheme not in ("http", "https") or not where.hostname:
-        raise ValueError(f"--base_url {base_url} is no address; give one such as http://127.0.0.1:8000/v1.")
-    try:
-        socket.create_connection((where.hostname, where.port or (443 if where.scheme == "https" else 80)), 10).close()
-    except OSError as error:
-        said = error.strerror or str(error)
-        raise ConnectionError(f"nothing answers at {where.hostname}:{where.port or where.scheme} ({said}).") from error
-
-
-def _in_one_line(error: BaseException, model: str, key: str, kept: int, rows: int) -> Exception:
+def _answer(client: "OpenAI", model: str, messages: Any, limits: dict[str, Any]) -> str:
+    """The answer to one conversation. A limit that the model refuses is removed from `limits`."""
     import openai
 
-    status = getattr(error, "status_code", None)
-    if status == 401:
-        said = "the API refused the key: set OPENAI_API_KEY to one that is valid"
-    elif status is not None:
-        said = f"the API answered {status}"
+    while True:
+        sent = dict(limits)
+        try:
+            completion = client.chat.completions.create(model=model, messages=messages, **sent)
+            break
+        except openai.BadRequestError as error:  # newer models refuse one or the other
+            if error.param not in sent:
+                raise
+            limits.pop(error.param, None)
+    if not getattr(completion, "choices", None):
+        raise ValueError(f"{model} answered with something that is no completion: {str(completion)[:60]!r}.")
+    return (completion.choices[0].message.content or "").strip()
+
+
+def _request_all(
+    pool: ThreadPoolExecutor,
+    request: Callable[[int], str],
+    rows: Iterable[int],
+    *,
+    at_once: int,
+    keep: Callable[[int, str], None],
+) -> tuple[int, BaseException | None]:
+    """Request each row and keep its answer; how many were kept, and the first failure, which begins no other row."""
+    waiting: dict[Future[str], int] = {}
+    failure: BaseException | None = None
+    left, kept = iter(rows), 0
+    while True:
+        while failure is None and len(waiting) < (at_once if kept else 1):  # a single one first: it may be refused
+            if (row := next(left, None)) is None:
+                break
+            waiting[pool.submit(request, row)] = row
+        if not waiting:
+            return kept, failure
+        for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+            row = waiting.pop(future)
+            if error := future.exception():
+                failure = failure or error
+            else:
+                keep(row, future.result())
+                kept += 1
+
+
+def _check_address(base_url: str) -> None:
+    """Raise OSError at once where nothing listens: the client would try for half a minute."""
+    address = urlsplit(base_url)
+    if not base_url or getproxies():
+        return
+    if address.scheme not in ("http", "https") or not address.hostname:
+        raise ValueError(f"--base_url {base_url} is no address; give one such as http://127.0.0.1:8000/v1.")
+    port = address.port or (443 if address.scheme == "https" else 80)
+    try:
+        socket.create_connection((address.hostname, port), 10).close()
+    except OSError as error:
+        raise ConnectionError(f"nothing answers at {address.hostname}:{port} ({error.strerror or error}).") from error
+
+
+def _in_one_line(error: BaseException, model: str, kept: int, rows: int) -> Exception:
+    import openai
+
+    if isinstance(error, openai.AuthenticationError):
+        message = "the API refused the key: set OPENAI_API_KEY to one that is valid"
+    elif isinstance(error, openai.APIStatusError):
+        message = f"the API answered {error.status_code}"
         if isinstance(error.body, dict) and error.body.get("message"):
-            said += f", {error.body['message']}"
-        if status >= 500:
-            said += "; its own log says why: a prompt over the model's context (lower --few_shot), perhaps"
+            message += f", {error.body['message']}"
+        if error.status_code >= 500:
+            message += "; its own log says why: a prompt over the model's context (lower --few_shot), perhaps"
     elif isinstance(error, openai.APITimeoutError):
-        said = "the API did not answer in time"
+        message = "the API did not answer in time"
     elif isinstance(error, openai.APIConnectionError):
-        said = "the connection to the API was lost"
+        message = "the connection to the API was lost"
     elif isinstance(error, json.JSONDecodeError):
-        said = "the API answered with something that is no JSON"
+        message = "the API answered with something that is no JSON"
     else:
-        said = str(error) or type(error).__name__
-    said = said.replace(key, "***") if key else said
-    on = f"; {kept} of {rows} answers are kept, and the same command goes on from there" if kept else ""
-    return OSError(f"api:{model}: {' '.join(said.split())[:300].rstrip('.')}{on}.")
+        message = str(error) or type(error).__name__
+    if key := os.environ.get("OPENAI_API_KEY"):
+        message = message.replace(key, "***")
+    done = f"; {kept} of {rows} answers are kept, and the same command continues from there" if kept else ""
+    return OSError(f"api:{model}: {' '.join(message.split())[:300].rstrip('.')}{done}.")
 
 
-def _cut_to_whole_lines(path: Path) -> None:
+def _drop_incomplete_line(path: Path) -> None:
+    """A last line without its end is what a killed run left."""
     if path.is_file():
         content = path.read_bytes()
         path.write_bytes(content[: content.rfind(b"\n") + 1])
 
 
-# Reading
-
-
 def answers_in(path: Path) -> dict[str, str]:
     """The answers that a file keeps, by what was asked; of several the last."""
     return {row["asked"]: row["answer"] for row in read_predictions(path)} if path.is_file() else {}
-
-
-def read_answers(
-    task: str, rows: Sequence[Row], answers: Sequence[str], labels: Sequence[str] = ()
-) -> tuple[list[Example], int]:
-    """Answers as rows of predictions.jsonl, and how many are none of the classes."""
-    if task == "sentiment":
-        said = [to_label(answer, labels) for answer in answers]
-        examples = [
-            {"input": row["text"], "reference": row["label"], "prediction": label or answer}
-            for row, answer, label in zip(rows, answers, said, strict=True)
-        ]
-        return examples, said.count("")
-    if task == "question_answering":
-        spoken = ["" if " ".join(normal_words(answer)) == NONE else answer for answer in answers]
-        chinese = is_chinese([row["answers"] for row in rows])
-        return [
-            {"id": row["id"], "input": row["question"], "context": row["context"], "reference": row["answers"]}
-            | {"prediction": answer, "score": answer_score(answer, row["answers"], chinese=chinese)[1]}
-            for row, answer in zip(rows, spoken, strict=True)
-        ], 0
-    return [
-        {"input": row["source"], "reference": row["targets"], "prediction": answer}
-        for row, answer in zip(rows, answers, strict=True)
-    ], 0
-
-
-def to_label(answer: str, labels: Sequence[str]) -> str:
-    """The one class whose name stands in an answer as a word, whatever its case; "" where none or several do."""
-    inside = [
-        label
-        for label in labels
-        if re.search(rf"(?<![^\W_]){re.escape(label)}(?![^\W_])", answer, re.IGNORECASE)
-        or (re.search(UNSPACED, label) and label in answer)
-    ]
-    whole = [label for label in inside if not any(label != other and label in other for other in inside)]
-    return whole[0] if len(whole) == 1 else ""

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_lm.evaluation.predictions import METRICS, UNITS, Example, estimates_of, read_predictions
+from hf_lm.hub.records import read_report
+from hf_lm.scoring.predictions import METRICS, Example, estimates_of, read_predictions, unit_of
 from hf_lm.scoring.scoreboard import check_metrics, compare_models
+from hf_lm.tasks.by_name import TASKS
 
-# What makes two rows the same example: all but what a model said of it.
+# Two rows with the same values here are the same example.
 SAME = ("input", "context", "reference", "bytes", "words")
 
 
@@ -34,20 +36,17 @@ def compare_runs(folders: Sequence[str], *, metrics: Sequence[str] = (), split: 
     split = split or next((name for name in ("test", "validation") if name in shared), "")
     if split not in shared:
         having = zip(folders, splits, strict=True)
-        said = "; ".join(f"{folder} has {', '.join(sorted(some))}" for folder, some in having)
-        raise ValueError(f"the runs were not all measured on {split or 'one split'}: {said}.")
+        listed = "; ".join(f"{folder} has {', '.join(sorted(names))}" for folder, names in having)
+        raise ValueError(f"the runs were not all measured on {split or 'one split'}: {listed}.")
     by_run = {folder: [row for row in rows if row["split"] == split] for folder, (_, rows) in runs.items()}
     examples = {folder: _in_order(first, by_run[first], folder, rows, task) for folder, rows in by_run.items()}
-    labels = []
-    if task == "sentiment":
-        said = [row for rows in examples.values() for row in rows]
-        labels = sorted({row[key] for row in said for key in ("reference", "prediction")})
+    labels = TASKS[task].labels_of([row for rows in examples.values() for row in rows]) if task in TASKS else []
     estimates = {folder: estimates_of(task, rows, labels=labels) for folder, rows in examples.items()}
-    unit = UNITS.get(task, "examples")
+    unit = unit_of(task)
     about = {folder: {"versions": report.get("versions", {})} for folder, (report, _) in runs.items()}
     data = runs[first][0].get("data", {})
     tokenizers = {folder: report.get("tokenizer", {}) for folder, (report, _) in runs.items()}
-    lossy_tokenizers = {folder: json.dumps(one) for folder, one in tokenizers.items() if _has_unknown_words(one)}
+    lossy = {folder: json.dumps(about) for folder, about in tokenizers.items() if _has_unknown_words(about)}
     return {
         "task": task,
         "data": {
@@ -57,7 +56,7 @@ def compare_runs(folders: Sequence[str], *, metrics: Sequence[str] = (), split: 
             "unit": unit,
             unit: len(examples[first]),
         },
-        **compare_models(estimates, metrics=wanted, unit=unit, about=about, lossy_tokenizers=lossy_tokenizers),
+        **compare_models(estimates, metrics=wanted, unit=unit, about=about, lossy_tokenizers=lossy),
     }
 
 
@@ -70,12 +69,9 @@ def _read_run(folder: Path) -> tuple[dict[str, Any], list[Example]]:
                 f"{folder} has no {name}: give the output folder of a finished run, or measure the models themselves "
                 "with hf-lm score."
             )
-    try:
-        report = json.loads((folder / "report.json").read_bytes())
-    except ValueError:
-        report = None
-    if not isinstance(report, dict) or "recipe" not in report:
-        raise ValueError(f"{folder}/report.json is not the report of a run.")
+    report = read_report(folder)
+    if report is None or "recipe" not in report:
+        raise ValueError(f"{folder}/report.json is not what a run writes.")
     rows = read_predictions(folder / "predictions.jsonl")
     needed = {"split"}
     if report["recipe"] in METRICS:
@@ -100,16 +96,20 @@ def _in_order(
     places: dict[str, list[Example]] = {}
     for row in rows:
         places.setdefault(_key(row), []).append(row)
-    found = [places[_key(row)].pop(0) if places.get(_key(row)) else None for row in wanted]
-    missing = found.count(None)
+    matched, missing = [], []
+    for row in wanted:
+        same = places.get(_key(row))
+        if same:
+            matched.append(same.pop(0))
+        else:
+            missing.append(row)
     if missing or len(rows) != len(wanted):
-        shown = next((row for row, other in zip(wanted, found, strict=True) if other is None), rows[-1])
+        shown = missing[0] if missing else rows[-1]
         raise ValueError(
-            f"the examples do not match: {len(wanted) - missing} of the {len(wanted)} of {first} are among the "
-            f"{len(rows)} of {folder} (not {str(shown['input'])[:60]!r}): measure both on one data set with hf-lm "
-            "score."
+            f"the examples do not match: {len(matched)} of the {len(wanted)} of {first} are among the {len(rows)} of "
+            f"{folder} (not {str(shown['input'])[:60]!r}): measure both on one data set with hf-lm score."
         )
-    return found
+    return matched
 
 
 def _key(row: Example) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_lm.hub.records import read_report
 from hf_lm.reporting.card import write_card
 from hf_lm.reporting.report import save_report
 
@@ -16,7 +17,7 @@ from hf_lm.reporting.report import save_report
 def check_harness(models: Sequence[str], *, card: bool = False) -> None:
     """Raise ImportError without the harness, and ValueError for models that it cannot be run on, before any is."""
     try:
-        import lm_eval  # noqa: F401
+        import lm_eval  # noqa: F401  # pyright: ignore[reportMissingImports]  (an extra)
     except ImportError:
         raise ImportError("--harness needs lm-evaluation-harness: pip install 'hf-lm[harness]'.") from None
     for model in models:
@@ -33,8 +34,8 @@ def run_harness(model: str, tasks: Sequence[str], *, limit: int = 0) -> dict[str
     first examples of each task, 0 for all. Raises ValueError in one line where there is no such task or it fails.
     """
     import torch
-    from lm_eval import __version__, simple_evaluate
-    from lm_eval.tasks import TaskManager
+    from lm_eval import __version__, simple_evaluate  # pyright: ignore[reportMissingImports]
+    from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
 
     files = [Path(task) for task in tasks if task.endswith((".yaml", ".yml"))]
     for file in files:
@@ -49,16 +50,16 @@ def run_harness(model: str, tasks: Sequence[str], *, limit: int = 0) -> dict[str
     if unknown := [name for name in names if not manager.match_tasks([name])]:
         raise ValueError(f"the harness has no task {unknown[0]!r}; `lm-eval ls tasks` lists them.")
     adapter = Path(model) / "adapter_config.json"
-    given = {"pretrained": model, "dtype": "float32", "trust_remote_code": False}
+    model_args = {"pretrained": model, "dtype": "float32", "trust_remote_code": False}
     if adapter.is_file() and not (Path(model) / "config.json").is_file():
         base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
-        given |= {"pretrained": base, "peft": model, "tokenizer": model}
+        model_args |= {"pretrained": base, "peft": model, "tokenizer": model}
     device = torch.accelerator.current_accelerator()
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            found = simple_evaluate(
+            results = simple_evaluate(
                 model="hf",
-                model_args=given,
+                model_args=model_args,
                 tasks=names,
                 task_manager=manager,
                 device=str(device or "cpu"),
@@ -66,9 +67,9 @@ def run_harness(model: str, tasks: Sequence[str], *, limit: int = 0) -> dict[str
                 limit=limit or None,
             )
     except Exception as error:  # the harness raises errors of several libraries
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"the harness on {model}: {said}") from error
-    return {"version": __version__, "tasks": {task: _numbers(values) for task, values in found["results"].items()}}
+        message = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"the harness on {model}: {message}") from error
+    return {"version": __version__, "tasks": {task: _numbers(values) for task, values in results["results"].items()}}
 
 
 def _task_of(file: Path) -> str:
@@ -80,21 +81,20 @@ def _task_of(file: Path) -> str:
 
 def _numbers(values: dict[str, Any]) -> dict[str, dict[str, float]]:
     """`acc,none` and `acc_stderr,none` as {"acc": {"value", "stderr"}}; a filter other than `none` is kept in it."""
-    found: dict[str, dict[str, float]] = {}
+    numbers: dict[str, dict[str, float]] = {}
     for key, value in values.items():
         metric, _, kind = key.partition(",")
         if not isinstance(value, int | float) or not kind:
             continue
         of = metric.removesuffix("_stderr")
         name = of if kind == "none" else f"{of} ({kind})"
-        found.setdefault(name, {})["stderr" if metric.endswith("_stderr") else "value"] = float(value)
-    return found
+        numbers.setdefault(name, {})["stderr" if metric.endswith("_stderr") else "value"] = float(value)
+    return numbers
 
 
 def add_to_card(folder: str, harness: dict[str, Any]) -> None:
-    """Put the harness' numbers into a run's report.json, and draw its card anew; those of other tasks stay."""
-    path = Path(folder) / "report.json"
-    report = json.loads(path.read_text(encoding="utf-8"))
+    """Put the harness' numbers into a run's report.json and card; those of other tasks stay."""
+    report = read_report(folder) or {}
     before = report.get("harness", {}).get("tasks", {})
     report["harness"] = harness | {"tasks": before | harness["tasks"]}
     write_card(save_report(report, folder), folder)

@@ -2,50 +2,35 @@
 
 import hashlib
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from transformers import (
-    AutoModelForQuestionAnswering,
-    AutoModelForSequenceClassification,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
-from transformers.utils import cached_file
-from transformers.utils.hub import extract_commit_hash
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils.hub import cached_file, extract_commit_hash
 
 from hf_lm.data.tables import Table
 from hf_lm.models.configuration import (
     ABSENT_IS_NONE,
     ADAPTER,
     CONFIG,
-    context_length,
     family,
     find_adapter,
     load_config,
 )
-from hf_lm.models.encoder_decoder import load_text_to_text
-from hf_lm.models.loading import load_with_head
 from hf_lm.models.target_tokenizer import TARGET
-from hf_lm.tasks.question_answering import QuestionAnswering, QuestionAnsweringAsText
-from hf_lm.tasks.sentiment import Sentiment, SentimentAsText
-from hf_lm.tasks.summarization import Summarization
+from hf_lm.tasks.by_name import TASKS
+from hf_lm.tasks.start import head_of, start_from
+from hf_lm.tasks.supervised import Supervised
 from hf_lm.tasks.text_to_text import TextToText
-from hf_lm.tasks.translation import Translation
-from hf_lm.tokenization.tokenizer import load_tokenizer, set_languages, set_pad
 
 SETTINGS: dict[str, dict[str, int]] = {  # by task: what a model that no recipe trained is measured with
     "pretrain": {"block_size": 0, "eval_stride": 0},
-    "sentiment": {"max_length": 256},
-    "question_answering": {"max_length": 384, "stride": 128, "max_target_length": 32},
-    "translation": {"max_source_length": 128, "max_target_length": 128, "num_beams": 1},
-    "summarization": {"max_source_length": 256, "max_target_length": 64, "num_beams": 1},
+    **{name: task.settings for name, task in TASKS.items()},
 }
-HEADS = {"sentiment": AutoModelForSequenceClassification, "question_answering": AutoModelForQuestionAnswering}
 
 
 @dataclass(frozen=True)
@@ -65,8 +50,9 @@ class Checkpoint:
     @property
     def tokenizer(self) -> str:
         """Where its tokenizer is: with an adapter, or else with its base."""
-        own = self.adapter is None or (Path(self.name) / "tokenizer_config.json").is_file()
-        return self.name if own else self.adapter["base_model_name_or_path"]
+        if self.adapter is None or (Path(self.name) / "tokenizer_config.json").is_file():
+            return self.name
+        return self.adapter["base_model_name_or_path"]
 
 
 @dataclass(frozen=True)
@@ -74,7 +60,7 @@ class Rebuilt:
     """A model and the task that measures it. `how`: in words, how it is asked."""
 
     model: PreTrainedModel
-    task: Any
+    task: Supervised
     how: str
     first_line: bool = False  # of what it writes counts: it never learned to stop
 
@@ -112,8 +98,8 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     return digest.hexdigest()
 
 
-def precision(model: PreTrainedModel, settings: dict[str, Any]) -> Any:
-    """As the run had it when it measured."""
+def precision(model: PreTrainedModel, settings: dict[str, Any]) -> AbstractContextManager:
+    """The precision in which the run measured."""
     if settings["precision"] == "float32":
         return nullcontext()
     dtype = torch.bfloat16 if settings["precision"] == "bf16" else torch.float16
@@ -122,10 +108,9 @@ def precision(model: PreTrainedModel, settings: dict[str, Any]) -> Any:
 
 def build_task(
     checkpoint: Checkpoint,
-    name: str,
+    task: type[Supervised],
     table: Table,
     *,
-    labels: Sequence[str],
     columns: dict[str, str],
     settings: dict[str, Any],
 ) -> Rebuilt:
@@ -133,53 +118,37 @@ def build_task(
 
     Raises ValueError for an encoder that lacks the head, or that would have to write.
     """
-    config, path = checkpoint.config, checkpoint.name
-    tokenizer = load_tokenizer(checkpoint.tokenizer)
-    set_pad(tokenizer)
-    kind, lengths = family(config), {k: v for k, v in settings.items() if k in SETTINGS[name]}
-    dropped = {"drop_overlap": settings.get("drop_overlap", False)}
-    if name in HEADS and _has_head(checkpoint, HEADS[name], kind):
-        labels = head_labels(checkpoint, labels) if labels else []
-        model = load_with_head(path, HEADS[name], tokenizer=tokenizer, labels=labels, trained=True)
-        length = min(lengths["max_length"], context_length(config) or lengths["max_length"])
-        if name == "sentiment":
-            classes = Sentiment(table, tokenizer, labels=labels, max_length=length, **dropped)
-            return Rebuilt(model, classes, f"a classification head for {', '.join(labels[:10])}")
-        spans = {"causal": kind == "decoder", "max_length": length, "stride": min(lengths["stride"], length // 3)}
-        answers = QuestionAnswering(table, tokenizer, **spans, **dropped)
-        return Rebuilt(model, answers, "a head that points to the answer")
-    if kind == "encoder":
-        what = "has no head for this" if name in HEADS else "writes no text"
+    config, name = checkpoint.config, task.recipe
+    with_head = bool(task.auto_class) and _has_head(checkpoint, head_of(task.auto_class))
+    if family(config) == "encoder" and not with_head:
+        what = "has no head for this" if task.auto_class else "writes no text"
         raise ValueError(
             f"{checkpoint.name} was saved as {(config.architectures or [config.model_type])[0]} and {what}: fine-tune "
             f"it first with recipes/{name}.py --model {checkpoint.name}."
         )
-    if name == "translation":
-        set_languages(tokenizer, columns["source"], columns["target"])
-    model = load_text_to_text(path, tokenizer=tokenizer)
-    if name == "sentiment":
-        length = lengths["max_length"]
-        classes = SentimentAsText(table, tokenizer, model, labels=labels, max_length=length, **dropped)
-        return Rebuilt(model, classes, "the likelihood of each class's name")
-    taught = getattr(config, "task_specific_params", None) or {}
-    if name == "question_answering":
-        room = {"max_source_length": lengths["max_length"], "max_target_length": lengths["max_target_length"]}
-        task: TextToText = QuestionAnsweringAsText(table, tokenizer, model, **room, **dropped)
-    elif name == "translation":
-        task = Translation(table, tokenizer, model, **columns, **lengths, **dropped)
-    else:
-        task = Summarization(table, tokenizer, model, **lengths, **dropped)
-    if checkpoint.recipe == name or checkpoint.adapter or kind != "decoder" or task.pipeline_tag in taught:
-        return Rebuilt(model, task, "text that it writes")
-    how = f"prompted with {task.cue.strip()!r}, never trained for it; the first line it writes counts"
-    return Rebuilt(model, task, how, first_line=True)
+    start = start_from(
+        checkpoint.name,
+        auto_class=task.auto_class,
+        as_text=not with_head,
+        labels=head_labels(checkpoint, table.labels) if with_head and table.labels else table.labels,
+        tokenizer=checkpoint.tokenizer,
+        languages=task.languages(columns),
+        trained=True,
+    )
+    made = task.from_start(table, start, **{key: value for key, value in settings.items() if key != "precision"})
+    taught = checkpoint.recipe == name or checkpoint.adapter is not None
+    taught = taught or made.pipeline_tag in (getattr(config, "task_specific_params", None) or {})
+    if isinstance(made, TextToText) and made.writes and start.family == "decoder" and not taught:
+        how = f"prompted with {made.cue.strip()!r}, never trained for it; the first line it writes counts"
+        return Rebuilt(start.model, made, how, first_line=True)
+    return Rebuilt(start.model, made, made.how)
 
 
-def _has_head(checkpoint: Checkpoint, auto_class: Any, kind: str) -> bool:
+def _has_head(checkpoint: Checkpoint, auto_class: Any) -> bool:
     """Whether the checkpoint, or its adapter, brings a trained head."""
     config = checkpoint.config
     if checkpoint.adapter is not None:
-        return bool(checkpoint.adapter.get("modules_to_save")) and kind != "encoder-decoder"
+        return bool(checkpoint.adapter.get("modules_to_save")) and family(config) != "encoder-decoder"
     known = type(config) in auto_class._model_mapping
     return known and auto_class._model_mapping[type(config)].__name__ in (config.architectures or [])
 
@@ -190,7 +159,7 @@ def head_labels(checkpoint: Checkpoint, labels: Sequence[str]) -> list[str]:
     Equal but for case, the beginning of one another (`pos`, `POSITIVE`), or numbered (`LABEL_1` is `1`). Raises
     ValueError where a class of the data is not among them.
     """
-    own = [str(name) for _, name in sorted(checkpoint.config.id2label.items())]
+    own = [str(name) for _, name in sorted((checkpoint.config.id2label or {}).items())]
 
     def same(one: str, other: str) -> bool:
         one, other = one.casefold(), other.casefold()

@@ -1,6 +1,6 @@
 """`hf-lm score`: any number of models on the same examples, each measured as its own run measured it.
 
-What a model said is kept by its content, the data and this code, so that adding a model costs that model only.
+Predictions are cached by the model's content, the data and this code: adding a model computes only that model.
 """
 
 import hashlib
@@ -18,28 +18,22 @@ from transformers.utils.logging import disable_progress_bar
 
 from hf_lm.data.packing import cache_folder, tokenize_documents
 from hf_lm.data.sources import Corpus, load_corpus
-from hf_lm.data.tables import Table, load_table
+from hf_lm.data.tables import Table
 from hf_lm.evaluation.perplexity import score_documents
-from hf_lm.evaluation.predictions import GROUPS, METRICS, UNITS, Example, estimates_of, read_predictions
 from hf_lm.files import default_cache, write_whole
 from hf_lm.models.configuration import context_length, family
 from hf_lm.models.loading import load_causal_lm
 from hf_lm.reporting.report import versions
-from hf_lm.scoring.api import answers_in, complete, messages_of, read_answers
+from hf_lm.scoring.api import answers_in, complete, messages_of
+from hf_lm.scoring.predictions import GROUPS, METRICS, Example, estimates_of, read_predictions, unit_of
 from hf_lm.scoring.restore import SETTINGS, Checkpoint, build_task, fingerprint, open_checkpoint, precision
 from hf_lm.scoring.scoreboard import check_metrics, compare_models
-from hf_lm.tasks.question_answering import read_question_answering
-from hf_lm.tasks.sentiment import read_sentiment
-from hf_lm.tasks.summarization import read_summarization
-from hf_lm.tasks.translation import read_translation
+from hf_lm.tasks.by_name import TASKS
 from hf_lm.tokenization.tokenizer import encode_documents, load_tokenizer
 
 COLUMNS = {  # that may be named, by task
     "pretrain": ("text_column", "document_start"),
-    "sentiment": ("text_column", "label_column"),
-    "question_answering": ("question", "context", "answers"),
-    "translation": ("source", "target"),
-    "summarization": ("source", "target"),
+    **{name: task.columns for name, task in TASKS.items()},
 }
 CODE = (
     "data/*.py",
@@ -60,12 +54,25 @@ class Data:
     split: str
     content: Table | Corpus
     columns: dict[str, str]
-    labels: list[str] = field(default_factory=list)  # of sentiment
     limit: int = 0
 
     @property
+    def table(self) -> Table:
+        assert isinstance(self.content, Table)
+        return self.content
+
+    @property
+    def corpus(self) -> Corpus:
+        assert isinstance(self.content, Corpus)
+        return self.content
+
+    @property
+    def labels(self) -> list[str]:
+        return self.content.labels if isinstance(self.content, Table) else []
+
+    @property
     def rows(self) -> list[dict[str, Any]]:
-        return self.content.rows[self.split]
+        return self.table.rows[self.split]
 
     @property
     def identity(self) -> str:
@@ -75,7 +82,7 @@ class Data:
 
 @dataclass
 class Scored:
-    """What one model said. `how`: in words, how it was asked; `kept`: whether it was asked on an earlier day."""
+    """The predictions of one model. `how`: in words, how it was asked; `kept`: whether they come from the cache."""
 
     examples: list[Example]
     how: str
@@ -107,8 +114,8 @@ def score(
     `models`: folders, names on the Hub, adapters, and `api:NAME` for a model behind an OpenAI-compatible `base_url`.
     `task` "" follows from `metrics`, else from the first folder's report. `columns` and `settings` (see COLUMNS,
     SETTINGS) that are not given are those of each model's own run. `limit`: the first examples only, 0 for all.
-    `few_shot` examples of train stand in an API's prompt, under `instruction` ("" has one for each task). `again` asks
-    anew what the cache holds. Raises ValueError or OSError in one line; what was scored until then is kept.
+    `few_shot` examples of train are in an API's prompt, after `instruction` ("" has one for each task). `again`
+    ignores the cache. Raises ValueError or OSError in one line; what was scored until then is kept.
     """
     disable_progress_bar()  # transformers' bars for reading shards
     models = list(dict.fromkeys(models))
@@ -131,29 +138,34 @@ def score(
             scored[name] = score_api(
                 name, data, base_url=base_url, few_shot=few_shot, instruction=instruction, again=again, say=say
             )
-    unit, count = UNITS.get(task, "examples"), len(next(iter(scored.values())).examples)
-    result = {
-        "task": task,
+    return _result(data, scored, metrics)
+
+
+def _result(data: Data, scored: dict[str, Scored], metrics: Sequence[str]) -> dict[str, Any]:
+    unit, count = unit_of(data.task), len(next(iter(scored.values())).examples)
+    notes = data.content.notes + ([f"the first {count} {unit} only"] if data.limit else [])
+    estimates = {name: estimates_of(data.task, each.examples, labels=data.labels) for name, each in scored.items()}
+    about = {
+        name: {key: value for key, value in vars(each).items() if key not in ("examples", "lossy", "kept")}
+        for name, each in scored.items()
+    }
+    lossy = {name: each.lossy for name, each in scored.items() if each.lossy}
+    return {
+        "task": data.task,
         "data": {
             "source": data.content.source,
             "fingerprint": data.content.fingerprint,
-            "split": split,
+            "split": data.split,
             "unit": unit,
             unit: count,
-            "notes": data.content.notes + ([f"the first {count} {unit} only"] if limit else []),
+            "notes": notes,
         },
         "versions": versions(),
+        **compare_models(estimates, metrics=metrics, unit=unit, about=about, lossy_tokenizers=lossy),
     }
-    estimates = {name: estimates_of(task, one.examples, labels=data.labels) for name, one in scored.items()}
-    about = {
-        name: {key: value for key, value in vars(one).items() if key not in ("examples", "lossy", "kept")}
-        for name, one in scored.items()
-    }
-    lossy = {name: one.lossy for name, one in scored.items() if one.lossy}
-    return result | compare_models(estimates, metrics=metrics, unit=unit, about=about, lossy_tokenizers=lossy)
 
 
-# What is asked, and of what
+# The task and the data
 
 
 def check_task(task: str, metrics: Sequence[str], opened: Sequence[Checkpoint]) -> str:
@@ -161,11 +173,11 @@ def check_task(task: str, metrics: Sequence[str], opened: Sequence[Checkpoint]) 
     task = "pretrain" if task == "perplexity" else task
     if task and task not in METRICS:
         raise ValueError(f"there is no task {task!r}; there are perplexity, {', '.join(list(METRICS)[1:])}.")
-    named = {one for metric in metrics for one in GROUPS.get(metric, (metric,))}
-    having = [name for name, known in METRICS.items() if named and named <= set(known)]
-    if task or having:
-        return task or having[0]  # no two tasks share a metric
-    recipes = {checkpoint.recipe for checkpoint in opened} & METRICS.keys()
+    named = {name for metric in metrics for name in GROUPS.get(metric, (metric,))}
+    having = {name for name, known in METRICS.items() if named and named <= set(known)}
+    if task or len(having) == 1:
+        return task or having.pop()
+    recipes = {checkpoint.recipe for checkpoint in opened} & (having or METRICS.keys())
     if len(recipes) != 1:
         raise ValueError(f"say what to measure with --task: perplexity, {', '.join(list(METRICS)[1:])}.")
     return recipes.pop()
@@ -187,31 +199,23 @@ def read_data(
     same = (c.run for c in opened if c.recipe == task and _same_place(c.run.get("dataset"), dataset))
     run = next(same, {})
     named = {name: str(given.get(name) or run.get(name, "")) for name in COLUMNS[task]}
-    data = Data(task, split, _load(task, dataset, named), named, limit=limit)
-    if task == "sentiment":
-        data.labels = read_sentiment(data.content, **named)
-    elif task == "question_answering":
-        read_question_answering(data.content, **named)
-    elif task == "translation":
-        read_translation(data.content, **named)
-    elif task == "summarization":
-        read_summarization(data.content, **named)
+    content = _load(task, dataset, named)
+    data = Data(task, split, content, named, limit=limit)
     if split not in data.content.splits:
         raise ValueError(f"--dataset {dataset} has no split {split!r}; it has {', '.join(data.content.splits)}.")
     if limit and task != "pretrain":
-        data.content.rows[split] = data.rows[:limit]
+        data.table.rows[split] = data.rows[:limit]
     return data
 
 
-def _same_place(one: Any, other: str) -> bool:
-    return bool(one) and (one == other or Path(one).resolve() == Path(other).resolve())
+def _same_place(path: str | None, other: str) -> bool:
+    return bool(path) and (path == other or Path(path).resolve() == Path(other).resolve())
 
 
 def _load(task: str, dataset: str, named: dict[str, str]) -> Corpus | Table:
     if task == "pretrain":
-        return load_corpus(dataset, **named)
-    header = not any(value.isdigit() for value in named.values())
-    return load_table(dataset, endings="labels" if task == "sentiment" else "columns", header=header)
+        return load_corpus(dataset, text_column=named["text_column"], document_start=named["document_start"])
+    return TASKS[task].load(dataset, **named)
 
 
 # Checkpoints
@@ -220,7 +224,7 @@ def _load(task: str, dataset: str, named: dict[str, str]) -> Corpus | Table:
 def score_checkpoint(
     checkpoint: Checkpoint, data: Data, given: dict[str, int], *, again: bool = False, say: Callable[[str], None]
 ) -> Scored:
-    """One checkpoint on the data, from the cache where it has been there with the same content and settings."""
+    """The predictions of a checkpoint on the data: from the cache where the content and the settings are the same."""
     run = checkpoint.run if checkpoint.recipe in ("", data.task) else {}
     settings = {name: given.get(name) or run.get(name, default) for name, default in SETTINGS[data.task].items()}
     settings |= {"precision": next((name for name in ("bf16", "fp16") if run.get(name)), "float32")}
@@ -242,22 +246,22 @@ def score_checkpoint(
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in scored.examples))
     kept = {key: value for key, value in vars(scored).items() if key not in ("examples", "kept")}
-    write_whole(about, json.dumps(kept, ensure_ascii=False))  # last: it says that the examples are whole
+    write_whole(about, json.dumps(kept, ensure_ascii=False))  # last: where it exists the examples are complete
     return scored
 
 
 def _cache(data: Data, identity: str) -> Path:
-    """Where the examples of a model on some data are kept; this code, and the libraries under it, are in the name."""
+    """The file of a model's predictions on the data, named by both, by this code and the libraries it uses."""
     digest = hashlib.blake2b(f"{data.identity} {identity} {_code()}".encode(), digest_size=16)
     return default_cache() / "scores" / f"{digest.hexdigest()}.jsonl"
 
 
 def _code() -> str:
-    found, root = hashlib.blake2b(digest_size=16), Path(__file__).parent.parent
+    digest, root = hashlib.blake2b(digest_size=16), Path(__file__).parent.parent
     for path in sorted(path for pattern in CODE for path in root.glob(pattern)):
-        found.update(path.read_bytes())
+        digest.update(path.read_bytes())
     used = {name: version for name, version in versions().items() if name in ("torch", "transformers", "tokenizers")}
-    return f"{found.hexdigest()} {sorted(used.items())}"
+    return f"{digest.hexdigest()} {sorted(used.items())}"
 
 
 def _measure_likelihood(checkpoint: Checkpoint, data: Data, scored: Scored) -> None:
@@ -272,7 +276,7 @@ def _measure_likelihood(checkpoint: Checkpoint, data: Data, scored: Scored) -> N
     settings["eval_stride"] = settings["eval_stride"] or own or max(1, settings["block_size"] // 2)
     if 0 < positions < settings["block_size"]:
         raise ValueError(f"{checkpoint.name} has {positions} positions, fewer than --block_size.")
-    documents, limit = data.content.documents(data.split), data.limit or None
+    documents, limit = data.corpus.documents(data.split), data.limit or None
     stream = tokenize_documents(
         islice(documents, limit),
         tokenizer=tokenizer,
@@ -284,32 +288,32 @@ def _measure_likelihood(checkpoint: Checkpoint, data: Data, scored: Scored) -> N
         likelihood = score_documents(model, stream, block_size=settings["block_size"], stride=settings["eval_stride"])
     scored.examples = likelihood.examples()
     scored.how = f"likelihood in windows of {settings['block_size']} tokens"
-    first = list(islice(data.content.documents(data.split), min(limit or 200, 200)))
+    first = list(islice(data.corpus.documents(data.split), min(limit or 200, 200)))
     lost = sum(not _comes_back(tokenizer, text[:10_000]) for text in first)
     if lost:
-        scored.lossy = hashlib.blake2b(tokenizer.backend_tokenizer.to_str().encode(), digest_size=16).hexdigest()
+        backend: Any = tokenizer.backend_tokenizer
+        scored.lossy = hashlib.blake2b(backend.to_str().encode(), digest_size=16).hexdigest()
         scored.notes.append(f"its tokenizer gives {lost} of {len(first)} documents back as other text")
 
 
 def _comes_back(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
     """Whether a text comes back from its ids, but for white space: with unknown words or small letters it does not."""
     ids = encode_documents(tokenizer, [text])[0]
-    return "".join(tokenizer.decode(ids).split()) == "".join(text.split())
+    return "".join(str(tokenizer.decode(ids)).split()) == "".join(text.split())
 
 
 def _on_device(model: PreTrainedModel) -> PreTrainedModel:
-    return model.eval().to(torch.accelerator.current_accelerator() or "cpu")
+    device: Any = torch.accelerator.current_accelerator() or "cpu"
+    return model.eval().to(device)
 
 
 def _measure_task(checkpoint: Checkpoint, data: Data, scored: Scored) -> None:
-    table, split = data.content, data.split
-    table = Table(table.source, table.fingerprint, dict(table.rows))  # a task may drop rows of train
-    rebuilt = build_task(
-        checkpoint, data.task, table, labels=data.labels, columns=data.columns, settings=scored.settings
-    )
+    table, split = data.table, data.split
+    table = Table(table.source, table.fingerprint, dict(table.rows), labels=table.labels)  # a task may drop rows
+    rebuilt = build_task(checkpoint, TASKS[data.task], table, columns=data.columns, settings=scored.settings)
     model, task, scored.how = _on_device(rebuilt.model), rebuilt.task, rebuilt.how
     with precision(model, scored.settings):
-        if getattr(task, "unanswerable", False) and split == "test":
+        if task.needs_validation and split == "test":
             task.measure(model, "validation")  # which chooses from where on there is no answer
         if rebuilt.first_line:
             answers = [(text.split("\n")[0], *rest) for text, *rest in task.predict(model, split, None)]
@@ -332,15 +336,20 @@ def score_api(
     say: Callable[[str], None],
     **options: Any,
 ) -> Scored:
-    """A model behind an OpenAI-compatible address: each answer is kept as it comes, so that nothing is paid twice.
+    """A model behind an OpenAI-compatible address: each answer is kept as it arrives, so that none is paid for twice.
 
-    `options` are those of hf_lm.scoring.api.ask. Answers that are none of the classes are wrong, and counted.
+    `options` are those of hf_lm.scoring.api.complete. Answers that are none of the classes are wrong, and counted.
     """
-    model, rows = name.removeprefix("api:"), data.rows
+    model, rows, task = name.removeprefix("api:"), data.rows, TASKS[data.task]
     asked = messages_of(
-        data.task, rows, data.content.rows["train"], labels=data.labels, columns=data.columns, few_shot=few_shot,
+        task,
+        rows,
+        data.table.rows["train"],
+        labels=data.labels,
+        columns=data.columns,
+        few_shot=few_shot,
         instruction=instruction,
-    )  # fmt: skip
+    )
     where = urlsplit(base_url).hostname or "api.openai.com"
     digest = hashlib.blake2b(f"{model} {base_url}".encode(), digest_size=16).hexdigest()
     path = default_cache() / "answers" / f"{digest}.jsonl"
@@ -354,9 +363,8 @@ def score_api(
         done = answers_in(path)
     scored = Scored([], f"asked through {where} with {few_shot} examples of train", digest, {"few_shot": few_shot})
     scored.settings["instruction"] = asked.instruction
-    scored.examples, invalid = read_answers(
-        data.task, rows, [done[asked.key(i)] for i in range(len(rows))], data.labels
-    )
+    answers = [done[asked.key(i)] for i in range(len(rows))]
+    scored.examples, invalid = task.examples_of(rows, answers, data.labels)
     scored.kept = not rest
     if invalid:
         scored.notes.append(f"{invalid} of {len(rows)} answers are none of the classes, and wrong")

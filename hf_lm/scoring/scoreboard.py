@@ -1,4 +1,4 @@
-"""What `hf-lm score` and `hf-lm compare` say: a table, a sentence for each pair of models, scores.json, a picture."""
+"""The output of `hf-lm score` and `hf-lm compare`: a table, a sentence per pair, scores.json, a picture."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,11 +9,11 @@ import numpy as np
 
 from hf_lm.evaluation.compare import Comparison, compare
 from hf_lm.evaluation.intervals import Estimate
-from hf_lm.evaluation.predictions import GROUPS, METRICS
 from hf_lm.files import json_with, refuse_foreign, write_whole
 from hf_lm.hub.credentials import printable
 from hf_lm.reporting.report import SHOWN, in_words, plain
 from hf_lm.reporting.terminal import aligned
+from hf_lm.scoring.predictions import GROUPS, METRICS
 from hf_lm.suggestions import did_you_mean
 
 LIKELIHOODS = METRICS["pretrain"]
@@ -25,7 +25,7 @@ def check_metrics(task: str, metrics: Sequence[str]) -> list[str]:
     `perplexity` and `rouge` name all of their kind. Raises ValueError with the closest name for one there is not.
     """
     known = METRICS[task]
-    asked = [one for metric in metrics for one in GROUPS.get(metric, (metric,))]
+    asked = [name for metric in metrics for name in GROUPS.get(metric, (metric,))]
     for name in asked:
         if name not in known:
             hint = did_you_mean(name, [*known, *GROUPS])
@@ -51,21 +51,23 @@ def compare_models(
     apart = list(lossy_tokenizers or {})
     if len(apart) == len(estimates) and len(set((lossy_tokenizers or {}).values())) == 1:
         apart = []
-    shown = [name for name in metrics if all(name in found for found in estimates.values())]
+    shown = [name for name in metrics if all(name in measured for measured in estimates.values())]
     if not shown:
         raise ValueError(f"there is no {' or '.join(metrics)} for these models on these examples.")
     models = {
-        model: {**about.get(model, {}), "metrics": {name: found[name].interval().report() for name in shown}}
-        for model, found in estimates.items()
+        model: {**about.get(model, {}), "metrics": {name: measured[name].interval().report() for name in shown}}
+        for model, measured in estimates.items()
     }
     comparisons, not_compared = [], {}
     for name in shown:
         together = {
-            model: found[name] for model, found in estimates.items() if name not in LIKELIHOODS or model not in apart
+            model: measured[name]
+            for model, measured in estimates.items()
+            if name not in LIKELIHOODS or model not in apart
         }
         if name in LIKELIHOODS and len(together) < len(estimates):
             not_compared[name] = f"not comparable for {' and '.join(apart)}, whose tokenizer loses text"
-        if name == "perplexity" and _differ([found.statistics[:, 1] for found in together.values()]):
+        if name == "perplexity" and _differ([measured.statistics[:, 1] for measured in together.values()]):
             not_compared[name] = "not comparable: the models do not count the same tokens"
             continue
         comparisons += compare(together, name)
@@ -73,7 +75,7 @@ def compare_models(
         "main_metric": shown[0],
         "models": models,
         "not_compared": not_compared,
-        "comparisons": [_report(one, unit) for one in comparisons],
+        "comparisons": [_report(comparison, unit) for comparison in comparisons],
     }
 
 
@@ -81,46 +83,46 @@ def _differ(tokens: Sequence[np.ndarray]) -> bool:
     return any(not np.array_equal(tokens[0], other) for other in tokens[1:])
 
 
-def _report(one: Comparison, unit: str) -> dict[str, Any]:
+def _report(comparison: Comparison, unit: str) -> dict[str, Any]:
     return {
-        "metric": one.metric,
-        "one": one.one,
-        "other": one.other,
-        "difference": one.difference.report(),
-        "p": one.p,
-        "p_corrected": one.corrected,
-        "comparisons": one.comparisons,
-        "examples": one.examples,
-        "better": one.better,
-        "said": sentence(one, unit),
+        "metric": comparison.metric,
+        "model_a": comparison.model_a,
+        "model_b": comparison.model_b,
+        "difference": comparison.difference.report(),
+        "p": comparison.p,
+        "p_corrected": comparison.corrected,
+        "comparisons": comparison.comparisons,
+        "examples": comparison.examples,
+        "better": comparison.better,
+        "said": sentence(comparison, unit),
     }
 
 
-def sentence(one: Comparison, unit: str = "examples") -> str:
-    """What a comparison found, in plain words."""
-    better = one.better or (one.one if (one.difference.value > 0) == one.higher_is_better else one.other)
-    worse = one.other if better == one.one else one.one
-    sign = 1 if (better == one.one) == one.higher_is_better else -1  # so that a gain of the better one is above 0
-    gain = sign * one.difference.value
-    label, number = SHOWN.get(one.metric, (one.metric, "{:.3f}"))
-    if one.metric.endswith(("_match", "f1", "accuracy", "error")) or "perplexity" in one.metric:
+def sentence(comparison: Comparison, unit: str = "examples") -> str:
+    """The result of a comparison in plain words."""
+    a, b, metric, difference = comparison.model_a, comparison.model_b, comparison.metric, comparison.difference
+    better = comparison.better or (a if (difference.value > 0) == comparison.higher_is_better else b)
+    worse = b if better == a else a
+    sign = 1 if (better == a) == comparison.higher_is_better else -1  # so that a gain of the better model is above 0
+    label, number = SHOWN.get(metric, (metric, "{:.3f}"))
+    if metric.endswith(("_match", "f1", "accuracy", "error")) or "perplexity" in metric:
         label = f"points of {label.strip()}"
     number = number.removesuffix(" %")
-    if one.better and float(number.format(gain)) == 0:  # a real difference that is small
+    if comparison.better and float(number.format(difference.value)) == 0:  # a real difference that is small
         number = "{:.2g}"
-    if one.difference.low is None or one.difference.high is None:
-        found = "too few " + unit
+    gain = number.format(sign * difference.value)
+    if difference.low is None or difference.high is None:
+        interval = "too few " + unit
     else:
-        low, high = sorted((sign * one.difference.low, sign * one.difference.high))
-        found = f"95 % interval {number.format(low)} to {number.format(high)}"
-    p = "p < 0.001" if one.corrected < 0.001 else f"p = {one.corrected:.{3 if one.corrected < 0.1 else 2}f}"
-    corrected = f" after correction for {one.comparisons} comparisons" if one.comparisons > 1 else ""
-    if one.better:
-        return f"{better} is better than {worse} by {number.format(gain)} {label}, {found}, {p}{corrected}."
-    return (
-        f"No difference beyond noise between {one.one} and {one.other}: {number.format(gain)} {label} for {better}, "
-        f"{found}, {p}{corrected}."
-    )
+        low, high = sorted((sign * difference.low, sign * difference.high))
+        interval = f"95 % interval {number.format(low)} to {number.format(high)}"
+    p = comparison.corrected
+    evidence = f"{interval}, " + ("p < 0.001" if p < 0.001 else f"p = {p:.{3 if p < 0.1 else 2}f}")
+    if comparison.comparisons > 1:
+        evidence += f" after correction for {comparison.comparisons} comparisons"
+    if comparison.better:
+        return f"{better} is better than {worse} by {gain} {label}, {evidence}."
+    return f"No difference beyond noise between {a} and {b}: {gain} {label} for {better}, {evidence}."
 
 
 def check_output(path: str | Path) -> Path:
@@ -152,17 +154,18 @@ def show_scores(result: dict[str, Any]) -> None:
     names = list(next(iter(models.values()))["metrics"])
     marks = {name: "*" * (i + 1) for i, name in enumerate(result["not_compared"])}
     rows = [["", *(SHOWN.get(name, (name,))[0].strip() + marks.get(name, "") for name in names)]]
-    rows += [[model, *(in_words(name, found["metrics"][name]) for name in names)] for model, found in models.items()]
+    rows += [[model, *(in_words(name, entry["metrics"][name]) for name in names)] for model, entry in models.items()]
     lines = ["", f"{data['split']} of {data['source']}, {data[unit]:,} {unit}, 95 % intervals over {unit}", ""]
     lines += aligned(rows)
-    notes = [f"{marks[name]} {said}." for name, said in result["not_compared"].items()]
-    for model, found in models.items():
-        if "how" in found:
-            notes.append(f"{model}: {'; '.join([found['how'], *found.get('notes', [])])}.")
-        for task, numbers in found.get("harness", {}).get("tasks", {}).items():
+    notes = [f"{marks[name]} {reason}." for name, reason in result["not_compared"].items()]
+    for model, entry in models.items():
+        if "how" in entry:
+            notes.append(f"{model}: {'; '.join([entry['how'], *entry.get('notes', [])])}.")
+        for task, numbers in entry.get("harness", {}).get("tasks", {}).items():
             notes.append(f"{model}, {task} by the harness: {harness_in_words(numbers)}.")
-    said = [one["said"] for one in result["comparisons"] if one["metric"] == result["main_metric"]]
-    for part in (notes, said):
+    main = result["main_metric"]
+    sentences = [comparison["said"] for comparison in result["comparisons"] if comparison["metric"] == main]
+    for part in (notes, sentences):
         lines += ["", *part] if part else []
     print(printable("\n".join(lines)))
 
@@ -170,6 +173,6 @@ def show_scores(result: dict[str, Any]) -> None:
 def harness_in_words(numbers: Mapping[str, dict[str, float]]) -> str:
     """Numbers of lm-evaluation-harness with their standard errors."""
     return ", ".join(
-        f"{name} {found['value']:.4g}" + (f" ± {found['stderr']:.2g}" if "stderr" in found else "")
-        for name, found in numbers.items()
+        f"{name} {metric['value']:.4g}" + (f" ± {metric['stderr']:.2g}" if "stderr" in metric else "")
+        for name, metric in numbers.items()
     )

@@ -1,4 +1,4 @@
-"""What the trainings say together: the score by share of the labels and method, and whether a method gains."""
+"""The trainings together: the score by share of the labels and method, and whether a method gains."""
 
 from typing import Any
 
@@ -11,24 +11,24 @@ from hf_lm.self_training.experiment import LABELS, SelfTraining, Trained
 
 def learning_curve(learned: SelfTraining) -> dict[str, Any]:
     """The curve as report.json holds it: a point for each share and method, over seeds and examples."""
-    split, points, said = learned.split, [], []
+    split, points, sentences = learned.split, [], []
     for share in learned.shares:
-        alone = OverRuns([one.estimates[split] for one in _runs(learned, LABELS, share)])
+        alone = OverRuns([run.estimates[split] for run in _runs(learned, LABELS, share)])
         for method in (LABELS, *learned.methods):
             runs = _runs(learned, method, share)
             if not runs:
                 continue
-            reached = OverRuns([one.estimates[split] for one in runs])
+            reached = OverRuns([run.estimates[split] for run in runs])
             point = {"method": method, "share": share, "labels": runs[0].labelled} | reached.interval().report()
-            point["runs"] = [one.estimates[split].value for one in runs]
+            point["runs"] = [run.estimates[split].value for run in runs]
             if method != LABELS:
                 gain = reached.minus(alone)
                 better, worse = (gain.low or 0) > 0, (0 if gain.high is None else gain.high) < 0
                 if not runs[0].estimates[split].higher_is_better:
                     better, worse = worse, better
                 point["gain"] = gain.report() | {"beaten": better, "worse": worse}
-                point["found"] = [one.found for one in runs if one.found]
-                said.append(_in_words(point, learned))
+                point["found"] = [run.rounds for run in runs if run.rounds]
+                sentences.append(_in_words(point, learned))
             points.append(point)
     best = learned.best
     chosen = {"method": best.method, "share": best.share, "labels": best.labelled, "seed": best.seed}
@@ -49,12 +49,12 @@ def learning_curve(learned: SelfTraining) -> dict[str, Any]:
             "in_a_held-out_split": held_out,
         },
         "chosen": chosen,
-        "said": [*unlabelled.notes, *_left_out(unlabelled.left_out, held_out), *said],
+        "said": [*unlabelled.notes, *_left_out(unlabelled.left_out, held_out), *sentences],
     }
 
 
 def _runs(learned: SelfTraining, method: str, share: float) -> list[Trained]:
-    return [one for one in learned.trained if (one.method, one.share) == (method, share)]
+    return [run for run in learned.trained if (run.method, run.share) == (method, share)]
 
 
 def _left_out(counts: dict[str, int], held_out: int) -> list[str]:
@@ -64,7 +64,7 @@ def _left_out(counts: dict[str, int], held_out: int) -> list[str]:
 
 
 def _in_words(point: dict[str, Any], learned: SelfTraining) -> str:
-    """Whether a method beats labels alone, and where it does not, what speaks for a reason."""
+    """Whether a method beats labels alone, and where it does not, a possible reason."""
     gain, seeds, metric = point["gain"], len(point["runs"]), learned.task.main_metric
     counted = "documents" if learned.task.confidence_threshold is None else "labels"
     text = f"with {point['labels']:,} {counted} ({point['share']:.0%}), {point['method']}: "
@@ -75,13 +75,13 @@ def _in_words(point: dict[str, Any], learned: SelfTraining) -> str:
         text += ": worse by more than chance"
     else:
         text += f": no more than chance explains over {seeds} seeds and the examples of {learned.split}"
-    first = [found["rounds"][0] for found in point["found"]]
-    if none := [one for one in first if not one["pseudo_labels"]]:
-        surest = max(one["surest"] for one in none)
+    first = [run["rounds"][0] for run in point["found"]]
+    if none := [each for each in first if not each["pseudo_labels"]]:
+        highest = max(each["surest"] for each in none)
         text += f"; for {len(none)} of {seeds} seeds a kind of row has no answer of confidence {learned.threshold:g} "
-        text += f"(the surest of all: {surest:.2f})"
-    if right := [one["right"] for one in first if "right" in one]:
+        text += f"(the highest of all: {highest:.2f})"
+    if right := [each["right"] for each in first if "right" in each]:
         reached = in_words(metric, {"value": float(np.mean(right))})
         text += f"; the pseudo-labels of the first round have {SHOWN[metric][0]} {reached}"
-        text += f" ({np.mean([one['pseudo_labels'] for one in first]):.0f} a seed)"
+        text += f" ({np.mean([each['pseudo_labels'] for each in first]):.0f} a seed)"
     return text

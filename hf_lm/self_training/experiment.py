@@ -24,6 +24,8 @@ from hf_lm.self_training.pseudo_labels import PseudoLabels, pseudo_label, select
 from hf_lm.self_training.rows import Unlabelled, draw_labelled, leave_out_known
 from hf_lm.tasks.domain import DenoisedText, DomainText
 from hf_lm.tasks.proofs import prove
+from hf_lm.tasks.supervised import Supervised
+from hf_lm.tasks.task import SelfTrainingTask, TrainingData
 from hf_lm.training.trainer import supervised_trainer
 
 LABELS, PSEUDO, PRETRAINED = "labels alone", "pseudo-labels", "pretraining on the text"
@@ -32,7 +34,7 @@ METHODS = {"pseudo_labels": (PSEUDO,), "pretraining": (PRETRAINED,), "both": (PR
 
 @dataclass
 class Trained:
-    """One training: what it read, and what it reached on the held-out splits. The weights are gone."""
+    """One training: its rows, and its metrics on the held-out splits. The weights are not kept."""
 
     method: str
     share: float
@@ -41,11 +43,11 @@ class Trained:
     labelled: int
     estimates: dict[str, Estimate]
     epochs: float
-    found: dict[str, Any] = field(default_factory=dict)
+    rounds: dict[str, Any] = field(default_factory=dict)  # of pseudo-labels: each, and the number of the best student
 
     @property
-    def reached(self) -> float:
-        """Its score on validation, the higher the better."""
+    def validation_score(self) -> float:
+        """The main metric on validation, negated where lower is better."""
         estimate = self.estimates["validation"]
         return estimate.value if estimate.higher_is_better else -estimate.value
 
@@ -57,7 +59,7 @@ def enough_epochs(training_args: TrainingArguments, rows: int, min_steps: int) -
     return max(args.num_train_epochs, math.ceil(min_steps / max(1, math.ceil(rows / at_once))))
 
 
-def train_model(model: PreTrainedModel, task: Any, training_args: TrainingArguments, *, seed: int) -> Any:
+def train_model(model: PreTrainedModel, task: TrainingData, training_args: TrainingArguments, *, seed: int) -> Any:
     """Train on a task's rows, as `fit` would with this seed, and write nothing. Returns the Trainer."""
     args = copy.copy(training_args)
     args.seed, args.report_to, args.disable_tqdm = seed, [], True
@@ -71,16 +73,17 @@ def train_model(model: PreTrainedModel, task: Any, training_args: TrainingArgume
 
 
 def load_backbone(model: PreTrainedModel, pretrained: PreTrainedModel) -> None:
-    """Load what a model with another head has learned: all of it into one of its class, its body into any other.
+    """Load the weights of a model with another head: all into one of the same class, its body into any other.
 
-    An encoder becomes both sides of an encoder-decoder, as where they were warm-started from one.
+    An encoder becomes both sides of an encoder-decoder.
     """
     if type(model) is type(pretrained):
         model.load_state_dict(pretrained.state_dict())
         return
     body = getattr(pretrained, pretrained.base_model_prefix).state_dict()
     if isinstance(model, EncoderDecoderModel):
-        parts = [model.encoder, getattr(model.decoder, model.decoder.base_model_prefix)]
+        decoder: Any = model.decoder
+        parts = [model.encoder, getattr(decoder, decoder.base_model_prefix)]
     else:
         parts = [getattr(model, model.base_model_prefix)]
     for part in parts:
@@ -106,7 +109,7 @@ class SelfTraining:
     """
 
     new_model: Callable[[], PreTrainedModel]
-    task: Any
+    task: SelfTrainingTask
     unlabelled: Unlabelled
     training_args: TrainingArguments
     new_lm: Callable[[], PreTrainedModel]
@@ -128,13 +131,13 @@ class SelfTraining:
             if self.method == "pseudo_labels":
                 raise ValueError("--method pseudo_labels: text is its own label here; give --method pretraining.")
             self.methods = METHODS["pretraining"]
-        self.threshold = self.threshold or self.task.confidence_threshold
-        if self.seeds < 1 or self.rounds < 1 or not (self.threshold is None or 0 < self.threshold < 1):
+        self.threshold = self.threshold or self.task.confidence_threshold or 0.0
+        if self.seeds < 1 or self.rounds < 1 or not 0 <= self.threshold < 1:
             raise ValueError("--seeds and --rounds must be 1 or more, and --threshold between 0 and 1.")
         self.shares = sorted(set(self.shares))
         self.train = self.task.table.rows["train"]
         self.strata = self.task.strata(self.train)
-        for share in self.shares:  # what cannot be drawn is said now
+        for share in self.shares:  # raises now where a share cannot be drawn
             draw_labelled(self.strata, share, seed=0)
         self.readable = leave_out_known(self.unlabelled, self.task)
         count, source = len(self.unlabelled.questions or self.unlabelled.texts), self.unlabelled.source
@@ -142,14 +145,14 @@ class SelfTraining:
             kind = "questions without answers" if self.unlabelled.questions else "texts without labels"
             self.task.table.notes.append(f"{source} gives {count:,} {kind}, none of which is held out")
         self.trained: list[Trained] = []
-        self.pretrained: PreTrainedModel | None = None  # has read the text
+        self.pretrained: PreTrainedModel | None = None  # on the text
         self.pretraining: dict[str, Any] = {}
 
     def say(self, sentence: str) -> None:
         PartialState().print(sentence)
 
     def run(self) -> list[Trained]:
-        """Every training. Nothing is left in the output folder, which is made, or refused, before the first."""
+        """Every training. The output folder is made, or refused, before the first, and nothing is written into it."""
         if dry_run.active():  # a model is built for it alone
             dry_run.reached(self.initial_model(LABELS, self.training_args.seed), self.task, self.training_args)
         if PartialState().is_main_process:
@@ -164,24 +167,24 @@ class SelfTraining:
             self.pretrain_on_text()
             self.say(
                 f"pretrained on {self.pretraining['texts']:,} texts without labels, "
-                f"loss {self.pretraining['loss']:.2f} nats per token that is predicted"
+                f"loss {self.pretraining['loss']:.2f} nats per predicted token"
             )
         for share in self.shares:
             for seed in self.seed_values:
-                lesson = self.learn_labels(share, seed, LABELS)
+                pseudo_labels = self.learn_labels(share, seed, LABELS)
                 if PRETRAINED in self.methods:
                     self.learn_labels(share, seed, PRETRAINED)
-                if lesson is not None:
-                    self.learn_pseudo_labels(share, seed, lesson)
-                reached = {one.method: one for one in self.trained if (one.share, one.seed) == (share, seed)}
-                numbers = ", ".join(f"{name} {one.estimates[self.split].value:.2f}" for name, one in reached.items())
-                n = next(iter(reached.values())).labelled
+                if pseudo_labels is not None:
+                    self.learn_pseudo_labels(share, seed, pseudo_labels)
+                runs = [run for run in self.trained if (run.share, run.seed) == (share, seed)]
+                numbers = ", ".join(f"{run.method} {run.estimates[self.split].value:.2f}" for run in runs)
+                n = runs[0].labelled
                 counted = "labels" if self.task.confidence_threshold else "documents"
                 self.say(f"{n:,} {counted} ({share:.0%}), seed {seed}: {self.split} {self.task.main_metric} {numbers}")
         return self.trained
 
     def prove_data(self) -> None:
-        """What `fit` will prove of data and tokenizer, before the first training rather than after the last.
+        """The proofs of data and tokenizer that `fit` repeats, before the first training rather than after the last.
 
         Raises ValueError where a proof fails.
         """
@@ -198,9 +201,9 @@ class SelfTraining:
 
     @property
     def best(self) -> Trained:
-        return max(self.trained, key=lambda one: one.reached)
+        return max(self.trained, key=lambda run: run.validation_score)
 
-    # What is trained
+    # Training
 
     def pretrain_on_text(self) -> None:
         """Language modelling on every text that may be read, once, for all shares and seeds."""
@@ -222,14 +225,15 @@ class SelfTraining:
         if getattr(model, "at_random", ()):
             self.unlabelled.notes.append(
                 f"the checkpoint brings no head for {kind} language modelling: pretraining began with one at random, "
-                "and what it moves the body by at first is noise"
+                "and its first gradients are noise"
             )
 
     def initial_model(self, method: str, seed: int) -> PreTrainedModel:
-        """What a training begins with: a head by the seed, and for PRETRAINED the body that has read the text."""
+        """The model that a training begins with: a head by the seed, and for PRETRAINED the pretrained body."""
         set_seed(seed)
         model = self.new_model()
         if method == PRETRAINED:
+            assert self.pretrained is not None
             load_backbone(model, self.pretrained)
         return model
 
@@ -244,7 +248,7 @@ class SelfTraining:
         return Trained(method, share, seed, rows, labelled, estimates, args.num_train_epochs), task, trainer
 
     def learn_labels(self, share: float, seed: int, method: str) -> PseudoLabels | None:
-        """Learn the labels alone; returns what this teacher says to the rest, where a student is to learn from it."""
+        """Train on the labels alone; returns this teacher's pseudo-labels where a student learns from them."""
         drawn = draw_labelled(self.strata, share, seed=seed)
         trained, task, trainer = self.learn(method, share, seed, [self.train[i] for i in drawn], len(drawn))
         self.trained.append(trained)
@@ -262,63 +266,62 @@ class SelfTraining:
         chosen = np.random.default_rng([seed, 2]).choice(len(items), self.max_unlabelled, replace=False)
         return [items[i] for i in sorted(chosen.tolist())]
 
-    def pseudo_label(self, task: Any, trainer: Any) -> PseudoLabels:
+    def pseudo_label(self, task: Supervised, trainer: Any) -> PseudoLabels:
         rows, known = [row for row, _ in self.pool], np.array([known for _, known in self.pool], bool)
         return pseudo_label(task, trainer.model, rows, known, split=self.split, accelerator=trainer.accelerator)
 
-    def learn_pseudo_labels(self, share: float, seed: int, lesson: PseudoLabels) -> None:
+    def learn_pseudo_labels(self, share: float, seed: int, pseudo_labels: PseudoLabels) -> None:
         """Rounds of teacher and student until validation no longer gains by more than chance; the best student stays.
 
-        Where a teacher is sure of nothing there is no student, and the method's result is the teacher.
+        Where no answer of a teacher is confident there is no student, and the method's result is the teacher.
         """
-        teacher = next(
-            one for one in reversed(self.trained) if (one.method, one.share, one.seed) == (LABELS, share, seed)
-        )
+        same = (LABELS, share, seed)
+        teacher = next(run for run in reversed(self.trained) if (run.method, run.share, run.seed) == same)
         labelled, students, rounds = teacher.rows, [], []
         shares = shares_of(self.task.strata(labelled))
         for number in range(1, self.rounds + 1):
             taken = select_confident(
-                self.task.strata(lesson.rows), lesson.confidence, shares, threshold=self.threshold
+                self.task.strata(pseudo_labels.rows), pseudo_labels.confidence, shares, threshold=self.threshold
             )
             rounds.append(
                 {
                     "round": number,
-                    "temperature": lesson.temperature,
-                    "nats_per_label": lesson.nats,
-                    "nats_per_label_calibrated": lesson.nats_calibrated,
-                    "surest": float(lesson.confidence.max(initial=0.0)),
+                    "temperature": pseudo_labels.temperature,
+                    "nats_per_label": pseudo_labels.nats,
+                    "nats_per_label_calibrated": pseudo_labels.nats_calibrated,
+                    "surest": float(pseudo_labels.confidence.max(initial=0.0)),
                     "pseudo_labels": len(taken),
                     "of": len(self.pool),
-                    **lesson.quality_of(taken),
+                    **pseudo_labels.quality_of(taken),
                 }
             )
             if not len(taken):
                 break
-            given = [lesson.rows[i] for i in taken]
+            given = [pseudo_labels.rows[i] for i in taken]
             student, task, trainer = self.learn(PSEUDO, share, seed, labelled + given, len(labelled))
             rounds[-1]["validation"] = student.estimates["validation"].value
             students.append(student)
             if number == self.rounds or not student.estimates["validation"].beats(teacher.estimates["validation"]):
                 break
-            teacher, lesson = student, self.pseudo_label(task, trainer)
-        result = max(students, key=lambda one: one.reached) if students else teacher
+            teacher, pseudo_labels = student, self.pseudo_label(task, trainer)
+        result = max(students, key=lambda run: run.validation_score) if students else teacher
         number = students.index(result) + 1 if students else 0
-        self.trained.append(replace(result, method=PSEUDO, found={"rounds": rounds, "student": number}))
+        self.trained.append(replace(result, method=PSEUDO, rounds={"rounds": rounds, "student": number}))
 
-    # What is left of it
+    # The result
 
-    def begin_best(self, found: dict[str, Any]) -> tuple[PreTrainedModel, Any, TrainingArguments]:
-        """The best training of all, to be made once more by `fit`: its first model, its task and its arguments.
+    def begin_best(self, curve: dict[str, Any]) -> tuple[PreTrainedModel, Any, TrainingArguments]:
+        """The best training, for `fit` to repeat: its initial model, its task and its arguments.
 
-        The curve is written before that, should it fail.
+        The curve is written first, in case `fit` fails.
         """
         folder, best, args = Path(self.training_args.output_dir), self.best, self.training_args
         if PartialState().is_main_process:
-            text = json.dumps(found, indent=2, ensure_ascii=False) + "\n"
+            text = json.dumps(curve, indent=2, ensure_ascii=False) + "\n"
             write_whole(folder / "learning_curve.json", text)
         args.seed, args.num_train_epochs = best.seed, best.epochs
         notes = [f"trained on {best.labelled:,} labelled rows and {len(best.rows) - best.labelled:,} pseudo-labels"]
         task = self.task.with_rows("train", best.rows)
-        task.table.notes = [*task.table.notes, *notes, *found["said"]]
-        # a result that is the teacher itself began as labels alone do
+        task.table.notes = [*task.table.notes, *notes, *curve["said"]]
+        # a result that is the teacher itself began as training on labels alone does
         return self.initial_model(best.method, best.seed), task, args

@@ -1,4 +1,4 @@
-"""What a teacher passes on: its answers to rows without labels, how sure it is of them, and which are taken."""
+"""Pseudo-labels: a teacher's answers to rows without labels, their confidence, and the rows that are used."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -7,21 +7,24 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from transformers import PreTrainedModel
 
 from hf_lm.data.batches import Feature
 from hf_lm.data.tables import Row
 from hf_lm.evaluation.calibration import fit_temperature, label_log_probs
 from hf_lm.evaluation.intervals import Estimate
+from hf_lm.tasks.supervised import Supervised
 
 CALIBRATED_ON = 5000  # labels of validation, about
 
 
 @dataclass
 class PseudoLabels:
-    """A teacher's answers as labelled rows, and how sure it is of each: (rows,), from 0 to 1.
+    """A teacher's answers as labelled rows, and the confidence of each: (rows,), from 0 to 1.
 
-    `nats` are those per label of the curve's split, which the temperature has not seen, and `nats_calibrated` with it.
-    `quality` is the task's metric over all rows, and means something for those of which `known` holds.
+    `nats`: per label of the curve's split, on which the temperature was not fitted; `nats_calibrated`: with it.
+    `quality`: the task's metric over all rows, meaningful for those that are `known`.
     """
 
     rows: list[Row]
@@ -42,17 +45,23 @@ class PseudoLabels:
 
 
 def pseudo_label(
-    task: Any, model: Any, pool: Sequence[Row], known: np.ndarray, *, split: str, accelerator: Any
+    task: Supervised,
+    model: PreTrainedModel,
+    pool: Sequence[Row],
+    known: np.ndarray,
+    *,
+    split: str,
+    accelerator: Accelerator,
 ) -> PseudoLabels:
-    """Answer the rows of `pool`, whose labels are not looked at; those of which `known` holds measure the answers.
+    """Predict the rows of `pool` without their labels; those that are `known` measure the predictions.
 
     Confidence is the geometric mean of the probabilities of an answer's labels (its class; its first and last token;
     each token of a text), under the temperature that fits validation best.
     """
     model.eval()
 
-    def nats(features: Sequence[Feature], temperatures: Sequence[float]) -> np.ndarray:
-        sums, counts = label_log_probs(model, task, features, temperatures=temperatures, accelerator=accelerator)
+    def nats(features: Sequence[Feature], temperatures: Sequence[float] | np.ndarray) -> np.ndarray:
+        sums, counts = label_log_probs(model, task, features, temperatures=[*temperatures], accelerator=accelerator)
         return -sums.sum(axis=0) / max(1, counts.sum())
 
     validation = task.encoded["validation"].features
@@ -63,23 +72,23 @@ def pseudo_label(
     asked = task.with_rows("pool", pool)
     with torch.no_grad():
         scores = asked.score("pool", asked.predict(model, "pool", accelerator))
-    said = [
+    labelled = [
         (i, row)
         for i, example in enumerate(scores.examples)
         if (row := task.with_label(pool[i], example["prediction"])) is not None
     ]
-    given = [row for _, row in said]
-    told = task.with_rows("pool", given)
+    rows = [row for _, row in labelled]
+    answered = task.with_rows("pool", rows)
     sums, counts = label_log_probs(
-        model, told, told.encoded["pool"].features, temperatures=(temperature,), accelerator=accelerator
+        model, answered, answered.encoded["pool"].features, temperatures=(temperature,), accelerator=accelerator
     )
-    of = np.asarray(told.rows_of_features("pool"), np.int64)
-    sums = np.bincount(of, sums.reshape(-1), minlength=len(given))
-    counts = np.bincount(of, counts, minlength=len(given))
-    places = np.array([i for i, _ in said], np.int64)
+    of = np.asarray(answered.rows_of_features("pool"), np.int64)
+    sums = np.bincount(of, sums.reshape(-1), minlength=len(rows))
+    counts = np.bincount(of, counts, minlength=len(rows))
+    places = np.array([i for i, _ in labelled], np.int64)
     estimate = scores.estimates[task.main_metric]
     return PseudoLabels(
-        given,
+        rows,
         confidence=np.exp(sums / np.maximum(counts, 1)),
         temperature=temperature,
         nats=float(before),
@@ -92,10 +101,10 @@ def pseudo_label(
 def select_confident(
     strata: Sequence[Any], confidence: np.ndarray, shares: dict[Any, float], *, threshold: float
 ) -> np.ndarray:
-    """Rows that are taken at their word: as many of each kind as `shares` says, the surest first.
+    """The rows whose pseudo-label is used: as many of each stratum as `shares` says, the most confident first.
 
-    None is below `threshold`, and the kind that has fewest above it, for its share, says how many there are of all: a
-    teacher that prefers a class does not pass that on (class-balanced self-training, Zou et al., arXiv 1810.07911).
+    None is below `threshold`, and the stratum with the fewest above it, for its share, limits all others: a teacher
+    that prefers a class does not pass that on (class-balanced self-training, Zou et al., arXiv 1810.07911).
     """
     above: dict[Any, list[int]] = {kind: [] for kind in shares}
     for i in np.argsort(-confidence, kind="stable").tolist():
@@ -107,5 +116,5 @@ def select_confident(
 
 
 def shares_of(strata: Sequence[Any]) -> dict[Any, float]:
-    """How much of the rows each kind is."""
+    """The share of each stratum."""
     return {kind: count / len(strata) for kind, count in Counter(strata).items()}

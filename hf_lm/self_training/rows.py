@@ -1,4 +1,4 @@
-"""Rows with and without labels: read, kept apart from what is held out, and drawn."""
+"""Rows with and without labels: read, separated from held-out rows, and drawn."""
 
 import math
 from collections import Counter
@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from hf_lm.data.overlap import find_overlap, normal_words
-from hf_lm.data.reading import SUFFIXES, clean, read_lines, read_rows, suffix
+from hf_lm.data.reading import SUFFIXES, clean, plain_text, read_lines, read_rows, suffix
 from hf_lm.data.sources import find_files, load_hub
-from hf_lm.data.tables import Row, pick_column
-from hf_lm.tasks.question_answering import CONTEXT, QUESTION, flat_rows
+from hf_lm.data.tables import Row, cell, pick_column
+from hf_lm.tasks.questions import CONTEXT, QUESTION, flat_rows
 from hf_lm.tasks.sentiment import LABEL, TEXT
+from hf_lm.tasks.task import SelfTrainingTask
 
 
 @dataclass
@@ -34,7 +35,7 @@ class Unlabelled:
 
 @contextmanager
 def rename_option_in_errors(name: str) -> Iterator[None]:
-    """What reads files speaks of --dataset; here it is called otherwise."""
+    """Readers of files name the option --dataset in errors; in this block it is called `name`."""
     try:
         yield
     except (ValueError, OSError) as error:
@@ -50,12 +51,12 @@ def read_unlabelled(name: str, *, text_column: str = "", questions: bool = False
     A column called like labels is not read, and a note says so. With `questions` rows that have a question and a
     context are read as such, and their contexts as texts. Raises ValueError for a source without a text.
     """
-    found = Unlabelled(name)
+    unlabelled = Unlabelled(name)
     if not name:
-        return found
+        return unlabelled
     with rename_option_in_errors("--unlabelled"):
         files = find_files(name, any_ending=True)
-        found.source = name if files is None else Path(name).name  # a report tells no folders
+        unlabelled.source = name if files is None else Path(name).name  # a report tells no folders
         rows: list[Row] = []
         if files is None:
             rows = load_hub(name)[0]["train"].to_list()
@@ -63,36 +64,40 @@ def read_unlabelled(name: str, *, text_column: str = "", questions: bool = False
             if suffix(path) in SUFFIXES and suffix(path) != ".txt":
                 rows += read_rows(path, header=not text_column.isdigit())
             else:
-                found.texts += read_lines(path)
+                unlabelled.texts += read_lines(path)
         if rows and questions and {*QUESTION, "paragraphs"} & set(rows[0]):
-            found.questions = _questions(f"--unlabelled {found.source}", rows)
-            found.texts += [row["context"] for row in found.questions]
+            unlabelled.questions = _questions(f"--unlabelled {unlabelled.source}", rows)
+            unlabelled.texts += [row["context"] for row in unlabelled.questions]
         elif rows:
-            where = f"--unlabelled {found.source}"
+            where = f"--unlabelled {unlabelled.source}"
             column = pick_column(rows, text_column, TEXT, option="--unlabelled_column", where=where)
-            ignored = [one for one in rows[0] if one in LABEL and not one.isdigit() and one != column]
+            ignored = [key for key in rows[0] if key in LABEL and not key.isdigit() and key != column]
             if ignored:
-                found.notes.append(f"{where} has a column {ignored[0]!r}, which looks like labels: it was not read")
-            found.texts += [str(row.get(column) or "") for row in rows]
-    read = [clean(text, Counter()).strip() for text in found.texts]
+                unlabelled.notes.append(
+                    f"{where} has a column {ignored[0]!r}, which looks like labels: it was not read"
+                )
+            unlabelled.texts += [cell(row, column, f"{where} row {i}", Counter()) for i, row in enumerate(rows, 1)]
+    read = [clean(text, Counter()).strip() for text in unlabelled.texts]
     kept = dict.fromkeys(text for text in read if text)
-    found.left_out["rows_without_text"] = sum(not text for text in read)
-    if not found.questions:  # their contexts repeat
-        found.left_out["repeated"] = len(read) - found.left_out["rows_without_text"] - len(kept)
-    found.texts = list(kept)
+    unlabelled.left_out["rows_without_text"] = sum(not text for text in read)
+    if not unlabelled.questions:  # their contexts repeat
+        unlabelled.left_out["repeated"] = len(read) - unlabelled.left_out["rows_without_text"] - len(kept)
+    unlabelled.texts = list(kept)
     if not kept:
         raise ValueError(f"--unlabelled {name} has no text: it is empty, or only white space.")
-    if questions and not found.questions:
-        found.notes.append(f"--unlabelled {found.source} has texts and no questions: they serve pretraining alone")
-    return found
+    if questions and not unlabelled.questions:
+        unlabelled.notes.append(
+            f"--unlabelled {unlabelled.source} has texts and no questions: they serve pretraining alone"
+        )
+    return unlabelled
 
 
 def _questions(where: str, rows: list[Row]) -> list[Row]:
-    """Rows as question answering has them, none twice, their answers forgotten."""
-    rows = list(flat_rows(rows))
+    """Rows as question answering has them, none twice, without their answers."""
+    rows = list(flat_rows(rows, where))
     question = pick_column(rows, "", QUESTION, option="a column question", where=where)
     context = pick_column(rows, "", CONTEXT, option="a column context", where=where)
-    asked = dict.fromkeys((str(row.get(question) or "").strip(), str(row.get(context) or "")) for row in rows)
+    asked = dict.fromkeys((cell(row, question, where, Counter()), plain_text(row.get(context), where)) for row in rows)
     return [
         {"id": str(i), "question": asks, "context": text, "answers": [], "starts": []}
         for i, (asks, text) in enumerate(asked)
@@ -100,10 +105,10 @@ def _questions(where: str, rows: list[Row]) -> list[Row]:
     ]
 
 
-def leave_out_known(unlabelled: Unlabelled, task: Any) -> list[Row]:
+def leave_out_known(unlabelled: Unlabelled, task: SelfTrainingTask) -> list[Row]:
     """Leave texts and questions out of `unlabelled` that are labelled in train or held out, and count them.
 
-    Returns the training rows that may be read without their label: all but those that stand in a held-out split.
+    Returns the training rows that may be read without their label: all but those that occur in a held-out split.
     Raises ValueError where no unlabelled text is left.
     """
     table = task.table
@@ -124,7 +129,7 @@ def leave_out_known(unlabelled: Unlabelled, task: Any) -> list[Row]:
         unlabelled.texts = [text for text, keep in zip(texts, kept, strict=True) if keep]
         if not unlabelled.texts:
             raise ValueError(
-                f"--unlabelled {unlabelled.source}: each of its {len(texts):,} texts also stands in the labelled "
+                f"--unlabelled {unlabelled.source}: each of its {len(texts):,} texts also occurs in the labelled "
                 "data, so it adds nothing. Leave the option out: train rows whose label a share leaves out are used."
             )
     if rows := unlabelled.questions:

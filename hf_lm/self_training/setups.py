@@ -1,96 +1,48 @@
 """Where each task begins: its few labelled rows, and the models that learn it, fresh or from a checkpoint."""
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from types import MappingProxyType
+from typing import Any, cast
 
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
-    AutoModelForQuestionAnswering,
-    AutoModelForSequenceClassification,
     BertForMaskedLM,
-    BertForQuestionAnswering,
-    BertForSequenceClassification,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from hf_lm.data.packing import Blocks
-from hf_lm.data.sources import load_corpus
-from hf_lm.data.tables import Row, Table, load_table
+from hf_lm.data.sources import Corpus, load_corpus
+from hf_lm.data.tables import Row, Table
 from hf_lm.models.bert import new_bert
-from hf_lm.models.configuration import context_length, family, load_config
-from hf_lm.models.encoder_decoder import load_text_to_text, new_bart
+from hf_lm.models.configuration import context_length, load_config
 from hf_lm.models.gpt2 import new_gpt2
 from hf_lm.models.loading import load_causal_lm, load_with_head
 from hf_lm.self_training.rows import Unlabelled, read_unlabelled, rename_option_in_errors
 from hf_lm.tasks.language_modelling import LanguageModelling
-from hf_lm.tasks.question_answering import QuestionAnswering, QuestionAnsweringAsText, read_question_answering
-from hf_lm.tasks.sentiment import Sentiment, SentimentAsText, read_sentiment
-from hf_lm.tasks.summarization import Summarization, read_summarization
+from hf_lm.tasks.question_answering import QuestionAnswering
+from hf_lm.tasks.sentiment import Sentiment
+from hf_lm.tasks.summarization import Summarization
+from hf_lm.tasks.supervised import Supervised
+from hf_lm.tasks.task import SelfTrainingTask
 from hf_lm.tasks.text_to_text import TextToText
-from hf_lm.tasks.translation import Translation, read_translation
-from hf_lm.tokenization.tokenizer import load_tokenizer, new_tokenizer, set_languages, set_pad
+from hf_lm.tasks.translation import Translation
+from hf_lm.tokenization.tokenizer import load_tokenizer, new_tokenizer
 
 
 @dataclass
 class Setup:
     """`new_model()` gives a model for the task, `new_lm()` one for text, whose body the other then takes."""
 
-    task: Any
+    task: SelfTrainingTask
     unlabelled: Unlabelled
     new_model: Callable[[], PreTrainedModel]
     new_lm: Callable[[], PreTrainedModel]
     max_length: int
-
-
-def begin_sentiment(labelled: str, *, text_column: str, label_column: str, **options: Any) -> Setup:
-    with rename_option_in_errors("--labelled"):
-        header = not (text_column.isdigit() or label_column.isdigit())
-        table = load_table(labelled or "demo:opinions", endings="labels", header=header)
-        labels = read_sentiment(table, text_column=text_column, label_column=label_column)
-    begun = _RowSetup(table, lambda row: [row["text"]], **options)
-    if begun.kind == "encoder-decoder":
-        return begun.to_write(SentimentAsText, labels=labels, max_length=begun.max_length)
-    task = Sentiment(table, begun.tokenizer, labels=labels, max_length=begun.max_length)
-    return begun.with_head(task, AutoModelForSequenceClassification, labels=labels)
-
-
-def begin_question_answering(labelled: str, **options: Any) -> Setup:
-    with rename_option_in_errors("--labelled"):
-        table = load_table(labelled or "demo:countries")
-        read_question_answering(table)
-    begun = _RowSetup(table, lambda row: [row["question"], row["context"]], questions=True, **options)
-    if begun.kind == "encoder-decoder":
-        return begun.to_write(QuestionAnsweringAsText, **begun.lengths)
-    task = QuestionAnswering(
-        table,
-        begun.tokenizer,
-        causal=begun.kind == "decoder",
-        max_length=begun.max_length,
-        stride=begun.max_length // 3,
-    )
-    return begun.with_head(task, AutoModelForQuestionAnswering, fresh=BertForQuestionAnswering)
-
-
-def begin_translation(labelled: str, *, source: str, target: str, **options: Any) -> Setup:
-    source, target = source or "en", target or "de"
-    with rename_option_in_errors("--labelled"):
-        table = load_table(labelled or "demo:phrases", header=not source.isdigit())
-        read_translation(table, source=source, target=target)
-    begun = _RowSetup(table, lambda row: [row["source"], *row["targets"]], **options)
-    set_languages(begun.tokenizer, source, target)
-    return begun.to_write(Translation, source=source, target=target, **begun.lengths)
-
-
-def begin_summarization(labelled: str, *, source: str, target: str, **options: Any) -> Setup:
-    with rename_option_in_errors("--labelled"):
-        table = load_table(labelled or "demo:docstrings")
-        read_summarization(table, source=source, target=target)
-    begun = _RowSetup(table, lambda row: [row["source"], *row["targets"]], **options)
-    return begun.to_write(Summarization, **begun.lengths)
 
 
 def begin_language_modelling(
@@ -118,85 +70,70 @@ def begin_language_modelling(
     return Setup(task, more, new_model, new_model, max_length)
 
 
+def begin_rows(
+    task_class: type[Supervised],
+    labelled: str,
+    *,
+    demo: str,
+    defaults: Mapping[str, str] = MappingProxyType({}),
+    model: str,
+    unlabelled: str,
+    unlabelled_column: str,
+    max_length: int,
+    max_target_length: int,
+    **options: str,
+) -> Setup:
+    """A task over labelled rows, with a tokenizer that has also read the unlabelled text where it is new.
+
+    `demo`: what "" reads; `defaults`: the columns of it. `options` name columns.
+    """
+    columns = {name: options.get(name) or defaults.get(name, "") for name in task_class.columns}
+    with rename_option_in_errors("--labelled"):
+        table = task_class.load(labelled or demo, **columns)
+    questions = "question" in task_class.inputs
+    more = read_unlabelled(unlabelled, text_column=unlabelled_column, questions=questions)
+    start = task_class.prepare_model(
+        table,
+        model,
+        block_size=max(max_length, max_target_length) if not task_class.auto_class else max_length,
+        languages=task_class.languages(columns),
+        more_texts=more.texts,
+    )
+    max_length = start.at_most(max_length) if model else max_length
+    if not model:
+        start.tokenizer.add_special_tokens({"mask_token": "<|mask|>"})
+    lengths = {
+        "max_length": max_length,
+        "stride": max_length // 3,
+        "max_source_length": max_length,
+        "max_target_length": max_target_length,
+    }
+    task = task_class.from_start(table, start, **{key: lengths[key] for key in task_class.settings if key in lengths})
+
+    def new_model() -> PreTrainedModel:
+        made = start.new_model()
+        if isinstance(task, TextToText):
+            task.configure_generation(made)
+        return made
+
+    def new_lm() -> PreTrainedModel:
+        if start.as_text and start.family != "encoder":
+            return start.new_model()
+        if not model:
+            return new_bert(start.tokenizer, model_class=BertForMaskedLM, block_size=max_length)
+        auto_class = AutoModelForMaskedLM if start.family == "encoder" else AutoModelForCausalLM
+        return load_with_head(model, auto_class, tokenizer=start.tokenizer)
+
+    return Setup(cast(SelfTrainingTask, task), more, new_model, new_lm, max_length)
+
+
 SETUPS: dict[str, Callable[..., Setup]] = {
-    "sentiment": begin_sentiment,
-    "question_answering": begin_question_answering,
-    "translation": begin_translation,
-    "summarization": begin_summarization,
+    "sentiment": partial(begin_rows, Sentiment, demo="demo:opinions"),
+    "question_answering": partial(begin_rows, QuestionAnswering, demo="demo:countries"),
+    "translation": partial(begin_rows, Translation, demo="demo:phrases", defaults={"source": "en", "target": "de"}),
+    "summarization": partial(begin_rows, Summarization, demo="demo:docstrings"),
     "language_modelling": begin_language_modelling,
 }
-
-
-class _RowSetup:
-    """A tokenizer, of a checkpoint or new, and what a checkpoint's family makes of a task with rows."""
-
-    def __init__(
-        self,
-        table: Table,
-        texts_of: Callable[[Row], Iterable[str]],
-        *,
-        model: str,
-        unlabelled: str,
-        unlabelled_column: str,
-        max_length: int,
-        max_target_length: int,
-        questions: bool = False,
-        **_: Any,
-    ) -> None:
-        self.table, self.model, self.max_length = table, model, max_length
-        self.unlabelled = read_unlabelled(unlabelled, text_column=unlabelled_column, questions=questions)
-        self.kind = family(load_config(model)) if model else ""
-        if model:
-            self.tokenizer = load_tokenizer(model)
-            set_pad(self.tokenizer)
-            self.max_length = min(max_length, context_length(load_config(model)) or max_length)
-        else:
-            texts = [text for row in table.rows["train"] for text in texts_of(row)]
-            self.tokenizer = new_tokenizer(texts + self.unlabelled.texts, vocab_size=2048)
-            self.tokenizer.add_special_tokens({"mask_token": "<|mask|>"})
-
-        self.lengths = {"max_source_length": self.max_length, "max_target_length": max_target_length}
-
-    def with_head(
-        self,
-        task: Any,
-        head: type,
-        *,
-        labels: Sequence[str] = (),
-        fresh: type[PreTrainedModel] = BertForSequenceClassification,
-    ) -> Setup:
-        """An encoder or a decoder with a head; a small BERT where there is no checkpoint."""
-
-        def new_model() -> PreTrainedModel:
-            if self.model:
-                return load_with_head(self.model, head, tokenizer=self.tokenizer, labels=labels)
-            return new_bert(self.tokenizer, model_class=fresh, labels=labels, block_size=self.max_length)
-
-        return Setup(task, self.unlabelled, new_model, self._lm, self.max_length)
-
-    def to_write(self, task_class: type[TextToText], **options: Any) -> Setup:
-        """A model that writes, of any family; a small BART where there is no checkpoint."""
-
-        def load() -> PreTrainedModel:
-            if self.model:
-                return load_text_to_text(self.model, tokenizer=self.tokenizer)
-            return new_bart(self.tokenizer, block_size=max(self.lengths.values()))
-
-        task = task_class(self.table, self.tokenizer, load(), **options)
-
-        def new_model() -> PreTrainedModel:
-            model = load()
-            task.configure_generation(model)
-            return model
-
-        new_lm = self._lm if self.kind == "encoder" else load
-        return Setup(task, self.unlabelled, new_model, new_lm, self.max_length)
-
-    def _lm(self) -> PreTrainedModel:
-        if not self.model:
-            return new_bert(self.tokenizer, model_class=BertForMaskedLM, block_size=self.max_length)
-        auto_class = AutoModelForMaskedLM if self.kind == "encoder" else AutoModelForCausalLM
-        return load_with_head(self.model, auto_class, tokenizer=self.tokenizer)
 
 
 class FewDocuments(LanguageModelling):
@@ -204,7 +141,7 @@ class FewDocuments(LanguageModelling):
 
     confidence_threshold = None  # text is its own label: no teacher is needed
 
-    def __init__(self, corpus: Any, tokenizer: PreTrainedTokenizerBase, *, block_size: int) -> None:
+    def __init__(self, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, block_size: int) -> None:
         super().__init__(corpus, tokenizer, block_size=block_size)
         rows = {
             split: [{"text": text, "document": i} for i, text in enumerate(corpus.documents(split))]

@@ -33,6 +33,7 @@ class Chat(Supervised):
     (`fresh`), which knows nothing, the baseline is the frequency of each token.
     """
 
+    kind = "model that answers in a conversation"
     recipe, pipeline_tag, main_metric = "chat", "text-generation", "answer_perplexity"
     greater_is_better = False
     unit = "conversations"

@@ -1,13 +1,13 @@
 """Unlabelled text of a domain as a training set: what a model learns before it sees a label."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerBase
 
 from hf_lm.data.batches import Feature, pad_batch
 from hf_lm.tasks.losses import label_loss, next_token_loss
+from hf_lm.tasks.text_to_text import TextToText
 from hf_lm.tokenization.tokenizer import encode_documents, special_tokens_around
 
 
@@ -62,7 +62,7 @@ class DenoisedText:
 
     recipe = "domain"
 
-    def __init__(self, texts: Sequence[str], task: Any, *, max_length: int) -> None:
+    def __init__(self, texts: Sequence[str], task: TextToText, *, max_length: int) -> None:
         self.task, self.tokenizer, self.loss, self.shifts_labels = task, task.tokenizer, task.loss, task.shifts_labels
         vocabulary = task.tokenizer.get_vocab()
         self.sentinels = [vocabulary[name] for i in range(100) if (name := f"<extra_id_{i}>") in vocabulary]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm import dry_run
@@ -39,7 +39,7 @@ class LanguageModelling:
     Tokenizing happens here, once per run and on the main process first; a second run finds the cache.
     """
 
-    recipe = "pretrain"
+    recipe, kind = "pretrain", "causal language model"
     main_metric, greater_is_better = "bits_per_byte", False
     auto_class, pipeline_tag = "AutoModelForCausalLM", "text-generation"
     unit = "documents"  # that the intervals are over
@@ -61,27 +61,29 @@ class LanguageModelling:
         training_tokens: int = 0,  # 0: not known
     ) -> None:
         self.corpus, self.tokenizer, self.block_size = corpus, tokenizer, block_size
-        self.splits, self.context = corpus.splits, block_size
+        self.splits, self.fingerprint, self.context = corpus.splits, corpus.fingerprint, block_size
         self.isolate = packing == "isolate"
         self.eval_stride = eval_stride or max(1, block_size // 2)
         next(windows(2, block_size=block_size, stride=self.eval_stride))  # a wrong stride is said now, not hours later
         self.streams = {}
-        with PartialState().main_process_first():
-            for split in self.splits:
-                documents, folder = dry_run.sampled(
-                    corpus.documents(split),
-                    cache_folder(corpus.fingerprint, tokenizer, split),
-                    split=split,
-                    size=corpus.size,
-                )
-                self.streams[split] = tokenize_documents(
-                    documents,
-                    tokenizer=tokenizer,
-                    folder=folder,
-                    count_words=split != "train",
-                    cleaned=corpus.cleaned,
-                    name=split,
-                )
+        for split in self.splits:
+            if split == "train" and corpus.stream:
+                self.streams[split] = corpus.stream(tokenizer)
+                continue
+            documents, folder = dry_run.sampled(
+                corpus.documents(split),
+                cache_folder(corpus.fingerprint, tokenizer, split),
+                split=split,
+                size=corpus.size,
+            )
+            self.streams[split] = tokenize_documents(
+                documents,
+                tokenizer=tokenizer,
+                folder=folder,
+                count_words=split != "train",
+                cleaned=corpus.cleaned,
+                name=split,
+            )
         read = sum(self.tokens_measured(split) for split in self.splits if split != "train")
         if not eval_stride and 0 < training_tokens < read:
             self.eval_stride = block_size
@@ -201,8 +203,7 @@ class LanguageModelling:
             data[split] = {
                 "documents": len(stream),
                 "tokens": int(stream.total),
-                "bytes": int(stream.bytes.sum()),
-            }
+            } | ({"bytes": size} if (size := int(stream.bytes.sum())) else {})  # not known of token files
         cleaned = {source: counts for stream in self.streams.values() for source, counts in stream.cleaned.items()}
         data["cleaned"] = dict(sum(map(Counter, cleaned.values()), Counter()))
         readers = self.corpus.readers | self.corpus.groups

@@ -41,6 +41,7 @@ class Preference(Supervised):
     `scorer`, how often it likes the model's answer better.
     """
 
+    kind = "model that answers in a conversation, tuned to preferences"
     recipe, pipeline_tag, main_metric = "preference", "text-generation", "reward_accuracy"
     unit = "pairs, or prompts answered"
     auto_class = "AutoModelForCausalLM"

@@ -5,7 +5,7 @@ gradients and the random state as they were.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,15 +13,30 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm.evaluation.likelihood import evaluating
+from hf_lm.hub.credentials import printable
 from hf_lm.hub.fresh_load import fresh_load
 from hf_lm.models.quantization import quantized_bits
+from hf_lm.suggestions import did_you_mean
 
 # How far the logits of two ways to compute a model may lie apart, as a share of the largest, by the bits of its base:
 # 4 bits are multiplied out, and merged to the last digit; 8 bits round what they are multiplied with.
 APART = {0: 1e-3, 4: 1e-3, 8: 0.1}
+
+PROOFS = (  # of all tasks; which a run has follows from its task and model
+    *("adapter_load_back", "label_coverage", "leakage", "learnable", "load_back", "loss_invariance", "merging"),
+    *(
+        "packing_isolation",
+        "reward",
+        "sequence_log_probs",
+        "starts_at_reference",
+        "tokenizer_round_trip",
+        "vocabulary",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -48,13 +63,24 @@ def prove(
         proof = check()
         if not proof.passed:
             raise ValueError(f"the proof {name} failed: {proof.said} (--skip_proofs {name} goes on regardless)")
-        say(f"  proved {name.replace('_', ' ')}: {proof.said}")
+        say(printable(f"  proved {name.replace('_', ' ')}: {proof.said}"))
         found[name] = proof.report()
     return found
 
 
+def check_skipped(skip: Sequence[str], own: Iterable[str]) -> None:
+    """Raise ValueError for a name in --skip_proofs that is no proof of this package's nor of the task's `own`."""
+    known = {*PROOFS, *own}
+    for name in skip:
+        if name not in known:
+            raise ValueError(
+                f"--skip_proofs {name}: there is no such proof; there are {', '.join(sorted(known))}."
+                f"{did_you_mean(name, known)}"
+            )
+
+
 @contextmanager
-def untouched(model: PreTrainedModel) -> Iterator[None]:
+def untouched(model: nn.Module) -> Iterator[None]:
     """Without dropout, and with the mode, the gradients and the random state restored afterwards."""
     with evaluating(model), torch.random.fork_rng():
         try:
@@ -247,7 +273,7 @@ def learnable(trainer: Any, features: list[dict[str, Any]], *, steps: int = 4) -
     return Proof(losses[-1] < losses[0], said)
 
 
-def logits_of(model: PreTrainedModel, inputs: dict[str, torch.Tensor]) -> np.ndarray:
+def logits_of(model: nn.Module, inputs: dict[str, torch.Tensor]) -> np.ndarray:
     """A model's logits without dropout, in float32; start and end logits stacked."""
     device = next(model.parameters()).device
     with untouched(model), torch.no_grad():
@@ -284,9 +310,9 @@ def load_back(
     """A fresh process that knows nothing of hf_lm must load the folder and give the same token ids and logits.
 
     `inputs` are the model's, `encoded` the ids of `texts` without special tokens, `options` what loading needs to be
-    told beside the name (an adapter does not carry its number of classes); an adapter's base is quantized if
-    adapted_config.json says so. A model that carries its own code
-    (hf_lm.models.recurrent) is loaded with it: that code was written by this run. `targets` are texts of which a
+    told beside the name (an adapter carries neither its number of classes nor the padding of its base); an adapter's
+    base is quantized if adapted_config.json says so. A model that carries its own code (hf_lm.models.recurrent) is
+    loaded with it: that code was written by this run. `targets` are texts of which a
     second tokenizer, in `target_tokenizer`, must give the ids.
     """
     folder = Path(folder)

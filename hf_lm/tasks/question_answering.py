@@ -3,10 +3,9 @@
 Long contexts are read in windows that overlap; training, evaluation and prediction see the same windows.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,94 +13,22 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm.data.batches import map_by_length
-from hf_lm.data.tables import Row, Table, drop_empty_splits, hold_out, pick_column
+from hf_lm.data.overlap import normal_words
+from hf_lm.data.tables import Row, Table
+from hf_lm.evaluation.intervals import Estimate
 from hf_lm.evaluation.metrics import QuestionAnswering as Metric
 from hf_lm.evaluation.metrics import answer_score, is_chinese, sentences
 from hf_lm.tasks.losses import span_logits, span_loss
 from hf_lm.tasks.proofs import Proof
+from hf_lm.tasks.questions import read_question_answering
 from hf_lm.tasks.rendering import Part, token_pieces
 from hf_lm.tasks.spans import best_spans, best_threshold
+from hf_lm.tasks.start import Start
 from hf_lm.tasks.supervised import Encoded, Scores, Supervised
 from hf_lm.tasks.text_to_text import TextToText, mean_loss
 from hf_lm.tokenization.tokenizer import SpecialTokens, encode_documents, encode_with_offsets, special_tokens_around
 
-QUESTION, CONTEXT = ("question", "query", "0"), ("context", "passage", "document")  # columns, as they are often called
-
-
-def read_question_answering(table: Table, *, question: str = "", context: str = "", answers: str = "") -> None:
-    """Reduce a table to rows of {"id", "question", "context", "answers": [str], "starts": [int]}.
-
-    Takes SQuAD's nested articles (v1 and v2) and flat rows. An offset at which the answer does not stand is repaired
-    where the text occurs once in the context; otherwise the row is left out of train, and counted. Missing splits are
-    cut by context.
-    """
-    where = f"--dataset {table.source}"
-    if table.rows["train"] and "paragraphs" in table.rows["train"][0]:
-        table.format += " that hold SQuAD's nested articles"
-    for split, rows in table.rows.items():
-        table.rows[split] = list(flat_rows(rows))
-    first = table.rows["train"]
-    if not first:
-        raise ValueError(f"{where} has no question in train.")
-    names = {
-        "question": pick_column(first, question, QUESTION, option="--question", where=where),
-        "context": pick_column(first, context, CONTEXT, option="--context", where=where),
-        "answers": pick_column(first, answers, ("answers", "answer"), option="--answers", where=where),
-    }
-    table.columns = names
-    for split, rows in table.rows.items():
-        found = [_row(row, number, names, table.left_out) for number, row in enumerate(rows)]
-        unusable = [row for row in found if row is not None and None in row["starts"]]
-        if split == "train":
-            table.left_out["answers_not_in_their_context"] += len(unusable)
-            found = [row for row in found if row is not None and None not in row["starts"]]
-        table.rows[split] = [row for row in found if row is not None]
-    drop_empty_splits(table, "with a question, a context and, if there is one, an answer that stands in it")
-    hold_out(table, {"validation": 0.1, "test": 0.1}, group=lambda row: row["context"], unit="context")
-
-
-def flat_rows(rows: Sequence[Row]) -> Iterable[Row]:
-    """SQuAD's articles as rows; rows as they are."""
-    for row in rows:
-        if "paragraphs" not in row:
-            yield row
-            continue
-        for paragraph in row["paragraphs"]:
-            for asked in paragraph["qas"]:
-                yield {"context": paragraph["context"], **asked}
-
-
-def _row(row: Row, number: int, names: dict[str, str], left_out: Counter) -> Row | None:
-    question, context = str(row.get(names["question"]) or "").strip(), str(row.get(names["context"]) or "")
-    if not question or not context.strip():
-        left_out["rows_without_question_or_context"] += 1
-        return None
-    given = row.get(names["answers"])
-    if given is None or row.get("is_impossible"):
-        given = []
-    if isinstance(given, dict):  # {"text": [...], "answer_start": [...]}
-        texts, starts = given.get("text", []), given.get("answer_start", [])
-        texts, starts = ([texts], [starts]) if isinstance(texts, str) else (texts, starts)
-        if len(texts) != len(starts):
-            raise ValueError(f"row {number} has {len(texts)} answers and {len(starts)} of their answer_start.")
-        given = [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)]
-    given = [given] if isinstance(given, str) else given
-    given = [{"text": one} if isinstance(one, str) else one for one in given]
-    answers = [one["text"] for one in given if one.get("text", "").strip()]
-    starts = [_place(one, context, left_out) for one in given if one.get("text", "").strip()]
-    key = str(row.get("id", number))
-    return {"id": key, "question": question, "context": context, "answers": answers, "starts": starts}
-
-
-def _place(answer: Row, context: str, left_out: Counter) -> int | None:
-    """Where an answer stands in its context; None where that cannot be told."""
-    text, start = answer["text"], answer.get("answer_start", -1)
-    if start >= 0 and context[start : start + len(text)] == text:
-        return start
-    if context.count(text) == 1:
-        left_out["wrong_offsets_repaired"] += start >= 0
-        return context.index(text)
-    return None
+NONE = "none"  # what an API is asked to say where a text holds no answer
 
 
 @dataclass
@@ -127,10 +54,72 @@ class EncodedWindows(Encoded):
 class _Answers:
     """What is the same however an answer is found: rows of questions and contexts, texts that are scored."""
 
-    recipe, pipeline_tag, main_metric = "question_answering", "question-answering", "f1"
-    unit = "questions"
+    recipe, pipeline_tag = "question_answering", "question-answering"
+    kind = "model that answers questions from a text"
+    metric_names = (
+        *("f1", "exact_match", "has_answer_f1", "has_answer_exact_match", "no_answer_f1", "no_answer_exact_match"),
+    )
+    main_metric, unit = metric_names[0], "questions"
+    columns = ("question", "context", "answers")
+    settings: ClassVar = {"max_length": 384, "stride": 128, "max_target_length": 32}
+    inputs = ("question", "context")
+    pipeline_options: ClassVar = {"align_to_words": False}  # answers by token
+    read = staticmethod(read_question_answering)
     confidence_threshold = 0.8
     table: Table
+
+    @classmethod
+    def texts_of(cls, row: Row) -> list[str]:
+        return [row["question"], row["context"]]
+
+    @classmethod
+    def from_start(
+        cls,
+        table: Table,
+        start: Start,
+        *,
+        max_length: int,
+        stride: int,
+        max_target_length: int,
+        drop_overlap: bool = False,
+    ) -> Supervised:
+        if start.as_text:
+            lengths = {"max_source_length": max_length, "max_target_length": max_target_length}
+            return QuestionAnsweringAsText(table, start.tokenizer, start.model, **lengths, drop_overlap=drop_overlap)
+        max_length = start.at_most(max_length)
+        windows = {"max_length": max_length, "stride": min(stride, max_length // 3)}
+        causal = start.family == "decoder"
+        return QuestionAnswering(table, start.tokenizer, causal=causal, **windows, drop_overlap=drop_overlap)
+
+    @classmethod
+    def estimates_of(cls, examples: Sequence[dict[str, Any]], labels: Sequence[str]) -> dict[str, Estimate]:
+        return Metric().estimates([row["prediction"] for row in examples], [row["reference"] for row in examples])
+
+    @classmethod
+    def instruction(
+        cls, train: Sequence[Row], *, labels: Sequence[str], columns: Mapping[str, str], few_shot: int
+    ) -> str:
+        unanswerable = any(not row["answers"] for row in train)
+        what = f" If the text does not hold the answer, say {NONE}." if unanswerable else ""
+        return f"Answer the question with the fewest words of the text that answer it, copied as they stand.{what}"
+
+    @classmethod
+    def as_prompt(cls, row: Row) -> str:
+        return f"{row['context']}\n\n{row['question']}"
+
+    @classmethod
+    def as_answer(cls, row: Row) -> str:
+        return row["answers"][0] if row["answers"] else NONE
+
+    @classmethod
+    def examples_of(
+        cls, rows: Sequence[Row], answers: Sequence[str], labels: Sequence[str]
+    ) -> tuple[list[dict[str, Any]], int]:
+        return answered(rows, ["" if " ".join(normal_words(answer)) == NONE else answer for answer in answers]), 0
+
+    @classmethod
+    def prediction_of(cls, given: Any, output: Any) -> dict[str, Any]:
+        return {"prediction": output["answer"], **{key: output[key] for key in ("score", "start", "end")}}
 
     def row_of(self, text: str) -> Row:
         raise ValueError(
@@ -152,21 +141,8 @@ class _Answers:
         return {split: {"answered": n, "no answer": len(self.table.rows[split]) - n} for split, n in has.items()}
 
     def scores(self, split: str, texts: Sequence[str], loss: float | None) -> Scores:
-        rows = self.table.rows[split]
-        references = [row["answers"] for row in rows]
-        estimates, chinese = Metric().estimates(texts, references), is_chinese(references)
-        examples = [
-            {
-                "id": row["id"],
-                "input": row["question"],
-                "context": row["context"],
-                "reference": row["answers"],
-                "prediction": text,
-                "score": answer_score(text, row["answers"], chinese=chinese)[1],
-            }
-            for row, text in zip(rows, texts, strict=True)
-        ]
-        return Scores(estimates, examples, loss)
+        examples = answered(self.table.rows[split], texts)
+        return Scores(self.estimates_of(examples, ()), examples, loss)
 
     def example(self) -> dict[str, str]:
         rows = self.table.rows[self.table.splits[-1]][:200]
@@ -182,13 +158,29 @@ class _Answers:
         return ("never answer", none) if silent else ("first sentence", first)
 
 
+def answered(rows: Sequence[Row], texts: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows and the answers to them as rows of predictions.jsonl."""
+    chinese = is_chinese([row["answers"] for row in rows])
+    return [
+        {
+            "id": row["id"],
+            "input": row["question"],
+            "context": row["context"],
+            "reference": row["answers"],
+            "prediction": text,
+            "score": answer_score(text, row["answers"], chinese=chinese)[1],
+        }
+        for row, text in zip(rows, texts, strict=True)
+    ]
+
+
 class QuestionAnswering(_Answers, Supervised):
     """Spans by a start and an end logit per token. A window without the answer points to its first token.
 
     `max_length`: tokens of a window, with the question; `stride`: tokens that two windows share.
     """
 
-    auto_class = "AutoModelForQuestionAnswering"
+    auto_class, how = "AutoModelForQuestionAnswering", "a head that points to the answer"
     loss = staticmethod(span_loss)
 
     def __init__(
@@ -205,6 +197,7 @@ class QuestionAnswering(_Answers, Supervised):
         self.threshold = 0.0  # by how much no answer must be likelier than the best one; chosen on validation
         super().__init__(table, tokenizer, drop_overlap=drop_overlap)
         self.unanswerable = any(not row["answers"] for row in table.rows["train"])
+        self.needs_validation = self.unanswerable
 
     def text_of(self, row: Row) -> str:
         return row["question"] + "\n" + row["context"]

@@ -34,6 +34,7 @@ class Reinforce(Supervised):
     `collapse_steps`: a run ends when for so many steps in a row nothing could be learned.
     """
 
+    kind = "model that answers in a conversation, tuned by rewards"
     recipe, pipeline_tag, main_metric = "reinforce", "text-generation", "reward"
     unit = "prompts"
     auto_class = "AutoModelForCausalLM"

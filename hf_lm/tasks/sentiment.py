@@ -1,8 +1,9 @@
 """Sentiment, or any other class of a text: one label per row."""
 
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -10,12 +11,14 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm.data.batches import map_by_length
-from hf_lm.data.reading import clean
-from hf_lm.data.tables import Row, Table, drop_empty_splits, hold_out, pick_column
+from hf_lm.data.overlap import UNSPACED
+from hf_lm.data.tables import Row, Table, cell, drop_empty_splits, hold_out, pick_column
+from hf_lm.evaluation.intervals import Estimate
 from hf_lm.evaluation.metrics import Classification
 from hf_lm.tasks.losses import label_loss
 from hf_lm.tasks.proofs import Proof
 from hf_lm.tasks.rendering import Part, token_pieces
+from hf_lm.tasks.start import Start
 from hf_lm.tasks.supervised import Encoded, Scores, Supervised
 from hf_lm.tasks.text_to_text import TextToText
 from hf_lm.tokenization.tokenizer import encode_documents, special_tokens_around
@@ -36,7 +39,7 @@ def read_sentiment(table: Table, *, text_column: str = "", label_column: str = "
     label = pick_column(first, label_column, LABEL, option="--label_column", where=where)
     table.columns = {"text": text, "label": label}
     for split, rows in table.rows.items():
-        table.rows[split] = list(_rows(rows, text, label, table.left_out))
+        table.rows[split] = list(_rows(rows, text, label, f"{where}, {split}", table.left_out))
     drop_empty_splits(table, f"with both {text!r} and {label!r}")
     hold_out(table, {"validation": 0.1, "test": 0.1}, group=lambda row: row["text"], unit="text")
     labels = sorted({row["label"] for row in table.rows["train"]}, key=lambda name: (len(name), name))
@@ -44,28 +47,101 @@ def read_sentiment(table: Table, *, text_column: str = "", label_column: str = "
         raise ValueError(f"{where} has one class only, {labels[0]!r} in {label!r}: there is nothing to tell apart.")
     for split in table.splits:
         if unseen := sorted({row["label"] for row in table.rows[split]} - set(labels)):
-            raise ValueError(f"{where}: {split} has labels that train has not: {unseen}; train has {labels}.")
+            raise ValueError(
+                f"{where}: {split} has labels that train has not: {_few(unseen)}; train has {_few(labels)}."
+            )
+    table.labels = labels
     return labels
 
 
-def _rows(rows: Sequence[Row], text: str, label: str, left_out: Counter) -> Any:
-    for row in rows:
-        words, name = clean(str(row.get(text) or ""), left_out).strip(), row.get(label)
+def _few(labels: Sequence[str]) -> str:
+    shown = [label if len(label) <= 40 else f"{label[:39]}…" for label in labels[:5]]
+    return f"{shown}" + (f" and {len(labels) - 5:,} more" if len(labels) > 5 else "")
+
+
+def _rows(rows: Sequence[Row], text: str, label: str, where: str, left_out: Counter) -> Iterator[Row]:
+    for number, row in enumerate(rows, 1):
+        words = cell(row, text, f"{where} row {number}", left_out)
+        name = cell(row, label, f"{where} row {number}", left_out)
         if not words:
             left_out["rows_without_text"] += 1
-        elif name is None or str(name).strip() in ("", "-1"):
+        elif name in ("", "-1"):
             left_out["rows_without_label"] += 1
         else:
-            yield {"text": words, "label": str(name).strip()}
+            yield {"text": words, "label": name}
 
 
 class _OneOfClasses:
     """What is the same however a class is chosen: rows of {"text", "label"}, answers that are logits per class."""
 
-    recipe, pipeline_tag, main_metric = "sentiment", "text-classification", "accuracy"
+    recipe, kind, pipeline_tag = "sentiment", "text classifier", "text-classification"
+    metric_names = ("accuracy", "macro_f1", "mcc", "calibration_error")
+    main_metric = metric_names[0]
+    columns, endings = ("text_column", "label_column"), "labels"
+    settings: ClassVar = {"max_length": 256}
+    pipeline_options: ClassVar = {"truncation": True}
+    read = staticmethod(read_sentiment)
     confidence_threshold = 0.8
     labels: list[str]
     table: Table
+
+    @classmethod
+    def texts_of(cls, row: Row) -> list[str]:
+        return [row["text"]]
+
+    @classmethod
+    def from_start(cls, table: Table, start: Start, *, max_length: int, drop_overlap: bool = False) -> Supervised:
+        options: dict[str, Any] = {"labels": start.labels, "drop_overlap": drop_overlap}
+        if start.as_text:
+            return SentimentAsText(table, start.tokenizer, start.model, max_length=max_length, **options)
+        return Sentiment(table, start.tokenizer, max_length=start.at_most(max_length), **options)
+
+    @classmethod
+    def estimates_of(cls, examples: Sequence[dict[str, Any]], labels: Sequence[str]) -> dict[str, Estimate]:
+        """A prediction that is none of `labels` is wrong. A calibration error needs the probabilities of all."""
+        index = {label: i for i, label in enumerate(labels)}
+        predicted = [index.get(row["prediction"], -1) for row in examples]
+        true = [index[row["reference"]] for row in examples]
+        probabilities = None
+        if all("probabilities" in row for row in examples):
+            others = sorted({name for row in examples for name in row["probabilities"]} - set(labels))
+            names = (*labels, *others)
+            probabilities = np.array([[row["probabilities"].get(name, 0.0) for name in names] for row in examples])
+        return Classification(classes=len(labels)).estimates(predicted, true, probabilities=probabilities)
+
+    @classmethod
+    def labels_of(cls, examples: Sequence[dict[str, Any]]) -> list[str]:
+        return sorted({row[key] for row in examples for key in ("reference", "prediction")})
+
+    @classmethod
+    def instruction(
+        cls, train: Sequence[Row], *, labels: Sequence[str], columns: Mapping[str, str], few_shot: int
+    ) -> str:
+        return f"Which class is the text? Answer with one of these and nothing else: {', '.join(labels)}."
+
+    @classmethod
+    def as_prompt(cls, row: Row) -> str:
+        return row["text"]
+
+    @classmethod
+    def as_answer(cls, row: Row) -> str:
+        return row["label"]
+
+    @classmethod
+    def examples_of(
+        cls, rows: Sequence[Row], answers: Sequence[str], labels: Sequence[str]
+    ) -> tuple[list[dict[str, Any]], int]:
+        chosen = [to_label(answer, labels) for answer in answers]
+        examples = [
+            {"input": row["text"], "reference": row["label"], "prediction": label or answer}
+            for row, answer, label in zip(rows, answers, chosen, strict=True)
+        ]
+        return examples, chosen.count("")
+
+    @classmethod
+    def prediction_of(cls, given: Any, output: Any) -> dict[str, Any]:
+        best = output[0] if isinstance(output, list) else output
+        return {"prediction": best["label"], "score": best["score"]}
 
     def know_classes(self, labels: Sequence[str]) -> None:
         self.labels = list(labels)
@@ -155,7 +231,7 @@ class Sentiment(_OneOfClasses, Supervised):
         drop_overlap: bool = False,
     ) -> None:
         self.know_classes(labels)
-        self.max_length = max_length
+        self.max_length, self.how = max_length, f"a classification head for {', '.join(labels[:10])}"
         self.frame = special_tokens_around(tokenizer, causal=False)  # as who loads the tokenizer will have it
         super().__init__(table, tokenizer, drop_overlap=drop_overlap)
 
@@ -210,7 +286,7 @@ class SentimentAsText(_OneOfClasses, TextToText):
     `labels`: the classes, whose names the model learns to write. `max_length`: tokens of a text.
     """
 
-    cue = "\nSentiment: "
+    cue, writes, how = "\nSentiment: ", False, "the likelihood of each class's name"
 
     def __init__(
         self,
@@ -241,3 +317,15 @@ class SentimentAsText(_OneOfClasses, TextToText):
         features = [self.feature(prompt, ids) for prompt in prompts for ids in self.label_ids]
         losses = self.losses(model, features, accelerator, description=f"measuring {split}")
         return -np.array([loss for loss, _ in losses]).reshape(len(prompts), len(self.labels))
+
+
+def to_label(answer: str, labels: Sequence[str]) -> str:
+    """The one class whose name stands in an answer as a word, whatever its case; "" where none or several do."""
+    inside = [
+        label
+        for label in labels
+        if re.search(rf"(?<![^\W_]){re.escape(label)}(?![^\W_])", answer, re.IGNORECASE)
+        or (re.search(UNSPACED, label) and label in answer)
+    ]
+    whole = [label for label in inside if not any(label != other and label in other for other in inside)]
+    return whole[0] if len(whole) == 1 else ""

@@ -1,11 +1,14 @@
 """Summarization: a document is read, a summary written."""
 
-from collections.abc import Sequence
-from typing import Any
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 
-from hf_lm.data.tables import Table, hold_out, pick_column
+from hf_lm.data.overlap import UNSPACED, normal_words
+from hf_lm.data.tables import Row, Table, hold_out, pick_column
+from hf_lm.evaluation.intervals import Estimate
 from hf_lm.evaluation.metrics import Summarization as Rouge
 from hf_lm.evaluation.metrics import sentences
 from hf_lm.tasks.text_to_text import TextToText, to_sources_and_targets
@@ -28,8 +31,25 @@ def read_summarization(table: Table, *, source: str = "", target: str = "") -> N
 
 
 class Summarization(TextToText):
-    recipe, pipeline_tag, main_metric = "summarization", "summarization", "rougeL"
+    recipe, kind, pipeline_tag = "summarization", "summarization model", "summarization"
+    metric_names = ("rougeL", "rouge1", "rouge2", "rougeLsum")
+    main_metric = metric_names[0]
+    settings: ClassVar = {"max_source_length": 256, "max_target_length": 64, "num_beams": 1}
+    read = staticmethod(read_summarization)
     cue = "\n\nTL;DR: "  # as GPT-2's authors had it
+
+    @classmethod
+    def estimates_of(cls, examples: Sequence[dict[str, Any]], labels: Sequence[str]) -> dict[str, Estimate]:
+        return Rouge().estimates([row["prediction"] for row in examples], [row["reference"] for row in examples])
+
+    @classmethod
+    def instruction(
+        cls, train: Sequence[Row], *, labels: Sequence[str], columns: Mapping[str, str], few_shot: int
+    ) -> str:
+        targets = [row["targets"][0] for row in train]
+        unit = "characters" if re.search(UNSPACED, "".join(targets[:100])) else "words"
+        length = int(np.median([len(normal_words(target)) for target in targets]))
+        return f"Summarize the text in about {length} {unit}."
 
     def score_texts(self, split: str, texts: Sequence[str]) -> tuple[dict[str, Any], list[float]]:
         metric, references = Rouge(), [row["targets"] for row in self.table.rows[split]]

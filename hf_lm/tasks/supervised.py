@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -14,13 +14,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_lm.data.batches import Feature, pad_batch
 from hf_lm.data.overlap import Overlap, find_overlap
 from hf_lm.data.scripts import languages_of, script_shares
-from hf_lm.data.tables import Row, Table
+from hf_lm.data.tables import Row, Table, load_table
 from hf_lm.evaluation.intervals import Estimate
 from hf_lm.evaluation.likelihood import evaluating
 from hf_lm.models.target_tokenizer import has_target_tokenizer
 from hf_lm.tasks import proofs
 from hf_lm.tasks.proofs import Proof
 from hf_lm.tasks.rendering import Part, count_tokens
+from hf_lm.tasks.start import Start, start_fresh, start_from
 from hf_lm.tasks.task import Loss
 from hf_lm.tokenization.tokenizer import encode_documents
 
@@ -57,14 +58,25 @@ class Encoded:
 
 
 class Supervised:
-    """A task over labelled rows, as `fit` needs it. Subclasses say what `text_of` a row is read, `encode`, `answer`,
-    `score` and `baseline_predictions`; everything else is the same for all of them.
+    """A task over labelled rows, as `fit` needs it. A subclass defines what raises NotImplementedError below; the rest
+    is the same for all of them. Its class members are what `hf-lm score`, `predict` and its recipe ask before there is
+    a model; hf_lm.tasks.by_name lists the classes.
     """
 
     recipe: str
+    kind: str
     pipeline_tag: str
-    auto_class: str
+    auto_class = ""  # of the head; "" for a task whose answer is written, which sets it by the family of its model
     main_metric: str
+    metric_names: ClassVar[tuple[str, ...]]  # in the order in which they are shown, the main one first
+    columns: ClassVar[tuple[str, ...]]  # options of the recipe that name columns
+    settings: ClassVar[dict[str, int]]  # options of the recipe that a checkpoint of another origin is measured with
+    read: ClassVar[Callable[..., Any]]  # (table, **columns): reduce it to the task's rows, cut the splits it lacks
+    endings: ClassVar[Literal["columns", "labels"]] = "columns"  # of files without rows: see load_table
+    inputs: ClassVar[tuple[str, ...]] = ("text",)  # that the pipeline takes
+    pipeline_options: ClassVar[dict[str, Any]] = {}  # with which the pipeline answers as the evaluation measures
+    how = "text that it writes"  # its model answers, in words
+    needs_validation = False  # whether test is measured with what was chosen on validation
     greater_is_better = True
     unit = "examples"
     shifts_labels = False
@@ -76,7 +88,7 @@ class Supervised:
 
     def __init__(self, table: Table, tokenizer: PreTrainedTokenizerBase, *, drop_overlap: bool = False) -> None:
         self.table, self.tokenizer = table, tokenizer
-        self.splits = table.splits
+        self.splits, self.fingerprint = table.splits, table.fingerprint
         self.overlap: dict[str, Overlap] = {}
         train = [self.text_of(row) for row in table.rows["train"]]
         for split in self.splits[1:]:
@@ -90,7 +102,123 @@ class Supervised:
         self.train_dataset = self.encoded["train"].features
         self.context = max(1, self.encoded["train"].tokens // max(1, len(self.train_dataset)))
 
-    # What a task says
+    # What a task says of itself, before there is a model
+
+    @classmethod
+    def texts_of(cls, row: Row) -> Sequence[str]:
+        """All text of a row: what a new tokenizer is trained on."""
+        raise NotImplementedError
+
+    @classmethod
+    def languages(cls, columns: Mapping[str, str]) -> tuple[str, str] | None:
+        """Source and target language, as the options that name columns have them; None where there are none."""
+        return None
+
+    @classmethod
+    def from_start(cls, table: Table, start: Start, *_: Any, **settings: Any) -> "Supervised":
+        """The task as its model learns it: by a head, or as text. `settings`, and `drop_overlap`, by keyword."""
+        raise NotImplementedError
+
+    @classmethod
+    def estimates_of(cls, examples: Sequence[dict[str, Any]], labels: Sequence[str]) -> dict[str, Estimate]:
+        """The metrics of examples as `score` makes them."""
+        raise NotImplementedError
+
+    @classmethod
+    def labels_of(cls, examples: Sequence[dict[str, Any]]) -> list[str]:
+        """The classes that occur in examples; empty where there are none."""
+        return []
+
+    @classmethod
+    def instruction(
+        cls, train: Sequence[Row], *, labels: Sequence[str], columns: Mapping[str, str], few_shot: int
+    ) -> str:
+        """What a model behind an API is told to do."""
+        raise NotImplementedError
+
+    @classmethod
+    def as_prompt(cls, row: Row) -> str:
+        """A row as an API is asked about it."""
+        raise NotImplementedError
+
+    @classmethod
+    def as_answer(cls, row: Row) -> str:
+        """The right answer of a row, as an API should give it."""
+        raise NotImplementedError
+
+    @classmethod
+    def examples_of(
+        cls, rows: Sequence[Row], answers: Sequence[str], labels: Sequence[str]
+    ) -> tuple[list[dict[str, Any]], int]:
+        """An API's answers as examples, and how many of them are none of the possible answers."""
+        raise NotImplementedError
+
+    @classmethod
+    def prediction_of(cls, given: Any, output: Any) -> dict[str, Any]:
+        """What the pipeline gave for an input, as `hf-lm predict` writes it: {"prediction", ...}."""
+        raise NotImplementedError
+
+    @classmethod
+    def load(cls, dataset: str, **columns: str) -> Table:
+        """The rows that `--dataset` names, as the task has them. Raises OSError or ValueError in one line."""
+        header = not any(column.isdigit() for column in columns.values())
+        table = load_table(dataset, endings=cls.endings, header=header)
+        cls.read(table, **columns)
+        return table
+
+    @classmethod
+    def prepare_model(
+        cls,
+        table: Table,
+        model: str,
+        *,
+        block_size: int,
+        as_text: bool = False,
+        decoder: str = "",
+        languages: tuple[str, str] | None = None,
+        quantize: int = 0,
+        more_texts: Sequence[str] = (),
+        vocab_size: int = 2048,
+        sizes: Mapping[str, int] | None = None,
+    ) -> Start:
+        """Tokenizer and model of a checkpoint as the task needs it, or small new ones where `model` is "".
+
+        `more_texts`: what a new tokenizer is trained on beside the rows of train. Others: see hf_lm.tasks.start.
+        """
+        if model:
+            return start_from(
+                model,
+                auto_class=cls.auto_class,
+                as_text=as_text,
+                labels=table.labels,
+                decoder=decoder,
+                languages=languages,
+                quantize=quantize,
+            )
+        texts = [text for row in table.rows["train"] for text in cls.texts_of(row)]
+        return start_fresh(
+            [*texts, *more_texts],
+            auto_class=cls.auto_class,
+            block_size=block_size,
+            labels=table.labels,
+            languages=languages,
+            vocab_size=vocab_size,
+            sizes=sizes,
+        )
+
+    # What a task says of its rows and answers
+
+    def row_of(self, text: str) -> Row:
+        """A row of a text without a label; its label means nothing. For self-training, as the next two."""
+        raise NotImplementedError
+
+    def with_label(self, row: Row, prediction: str) -> Row | None:
+        """The row with the prediction as its label; None where it cannot be one."""
+        raise NotImplementedError
+
+    def strata(self, rows: Sequence[Row]) -> list[Any]:
+        """A group for each row: a selection keeps the groups in proportion."""
+        raise NotImplementedError
 
     def text_of(self, row: Row) -> str:
         """The text of a row that must not stand in train."""
@@ -173,7 +301,8 @@ class Supervised:
             written = {"targets": targets, "encoded_targets": ids}
 
         def load_back(saved: Path) -> Proof:
-            options = {"num_labels": len(self.labels)} if saved == adapter and self.labels else {}
+            options = {"num_labels": len(self.labels), "pad_token_id": model.config.pad_token_id}
+            options = options if saved == adapter and self.labels else {}
             return proofs.load_back(
                 saved, model, self.probe(), texts, encoded, auto_class=self.auto_class, options=options, **written
             )
@@ -239,6 +368,7 @@ class Supervised:
             "format": self.table.format,
             "columns": self.table.columns,
             "fingerprint": self.table.fingerprint,
+            "commit": self.table.commit,
             "notes": self.table.notes,
             "left_out": dict(self.table.left_out),
             "cut_from_train": [split for split in self.splits if self.table.origins.get(split) == "cut from train"],

@@ -47,12 +47,14 @@ class Task(TrainingData, Protocol):
     """What `fit` trains, proves, measures, reports and saves; it knows no task by name."""
 
     recipe: str  # the name of the recipe that trains it
+    kind: str  # of model that it makes, in a reader's words
     pipeline_tag: str  # of the Hub
     auto_class: str  # of transformers, which loads the model
     main_metric: str
     greater_is_better: bool
     unit: str  # that intervals are over: "examples", "documents"
     splits: list[str]  # of the data; train is the first
+    fingerprint: str  # of the text: a resumed run must read the same
     tokenizer_warning: str  # what the tokenizer cannot represent, with a remedy; "" where it can
     max_length: int  # tokens of a feature at most; 0 where features have no common limit
     report_seconds: float  # that the report's samples and yardsticks take, about

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm.data.batches import Feature, pad_batch
-from hf_lm.data.reading import clean
+from hf_lm.data.reading import clean, plain_text
 from hf_lm.data.tables import Row, Table, drop_empty_splits
 from hf_lm.evaluation.calibration import label_log_probs
 from hf_lm.evaluation.completions import generate_ids
@@ -25,6 +25,7 @@ from hf_lm.models.target_tokenizer import decode_targets, has_target_tokenizer, 
 from hf_lm.tasks.losses import label_loss, next_token_loss
 from hf_lm.tasks.proofs import Proof
 from hf_lm.tasks.rendering import Part, render_causal, token_pieces
+from hf_lm.tasks.start import Start
 from hf_lm.tasks.supervised import Encoded, Scores, Supervised
 from hf_lm.tokenization.tokenizer import INCOMPLETE, encode_documents, language_written, special_tokens_around
 
@@ -41,7 +42,39 @@ class TextToText(Supervised):
     """
 
     cue: ClassVar[str]
+    writes = True  # its answers are texts that the model generates
+    columns = ("source", "target")
+    settings: ClassVar = {"max_source_length": 128, "max_target_length": 128, "num_beams": 1}
     confidence_threshold = 0.6  # of a token, on average
+
+    @classmethod
+    def texts_of(cls, row: Row) -> list[str]:
+        return [row["source"], *row["targets"]]
+
+    @classmethod
+    def from_start(cls, table: Table, start: Start, *, drop_overlap: bool = False, **settings: Any) -> Self:
+        return cls(table, start.tokenizer, start.model, drop_overlap=drop_overlap, **settings)
+
+    @classmethod
+    def as_prompt(cls, row: Row) -> str:
+        return row["source"]
+
+    @classmethod
+    def as_answer(cls, row: Row) -> str:
+        return row["targets"][0]
+
+    @classmethod
+    def examples_of(
+        cls, rows: Sequence[Row], answers: Sequence[str], labels: Sequence[str]
+    ) -> tuple[list[dict[str, Any]], int]:
+        return [
+            {"input": row["source"], "reference": row["targets"], "prediction": answer}
+            for row, answer in zip(rows, answers, strict=True)
+        ], 0
+
+    @classmethod
+    def prediction_of(cls, given: Any, output: Any) -> dict[str, Any]:
+        return {"prediction": next(iter(output.values()))}
 
     def __init__(
         self,
@@ -337,12 +370,11 @@ def to_sources_and_targets(table: Table, source: str, target: str) -> None:
     """Reduce a table to rows of {"source", "targets"}; those without either are left out and counted."""
     for split, rows in table.rows.items():
         kept = []
-        for row in rows:
-            targets = row.get(target)
-            targets = targets if isinstance(targets, list) else [targets]
-            targets = [clean(str(one), table.left_out).strip() for one in targets if one is not None]
-            read = row.get(source)
-            read = " ".join(map(str, read)) if isinstance(read, list) else str(read or "")
+        for number, row in enumerate(rows, 1):
+            where = f"--dataset {table.source}, {split} row {number}"
+            targets, read = ([one] if not isinstance(one, list) else one for one in (row.get(target), row.get(source)))
+            targets = [clean(plain_text(one, f"{where}: {target!r}"), table.left_out).strip() for one in targets]
+            read = " ".join(plain_text(one, f"{where}: {source!r}") for one in read)
             read, targets = clean(read, table.left_out).strip(), [one for one in targets if one]
             if read and targets:
                 kept.append({"source": read, "targets": targets})

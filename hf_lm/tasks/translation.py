@@ -3,14 +3,18 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
-from hf_lm.data.tables import Table, hold_out, pick_column
+from hf_lm.data.tables import Row, Table, hold_out, pick_column
+from hf_lm.evaluation.intervals import Estimate
 from hf_lm.evaluation.metrics import Translation as Metric
+from hf_lm.tasks.start import Start
 from hf_lm.tasks.supervised import Scores
 from hf_lm.tasks.text_to_text import TextToText, to_sources_and_targets
+
+LANGUAGE = r"[a-z]{2,3}([-_]\w+)?"  # a code such as en, zh-CN or eng_Latn
 
 
 def read_translation(table: Table, *, source: str, target: str) -> None:
@@ -27,7 +31,7 @@ def read_translation(table: Table, *, source: str, target: str) -> None:
     if not table.languages and all(re.fullmatch(r"[a-z]{2}", name) for name in (source, target)):
         table.languages = [source, target]  # as files called train.en and train.de say
     columns = first[0].keys()
-    languages = all(re.fullmatch(r"[a-z]{2,3}([-_]\w+)?", name) for name in (source, target))
+    languages = all(re.fullmatch(LANGUAGE, name) for name in (source, target))
     if languages and {"source", "target"} <= columns and not {source, target} & columns:
         source, target = "source", "target"
     source = pick_column(first, source, ("source", "src", "0"), option="--source", where=where)
@@ -38,8 +42,37 @@ def read_translation(table: Table, *, source: str, target: str) -> None:
 
 
 class Translation(TextToText):
-    recipe, pipeline_tag, main_metric = "translation", "translation", "bleu"
+    recipe, kind, pipeline_tag = "translation", "translation model", "translation"
+    metric_names = ("bleu", "chrf", "ter")
+    main_metric = metric_names[0]
+    read = staticmethod(read_translation)
     cue = "\n=\n"
+
+    @classmethod
+    def languages(cls, columns: Mapping[str, str]) -> tuple[str, str] | None:
+        return columns["source"], columns["target"]
+
+    @classmethod
+    def from_start(cls, table: Table, start: Start, *, drop_overlap: bool = False, **settings: Any) -> Self:
+        source, target = start.languages or ("", "")
+        return super().from_start(table, start, drop_overlap=drop_overlap, source=source, target=target, **settings)
+
+    @classmethod
+    def estimates_of(cls, examples: Sequence[dict[str, Any]], labels: Sequence[str]) -> dict[str, Estimate]:
+        return Metric().estimates([row["prediction"] for row in examples], [row["reference"] for row in examples])
+
+    @classmethod
+    def instruction(
+        cls, train: Sequence[Row], *, labels: Sequence[str], columns: Mapping[str, str], few_shot: int
+    ) -> str:
+        source, target = columns.get("source", ""), columns.get("target", "")
+        if all(re.fullmatch(LANGUAGE, name) and name not in ("src", "tgt") for name in (source, target)):
+            return f"Translate from {source} to {target}. Answer with the translation and nothing else."
+        if few_shot:
+            return "Translate as in the examples. Answer with the translation and nothing else."
+        raise ValueError(
+            "say which languages with --instruction 'Translate from English to German.', or give --few_shot."
+        )
 
     def __init__(self, *args: Any, source: str = "", target: str = "", **options: Any) -> None:
         self.direction = f"translation_{source}_to_{target}"  # as T5's checkpoints name what they were taught

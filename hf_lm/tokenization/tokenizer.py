@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import json
 import os
 import re
 import threading
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
-from accelerate import PartialState
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -137,6 +137,7 @@ class TrainingText(Protocol):
     source: str  # its name, printed
     fingerprint: str  # of its content: the key of the cache
     size: int  # bytes, about
+    tokenizer: str  # folder of the one that wrote its tokens, where it is tokenized already; "" otherwise
 
     def documents(self, split: str) -> Iterator[str]: ...
 
@@ -147,10 +148,13 @@ def prepare_tokenizer(
     """The tokenizer that `--tokenizer` names: `bpe`, `word`, `basic_english` (trained) or a checkpoint's.
 
     A trained one is cached by the corpus' content: one process trains it, and a second run reuses it. Of a corpus
-    larger than `max_bytes` it reads documents spread evenly over the corpus.
+    larger than `max_bytes` it reads documents spread evenly over the corpus. A corpus that is tokenized already keeps
+    its tokenizer.
     """
     if name not in ("bpe", "word", "basic_english"):
         return load_tokenizer(name)
+    if corpus.tokenizer:
+        return load_tokenizer(corpus.tokenizer)
     settings = (
         f"{name} {vocab_size} {min_frequency} {max_bytes} {WORDS}" if name == "bpe" else f"{name} {min_frequency}"
     )
@@ -158,7 +162,7 @@ def prepare_tokenizer(
     folder = default_cache() / "tokenizers" / key
 
     def write(aside: Path) -> None:
-        PartialState().print(f"training a tokenizer on {corpus.source}")
+        print(f"training a tokenizer on {corpus.source}")
         texts = corpus.documents("train")
         if name == "bpe":
             texts = _spread(texts, max_bytes / max(1, corpus.size))
@@ -167,8 +171,7 @@ def prepare_tokenizer(
             tokenizer = train_word_level(texts, min_frequency=min_frequency, lowercase=name == "basic_english")
         tokenizer.save_pretrained(aside)
 
-    with PartialState().main_process_first():
-        fill_cache(folder, write)
+    fill_cache(folder, write)
     return load_tokenizer(str(folder))
 
 
@@ -217,6 +220,20 @@ def load_tokenizer(name_or_path: str, *, decoder: str = "", **options: Any) -> P
     if tokenizer.eos_token_id is None and tokenizer.bos_token_id is None and tokenizer.sep_token_id is None:
         raise ValueError(f"the tokenizer {name_or_path} has no token to separate documents (eos, bos or sep).")
     return tokenizer
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash of what a tokenizer does with text, and of its markers: equal tokenizers give equal ids.
+
+    Truncation, padding and what is put around a text are left out: `encode_documents` uses none of them. Raises
+    ValueError for a tokenizer without a fast form.
+    """
+    if not tokenizer.is_fast:
+        raise ValueError(f"{type(tokenizer).__name__} has no tokenizer.json, by which token files are recognised.")
+    state = json.loads(cast(PreTrainedTokenizerFast, tokenizer).backend_tokenizer.to_str())
+    used = {key: state.get(key) for key in ("added_tokens", "normalizer", "pre_tokenizer", "model")}
+    special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.sep_token_id]
+    return hashlib.blake2b(json.dumps([used, special], sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def encode_documents(

@@ -1,4 +1,4 @@
-"""`--max_hours` and `--max_cost`: a run that ends with a checkpoint before it has taken more than it may."""
+"""`--max_hours`, `--max_cost`, `--stop_after_steps`: a run that ends with a checkpoint before its last step."""
 
 import time
 from collections.abc import Callable
@@ -19,13 +19,20 @@ class StopAtBudget(StopWithCheckpoint):
     """Stops training, with a checkpoint, while `seconds` since `started` still leave room for a step and the saving.
 
     The room is the longest step so far, an evaluation in it included, and what saving took; before anything was
-    saved, what `checkpoint_bytes` take at WRITING. All processes stop after the same step.
+    saved, what `checkpoint_bytes` take at WRITING. Step `steps` is the last in any case. All processes stop after the
+    same step.
     """
 
     def __init__(
-        self, seconds: float, *, started: float, checkpoint_bytes: int, clock: Callable[[], float] = time.monotonic
+        self,
+        seconds: float,
+        *,
+        started: float,
+        checkpoint_bytes: int,
+        steps: int = 0,  # 0: no limit
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.seconds, self.started, self.clock = seconds, started, clock
+        self.seconds, self.started, self.steps, self.clock = seconds, started, steps, clock
         self.saving = 1 + checkpoint_bytes / WRITING
         self._longest, self._last, self._asked = 0.0, clock(), 0.0
 
@@ -40,7 +47,7 @@ class StopAtBudget(StopWithCheckpoint):
             said = torch.tensor(int(over), device=args.device)
             torch.distributed.all_reduce(said, op=torch.distributed.ReduceOp.MAX)
             over = bool(said)
-        if over:
+        if over or 0 < self.steps <= state.global_step:
             self.stop(state, control)
         self._asked = self.clock()
 

@@ -1,19 +1,28 @@
 """Checkpoints that are complete or absent, and runs that can be stopped at any moment."""
 
+import contextlib
+import errno
+import json
 import os
 import shutil
 import signal
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from transformers import TrainerCallback
 from transformers.trainer_callback import TrainerControl, TrainerState
 
-from hf_lm.files import sync
-from hf_lm.output_folder import ASIDE, list_checkpoints
+from hf_lm.files import damage, full_disk, sync, write_manifest
+from hf_lm.hub.records import read_run
+from hf_lm.models.target_tokenizer import tokenizer_fingerprint
+from hf_lm.output_folder import ASIDE, checkpoint_folders, list_checkpoints, remove_checkpoint, step_of
+from hf_lm.signals import endings, leave_closed_terminal
+from hf_lm.tasks.task import Task
+
+INPUTS = "inputs.json"  # in a checkpoint: see `inputs_of`
 
 # What may differ between a run and the checkpoint it resumes: nothing that changes a number.
 MAY_DIFFER = (
@@ -31,36 +40,83 @@ MAY_DIFFER = (
     "dataloader_num_workers",
     "log_level",
     "max_hours",
+    "stop_after_steps",
     "max_cost",
     "price_per_hour",
 )
 
 
-def find_checkpoint(resume_from_checkpoint: str, output_dir: str | Path) -> Path:
-    """The checkpoint that `--resume_from_checkpoint` names: `latest` or a path. Raises FileNotFoundError."""
-    complete = list_checkpoints(output_dir)
-    if resume_from_checkpoint.lower() in ("latest", "true"):
-        if not complete:
+def find_checkpoint(
+    resume_from_checkpoint: str, output_dir: str | Path, *, say: Callable[[str], None] = print
+) -> Path | None:
+    """The checkpoint that `--resume_from_checkpoint` names: a path, or the newest for `latest`.
+
+    Every file is compared with the checkpoint's manifest: `latest` passes over what is damaged and says so, and is
+    None, with a line, where the folder holds no checkpoint yet. Raises FileNotFoundError for a path that is not a
+    complete checkpoint, and FileExistsError for `latest` where a run is finished or no checkpoint is intact.
+    """
+    written = list_checkpoints(output_dir)
+    if resume_from_checkpoint.lower() not in ("latest", "true"):
+        path = Path(resume_from_checkpoint)
+        if what := checkpoint_damage(path):
+            there = ", ".join(p.name for p in written) or "none"
             raise FileNotFoundError(
-                f"--resume_from_checkpoint latest: {output_dir} holds no complete checkpoint. "
-                "Start the run without --resume_from_checkpoint."
+                f"--resume_from_checkpoint: {path} is not a complete checkpoint ({what}). In {output_dir} there are: "
+                f"{there}."
             )
-        return complete[-1]
-    path = Path(resume_from_checkpoint)
-    if not (path / "trainer_state.json").is_file():
-        there = ", ".join(p.name for p in complete) or "none"
-        raise FileNotFoundError(
-            f"--resume_from_checkpoint: {path} is not a complete checkpoint. In {output_dir} there are: {there}."
+        return path
+    for path in reversed(checkpoint_folders(output_dir)):
+        if not (what := checkpoint_damage(path)):
+            return path
+        say(f"{path} is passed over: {what}")
+    if written or (Path(output_dir) / "report.json").exists():
+        held = "only damaged checkpoints" if written else "a finished run and no checkpoint"
+        raise FileExistsError(
+            f"--resume_from_checkpoint latest: {output_dir} holds {held}. Start again with --overwrite_output_dir, "
+            "or in another --output_dir."
         )
-    return path
+    say(f"{output_dir} holds no checkpoint yet: the run starts from the beginning")
+    return None
+
+
+def checkpoint_damage(checkpoint: Path) -> str:
+    """Why a folder is not a complete checkpoint; "" where it is one. Reads every file."""
+    if not (checkpoint / "trainer_state.json").is_file():
+        return "trainer_state.json is missing"
+    return damage(checkpoint)
+
+
+def check_best(best: Path) -> None:
+    """Raise ValueError where the best checkpoint of a run is damaged: the run would end with other weights."""
+    if what := checkpoint_damage(best):
+        raise ValueError(
+            f"the best checkpoint so far, {best}, is damaged ({what}). To continue without it add "
+            "--load_best_model_at_end false --resume_with_changes; or start again with --overwrite_output_dir."
+        )
+
+
+def rotate(newest: Path, *, keep: int | None, best: str | None, unscheduled: list[int]) -> None:
+    """Remove the oldest checkpoints beside `newest`, which was just saved, until `keep` are left; `best` stays.
+
+    Those of the steps `unscheduled` exist only because a run was stopped: they go as soon as there is a newer one, so
+    that the others are those of an uninterrupted run.
+    """
+    protected = {newest.name, Path(best).name if best else ""}
+    older = [path for path in list_checkpoints(newest.parent) if path.name not in protected]
+    superseded = [path for path in older if step_of(path) in unscheduled]
+    regular = [path for path in older if path not in superseded]
+    if keep:
+        others = len(list_checkpoints(newest.parent)) - len(superseded)
+        superseded += regular[: max(0, others - keep)]
+    for path in superseded:
+        remove_checkpoint(path)
 
 
 def check_same_run(checkpoint: Path, run: dict[str, Any]) -> None:
     """Raise ValueError, listing what differs, if a checkpoint was written by another configuration."""
-    path = checkpoint / "run.yaml"
-    if not path.is_file():
+    before = read_run(checkpoint)
+    if before is None:
         raise ValueError(f"{checkpoint} has no run.yaml: it was not written by hf_lm. Use it with --model instead.")
-    before = yaml.safe_load(path.read_text(encoding="utf-8"))
     keys = [key for key in {**before, **run} if key not in MAY_DIFFER and before.get(key) != run.get(key)]
     if keys:
         differences = ", ".join(f"{key} {before.get(key)!r} -> {run.get(key)!r}" for key in keys)
@@ -70,44 +126,91 @@ def check_same_run(checkpoint: Path, run: dict[str, Any]) -> None:
         )
 
 
+def searched_learning_rate(folder: Path) -> float | None:
+    """The rate that `--sweep` found for the run of a folder or a checkpoint; None where it is still to search."""
+    run = read_run(folder) or {}
+    return None if run.get("sweep") else run.get("learning_rate")
+
+
+def inputs_of(task: Task) -> dict[str, str]:
+    """What a checkpoint records of what a run reads, beside its arguments."""
+    return {"text": task.fingerprint, "tokenizer": tokenizer_fingerprint(task.tokenizer)}
+
+
+def check_same_inputs(checkpoint: Path, inputs: dict[str, str]) -> None:
+    """Raise ValueError if a checkpoint was trained on another text, or with another tokenizer, than `inputs_of`."""
+    before = json.loads((checkpoint / INPUTS).read_bytes())
+    if changed := [key for key in inputs if inputs[key] != before.get(key)]:
+        raise ValueError(
+            f"{checkpoint} cannot be continued: since the run began, what changed is the {' and the '.join(changed)}. "
+            "Restore it, start afresh in another --output_dir, or take the change with --resume_with_changes."
+        )
+
+
 def save_aside(
     output_dir: str | Path, name: str, write: Callable[[Path], None], *, main: bool, wait: Callable
 ) -> list[str]:
     """Let every process write into a folder aside; the main one moves what is there into place once all are done.
 
-    config.json, without which nothing loads a folder, comes last. `name` is what errors call it. On failure (a full
-    disk) what was written is removed, and what the output folder held before stays as it is. Returns, on the main
-    process, the files by their paths in the output folder. Raises OSError.
+    config.json, without which nothing loads a folder, comes last. `name` is what errors call it; a folder of that name
+    is a checkpoint and gets a manifest. All is synced before and after the renaming. On failure (a full disk) what was
+    written is removed, and what the output folder held before stays as it is. Returns, on the main process, the files
+    by their paths in the output folder. Raises OSError.
     """
     folder, aside, files = Path(output_dir), Path(output_dir) / ASIDE, []
     if main:
         shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
+        with disk_errors(name, folder):
+            aside.mkdir()
     wait()
     try:
-        write(aside)
-    except Exception as error:
+        with disk_errors(name, folder):
+            write(aside)
+            wait()
+            if main:
+                files = _move_into_place(aside, folder, name)
+    except Exception:
         shutil.rmtree(aside, ignore_errors=True)
-        kept = list_checkpoints(folder)
-        raise OSError(
-            f"{name} could not be saved ({' '.join(str(error).split())}). "
-            + (f"{kept[-1]} is complete: free some space and continue" if kept else "Free some space and start again")
-            + (" with --resume_from_checkpoint latest." if kept else ".")
-        ) from error
-    wait()
-    if main:
-        for path in aside.rglob("*"):
-            sync(path)
-            if path.is_file():
-                files.append(path.relative_to(aside).as_posix())
-        for path in sorted(aside.iterdir(), key=lambda path: path.name == "config.json"):
-            if path.name == name:  # a checkpoint, perhaps of a step that is saved twice
-                shutil.rmtree(folder / name, ignore_errors=True)
-            _move(path, folder / path.name)
-        sync(folder)
-        shutil.rmtree(aside)
+        raise
     wait()
     return files
+
+
+def _move_into_place(aside: Path, folder: Path, name: str) -> list[str]:
+    """Move what `aside` holds into `folder`; returns the files by their paths there."""
+    if (aside / name).is_dir():  # a checkpoint
+        write_manifest(aside / name)
+    files = [path.relative_to(aside).as_posix() for path in aside.rglob("*") if path.is_file()]
+    for path in (*aside.rglob("*"), aside):
+        sync(path)
+    for path in sorted(aside.iterdir(), key=lambda path: path.name == "config.json"):
+        if path.name == name and (folder / name).exists():  # of a step that is saved twice
+            remove_checkpoint(folder / name)
+        _move(path, folder / path.name)
+    sync(folder)
+    shutil.rmtree(aside)
+    return files
+
+
+@contextlib.contextmanager
+def disk_errors(what: str, folder: Path) -> Iterator[None]:
+    """Raise what a disk refuses while `what` is written into an output folder as OSError in one line.
+
+    It says where, why, and how to continue, whatever library met the error. Other errors pass.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = full_disk(error) or (isinstance(error, OSError) and error.strerror)
+        if not reason:
+            raise
+        kept = list_checkpoints(folder)
+        locked = getattr(error, "errno", None) in (errno.EROFS, errno.EACCES, errno.EPERM)
+        raise OSError(
+            f"{what} could not be saved in {folder} ({reason}). {'Make it writable' if locked else 'Free some space'} "
+            "and continue with the same command and --resume_from_checkpoint latest: "
+            + (f"{kept[-1].name} is complete." if kept else "there is no checkpoint yet, so that it starts again.")
+        ) from error
 
 
 def _move(path: Path, target: Path) -> None:
@@ -126,20 +229,46 @@ class StopWithCheckpoint(TrainerCallback):
     back to it. The Trainer takes a stop for the end of an epoch: what only an epoch's end brings happens where one is.
     """
 
+    UNSCHEDULED = "unscheduled"  # in the state's `stateful_callbacks`: steps saved only because of a stop
     stopped = False
+    _scheduled = False  # whether a checkpoint was due after the last step anyway
 
     def stop(self, state: TrainerState, control: TrainerControl) -> None:
         """End training after this step; at the last step of all nothing is left to stop."""
         if state.global_step >= state.max_steps:
             return
         self.stopped = control.should_training_stop = True
-        control.should_save |= _within_epoch(state)  # else on_epoch_end saves, after its evaluation
+        self._scheduled = control.should_save
+        if _within_epoch(state):  # else on_epoch_end saves, after its evaluation
+            self._save(state, control)
 
     def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.stopped and _within_epoch(state):
             control.should_log = control.should_evaluate = control.should_save = False
         elif self.stopped:
-            control.should_save = True
+            self._save(state, control)
+
+    def _save(self, state: TrainerState, control: TrainerControl) -> None:
+        if not (control.should_save or self._scheduled):
+            states: Any = state.stateful_callbacks  # annotated as the list that it is made from; a dictionary by name
+            states.setdefault(self.UNSCHEDULED, []).append(state.global_step)
+        control.should_save = True
+
+
+class OnTrainBegin(TrainerCallback):
+    """Calls `action` once the Trainer has set up its state, before the first step."""
+
+    def __init__(self, action: Callable[[], None]) -> None:
+        self.action = action
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self.action()
+
+
+def unscheduled_steps(state: TrainerState) -> list[int]:
+    """The steps of checkpoints that exist only because a run was stopped."""
+    states: Any = state.stateful_callbacks
+    return states.get(StopWithCheckpoint.UNSCHEDULED, [])
 
 
 def _within_epoch(state: TrainerState) -> bool:
@@ -147,14 +276,16 @@ def _within_epoch(state: TrainerState) -> bool:
 
 
 class StopOnSignal(StopWithCheckpoint):
-    """SIGTERM and Ctrl-C end training after the step in progress, with a checkpoint. A second one ends it at once."""
+    """SIGTERM, SIGHUP and Ctrl-C end training after the step in progress, with a checkpoint; a second one at once."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
         self._previous: dict[int, Any] = {}
+        self._wakeup = -1
 
     def _receive(self, number: int, frame: Any) -> None:
         self.signal = number
+        leave_closed_terminal()
         self._restore()
 
     def _restore(self) -> None:
@@ -163,8 +294,9 @@ class StopOnSignal(StopWithCheckpoint):
         self._previous = {}
 
     def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._previous[number] = signal.signal(number, self._receive)
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._receive) for number in endings()}
+            self._wakeup = signal.set_wakeup_fd(-1)  # a step may take longer than hf_lm.signals waits
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if args.world_size > 1:  # all processes must stop after the same step, whichever received the signal
@@ -176,3 +308,5 @@ class StopOnSignal(StopWithCheckpoint):
 
     def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._restore()
+        if threading.current_thread() is threading.main_thread():
+            signal.set_wakeup_fd(self._wakeup)

@@ -48,14 +48,15 @@ def longest_batch(task: Task, rows: int) -> dict[str, torch.Tensor]:
     return task.collate([task.train_dataset[i] for i in longest])
 
 
-def work_of(task: Task, args: Any, *, scales: Mapping[str, float] | None = None) -> Work:
+def work_of(task: Task, args: Any, *, scales: Mapping[str, float] | None = None, processes: int = 0) -> Work:
     """What a run over a task reads, in training as the Trainer counts its steps.
 
-    `scales` says of a split how many times larger it is than what the task holds of it.
+    `scales` says of a split how many times larger it is than what the task holds of it; `processes` 0 are those here.
     """
     lengths, rows, scales = task.train_lengths(), args.per_device_train_batch_size, scales or {}
+    processes = processes or args.world_size
     scale = scales.get("train", 1.0)
-    batches = math.ceil(scale * len(lengths) / (rows * args.world_size))
+    batches = math.ceil(scale * len(lengths) / (rows * processes))
     epoch = max(1, math.ceil(batches / args.gradient_accumulation_steps))
     steps = args.max_steps if args.max_steps > 0 else max(1, math.ceil(epoch * args.num_train_epochs))
     per_epoch = int(scale * sum(lengths))
@@ -75,7 +76,7 @@ def work_of(task: Task, args: Any, *, scales: Mapping[str, float] | None = None)
         tokens_per_epoch=per_epoch,
         measured=int(measured),
         longest=max(1, sum(sorted(lengths, reverse=True)[:rows])),
-        world_size=args.world_size,
+        world_size=processes,
         around=AROUND + task.report_seconds,
     )
 
@@ -93,8 +94,13 @@ def forecast(trainer: Any, task: Task) -> dict[str, float]:
     return {"seconds": sum(times.values()), "peak_memory_bytes": peak}
 
 
-def step_of(trainer: Any, task: Task, *, rows: int, checkpointing: bool) -> Step:
-    """The step of a trainer, run on fake tensors in batches of `rows`: fewer are accumulated to the same."""
+def step_of(
+    trainer: Any, task: Task, *, rows: int, checkpointing: bool, shares: Mapping[str, float] | None = None
+) -> Step:
+    """The step of a trainer, run on fake tensors in batches of `rows`: fewer are accumulated to the same.
+
+    `shares`: see `measure_step`.
+    """
     args = trainer.args
     if task.loss is None:
         raise ValueError("the trainer computes the loss itself: its step cannot be run by itself.")
@@ -106,6 +112,7 @@ def step_of(trainer: Any, task: Task, *, rows: int, checkpointing: bool) -> Step
         dtype=precision(args),
         checkpointing=checkpointing,
         accumulation=args.gradient_accumulation_steps * -(-args.per_device_train_batch_size // rows),
+        shares=shares,
     )
 
 

@@ -8,7 +8,7 @@ family of models.
 import copy
 import weakref
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -58,14 +58,19 @@ class Step:
 
 
 class _Counter(TorchDispatchMode):
-    """Counts the bytes that are alive, their peak, and what each was; and the FLOPs of matrix products."""
+    """Counts the bytes that are alive, their peak, and what each was; and the FLOPs of matrix products.
 
-    def __init__(self, vocabulary: int) -> None:
+    `shares` of a kind: the part that is counted, which one of several devices holds; 1 where it is not named.
+    """
+
+    def __init__(self, vocabulary: int, shares: Mapping[str, float]) -> None:
         super().__init__()
         self.vocabulary = vocabulary  # size of a row of logits; 0: there are none
-        self.live: dict[int, list[Any]] = {}  # storage -> [bytes, kind]
-        self.now = self.peak = self.flops = 0
-        self.at_peak: dict[str, int] = {}
+        self.shares = dict(shares)
+        self.live: dict[int, tuple[float, str]] = {}  # storage -> (bytes counted, kind)
+        self.now = self.peak = 0.0
+        self.flops = 0
+        self.at_peak: dict[str, float] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -88,15 +93,21 @@ class _Counter(TorchDispatchMode):
         key = storage._cdata
         if key in self.live:
             return
-        self.live[key] = [storage.nbytes(), kind]
-        self.now += storage.nbytes()
+        self._count(storage, kind)
         weakref.finalize(storage, self._gone, key).atexit = False
         self._keep_peak()
 
     def mark(self, tensor: torch.Tensor, kind: str) -> None:
         """Say what a tensor that was seen is."""
-        if (key := tensor.untyped_storage()._cdata) in self.live:
-            self.live[key][1] = kind
+        storage = tensor.untyped_storage()
+        if storage._cdata in self.live:
+            self._gone(storage._cdata)
+            self._count(storage, kind)
+
+    def _count(self, storage: torch.UntypedStorage, kind: str) -> None:
+        size = storage.nbytes() * self.shares.get(kind, 1.0)
+        self.live[storage._cdata] = (size, kind)
+        self.now += size
 
     def _gone(self, key: int) -> None:
         self.now -= self.live.pop(key)[0]
@@ -104,13 +115,13 @@ class _Counter(TorchDispatchMode):
     def _keep_peak(self) -> None:
         if self.now > self.peak:
             self.peak = self.now
-            self.at_peak = defaultdict(int)
+            self.at_peak = defaultdict(float)
             for size, kind in self.live.values():
                 self.at_peak[kind] += size
 
     def start(self) -> None:
         """Forget the peak so far."""
-        self.peak = 0
+        self.peak = 0.0
         self._keep_peak()
 
 
@@ -157,22 +168,26 @@ def measure_step(
     dtype: torch.dtype = torch.float32,  # of the matrix products, by autocast
     checkpointing: bool = False,
     accumulation: int = 1,
+    shares: Mapping[str, float] | None = None,
 ) -> Step:
     """Run a training step of a model on fake tensors. The model may be real, fake, or on the meta device.
 
+    `shares`: of which kinds of memory ("weights", "gradients", "optimizer") only a part is counted, because several
+    devices share it; what the optimizer allocates while it works is shared as its state is.
     The optimizer's state is what its own first step makes. Raises what the model raises where its path depends on the
     values of a tensor; a recurrent network is then run as over one document a row, which takes about the same.
     """
+    shares = shares or {}
     try:
-        return _measure_step(model, batch, loss, optimizer, dtype, checkpointing, accumulation)
+        return _measure_step(model, batch, loss, optimizer, dtype, checkpointing, accumulation, shares)
     except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException):
         whole = {key: value for key, value in batch.items() if key not in ("position_ids", "attention_mask")}
         if len(whole) == len(batch):
             raise
-        return _measure_step(model, whole, loss, optimizer, dtype, checkpointing, accumulation)
+        return _measure_step(model, whole, loss, optimizer, dtype, checkpointing, accumulation, shares)
 
 
-def _measure_step(model, batch, loss, optimizer, dtype, checkpointing, accumulation) -> Step:
+def _measure_step(model, batch, loss, optimizer, dtype, checkpointing, accumulation, shares) -> Step:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     model = fake(model, mode).train()
     model.config.use_cache = False
@@ -182,7 +197,7 @@ def _measure_step(model, batch, loss, optimizer, dtype, checkpointing, accumulat
         if hasattr(model, "enable_input_require_grads") and not all(p.requires_grad for p in model.parameters()):
             model.enable_input_require_grads()
     head = model.get_output_embeddings()
-    counter = _Counter(0 if head is None else head.weight.shape[0])
+    counter = _Counter(0 if head is None else head.weight.shape[0], shares)
     trained = [param for param in model.parameters() if param.requires_grad]
     for param in trained:
         param.register_post_accumulate_grad_hook(lambda param: counter.mark(param.grad, "gradients"))
@@ -212,8 +227,9 @@ def _measure_step(model, batch, loss, optimizer, dtype, checkpointing, accumulat
                 value.backward()
                 del value
                 backward = counter.flops - forward
+            counter.shares["activations"] = shares.get("optimizer", 1.0)
             stepper.step()
-    memory = {kind: counter.at_peak.get(kind, 0) for kind in KINDS}
+    memory = {kind: int(counter.at_peak.get(kind, 0)) for kind in KINDS}
     trainable = sum(param.numel() * param.element_size() for param in trained)
     return Step(memory, {"forward": forward, "backward": backward}, trainable, len(next(iter(batch.values()))))
 

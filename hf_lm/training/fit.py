@@ -1,13 +1,16 @@
 """`fit`: prove, train, measure, save, report, push."""
 
+import contextlib
 import copy
 import logging
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
@@ -16,16 +19,33 @@ from hf_lm.arguments import TrainingArguments
 from hf_lm.hub.push import check_repository, push_to_hub
 from hf_lm.models.adapters import has_base, is_adapted, merged
 from hf_lm.models.quantization import quantized_bits
-from hf_lm.output_folder import prepare_output, remove_results, save_run
+from hf_lm.output_folder import is_run, list_checkpoints, prepare_output, remove_results, save_run
 from hf_lm.reporting.card import write_card
 from hf_lm.reporting.plots import draw_plots
 from hf_lm.reporting.report import in_hours, plain, save_predictions, save_report, show_report
-from hf_lm.tasks.proofs import logits_of, merging, prove
+from hf_lm.tasks.proofs import check_skipped, logits_of, merging, prove
 from hf_lm.tasks.task import Measured, Task
 from hf_lm.training.budget import EXIT_OUT_OF_BUDGET, StopAtBudget
-from hf_lm.training.checkpoints import check_same_run, find_checkpoint, save_aside
+from hf_lm.training.checkpoints import (
+    check_same_inputs,
+    check_same_run,
+    disk_errors,
+    find_checkpoint,
+    inputs_of,
+    save_aside,
+    searched_learning_rate,
+)
 from hf_lm.training.estimate import forecast
 from hf_lm.training.outcome import Finished, describe_devices, origin_of, outcome
+from hf_lm.training.processes import (
+    check_engine,
+    check_processes,
+    complete,
+    describe_engine,
+    empty_copy,
+    is_sharded,
+    keep_rows_per_step,
+)
 from hf_lm.training.selection import EarlyStopping, search_learning_rate
 from hf_lm.training.trainer import SafeTrainerMixin, supervised_trainer
 
@@ -60,29 +80,39 @@ def fit(
     disable_progress_bar()  # transformers' bars for writing shards, which would break the bar of training
     args, origin = _own_arguments(training_args, task), origin_of(model)
     check_arguments(args, model, merge=merge)
-    checkpoint = open_output(args, inputs=origin.values())
-    trainer, evaluations = build(model, task, args, build_trainer)
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    plan = announce(trainer, task, model, trainable, resumed=checkpoint is not None)
-    proofs = prove(task.proofs_before(trainer), skip=args.skip_proofs, say=state.print)
-    swept = choose_learning_rate(model, task, args, build_trainer) if args.sweep and checkpoint is None else []
-    replace_results(args, checkpoint)
-    train(trainer, checkpoint, started=started)
-    measured = measure(trainer, task, evaluations)
-    finished = finish_model(trainer, task, args, merge=merge)
-    report: dict[str, Any] = {}
-    if state.is_main_process:
-        after = task.proofs_after(finished.model, Path(args.output_dir), finished.adapter)
-        proofs |= finished.proofs | prove(after, skip=args.skip_proofs, say=state.print)
-        report = outcome(
-            trainer, task, args, measured, finished, origin=origin, trainable=trainable, proofs=proofs, swept=swept
-        )
-        report |= ({"plan": plan} if plan else {}) | (extra_report or {})
-        report["seconds"] = time.monotonic() - started
-        report = write_results(report, task, measured, args)
-        push(args)
-    state.wait_for_everyone()
-    return report
+    with contextlib.ExitStack() as lock:
+        checkpoint = open_output(args, inputs=origin.values(), lock=lock)
+        inputs = inputs_of(task)
+        check_processes(Path(args.output_dir), inputs)
+        if checkpoint is not None and not args.resume_with_changes:
+            check_same_inputs(checkpoint, inputs)
+        trainer, evaluations = build(model, task, args, build_trainer)
+        trainer.inputs = inputs
+        check_engine(trainer, task)
+        empty = empty_copy(model) if is_sharded(trainer) else None
+        trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        plan = announce(trainer, task, model, trainable, resumed=checkpoint is not None)
+        before = task.proofs_before(trainer)
+        check_skipped(args.skip_proofs, before)
+        proofs = prove(before, skip=args.skip_proofs, say=state.print)
+        swept = choose_learning_rate(model, task, args, build_trainer) if args.sweep and checkpoint is None else []
+        replace_results(args, checkpoint)
+        train(trainer, checkpoint, started=started)
+        measured = measure(trainer, task, evaluations)
+        finished = finish_model(trainer, task, args, merge=merge, empty=empty)
+        report: dict[str, Any] = {}
+        if state.is_main_process:
+            after = task.proofs_after(finished.model, Path(args.output_dir), finished.adapter)
+            proofs |= finished.proofs | prove(after, skip=args.skip_proofs, say=state.print)
+            report = outcome(
+                trainer, task, args, measured, finished, origin=origin, trainable=trainable, proofs=proofs, swept=swept
+            )
+            report |= ({"plan": plan} if plan else {}) | (extra_report or {})
+            report["seconds"] = time.monotonic() - started
+            report = write_results(report, task, measured, args)
+            push(args)
+        state.wait_for_everyone()
+        return report
 
 
 def _own_arguments(training_args: TrainingArguments, task: Task) -> TrainingArguments:
@@ -106,19 +136,35 @@ def check_arguments(args: TrainingArguments, model: PreTrainedModel, *, merge: b
         )
 
 
-def open_output(args: TrainingArguments, *, inputs: Any) -> Path | None:
-    """Check and make the output folder; returns the checkpoint to resume, if one was asked for.
+def open_output(args: TrainingArguments, *, inputs: Any, lock: contextlib.ExitStack) -> Path | None:
+    """Check and make the output folder; returns the checkpoint to resume, if one was asked for and there is one.
 
-    `inputs` are names of what the run reads, which must not be replaced. An earlier run stays in the folder until
-    `replace_results`. Raises FileExistsError, FileNotFoundError, OSError or ValueError.
+    `inputs` are names of what the run reads, which must not be replaced. Other runs are refused until `lock` is
+    closed. An earlier run stays in the folder until `replace_results`. Raises FileExistsError, FileNotFoundError,
+    OSError or ValueError.
     """
     state, folder, resume = PartialState(), Path(args.output_dir), args.resume_from_checkpoint
     with state.main_process_first():
         if state.is_main_process:
-            prepare_output(folder, resume=bool(resume), overwrite=args.overwrite_output_dir, inputs=inputs)
-    checkpoint = find_checkpoint(resume, folder) if resume else None
-    if checkpoint is not None and not args.resume_with_changes:
-        check_same_run(checkpoint, args.run)
+            overwrite = args.overwrite_output_dir
+            prepare_output(folder, resume=bool(resume), overwrite=overwrite, inputs=inputs, lock=lock)
+    chosen: list[Any] = [None]
+    if resume and state.is_main_process:
+        try:
+            chosen = [find_checkpoint(resume, folder)]
+        except OSError as error:
+            chosen = [error]
+    [checkpoint] = broadcast_object_list(chosen)  # each process would read every file
+    if isinstance(checkpoint, OSError):
+        raise checkpoint
+    written = checkpoint or (folder if resume and is_run(folder) else None)  # a killed run leaves run.yaml at least
+    if written is not None and args.sweep and (rate := searched_learning_rate(written)) is not None:
+        _set_learning_rate(args, rate)
+    message = keep_rows_per_step(args, None if args.resume_with_changes else written)
+    if written is not None and not args.resume_with_changes:
+        check_same_run(written, args.run)
+    if message:
+        state.print(message)
     return checkpoint
 
 
@@ -156,7 +202,7 @@ def announce(
     say, budget, parameters = PartialState().print, trainer.args.budget, model.num_parameters()
     say(
         f"{type(model).__name__}: {parameters:,} parameters, {trainable:,} ({trainable / parameters:.1%}) trained, on "
-        f"{describe_devices(trainer.args)}"
+        f"{describe_devices(trainer.args)}{describe_engine(trainer)}"
     )
     if task.tokenizer_warning:
         say(f"  warning: {task.tokenizer_warning}")
@@ -187,9 +233,14 @@ def choose_learning_rate(
         greater_is_better=task.greater_is_better,
         say=PartialState().print,
     )
-    args.learning_rate = swept[0]["learning_rate"]
-    args.run = args.run | {"learning_rate": args.learning_rate, "sweep": 0}  # run.yaml repeats the run, not the search
+    _set_learning_rate(args, swept[0]["learning_rate"])
     return swept
+
+
+def _set_learning_rate(args: TrainingArguments, rate: float) -> None:
+    """Train at a rate that was searched: run.yaml repeats the run, not the search."""
+    args.learning_rate, args.sweep = rate, 0
+    args.run = args.run | {"learning_rate": rate, "sweep": 0}
 
 
 def replace_results(args: TrainingArguments, checkpoint: Path | None) -> None:
@@ -197,7 +248,8 @@ def replace_results(args: TrainingArguments, checkpoint: Path | None) -> None:
     if PartialState().is_main_process:
         if checkpoint is None or args.resume_with_changes:
             remove_results(args.output_dir, checkpoints=checkpoint is None)
-        save_run(args.run, args.output_dir)
+        with disk_errors("run.yaml", Path(args.output_dir)):
+            save_run(args.run, args.output_dir)
 
 
 def train(trainer: SafeTrainerMixin, checkpoint: Path | None, *, started: float) -> None:
@@ -208,25 +260,30 @@ def train(trainer: SafeTrainerMixin, checkpoint: Path | None, *, started: float)
     say, args, budget = PartialState().print, trainer.args, None
     if checkpoint is not None:
         say(f"resuming from {checkpoint}")
-    if args.budget < float("inf"):
+    if args.budget < float("inf") or args.stop_after_steps:
         sizes = [(p.numel(), p.element_size(), p.requires_grad) for p in trainer.model.parameters()]
         saved = sum(n * size + 2 * 4 * n * trained for n, size, trained in sizes)  # weights, and AdamW's two averages
-        budget = StopAtBudget(args.budget, started=started, checkpoint_bytes=saved)
+        limits = {"checkpoint_bytes": saved, "steps": args.stop_after_steps}
+        budget = StopAtBudget(args.budget, started=started, **limits)
         trainer.add_callback(budget)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     step = trainer.state.global_step
-    continuing = (
-        f"checkpoint-{step} is complete. Continue with the same command and --resume_from_checkpoint latest, or "
+    kept = list_checkpoints(args.output_dir)
+    continuing = f"{kept[-1].name} is complete. " if kept else ""
+    continuing += (
+        "Continue with the same command and --resume_from_checkpoint latest, or "
         f"--config {Path(args.output_dir) / 'run.yaml'} --resume_from_checkpoint latest."
     )
-    if trainer.stop.stopped:
+    if trainer.stop.signal is not None:  # at the last step too: what is left takes time
         say(f"stopped by a signal after step {step}; {continuing}")
-        raise SystemExit(128 + (trainer.stop.signal or 0))
+        raise SystemExit(128 + trainer.stop.signal)
     if budget is not None and budget.stopped:
-        say(
-            f"stopped after step {step} of {trainer.state.max_steps}, {in_hours(time.monotonic() - started)} of "
-            f"{in_hours(args.budget)}; {continuing}"
+        allowed = (
+            f", {in_hours(time.monotonic() - started)} of {in_hours(args.budget)}"
+            if math.isfinite(args.budget)
+            else ""
         )
+        say(f"stopped after step {step} of {trainer.state.max_steps}{allowed}; {continuing}")
         raise SystemExit(EXIT_OUT_OF_BUDGET)
 
 
@@ -242,10 +299,27 @@ def measure(trainer: SafeTrainerMixin, task: Task, evaluations: Evaluations) -> 
     return measured
 
 
-def finish_model(trainer: SafeTrainerMixin, task: Task, args: TrainingArguments, *, merge: bool) -> Finished:
-    """Merge an adapter if asked, prove that merging changed no logits, and save the model: on every process."""
+def finish_model(
+    trainer: SafeTrainerMixin,
+    task: Task,
+    args: TrainingArguments,
+    *,
+    merge: bool,
+    empty: PreTrainedModel | None = None,
+) -> Finished:
+    """Merge an adapter if asked, prove that merging changed no logits, and save the model: on every process.
+
+    The weights of a sharded model are gathered once, into `empty` on the main process, which alone merges and saves:
+    what it goes on with needs no other process.
+    """
     state, folder = PartialState(), Path(args.output_dir)
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    write: Callable[[Path], None] = lambda aside: trainer.save_model(str(aside))  # noqa: E731
+    if empty is not None:
+        weights = trainer.accelerator.get_state_dict(trainer.model)
+        if state.is_main_process:
+            trainer.model = model = complete(empty, weights)
+        write = lambda aside: trainer._save(str(aside)) if state.is_main_process else None  # noqa: E731
     model.config.use_cache = True  # the Trainer turned it off for training, and would save that
     model.eval()
     tags = list(model.model_tags or [])
@@ -256,19 +330,20 @@ def finish_model(trainer: SafeTrainerMixin, task: Task, args: TrainingArguments,
     def save(name: str, write: Callable[[Path], None]) -> list[str]:
         return save_aside(folder, name, write, main=state.is_main_process, wait=state.wait_for_everyone)
 
-    adapter, files, proofs = None, [], {}
+    adapter, files, proofs, final = None, [], {}, cast(PreTrainedModel, model)
     if is_adapted(model) and not merge:
         adapter = folder
     elif is_adapted(model):
         if has_base(model):
             adapter = folder / "adapter"
-            files += save("the adapter", lambda aside: trainer.save_model(str(aside / "adapter")))
-        bits, before = quantized_bits(model), logits_of(model, task.probe())
-        trainer.model = model = merged(model)
-        proof = lambda: merging(before, logits_of(model, task.probe()), bits=bits)  # noqa: E731
-        proofs = prove({"merging": proof}, skip=args.skip_proofs, say=state.print)
-    files += save("the model", lambda aside: trainer.save_model(str(aside)))
-    return Finished(model, adapter, files, tags, proofs)
+            files += save("the adapter", lambda aside: write(aside / "adapter"))
+        if empty is None or state.is_main_process:
+            bits, before = quantized_bits(model), logits_of(model, task.probe())
+            trainer.model = final = merged(model)
+            proof = lambda: merging(before, logits_of(final, task.probe()), bits=bits)  # noqa: E731
+            proofs = prove({"merging": proof}, skip=args.skip_proofs, say=state.print)
+    files += save("the model", write)
+    return Finished(final, adapter, files, tags, proofs)
 
 
 def write_results(
@@ -276,10 +351,13 @@ def write_results(
 ) -> dict[str, Any]:
     """Write predictions, plots and card, and last report.json; returns the report as that holds it."""
     folder, report = Path(args.output_dir), plain(report)
-    save_predictions(task.predictions(measured), folder)
-    draw_plots(report, folder)
-    write_card(report, folder)
-    save_report(report, folder)
+    with disk_errors("predictions.jsonl", folder):
+        save_predictions(task.predictions(measured), folder)
+    with disk_errors("the plots", folder):
+        draw_plots(report, folder)
+    with disk_errors("the card and the report", folder):
+        write_card(report, folder)
+        save_report(report, folder)
     show_report(report, folder)
     return report
 

@@ -40,6 +40,7 @@ def outcome(
     model = finished.model
     return {
         "recipe": task.recipe,
+        "kind": task.kind,
         "pipeline_tag": task.pipeline_tag,
         "main_metric": task.main_metric,
         "unit": task.unit,
@@ -57,6 +58,7 @@ def outcome(
             "model_type": model.config.model_type,
             "tags": finished.tags,
             **origin,
+            "base_commit": getattr(model.config, "_commit_hash", None) or "",  # of a base on the Hub
         },
         "proofs": proofs,
         "metrics": {split: with_baseline(task, split, scores) for split, scores in measured.items()},

@@ -81,6 +81,7 @@ def search_learning_rate(
             say(f"  sweep: learning rate {args.learning_rate:.2e} diverges")
             raise
         if trainer.stop.signal is not None:
+            say("stopped by a signal. Continue with the same command and --resume_from_checkpoint latest.")
             raise SystemExit(128 + trainer.stop.signal)
         value = trainer.evaluate()[f"eval_{metric}"]
         tried.append({"learning_rate": args.learning_rate, metric: value})

@@ -3,6 +3,7 @@
 `SafeTrainerMixin` is all of it but the loss, which TRL's trainers bring (hf_lm.training.trl_trainers).
 """
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +12,9 @@ import torch
 import transformers
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_callback import ProgressCallback, TrainerState
-from transformers.trainer_utils import SchedulerType, rotate_checkpoints
+from transformers.trainer_utils import SchedulerType
 
 from hf_lm import dry_run
 from hf_lm.arguments import TrainingArguments
@@ -21,9 +22,17 @@ from hf_lm.data.batches import GroupedByLength
 from hf_lm.data.packing import Blocks
 from hf_lm.models.adapters import is_adapted, save_adapted
 from hf_lm.models.target_tokenizer import has_target_tokenizer, save_tokenizer
-from hf_lm.output_folder import save_run
+from hf_lm.output_folder import list_checkpoints, remove_checkpoint, save_run
 from hf_lm.tasks.task import TrainingData
-from hf_lm.training.checkpoints import StopOnSignal, save_aside
+from hf_lm.training.checkpoints import (
+    INPUTS,
+    OnTrainBegin,
+    StopOnSignal,
+    check_best,
+    rotate,
+    save_aside,
+    unscheduled_steps,
+)
 from hf_lm.training.monitor import Progress, Speedometer, flops_per_token
 from hf_lm.training.optimizers import new_muon_adamw
 
@@ -58,7 +67,9 @@ class SafeTrainerMixin(_Trainer):
         args.dataloader_pin_memory &= torch.accelerator.is_available()  # or torch warns at every run on a CPU
         self.measure = measure
         self.tokens_seen: Any = 0  # by all processes
+        self.inputs: dict[str, str] = {}  # of checkpoints.inputs_of
         self._aside: Path | None = None
+        self._resumed: Path | None = None  # the checkpoint that training continued from
         tokenizer = kwargs.get("processing_class")
         self._pair = tokenizer if tokenizer is not None and has_target_tokenizer(tokenizer) else None
         if self._pair is not None:  # the Trainer would overwrite the decoder's special token ids with the encoder's
@@ -69,6 +80,7 @@ class SafeTrainerMixin(_Trainer):
             self.optimizer_cls_and_kwargs = (lambda: self._muon_adamw, {})
         self.stop = StopOnSignal()
         self.add_callback(self.stop)
+        self.add_callback(OnTrainBegin(self._restore_counts))
         dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
         self.speedometer = Speedometer(lambda: int(self.tokens_seen), flops_per_token(model, context), dtype)
         self.add_callback(self.speedometer)
@@ -81,11 +93,26 @@ class SafeTrainerMixin(_Trainer):
         for key, mask in (("input_ids", "attention_mask"), ("decoder_input_ids", "decoder_attention_mask")):
             if key in inputs:
                 read = inputs[mask].sum() if mask in inputs else inputs[key].numel()  # padding is not read
-                self.tokens_seen += read * self.args.world_size
+                self.tokens_seen += read * self._data_parallel()
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
             self._stop_at("loss", loss)
         return loss
+
+    def _data_parallel(self) -> int:
+        """Processes that read different rows; those of tensor and context parallelism share theirs."""
+        return self.args.world_size // (self.get_tp_size() * self.get_cp_size() * self.get_sp_size())
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
+        """As the Trainer's, but the rows that accelerate repeats to fill an epoch's last batch count nothing.
+
+        They lie behind the rest of the data set in that batch of all processes, and get the label -100.
+        """
+        read = self.accelerator.gradient_state
+        if batch_samples and "labels" in batch_samples[-1] and read.end_of_dataloader and read.remainder > 0:
+            labels, together = batch_samples[-1]["labels"], self.args.world_size // self._data_parallel()
+            labels[max(0, read.remainder - len(labels) * (self.args.process_index // together)) :] = -100
+        return super()._get_num_items_in_batch(batch_samples, device)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
@@ -161,6 +188,7 @@ class SafeTrainerMixin(_Trainer):
         )
         if checkpoint is None:
             return begun
+        self._resumed = Path(checkpoint)
         # The best checkpoint was recorded by its path at that time: the folder may have been moved since, and a
         # relative path holds for one working directory.
         recorded = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json")).best_model_checkpoint
@@ -168,7 +196,27 @@ class SafeTrainerMixin(_Trainer):
             folders = (Path(self.args.output_dir), Path(checkpoint).parent)
             here = [path for folder in folders if (path := folder / Path(recorded).name).is_dir()]
             self.state.best_model_checkpoint = str(here[0]) if here else self.state.best_model_checkpoint
+            if self.args.load_best_model_at_end:
+                check_best(here[0] if here else folders[0] / Path(recorded).name)
         return begun
+
+    def counts(self) -> dict[str, Any]:
+        """What a log is computed from: numbers since the last log, and of the whole run. As JSON holds them."""
+        return {"loss": self._tr_loss.item(), "logged": self._globalstep_last_logged, "total": self._total_loss_scalar}
+
+    def continue_counts(self, counts: dict[str, Any]) -> None:
+        """Continue from the `counts` of a checkpoint: the next log is that of an uninterrupted run."""
+        self._tr_loss += counts["loss"]
+        self._globalstep_last_logged, self._total_loss_scalar = counts["logged"], counts["total"]
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        (Path(output_dir) / f"counts_{self.args.process_index}.json").write_text(json.dumps(self.counts()))
+
+    def _restore_counts(self) -> None:
+        path = Path(self._resumed or "") / f"counts_{self.args.process_index}.json"
+        if self._resumed is not None and path.is_file():  # another number of processes has others
+            self.continue_counts(json.loads(path.read_text()))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         groups = self.optimizer.param_groups
@@ -183,6 +231,13 @@ class SafeTrainerMixin(_Trainer):
             group |= values | {"lr": values["initial_lr"] * factor(schedule.last_epoch)}
         schedule._last_lr = [group["lr"] for group in self.optimizer.param_groups]  # which the log shows
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        # A tied weight is saved once: under its other name it is not missing.
+        state, missing = self.model.state_dict(keep_vars=True), set(load_result.missing_keys)
+        there = {id(weight) for name, weight in state.items() if name not in missing}
+        lost = [name for name in load_result.missing_keys if id(state.get(name)) not in there]
+        super()._issue_warnings_after_load(type(load_result)(lost, load_result.unexpected_keys))
+
     # Evaluation and logs
 
     def evaluate(
@@ -196,6 +251,8 @@ class SafeTrainerMixin(_Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs.update(self.speedometer.measure())
+        if "train_loss" in logs and self._resumed is not None:  # the Trainer's is of the steps since the resume
+            logs["train_loss"] = self._total_loss_scalar / max(1, self.state.global_step)
         super().log(logs, start_time)
 
     # Checkpoints
@@ -208,7 +265,8 @@ class SafeTrainerMixin(_Trainer):
         if self.args.should_save:  # pickled, and never read: run.yaml holds the same
             (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
         tokenizer = self._pair or self.processing_class
-        if self.args.should_save and tokenizer is not None:  # super() saved it in the names of transformers 5
+        # super() used names that transformers 4 does not know
+        if self.args.should_save and isinstance(tokenizer, PreTrainedTokenizerBase):
             save_tokenizer(tokenizer, output_dir or self.args.output_dir)
         model = self.accelerator.unwrap_model(self.model)  # its forward in mixed precision is still to be trained
         if self.args.should_save and is_adapted(model):
@@ -225,21 +283,32 @@ class SafeTrainerMixin(_Trainer):
                 super(SafeTrainerMixin, self)._save_checkpoint(model, trial)
             finally:
                 self._aside = None
+            # The Trainer noted the folder aside, on every process; and an uninterrupted run has none of a stop.
+            new = self.state.best_global_step == self.state.global_step
+            scheduled = self.state.global_step not in unscheduled_steps(self.state)
+            self.state.best_model_checkpoint = str(folder / name) if new and scheduled else best
             if self.args.should_save:
-                if self.state.best_global_step == self.state.global_step:
-                    best = str(folder / name)
-                self.state.best_model_checkpoint = best  # the Trainer noted the folder aside
                 self.state.save_to_json(str(aside / name / "trainer_state.json"))
                 save_run(self.args.run, aside / name)
+                (aside / name / INPUTS).write_text(json.dumps(self.inputs))
 
         save_aside(folder, name, write, main=self.is_world_process_zero(), wait=self.accelerator.wait_for_everyone)
         if self.args.should_save:
-            rotate_checkpoints(
-                output_dir=str(folder),
-                save_total_limit=self.args.save_total_limit,
-                best_model_checkpoint=self.state.best_model_checkpoint,
-                use_mtime=False,
+            rotate(
+                folder / name,
+                keep=self.args.save_total_limit,
+                best=self.state.best_model_checkpoint,
+                unscheduled=unscheduled_steps(self.state),
             )
+
+    def _load_best_model(self) -> None:
+        best = Path(str(self.state.best_model_checkpoint))
+        check_best(best)
+        super()._load_best_model()
+        if self.args.should_save and self.args.save_total_limit == 1:  # the Trainer would remove them in place
+            for path in list_checkpoints(self.args.output_dir):
+                if path.name != best.name:
+                    remove_checkpoint(path)
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
         """Nothing touches the network before the result is on disk: hf_lm.hub.push pushes it, in one commit."""
@@ -294,8 +363,9 @@ class Trainer(SafeTrainerMixin, transformers.Trainer):
             labels = inputs["labels"][:, 1:] if self._loss_shifts_labels else inputs["labels"]
             loss = loss / (labels != -100).sum()
         else:
-            # num_items_in_batch counts all processes, and DDP takes the mean of their gradients: undo the mean.
-            loss = loss * self.accelerator.num_processes / num_items_in_batch
+            # num_items_in_batch counts all processes, and DDP takes the mean of their gradients: undo the mean. Those
+            # of tensor parallelism have the same batch.
+            loss = loss * (self.accelerator.num_processes // self.get_tp_size()) / num_items_in_batch
         return (loss, outputs) if return_outputs else loss
 
 

@@ -55,16 +55,24 @@ class TrlTrainerMixin(SafeTrainerMixin):
     """Keeps apart the numbers that TRL's trainers collect themselves: they log them with the next of ours."""
 
     _metrics: dict[str, dict[str, list[float]]]  # TRL's, by mode
+    _total_train_tokens: int
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if any(key.startswith("eval_") for key in logs):  # ours, whole: TRL's are of the proofs
-            mode = self.model.training
-            self.model.eval()
-            self._metrics["eval"].clear()
-            super().log(logs, start_time)
-            self.model.train(mode)
-        else:
-            super().log(logs, start_time)
+        """TRL adds its own of the mode that the model is in. Those of evaluation are of the proofs, and dropped."""
+        mode = self.model.training
+        self.model.train(not any(key.startswith("eval_") for key in logs))
+        self._metrics["eval"].clear()
+        super().log(logs, start_time)
+        self.model.train(mode)
+
+    def counts(self) -> dict[str, Any]:
+        return super().counts() | {"metrics": self._metrics["train"], "tokens": self._total_train_tokens}
+
+    def continue_counts(self, counts: dict[str, Any]) -> None:
+        super().continue_counts(counts)
+        self._metrics["train"].clear()
+        self._metrics["train"].update(counts["metrics"])
+        self._total_train_tokens = counts["tokens"]
 
 
 class SFT(TrlTrainerMixin, SFTTrainer):
@@ -145,6 +153,13 @@ class GRPO(TrlTrainerMixin, GRPOTrainer):
         for body in (base_of(model).base_model, reference.base_model):
             if "position_ids" in inspect.signature(body.forward).parameters:
                 body.register_forward_pre_hook(_count_from_the_mask, with_kwargs=True)
+
+    def counts(self) -> dict[str, Any]:
+        return super().counts() | {"without_signal": self.without_signal, "first_reward": self.first_reward}
+
+    def continue_counts(self, counts: dict[str, Any]) -> None:
+        super().continue_counts(counts)
+        self.without_signal, self.first_reward = Counter(counts["without_signal"]), counts["first_reward"]
 
     def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict]:
         return [self.task.prompt_ids[prompt] for prompt in prompts], None, {}

@@ -1,0 +1,1 @@
+"""A corpus prepared for pretraining with datatrove: recipes/corpus.py."""

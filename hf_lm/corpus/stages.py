@@ -1,0 +1,227 @@
+"""The stages of a corpus on datatrove's executors, and the report that is made from what they counted."""
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hf_lm.arguments import TrainingArguments
+from hf_lm.corpus.steps import PipelineStep
+from hf_lm.data.scripts import LANGUAGES
+from hf_lm.data.token_files import PREFIX, RECORD, TOKENIZER, record_tokens
+from hf_lm.files import write_whole
+from hf_lm.output_folder import is_run, prepare_output, save_run
+from hf_lm.reporting import markdown
+from hf_lm.reporting.report import save_report, versions
+from hf_lm.tokenization.tokenizer import load_tokenizer
+
+STAGES = "stages"  # folder of what is not needed when the corpus is complete
+
+
+class Stages:
+    """Pipelines that run one after the other, each in tasks that are skipped when they were completed before.
+
+    `training_args` give the output folder and what run.yaml holds; `executor` names datatrove's: "local", "slurm"
+    (which needs `partition` and `time`) or "ray". `workers` are tasks at the same time, 0 as many as the cores here
+    and as a cluster gives. A second start continues, with the same arguments only: another argument is refused.
+    """
+
+    def __init__(
+        self,
+        training_args: TrainingArguments,
+        *,
+        executor: str,
+        tasks: int,
+        workers: int,
+        partition: str = "",
+        time: str = "",
+    ) -> None:
+        self.folder, self.kind, self.tasks = Path(training_args.output_dir).resolve(), executor, tasks
+        self.workers = workers or (os.cpu_count() or 1 if executor == "local" else -1)
+        self.slurm = {"partition": partition, "time": time}
+        if executor == "slurm" and not partition:
+            raise ValueError("--executor slurm needs --partition, the name of the cluster's queue.")
+        self.names: list[str] = []
+        self.last: Any = None
+        overwrite = training_args.overwrite_output_dir
+        prepare_output(self.folder, resume=False, overwrite=overwrite)
+        if overwrite and is_run(self.folder):
+            remove_corpus(self.folder)
+        self._continue(training_args.run)
+
+    def _continue(self, run: dict[str, Any]) -> None:
+        free = ("executor", "workers", "partition", "time")  # how it runs, not what comes out
+        asked = {key: value for key, value in run.items() if key not in free}
+        if is_run(self.folder) and self.at("").is_dir():
+            begun = yaml.safe_load((self.folder / "run.yaml").read_text(encoding="utf-8"))
+            if changed := sorted(key for key, value in asked.items() if begun.get(key, value) != value):
+                raise ValueError(
+                    f"{self.folder} was begun with another --{changed[0]} ({begun[changed[0]]!r}, now "
+                    f"{asked[changed[0]]!r}): give that one to continue, or another --output_dir."
+                )
+        save_run(run, self.folder)
+
+    def at(self, name: str) -> Path:
+        """Where the files of a stage are."""
+        return self.folder / STAGES / name
+
+    def add(self, name: str, pipeline: list[PipelineStep], *, tasks: int = 0) -> None:
+        """Append a stage, which begins when the one before it has ended. `tasks`: 0 takes as many as all have."""
+        options: dict[str, Any] = {
+            "pipeline": pipeline,
+            "tasks": tasks or self.tasks,
+            "workers": min(self.workers, tasks or self.tasks),  # -1: no limit
+            "logging_dir": str(self.at("logs") / name),
+            "depends": self.last,
+        }
+        self.names.append(name)
+        if self.kind == "slurm":
+            from datatrove.executor import SlurmPipelineExecutor
+
+            self.last = SlurmPipelineExecutor(**options, **self.slurm, job_name=f"corpus-{name}")
+        elif self.kind == "ray":
+            from datatrove.executor import RayPipelineExecutor
+
+            self.last = RayPipelineExecutor(**options)
+        else:
+            from datatrove.executor import LocalPipelineExecutor
+
+            self.last = LocalPipelineExecutor(**options)
+
+    def run(self) -> dict[str, Any]:
+        """Run all stages; returns the report, {} where Slurm's jobs are queued and will write it."""
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # tasks share the cores
+        self.last.run()
+        path = self.folder / "report.json"
+        if not path.is_file():
+            print(f"The jobs are queued. The last one writes {path}; start again to continue what failed.")
+            return {}
+        report = json.loads(path.read_bytes())
+        print("\n".join(summary(report)))
+        print(f"To train on it: accelerate launch recipes/pretrain.py --dataset {PREFIX}{self.folder}")
+        return report
+
+
+def remove_corpus(folder: Path) -> None:
+    """Remove what this recipe writes, and nothing else."""
+    for name in (STAGES, "validation", "test", TOKENIZER):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for path in (folder / RECORD, folder / "report.json", folder / "README.md", *folder.glob("*.ds*")):
+        path.unlink(missing_ok=True)
+
+
+class Report(PipelineStep):
+    """Check and record the token files, and write report.json and README.md from what the stages counted. One task."""
+
+    name, type = "report", "REPORT"
+
+    def __init__(self, folder: Path, logs: Path, stages: Sequence[str], run: dict[str, Any]) -> None:
+        super().__init__()
+        self.folder, self.logs, self.stages, self.arguments = folder, logs, list(stages), run
+
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
+        counts = {name: read_counts(self.logs / name) for name in self.stages}
+        report = corpus_report(counts, self.arguments)
+        if not report["validation"]["documents"]:
+            raise ValueError("no document was held out for validation: raise --held_out, or give more text.")
+        train = report["steps"][-1]
+        record = record_tokens(self.folder, load_tokenizer(str(self.folder / TOKENIZER)), bytes=train["bytes"])
+        if record["documents"] != train["documents"]:
+            raise ValueError(
+                f"{train['documents']:,} documents were tokenized, and the files hold {record['documents']:,}: remove "
+                f"{self.folder / STAGES} and start again."
+            )
+        report["tokens"] = {key: record[key] for key in ("documents", "tokens", "dtype", "tokenizer")}
+        report = save_report(report, self.folder)
+        write_whole(self.folder / "README.md", "\n".join(page(report)) + "\n")
+
+
+def read_counts(logs: Path) -> list[dict[str, Any]]:
+    """What the steps of a stage counted, over its tasks: [{"name", "seconds", "counts"}] in the order of the steps."""
+    steps: list[dict[str, Any]] = []
+    for path in sorted((logs / "stats").glob("*.json")):
+        for i, step in enumerate(json.loads(path.read_bytes())):
+            if len(steps) <= i:
+                steps.append({"name": step["name"].split(": ")[-1], "seconds": 0.0, "counts": Counter()})
+            steps[i]["seconds"] += _total(step["time_stats"])
+            steps[i]["counts"].update({key: _total(value) for key, value in step["stats"].items()})
+    return steps
+
+
+def _total(value: Any) -> float:
+    """The sum of a statistic, which datatrove writes as a number where nothing else is to say of it."""
+    return value["total"] if isinstance(value, dict) else value
+
+
+def corpus_report(stages: dict[str, list[dict[str, Any]]], run: dict[str, Any]) -> dict[str, Any]:
+    """report.json without the tokens: documents and bytes after each step, reasons, duplicates, scripts, languages."""
+    steps, dropped, kinds = [], Counter(), Counter()
+    held: Counter = Counter()
+    seconds = {name: round(sum(step["seconds"] for step in counted), 2) for name, counted in stages.items()}
+    for step in (step for counted in stages.values() for step in counted):
+        counts = step["counts"]
+        if {"documents", "bytes"} <= counts.keys():
+            steps.append({"step": step["name"], "documents": counts["documents"], "bytes": counts["bytes"]})
+        dropped.update({key.removeprefix("dropped_"): n for key, n in counts.items() if key.startswith("dropped_")})
+        kinds.update({key: n for key, n in counts.items() if key.startswith(("script_", "language_"))})
+        held.update({key: n for key, n in counts.items() if key.startswith(("validation_", "test_"))})
+    duplicates = sum((step["counts"] for step in stages.get("clusters", [])), Counter())
+    scripts = {key[7:]: n for key, n in kinds.most_common() if key.startswith("script_")}
+    report = {
+        "recipe": "corpus",
+        "versions": versions(),
+        "run": run,
+        "steps": steps,
+        "dropped": dict(dropped.most_common()),
+        "duplicates": {"in_groups": duplicates["duplicates"], "removed": duplicates["to_remove"]},
+        "scripts": scripts,
+        "languages": {key[9:]: n for key, n in kinds.most_common() if key.startswith("language_")}
+        or {LANGUAGES[script]: n for script, n in scripts.items() if script in LANGUAGES},
+        "seconds": seconds,
+    }
+    for split in ("validation", "test"):
+        report[split] = {unit: held[f"{split}_{unit}"] for unit in ("documents", "bytes")}
+    return report
+
+
+def summary(report: dict[str, Any]) -> list[str]:
+    """The report as lines of a terminal."""
+    lines = [
+        f"{step['step']:<22}{step['documents']:>14,} documents{step['bytes']:>18,} bytes" for step in report["steps"]
+    ]
+    return [*lines, f"{report['tokens']['tokens']:,} tokens as {report['tokens']['dtype']}"]
+
+
+def page(report: dict[str, Any]) -> list[str]:
+    """README.md."""
+    rows = [
+        (markdown.in_table(step["step"]), f"{step['documents']:,}", f"{step['bytes']:,}") for step in report["steps"]
+    ]
+    rows += [
+        (split, f"{report[split]['documents']:,}", f"{report[split]['bytes']:,}") for split in ("validation", "test")
+    ]
+    lines = [
+        "# A corpus for pretraining",
+        "",
+        f"From {markdown.in_code(str(report['run']['dataset']))}, with hf_lm and datatrove.",
+    ]
+    lines += ["", "## Documents and bytes after each step", "", *markdown.table(("step", "documents", "bytes"), rows)]
+    lines += ["", f"{report['tokens']['tokens']:,} tokens ({report['tokens']['dtype']})."]
+    for title, key in (("Dropped, by reason", "dropped"), ("Scripts", "scripts"), ("Languages", "languages")):
+        if report[key]:
+            cells = [(markdown.in_table(name or "none"), f"{number:,}") for name, number in report[key].items()]
+            lines += ["", f"## {title}", "", *markdown.table(("", "documents"), cells)]
+    if report["duplicates"]["removed"]:
+        lines += ["", f"{report['duplicates']['removed']:,} near copies were removed (MinHash)."]
+    lines += [
+        "",
+        "## The run",
+        "",
+        *markdown.fenced(yaml.safe_dump(report["run"], sort_keys=False), "yaml").split("\n"),
+    ]
+    return lines

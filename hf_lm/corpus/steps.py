@@ -1,0 +1,271 @@
+"""Steps of a pipeline that datatrove does not have: counting, scripts, held-out text, leakage, our tokens."""
+
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from tokenizers.processors import TemplateProcessing
+
+from hf_lm.data.packing import markers
+from hf_lm.data.reading import read_documents
+from hf_lm.data.scripts import main_script
+from hf_lm.data.sources import find_files, hash_text, load_corpus
+from hf_lm.evaluation.leakage import hash_runs, holding_runs
+from hf_lm.suggestions import did_you_mean
+from hf_lm.tokenization.tokenizer import encode_documents, load_tokenizer, train_bpe
+
+try:
+    from datatrove.data import Document
+    from datatrove.pipeline.base import PipelineStep
+    from datatrove.pipeline.filters import (
+        FineWebQualityFilter,
+        GopherQualityFilter,
+        GopherRepetitionFilter,
+        LanguageFilter,
+    )
+    from datatrove.pipeline.filters.base_filter import BaseFilter
+    from datatrove.pipeline.readers import JsonlReader, ParquetReader
+    from datatrove.pipeline.tokens import DocumentTokenizer
+    from datatrove.pipeline.writers import JsonlWriter
+except ImportError as error:
+    raise ImportError(f"recipes/corpus.py needs datatrove ({error}): pip install 'hf-lm[corpus]'") from None
+
+TRAINED_ON = 32_000_000  # bytes of text that a tokenizer is trained on
+ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+
+
+class DemoReader(PipelineStep):
+    """The built-in text; the first task reads it."""
+
+    name, type = "demo", "READER"
+
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        corpus = load_corpus("demo")
+        texts = itertools.chain.from_iterable(corpus.documents(split) for split in corpus.splits) if rank == 0 else ()
+        yield from (Document(text, str(i)) for i, text in enumerate(texts))
+
+
+def input_files(dataset: str) -> list[str]:
+    """The files of a folder or of the Hub (`hf://datasets/...`) that can be read; [] for the demo.
+
+    Raises FileNotFoundError or ValueError in one line.
+    """
+    from datatrove.io import get_datafolder
+
+    if dataset == "demo":
+        return []
+    names = get_datafolder(dataset).list_files(recursive=True) if "://" in dataset or Path(dataset).is_dir() else []
+    names = [name for name in names if name.endswith(ENDINGS)]
+    if not names:
+        raise FileNotFoundError(f"--dataset {dataset} is no folder with files that end in {' '.join(ENDINGS)}.")
+    if len({name.endswith(".parquet") for name in names}) > 1:
+        raise ValueError(f"--dataset {dataset} holds both .parquet and .jsonl files: give a folder of one kind.")
+    return names
+
+
+def read(dataset: str, text_column: str) -> PipelineStep:
+    """datatrove's reader for the files of --dataset, shared out to the tasks by file."""
+    if dataset == "demo":
+        return DemoReader()
+    reader = ParquetReader if input_files(dataset)[0].endswith(".parquet") else JsonlReader
+    return reader(dataset, text_key=text_column)
+
+
+def write(folder: Path, *, compression: str = "zstd") -> JsonlWriter:
+    """Write the text of documents, a file a task."""
+    return JsonlWriter(str(folder), compression=compression, adapter=_text_alone)
+
+
+def _text_alone(_: JsonlWriter, document: Document) -> dict[str, str]:
+    return {"text": document.text, "id": document.id}
+
+
+class Count(PipelineStep):
+    """Count documents and bytes that come by; with `kinds` also their main script, and language where it is known."""
+
+    type = "COUNT"
+
+    def __init__(self, name: str, *, kinds: bool = False) -> None:
+        self.name, self.kinds = name, kinds
+        super().__init__()
+
+    def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        for document in data:
+            self.stat_update("documents")
+            self.stat_update("bytes", value=len(document.text.encode("utf-8", "surrogatepass")))
+            if self.kinds:
+                self.stat_update(f"script_{main_script(document.text)}")
+                if language := document.metadata.get("language"):
+                    self.stat_update(f"language_{language}")
+            yield document
+
+
+class ScriptFilter(BaseFilter):
+    """Keep documents most of whose letters are of one of these Unicode scripts: Latin, Han, Cyrillic."""
+
+    name = "script"
+
+    def __init__(self, scripts: Sequence[str]) -> None:
+        super().__init__()
+        self.scripts = set(scripts)
+
+    def filter(self, doc: Document) -> bool | tuple[bool, str]:
+        script = main_script(doc.text)
+        return script in self.scripts or (False, f"script_{script or 'none'}")
+
+
+def quality_filter(name: str) -> BaseFilter:
+    """datatrove's filter of that name. Raises ValueError for another."""
+    known = {
+        "gopher": GopherQualityFilter,
+        "gopher_repetition": GopherRepetitionFilter,
+        "fineweb": FineWebQualityFilter,
+    }
+    if name not in known:
+        raise ValueError(f"--filters {name}: there are {', '.join(known)}.{did_you_mean(name, known)}")
+    return known[name]()
+
+
+def language_filter(languages: Sequence[str], model: str) -> LanguageFilter:
+    """datatrove's language filter with the fastText model in a file; without languages it labels and keeps all.
+
+    Raises FileNotFoundError where there is no such file: nothing is downloaded.
+    """
+    if not Path(model).is_file():
+        raise FileNotFoundError(
+            f"--language_model: there is no file {model!r}: give a fastText model such as lid.176.bin or GlotLID's."
+        )
+    step = LanguageFilter(list(languages) or None, label_only=not languages)
+    step.model.MODEL_URL = str(Path(model).resolve())
+    return step
+
+
+class HoldOut(PipelineStep):
+    """Write a share of the documents as validation, as many as test, and pass the others on.
+
+    The hash of a text decides. Documents that differ little were reduced to one before, so a held-out document has no
+    near copy in train.
+    """
+
+    name, type = "held out", "HOLD OUT"
+
+    def __init__(self, folder: Path, share: float) -> None:
+        super().__init__()
+        self.folder, self.share = folder, share
+
+    def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        with (
+            write(self.folder / "validation", compression="gzip") as first,
+            write(self.folder / "test", compression="gzip") as second,
+        ):
+            for document in data:
+                place = int.from_bytes(hash_text(document.text), "big") / 2**128
+                if place >= 2 * self.share:
+                    yield document
+                    continue
+                split, writer = ("validation", first) if place < self.share else ("test", second)
+                self.stat_update(f"{split}_documents")
+                self.stat_update(f"{split}_bytes", value=len(document.text.encode("utf-8", "surrogatepass")))
+                writer.write(document, rank)
+
+
+class SaveTokenizer(PipelineStep):
+    """Save the tokenizer that is named, or train one on documents spread over all files. One task."""
+
+    name, type = "tokenizer", "TOKENIZER"
+
+    def __init__(self, texts: Path, folder: Path, name: str, vocab_size: int) -> None:
+        super().__init__()
+        self.texts, self.folder, self.tokenizer, self.vocab_size = texts, folder, name, vocab_size
+
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
+        if self.tokenizer != "bpe":
+            load_tokenizer(self.tokenizer).save_pretrained(self.folder)
+            return
+        files = sorted(self.texts.glob("*.jsonl*"))
+        if not files:
+            raise ValueError("no document passed the filters, so there is nothing to tokenize: see --filters.")
+        limit = TRAINED_ON // len(files)
+        texts = (text for file in files for text in _some(file, limit))
+        train_bpe(texts, vocab_size=self.vocab_size, max_bytes=TRAINED_ON).save_pretrained(self.folder)
+
+
+def _some(file: Path, max_bytes: int) -> Iterator[str]:
+    total = 0
+    for document in JsonlReader(str(file.parent)).read_file(file.name):
+        if total >= max_bytes:
+            return
+        total += len(document.text.encode("utf-8", "surrogatepass"))
+        yield document.text
+
+
+class LeakageFilter(BaseFilter):
+    """Drop documents that hold a run of `run` tokens of held-out text: what the proof `leakage` of a run looks for.
+
+    `held_out` are folders that `HoldOut` writes, `evaluation` files or folders of other documents. Runs are hashed as
+    hf_lm.evaluation.leakage does, so that the proof finds nothing in what is left. Memory is 8 bytes a held-out token.
+    Raises FileNotFoundError where one of `evaluation` is not there.
+    """
+
+    name = "leakage"
+
+    def __init__(self, held_out: Sequence[Path], evaluation: Sequence[str], tokenizer: Path, *, run: int) -> None:
+        super().__init__(batch_size=500)
+        if missing := [source for source in evaluation if not find_files(source)]:
+            raise FileNotFoundError(f"--evaluation: there is no file or folder {missing[0]}.")
+        self.held_out = (*map(str, held_out), *(str(Path(source).resolve()) for source in evaluation))
+        self.tokenizer, self.run_length = str(tokenizer), run
+
+    def filter(self, doc: Document) -> bool | tuple[bool, str]:
+        return self.filter_batch([doc])[0]
+
+    def filter_batch(self, batch: list[Document]) -> list[bool | tuple[bool, str]]:
+        tokenizer, wanted = _held_out_runs(self.held_out, self.tokenizer, self.run_length)
+        encoded = encode_documents(tokenizer, [document.text for document in batch])
+        leaked = holding_runs(encoded, wanted, run=self.run_length)
+        return [(False, "held_out_text") if found else True for found in leaked]
+
+
+@lru_cache(1)  # of a process, whose tasks need the same
+def _held_out_runs(held_out: tuple[str, ...], tokenizer_folder: str, run: int) -> tuple[Any, np.ndarray]:
+    tokenizer = load_tokenizer(tokenizer_folder)
+    hashes = [np.zeros(0, np.uint64)]
+    for source in filter(os.path.exists, held_out):  # a small corpus may have no document in test
+        for path in find_files(source) or []:
+            texts = read_documents(path, text_column="", document_start=None, cleaned=_Uncounted())
+            while batch := list(itertools.islice(texts, 500)):
+                hashes += [np.unique(hash_runs(np.array(ids), run)) for ids in encode_documents(tokenizer, batch)]
+    return tokenizer, np.unique(np.concatenate(hashes))
+
+
+class _Uncounted(dict):
+    """In place of a Counter whose counts nobody reads."""
+
+    def __missing__(self, _: Any) -> int:
+        return 0
+
+
+class Tokenize(DocumentTokenizer):
+    """datatrove's tokenizer with our markers; a text that spells a special token is encoded as text."""
+
+    def __init__(self, output_folder: Path, tokenizer: Path, **options: Any) -> None:
+        super().__init__(str(output_folder), str(tokenizer / "tokenizer.json"), **options)
+        self.folder = tokenizer
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        ours = load_tokenizer(str(self.folder))
+        begin, end = markers(ours)
+        tokenizer = cast(Any, ours).backend_tokenizer
+        tokenizer.post_processor = TemplateProcessing(
+            single="$A <END>" if begin == end else "<BEGIN> $A <END>",
+            special_tokens=[("<BEGIN>", begin), ("<END>", end)],
+        )
+        tokenizer.encode_special_tokens = True
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer

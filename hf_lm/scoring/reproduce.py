@@ -1,0 +1,269 @@
+"""`hf-lm reproduce`: a finished run, run again as its run.yaml says, and a verdict on each of its metrics."""
+
+import json
+import math
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hf_lm.evaluation.intervals import Estimate
+from hf_lm.files import fingerprints
+from hf_lm.hub.records import read_report, read_run
+from hf_lm.launching import find_recipes
+from hf_lm.output_folder import list_checkpoints
+from hf_lm.reporting.report import versions
+from hf_lm.scoring.predictions import METRICS, Example, estimates_of, read_predictions
+from hf_lm.training.budget import EXIT_OUT_OF_BUDGET
+
+RECORDS = ["run.yaml", "report.json", "predictions.jsonl", "README.md"]
+IDENTICAL, AGREES, DIFFERS = "identical", "agrees", "differs"
+PRECISION = 1e-6  # relative: report.json keeps eight digits
+CHECKED = 1e-3  # relative, of weights measured again: another precision, another batch
+# Where the run writes and publishes, and what stopped it, are not the run.
+LEFT_OUT = (
+    *("output_dir", "push_to_hub", "hub_model_id", "hub_private_repo"),
+    *("max_hours", "max_cost", "price_per_hour", "stop_after_steps"),
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A published number and the same one here. `low` and `high`: the 95 % interval that decides where they differ."""
+
+    what: str  # "test accuracy"
+    published: float
+    here: float
+    verdict: str
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass
+class Published:
+    """What a run left for others: its records, verified."""
+
+    source: str
+    folder: Path
+    run: dict[str, Any]
+    report: dict[str, Any]
+    examples: list[Example]
+
+    def by_split(self) -> Iterator[tuple[str, dict[str, dict[str, Any]]]]:
+        yield from self.report.get("metrics", {}).items()
+
+
+def fetch(source: str, *, weights: bool = False) -> Published:
+    """The records of a run in a folder or on the Hub (`user/name`, `user/name@revision`), and its model if asked.
+
+    Raises FileNotFoundError where it is no finished run, and ValueError where its metrics are not those of its
+    predictions or a file is not the one that the run wrote.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        name, _, revision = source.partition("@")
+        patterns = None if weights else RECORDS
+        folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
+    run, report = read_run(folder), read_report(folder)
+    if run is None or report is None or report.get("recipe") not in find_recipes():
+        raise FileNotFoundError(f"{source} is no finished run of a recipe: it needs run.yaml and report.json.")
+    path = folder / "predictions.jsonl"
+    published = Published(source, folder, run, report, read_predictions(path) if path.is_file() else [])
+    for split, metric, value, estimate in recomputed(published):
+        if not math.isclose(value, estimate.value, rel_tol=PRECISION, abs_tol=PRECISION):
+            raise ValueError(
+                f"{source}: report.json says {split} {metric} {value:g}, and its predictions.jsonl gives "
+                f"{estimate.value:g}: one of the two was changed."
+            )
+    if weights:
+        recorded = {name: about for name, about in report.get("files", {}).items() if not name.endswith(".yaml")}
+        changed = [name for name, about in recorded.items() if not _is(folder, name, about)]
+        if changed:
+            raise ValueError(f"{source}: {', '.join(changed)} is not what the run wrote (its SHA-256 differs).")
+    return published
+
+
+def _is(folder: Path, name: str, about: dict[str, Any]) -> bool:
+    return (folder / name).is_file() and fingerprints(folder, [name])[name] == about
+
+
+def recomputed(published: Published) -> Iterator[tuple[str, str, float, Estimate]]:
+    """Split, metric, the reported value and the estimate from the predictions, where the task has these."""
+    task = published.report["recipe"]
+    if task not in METRICS:
+        return
+    labels = _labels(task, published.examples)
+    for split, metrics in published.by_split():
+        rows = [row for row in published.examples if row.get("split") == split]
+        estimates = estimates_of(task, rows, labels=labels) if rows else {}
+        for name, estimate in estimates.items():
+            if name in metrics:
+                yield split, name, metrics[name]["value"], estimate
+
+
+def _labels(task: str, *examples: list[Example]) -> list[str]:
+    rows = [row for each in examples for row in each] if task == "sentiment" else []
+    return sorted({row[key] for row in rows for key in ("reference", "prediction")})
+
+
+def what_differs(published: Published) -> list[str]:
+    """In what this machine is not the run's, as lines: versions, and how many processes on which device."""
+    here, there = versions(), published.report.get("versions", {})
+    lines = [
+        f"{name} {there[name]} there, {here.get(name, 'absent')} here"
+        for name in there
+        if here.get(name) != there[name]
+    ]
+    if published.report.get("processes", 1) > 1:
+        lines.append(f"{published.report['processes']} processes there: the batch of each step is divided among them")
+    return lines
+
+
+def command(published: Published, output_dir: Path, config: Path, *, seed: int | None, steps: int) -> list[str]:
+    """The command that runs it again; writes its configuration to `config`."""
+    run = {name: value for name, value in published.run.items() if name not in LEFT_OUT and name != "seed"}
+    run["output_dir"] = str(output_dir)
+    if seed is not None or "seed" in published.run:
+        run["seed"] = published.run["seed"] if seed is None else seed
+    if steps:
+        run["stop_after_steps"] = steps
+    config.write_text(yaml.safe_dump(run, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    commit = published.report.get("data", {}).get("commit")
+    if commit and "@" not in run["dataset"]:
+        run["dataset"] += f"@{commit}"  # of the Hub: as it was
+    recipe = find_recipes()[published.report["recipe"]].path
+    n = published.report.get("processes", 1)
+    launcher = [] if n == 1 else ["-m", "accelerate.commands.launch", "--num_processes", str(n)]
+    return [sys.executable, *launcher, str(recipe), "--config", str(config)]
+
+
+def reproduce(
+    source: str,
+    output_dir: str | Path,
+    *,
+    seed: int | None = None,  # None is the run's
+    steps: int = 0,  # compare the loss of the first steps only; 0 runs all
+    say: Callable[[str], None] = print,
+) -> list[Verdict]:
+    """Run a published run again into a new folder and compare. Raises RuntimeError where the run itself fails."""
+    published, out = fetch(source), Path(output_dir)
+    for line in what_differs(published):
+        say(f"differs here: {line}")
+    minutes, device = published.report.get("seconds", 0) / 60, published.report.get("device", "its machine")
+    say(f"it took {minutes:.1f} minutes on {device}")
+    with tempfile.TemporaryDirectory() as place:
+        done = subprocess.run(command(published, out, Path(place) / "run.yaml", seed=seed, steps=steps), check=False)
+    if done.returncode not in (0, EXIT_OUT_OF_BUDGET if steps else 0):
+        raise RuntimeError(f"the run ended with exit code {done.returncode}: {source} was not reproduced.")
+    if steps:
+        return compare_losses(published, out, steps)
+    again = fetch(str(out))
+    for line in other_data(published, again):
+        say(f"differs here: {line}")
+    return compare_metrics(published, again)
+
+
+def compare_losses(published: Published, out: Path, steps: int) -> list[Verdict]:
+    """The training loss at each step that both logged, among the first `steps`."""
+    states = [checkpoint / "trainer_state.json" for checkpoint in list_checkpoints(out)[-1:]]
+    here = {
+        entry["step"]: entry["loss"]
+        for state in states
+        for entry in json.loads(state.read_text(encoding="utf-8"))["log_history"]
+        if "loss" in entry
+    }
+    there = {entry["step"]: entry["loss"] for entry in published.report["history"] if "loss" in entry}
+    shared = [step for step in sorted(there) if step <= steps and step in here]
+    if not shared:
+        raise ValueError(f"the run logged no loss within {steps} steps: take more (it logs at {sorted(there)[:3]}).")
+    verdicts = []
+    for step in shared:
+        same = math.isclose(there[step], here[step], rel_tol=PRECISION)
+        close = math.isclose(there[step], here[step], rel_tol=CHECKED)
+        verdict = IDENTICAL if same else AGREES if close else DIFFERS
+        verdicts.append(Verdict(f"loss at step {step}", there[step], here[step], verdict))
+    return verdicts
+
+
+def other_data(published: Published, again: Published) -> list[str]:
+    """What the two runs read that was not the same, as lines: the text, and the commit of a base on the Hub."""
+    sides = [each.report.get("data", {}).get("fingerprint") for each in (published, again)]
+    lines = ["the data have another content"] if sides[0] != sides[1] else []
+    commits = [each.report.get("model", {}).get("base_commit") for each in (published, again)]
+    if all(commits) and commits[0] != commits[1]:
+        lines.append(f"the base model was at {commits[0]:.8} there and is at {commits[1]:.8} here")
+    return lines
+
+
+def compare_metrics(published: Published, again: Published) -> list[Verdict]:
+    """Every published metric against the new run's: by the examples where both have the same, else by its interval."""
+    task = published.report["recipe"]
+    paired = {}
+    if task in METRICS:
+        labels = _labels(task, published.examples, again.examples)
+        for split, _ in published.by_split():
+            sides = [[row for row in each.examples if row.get("split") == split] for each in (published, again)]
+            if sides[0] and [_example(row) for row in sides[0]] == [_example(row) for row in sides[1]]:
+                paired[split] = tuple(estimates_of(task, rows, labels=labels) for rows in sides), sides[0] == sides[1]
+    verdicts = []
+    for split, metrics in published.by_split():
+        for name, about in metrics.items():
+            there, here = about["value"], again.report["metrics"].get(split, {}).get(name, {}).get("value", math.nan)
+            same = math.isclose(there, here, rel_tol=PRECISION)
+            low, high = about.get("low"), about.get("high")
+            if split in paired and name in paired[split][0][0]:
+                (before, after), equal = paired[split]
+                same &= equal
+                difference = after[name].minus(before[name])
+                low, high = difference.low, difference.high
+                inside = low is not None and high is not None and low <= 0 <= high
+            else:
+                inside = low is not None and high is not None and low <= here <= high
+            verdict = IDENTICAL if same else AGREES if inside else DIFFERS
+            verdicts.append(Verdict(f"{split} {name}", there, here, verdict, low, high))
+    return verdicts
+
+
+def _example(row: Example) -> tuple[Any, ...]:
+    return tuple(str(row.get(name)) for name in ("input", "context", "reference", "bytes", "words"))
+
+
+def check_weights(source: str, *, say: Callable[[str], None] = print) -> list[Verdict]:
+    """Measure the published weights on the published data, without training. Raises ValueError where it cannot be."""
+    from hf_lm.scoring.score import score
+
+    published = fetch(source, weights=True)
+    task = published.report["recipe"]
+    if task not in METRICS:
+        raise ValueError(f"a run of {task} is checked by running it again: leave --check out.")
+    split = "test" if "test" in published.report["metrics"] else "validation"
+    result = score([str(published.folder)], dataset=str(published.run["dataset"]), task=task, split=split, say=say)
+    (measured,) = result["models"].values()
+    verdicts = []
+    for name, about in published.report["metrics"][split].items():
+        if name in measured["metrics"]:
+            there, here = about["value"], measured["metrics"][name]["value"]
+            same = math.isclose(there, here, rel_tol=PRECISION)
+            close = math.isclose(there, here, rel_tol=CHECKED, abs_tol=CHECKED)
+            verdicts.append(
+                Verdict(f"{split} {name}", there, here, IDENTICAL if same else AGREES if close else DIFFERS)
+            )
+    return verdicts
+
+
+def as_report(source: str, verdicts: list[Verdict]) -> dict[str, Any]:
+    """What reproduction.json holds."""
+    return {"source": source, "verdict": overall(verdicts), "metrics": [asdict(each) for each in verdicts]}
+
+
+def overall(verdicts: list[Verdict]) -> str:
+    """The worst verdict of all."""
+    order = (IDENTICAL, AGREES, DIFFERS)
+    return max((each.verdict for each in verdicts), key=order.index, default=DIFFERS)

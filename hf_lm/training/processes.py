@@ -1,0 +1,152 @@
+"""How processes share a run: what is refused because it would be silently wrong, rows per step, complete weights."""
+
+import copy
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+from torch import nn
+from transformers import PreTrainedModel
+
+from hf_lm.arguments import TrainingArguments
+from hf_lm.models.adapters import base_of
+from hf_lm.reporting.report import versions
+
+
+def describe_engine(trainer: Any) -> str:
+    """What shares the work among processes: "" for one, or DDP, FSDP2, ZeRO-n, and the sizes of other parallelism."""
+    if trainer.args.world_size == 1:
+        return ""
+    name = "FSDP2" if trainer.is_fsdp_enabled else "DDP"
+    if trainer.is_deepspeed_enabled:
+        name = f"ZeRO-{trainer.accelerator.state.deepspeed_plugin.zero_stage}"
+    sizes = {"tensor": trainer.get_tp_size(), "context": trainer.get_cp_size(), "sequence": trainer.get_sp_size()}
+    return "".join([f", {name}", *(f", {kind} parallelism {n}" for kind, n in sizes.items() if n > 1)])
+
+
+def check_engine(trainer: Any, task: Any) -> None:
+    """Raise ValueError in one line for a combination that trains wrongly, or hangs, without an error of its own."""
+    args, model = trainer.args, trainer.model
+    muon, asked_for_fsdp = args.muon_learning_rate, os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    if asked_for_fsdp and not trainer.is_fsdp_enabled:
+        raise ValueError(
+            "FSDP was asked for, but accelerate does not shard on this device and would train complete copies (DDP): "
+            "take FSDP out of the launch, or start on GPUs."
+        )
+    if trainer.is_fsdp_enabled and trainer.accelerator.state.fsdp_plugin.fsdp_version != 2:
+        raise ValueError("FSDP1 is not supported: set fsdp_version: 2 in the file of accelerate.")
+    if trainer.is_fsdp_enabled and any(parameter.is_meta for parameter in model.parameters()):
+        raise ValueError("fsdp_cpu_ram_efficient_loading leaves processes without weights to check: set it to false.")
+    if trainer.is_deepspeed_enabled:
+        _check_deepspeed(trainer, muon)
+    if trainer.get_tp_size() > 1 and not getattr(base_of(model), "tp_plan", None):
+        raise ValueError(
+            f"tensor parallelism: {type(base_of(model)).__name__} has no tp_plan, and each process would train all of "
+            "it. Set tp_size to 1 and shard with FSDP2."
+        )
+    if trainer.get_cp_size() > 1 and getattr(task, "isolate", False):
+        raise ValueError(
+            "context parallelism knows no mask but the causal one: packed documents would see each other. Set "
+            "--packing concatenate, or cp_size to 1."
+        )
+
+
+def _check_deepspeed(trainer: Any, muon: float) -> None:
+    plugin = trainer.accelerator.state.deepspeed_plugin
+    if muon:
+        raise ValueError(
+            "--muon_learning_rate: DeepSpeed hands out flat parts of parameters, and Muon needs matrices. Set "
+            "--muon_learning_rate 0 --optim adamw_torch, or shard with FSDP2."
+        )
+    if str(plugin.deepspeed_config.get("optimizer", {}).get("type", "")).lower() == "muon":
+        raise ValueError(
+            'DeepSpeed\'s own Muon spares only names with "embed" or "lm_head", and would orthogonalise embeddings '
+            "such as GPT-2's. Take `optimizer` out of its file: --optim adamw_torch, or FSDP2 with our Muon."
+        )
+    if plugin.zero_stage == 3:
+        raise ValueError(
+            "ZeRO-3: the first process could not check and sample the model after training, and would wait for ever. "
+            "Use ZeRO-2, or FSDP2."
+        )
+
+
+def check_processes(folder: Path, inputs: dict[str, str]) -> None:
+    """Compare what the processes of a run see: their versions and `inputs` (what they read) must be equal.
+
+    Prints a warning where one does not see the output folder of the first. Raises ValueError on every process.
+    """
+    state = PartialState()
+    if state.num_processes == 1:
+        return
+    [mark] = broadcast_object_list([folder / f".process-{secrets.token_hex(4)}"])
+    if state.is_main_process:
+        mark.touch()
+    state.wait_for_everyone()
+    seen = gather_object([{"versions": versions(), "inputs": inputs, "folder": mark.exists()}])
+    if state.is_main_process:
+        mark.unlink(missing_ok=True)
+    for process, own in enumerate(seen):
+        for kind, verb in (("versions", "runs other versions"), ("inputs", "reads other data")):
+            if own[kind] != seen[0][kind]:
+                names = {*own[kind], *seen[0][kind]}
+                differ = sorted(name for name in names if own[kind].get(name) != seen[0][kind].get(name))
+                details = [f"{name} {seen[0][kind].get(name)} and {own[kind].get(name)}" for name in differ]
+                raise ValueError(f"process {process} {verb} than process 0: {', '.join(details)}. Make them equal.")
+    if blind := [str(process) for process, own in enumerate(seen) if not own["folder"]]:
+        state.print(
+            f"  warning: processes {', '.join(blind)} do not see {folder} of process 0, and the run cannot be "
+            "resumed. Give --output_dir and HF_HOME on a disk that all machines share"
+        )
+
+
+def keep_rows_per_step(args: TrainingArguments, checkpoint: Path | None) -> str:
+    """Give each optimizer step the rows of the run that is resumed, or of --rows_per_step, by accumulation.
+
+    Sets `gradient_accumulation_steps`, and records the rows in the arguments' `run`. Returns a sentence where that
+    changed the accumulation, else "". Raises ValueError where the processes' batches do not divide the rows.
+    """
+    rows, source = args.rows_per_step, "--rows_per_step"
+    at_once = args.train_batch_size * args.world_size
+    if checkpoint is not None and not args.resume_with_changes:
+        saved = yaml.safe_load((checkpoint / "run.yaml").read_text(encoding="utf-8"))
+        rows, source = saved.get("rows_per_step") or rows, f"{checkpoint}: rows_per_step"
+    message = ""
+    if rows and rows != at_once * args.gradient_accumulation_steps:
+        if rows % at_once:
+            raise ValueError(
+                f"{source} {rows}: {args.world_size} processes with {args.train_batch_size} rows each read {at_once} "
+                "at once, which does not divide it. Start another number of processes, or give another "
+                "--per_device_train_batch_size" + (" with --resume_with_changes." if checkpoint else ".")
+            )
+        args.gradient_accumulation_steps = rows // at_once
+        message = f"{rows} rows a step: {args.gradient_accumulation_steps} batches of {at_once} are accumulated"
+    args.run = args.run | {"rows_per_step": at_once * args.gradient_accumulation_steps}
+    return message
+
+
+def is_sharded(trainer: Any) -> bool:
+    """Whether no process holds the complete weights while training."""
+    return bool(trainer.is_fsdp_enabled)
+
+
+def empty_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of a model on which no memory is spent: parameters are on the meta device, tied ones stay tied."""
+    memo: dict[int, Any] = {
+        id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
+        for p in model.parameters()
+    }
+    return copy.deepcopy(model, memo)
+
+
+def complete(empty: PreTrainedModel, weights: dict[str, torch.Tensor]) -> PreTrainedModel:
+    """An `empty_copy` with the weights of a full state dict, which it takes over without a copy."""
+    empty.load_state_dict(weights, strict=False, assign=True)  # tied weights may stand under one of their names
+    base_of(empty).tie_weights()
+    if missing := [name for name, parameter in empty.named_parameters() if parameter.is_meta]:
+        raise ValueError(f"the gathered weights lack {', '.join(missing[:3])}.")
+    return empty.eval()

@@ -1,0 +1,75 @@
+"""Prepare a corpus for pretraining: read, filter, deduplicate, remove held-out text, tokenize, with datatrove.
+
+accelerate launch recipes/corpus.py                                             # built-in text, minutes on a laptop
+accelerate launch recipes/corpus.py --dataset web/ --scripts Latin --workers 8  # a folder of .jsonl or .parquet files
+accelerate launch recipes/corpus.py --dataset hf://datasets/user/name/data --executor slurm --partition cpu --tasks 500
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from hf_lm.arguments import TrainingArguments, parse_arguments
+
+
+@dataclass
+class Arguments:
+    dataset: str = "demo"  # built-in text, a folder of .jsonl or .parquet files, or hf://datasets/USER/NAME/FOLDER
+    text_column: str = "text"  # key of the text
+    scripts: list[str] = field(default_factory=list)  # Unicode scripts kept, such as Latin Han; none keeps all
+    languages: list[str] = field(default_factory=list)  # kept, as --language_model names them; none keeps all
+    language_model: str = ""  # a fastText file that labels languages, such as lid.176.bin
+    filters: list[str] = field(default_factory=lambda: ["gopher", "fineweb"])  # and gopher_repetition, or none
+    deduplicate: bool = True  # remove near copies, by MinHash
+    evaluation: list[str] = field(default_factory=list)  # files of text that must not occur in the corpus
+    leakage_tokens: int = 50  # length of a run of held-out text for which a document is dropped
+    held_out: float = 0.02  # share of the documents for validation, and as many for test
+    tokenizer: str = "bpe"  # trained on the corpus; otherwise a name or path
+    vocab_size: int = 4096  # entries of a trained tokenizer
+    tokens_per_file: int = 1_000_000_000  # of the merged files, in one shuffled order; 0 keeps a file a task
+    executor: Literal["local", "slurm", "ray"] = "local"
+    tasks: int = 0  # parts of the work; 0 is one a file, at most 1000
+    workers: int = 0  # tasks at the same time; 0 is one a core here, and no limit on a cluster
+    partition: str = ""  # Slurm's queue
+    time: str = "20:00:00"  # Slurm's limit of a task
+
+
+def main(args: Arguments, training_args: TrainingArguments) -> dict:
+    from datatrove.pipeline import dedup, tokens  # the extra `corpus`
+
+    from hf_lm.corpus import steps
+    from hf_lm.corpus.stages import Report, Stages
+
+    tasks = args.tasks or min(1000, max(1, len(steps.input_files(args.dataset))))
+    machine = {"executor": args.executor, "workers": args.workers, "partition": args.partition, "time": args.time}
+    stages = Stages(training_args, tasks=tasks, **machine)
+    folder, at, tokenizer = stages.folder, stages.at, stages.folder / "tokenizer"
+    names = [name for name in args.filters if name != "none"]
+    kept = [step for name in names for step in (steps.quality_filter(name), steps.Count(f"after {name}"))]
+    kinds = [steps.language_filter(args.languages, args.language_model)] if args.language_model else []
+    kinds += [steps.ScriptFilter(args.scripts)] if args.scripts else []
+    reader = [steps.read(args.dataset, args.text_column), steps.Count("read"), *kinds]
+    stages.add("filter", [*reader, steps.Count("after language", kinds=True), *kept, steps.write(at("filtered"))])
+    unique = [steps.JsonlReader(str(at("filtered")))]
+    if args.deduplicate:
+        stages.add("signatures", [*unique, dedup.MinhashDedupSignature(str(at("signatures")))])
+        stages.add("buckets", [dedup.MinhashDedupBuckets(str(at("signatures")), str(at("buckets")))], tasks=14)
+        stages.add("clusters", [dedup.MinhashDedupCluster(str(at("buckets")), str(at("copies")))], tasks=1)
+        unique += [dedup.MinhashDedupFilter(str(at("copies"))), steps.Count("deduplicated")]
+    stages.add("hold_out", [*unique, steps.HoldOut(folder, args.held_out), steps.write(at("unique"))])
+    stages.add("tokenizer", [steps.SaveTokenizer(at("unique"), tokenizer, args.tokenizer, args.vocab_size)], tasks=1)
+    held_out = [folder / "validation", folder / "test"]
+    clean = [steps.LeakageFilter(held_out, args.evaluation, tokenizer, run=args.leakage_tokens), steps.Count("train")]
+    merge = args.tokens_per_file > 0
+    tokenize = steps.Tokenize(at("tokens") if merge else folder, tokenizer, shuffle_documents=not merge, seed=0)
+    stages.add("tokenize", [steps.JsonlReader(str(at("unique"))), *clean, tokenize])
+    if merge:
+        shuffled = tokens.DocumentTokenizerMerger(
+            str(at("tokens")), str(folder), "corpus", args.tokens_per_file, seed=0
+        )
+        stages.add("merge", [shuffled], tasks=1)
+    stages.add("report", [Report(folder, at("logs"), stages.names, training_args.run)], tasks=1)
+    return stages.run()
+
+
+if __name__ == "__main__":
+    main(*parse_arguments(Arguments, TrainingArguments, output_dir="out/corpus"))

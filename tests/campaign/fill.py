@@ -1,0 +1,120 @@
+"""Let the disk fail under a run: full, over quota, read-only or broken, at a file operation drawn at random.
+
+    python tests/campaign/fill.py --trials 60
+
+A trial holds where the run ends in one line with another exit code than 0 and no traceback (or goes on, where what
+failed is not needed), every checkpoint that was complete before still is, and `--resume_from_checkpoint latest` then
+ends with what a run left alone has. Half of the trials raise the error inside Python; half limit the size of a file,
+which also meets the writers of libraries.
+"""
+
+import argparse
+import errno
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import runs
+from kill import OPERATIONS, watch_files
+
+ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+
+
+def failing_disk(folder: Path, at: int, number: int) -> Callable[[], None]:
+    """For the fork: from the operation of number `at` on, each one that writes into `folder` fails."""
+
+    def install() -> None:
+        operations, inside = 0, str(folder)
+
+        def hook(event: str, args: tuple) -> None:
+            nonlocal operations
+            if event not in OPERATIONS or not args or inside not in str(args[0]):
+                return
+            if event == "open" and not (isinstance(args[1], str) and set(args[1]) & set("wax+")):
+                return
+            operations += 1
+            if operations >= at and event in ("open", "os.mkdir", "os.rename"):
+                raise OSError(number, os.strerror(number), str(args[0]))
+
+        sys.addaudithook(hook)
+
+    return install
+
+
+def small_files(limit: int) -> Callable[[], None]:
+    """For the fork: no file may be larger than `limit` bytes."""
+
+    def install() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    return install
+
+
+def trial(reference: runs.Reference, folder: Path, draw: random.Random, operations: int, largest: int) -> str:
+    from hf_lm.files import damage
+    from hf_lm.output_folder import list_checkpoints
+
+    setting, out, log = reference.setting, folder / "out", folder / "log"
+    if draw.random() < 0.5:
+        number = draw.choice(ERRORS)
+        what, before = os.strerror(number), failing_disk(out, draw.randint(1, operations), number)
+    else:
+        limit = int(largest * draw.random() ** 3)
+        what, before = f"files of at most {limit} bytes", small_files(limit)
+    # The log stays outside the limit: it is opened by the fork and short.
+    child = runs.start(setting.command(out), log, before=before)
+    child.wait()
+    if child.traceback():
+        return f"{what}: a traceback"
+    if child.status:
+        if child.status < 0 or log.read_text(errors="replace").count("error: ") != 1:
+            return f"{what}: {child.error()}"
+        for checkpoint in list_checkpoints(out):
+            if damaged := damage(checkpoint):
+                return f"{what}: {checkpoint.name} is damaged: {damaged}"
+        child = runs.start(setting.command(out, "--resume_from_checkpoint", "latest"), log)
+        if child.wait():
+            return f"{what}: not resumed: {child.error()}"
+    missing = ", ".join(reference.differences(out))
+    return missing and f"{what}: {missing}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=60, help="over all settings")
+    parser.add_argument("--only", default="", help="settings whose name contains this")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    runs.import_all()
+    draw, failed = random.Random(args.seed), 0
+    print("| what was tried | runs | held |\n|---|---|---|")
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        os.environ["HF_HOME"] = str(root / "home")
+        settings = [setting for setting in runs.make_settings(root) if args.only in setting.name]
+        for i, setting in enumerate(settings):
+            folder = root / str(i)
+            folder.mkdir()
+            reference, failures = runs.reference(setting, folder), []
+            counted, out = folder / "count", folder / "counted"
+            runs.start(setting.command(out), folder / "counted.log", before=watch_files(out, 0, counted)).wait()
+            largest = max(path.stat().st_size for path in out.rglob("*") if path.is_file())
+            for n in range(i, args.trials, len(settings)):
+                place = folder / str(n)
+                place.mkdir()
+                failures.append(trial(reference, place, draw, int(counted.read_text()), largest))
+                shutil.rmtree(place)
+            runs.report(f"full, read-only or broken disk, {setting.name}", failures)
+            failed += sum(map(bool, failures))
+    raise SystemExit(bool(failed))
+
+
+if __name__ == "__main__":
+    main()

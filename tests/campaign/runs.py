@@ -1,0 +1,263 @@
+"""What the campaign's scripts share: small runs of six kinds, started as forks of one process that has imported all.
+
+A fork costs what a run computes, not the seconds of its imports. Each script compares a run that something happened to
+with one that was left alone, and prints one line of a table: what was tried, how often, and how often it held.
+"""
+
+import hashlib
+import json
+import os
+import random
+import runpy
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+ROOT = Path(__file__).parent.parent.parent
+LONGEST = 300  # seconds that a run may take
+SMALL = ["--use_cpu", "true", "--bf16", "false", "--report_to", "none", "--skip_proofs", "load_back", "learnable"]
+STEPS = ["--max_steps", "12", "--save_steps", "4", "--logging_steps", "1", "--save_total_limit", "2"]
+EPOCHS = ["--num_train_epochs", "2", "--logging_steps", "1", "--per_device_train_batch_size", "16"]
+
+
+@dataclass
+class Setting:
+    """A kind of run: its recipe and options, and the runs made of it."""
+
+    name: str
+    recipe: str
+    options: list[str]
+
+    def command(self, output_dir: Path, *more: str) -> list[str]:
+        return [self.recipe, *self.options, "--output_dir", str(output_dir), *more]
+
+
+def options(**values: object) -> list[str]:
+    return [token for name, value in values.items() for token in (f"--{name}", str(value))]
+
+
+def make_settings(folder: Path) -> list[Setting]:
+    """Six kinds of run on data written into `folder`: by steps and by epochs, a constant rate, LoRA, and TRL's."""
+    words, shuffled = (
+        ["ash", "elm", "fir", "hazel", "larch", "maple", "oak", "pine", "rowan", "willow", "yew"],
+        random.Random(0),
+    )
+    text = [{"text": f"Number {i}. " + " ".join(shuffled.choices(words, k=40))} for i in range(160)]
+    opinions = [
+        {"text": f"{' '.join(shuffled.choices(words, k=6))} {('bad', 'good')[i % 2]}", "label": ("no", "yes")[i % 2]}
+        for i in range(160)
+    ]
+    pairs = [{"en": f"{a} and {i}", "de": f"{i} und {a}"} for i, a in enumerate(words * 10)]
+    chats = [
+        {"messages": [{"role": "user", "content": row["en"]}, {"role": "assistant", "content": row["de"]}]}
+        for row in pairs
+    ]
+    files = {"text": text, "opinions": opinions, "pairs": pairs, "chats": chats}
+    for name, rows in files.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    base = folder / "base"
+    base.mkdir()
+    save_encoder([row["text"] for row in opinions], base)
+    tiny = ["--n_layer", "2", "--n_embd", "32", "--n_head", "2", "--vocab_size", "400", "--block_size", "32"]
+    pretrain = ["--dataset", str(folder / "text.jsonl"), *tiny, "--per_device_train_batch_size", "4", *STEPS, *SMALL]
+    sentiment = ["--dataset", str(folder / "opinions.jsonl"), "--model", str(base), *EPOCHS, *SMALL]
+    return [
+        Setting("pretrain", "pretrain.py", [*pretrain, "--warmup_steps", "2"]),
+        Setting(
+            "pretrain, constant rate, dropout, saves off the logging grid",
+            "pretrain.py",
+            [*pretrain, *options(lr_scheduler_type="constant", dropout=0.1, save_steps=3, logging_steps=2)],
+        ),
+        Setting("sentiment, epochs, best model", "sentiment.py", sentiment),
+        Setting("sentiment, LoRA", "sentiment.py", [*sentiment, "--lora_rank", "4"]),
+        Setting(
+            "translation",
+            "translation.py",
+            ["--dataset", str(folder / "pairs.jsonl"), *EPOCHS, *SMALL, "--samples", "0"],
+        ),
+        Setting(
+            "chat (TRL)",
+            "chat.py",
+            [*options(dataset=folder / "chats.jsonl", max_length=64, per_device_train_batch_size=4), *STEPS, *SMALL],
+        ),
+    ]
+
+
+def save_encoder(texts: list[str], folder: Path) -> None:
+    from transformers import BertForMaskedLM, set_seed
+
+    from hf_lm.models.bert import new_bert
+    from hf_lm.tokenization.tokenizer import new_tokenizer
+
+    set_seed(0)
+    tokenizer = new_tokenizer(texts, vocab_size=400)
+    new_bert(tokenizer, model_class=BertForMaskedLM, n_embd=32).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+# One run, in a fork
+
+
+def import_all() -> None:
+    """Import once what a run imports, so that forks do not."""
+    import transformers.integrations  # noqa: F401
+    import trl  # noqa: F401
+
+    import hf_lm.training.fit
+    import hf_lm.training.trl_trainers  # noqa: F401
+
+    for recipe in sorted((ROOT / "recipes").glob("*.py")):
+        runpy.run_path(str(recipe), run_name="campaign")
+
+
+@dataclass
+class Child:
+    """A run in a fork of this process."""
+
+    pid: int
+    log: Path
+    started: float = field(default_factory=time.monotonic)
+    status: int | None = None
+    seconds: float = 0.0  # CPU time in all, once it has ended
+
+    def cpu_seconds(self) -> float:
+        try:
+            fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return float("inf")
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def ended(self) -> bool:
+        if self.status is None:
+            pid, status, used = os.wait4(self.pid, os.WNOHANG)
+            if pid:
+                self.status, self.seconds = os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime
+        return self.status is not None
+
+    def wait(self, until: Callable[[], bool] = lambda: False) -> int | None:
+        """The exit code, negative for a signal; None where `until` came true first. A run that hangs is killed."""
+        while not self.ended() and not until():
+            if time.monotonic() - self.started > LONGEST:
+                os.kill(self.pid, signal.SIGKILL)
+            time.sleep(0.005)
+        return self.status
+
+    def error(self) -> str:
+        lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.startswith("error:")]
+        return " | ".join(lines) or f"exit code {self.status} without a line"
+
+    def traceback(self) -> bool:
+        return "Traceback (most recent call last)" in self.log.read_text(errors="replace")
+
+
+def start(argv: list[str], log: Path, *, before: Callable[[], None] = lambda: None, **environment: str) -> Child:
+    """Run a recipe in a fork: its exit code, output and error line are those of `python recipes/...`."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid:
+        return Child(pid, log)
+    code = 1
+    try:
+        os.setsid()
+        target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(target, 1)
+        os.dup2(target, 2)
+        os.environ.update(environment)
+        sys.argv = argv
+        before()
+        try:
+            runpy.run_path(str(ROOT / "recipes" / argv[0]), run_name="__main__")
+            code = 0
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        except BaseException as error:
+            sys.excepthook(type(error), error, error.__traceback__)
+            code = 130 if isinstance(error, KeyboardInterrupt) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+# What two runs must have in common
+
+
+def facts(folder: Path) -> dict[str, Any]:
+    """What a finished run left, by name: weights, state of the newest checkpoint, report, predictions, files."""
+    from hf_lm.output_folder import list_checkpoints
+
+    result: dict[str, Any] = {"files": sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())}
+    newest = list_checkpoints(folder)[-1:]
+    for path in [*folder.glob("*.safetensors"), *folder.glob("adapter/*.safetensors"), folder / "predictions.jsonl"]:
+        if path.is_file():
+            result[str(path.relative_to(folder))] = hashlib.sha256(path.read_bytes()).hexdigest()
+    for name in ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        for checkpoint in newest:
+            if (checkpoint / name).is_file():
+                result[f"{checkpoint.name}/{name}"] = hashlib.sha256((checkpoint / name).read_bytes()).hexdigest()
+    states = [checkpoint / "trainer_state.json" for checkpoint in newest]
+    for path in [folder / "report.json", *states]:
+        result |= dict(leaves(json.loads(path.read_text()), str(path.relative_to(folder))))
+    return result
+
+
+def leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield from leaves(part, f"{name}:{key}")
+    elif isinstance(value, list):
+        for i, part in enumerate(value):
+            yield from leaves(part, f"{name}:{i}")
+    else:
+        yield name, value
+
+
+@dataclass
+class Reference:
+    """Two runs that were left alone; what they differ in (times, speeds, names of folders) is not compared."""
+
+    setting: Setting
+    facts: dict[str, Any]
+    varies: set[str]
+    cpu_seconds: float
+
+    def differences(self, folder: Path) -> list[str]:
+        other = facts(folder)
+        names = {*self.facts, *other} - self.varies
+        return sorted(name for name in names if self.facts.get(name) != other.get(name))
+
+
+def reference(setting: Setting, folder: Path) -> Reference:
+    sides, seconds = [], 0.0
+    for name in ("one", "two"):
+        out = folder / f"reference-{name}"
+        child = start(setting.command(out), folder / f"reference-{name}.log")
+        child.wait()
+        seconds = max(seconds, child.seconds)
+        if child.status:
+            raise SystemExit(f"{setting.name}: the run that was left alone failed: {child.error()}")
+        sides.append(facts(out))
+    varies = {name for name in {*sides[0], *sides[1]} if sides[0].get(name) != sides[1].get(name)}
+    return Reference(setting, sides[0], varies, seconds)
+
+
+def row(name: str, failures: list[str]) -> str:
+    """A line of the table; `failures` has an entry for each trial, "" where it held."""
+    held = sum(not failure for failure in failures)
+    return f"| {name} | {len(failures)} | {held} |"
+
+
+def report(title: str, failures: list[str]) -> None:
+    print(row(title, failures), flush=True)
+    for i, failure in enumerate(failures):
+        if failure:
+            print(f"    trial {i}: {failure[:400]}", flush=True)

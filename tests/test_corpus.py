@@ -1,0 +1,159 @@
+"""recipes/corpus.py end to end on datatrove: what is kept and what is dropped, and what pretraining then reads."""
+
+import itertools
+import json
+import stat
+from pathlib import Path
+
+import numpy as np
+import pytest
+from running import here
+
+from hf_lm.data.demos.documentation import documentation
+from hf_lm.data.packing import tokenize_documents
+from hf_lm.data.sources import load_corpus
+from hf_lm.evaluation.leakage import leaked_share
+from hf_lm.tasks.language_modelling import LanguageModelling
+from hf_lm.tokenization.tokenizer import load_tokenizer
+
+pytest.importorskip("datatrove")
+pytest.importorskip("spacy")
+pytestmark = pytest.mark.slow
+
+SPELLED = "It spells <|endoftext|> in the middle of a sentence, and it is no end."
+
+
+@pytest.fixture(scope="module")
+def texts() -> list[str]:
+    """Forty documents of English prose."""
+    rows = (row["text"] for row in documentation())
+    return list(itertools.islice((text[:3000] for text in rows if len(text) > 3000), 40))
+
+
+@pytest.fixture(scope="module")
+def written(texts, tmp_path_factory):
+    """The texts with copies, another script, a short text, a spelled marker and evaluation text: input and output."""
+    folder = tmp_path_factory.mktemp("corpus")
+    (folder / "in").mkdir()
+    evaluated = " ".join(texts[7].split()[50:250])
+    rows = [*texts, texts[0], texts[0], f"{texts[1]} Two words more.", "春眠不觉晓，处处闻啼鸟。" * 40, "short"]
+    rows[3] = f"{SPELLED} {rows[3]}"
+    for i in range(3):
+        lines = [json.dumps({"text": text}) for text in rows[i::3]]
+        (folder / "in" / f"{i}.jsonl").write_text("\n".join(lines) + "\n")
+    (folder / "evaluation.jsonl").write_text(json.dumps({"text": evaluated}) + "\n")
+    arguments = {
+        "dataset": folder / "in",
+        "scripts": "Latin",
+        "evaluation": folder / "evaluation.jsonl",
+        "filters": "gopher",
+        "vocab_size": 400,
+        "held_out": 0.1,
+        "tokens_per_file": 9000,
+        "workers": 1,
+        "output_dir": folder / "out",
+    }
+    here("corpus.py", **arguments)
+    return folder, arguments, rows
+
+
+def train_texts(folder: Path) -> list[str]:
+    return list(load_corpus(f"tokens:{folder}").documents("train"))
+
+
+def test_each_document_is_kept_held_out_or_counted_as_dropped(written, texts):
+    folder, _, rows = written
+    report = json.loads((folder / "out" / "report.json").read_bytes())
+    steps = {step["step"]: step["documents"] for step in report["steps"]}
+    assert steps["read"] == len(rows) == 45
+    assert steps["after language"] == 44
+    assert report["dropped"]["script_Han"] == 1
+    assert report["dropped"]["gopher_short_doc"] >= 1
+    assert report["duplicates"]["removed"] == 3 == steps["after gopher"] - steps["deduplicated"]
+    assert report["dropped"]["held_out_text"] >= 1
+    assert report["scripts"] == {"Latin": 44}
+    held_out = [
+        text for split in ("validation", "test") for text in load_corpus(f"tokens:{folder / 'out'}").documents(split)
+    ]
+    kept = train_texts(folder / "out")
+    assert len(held_out) == report["validation"]["documents"] + report["test"]["documents"] > 0
+    assert len(kept) == steps["train"] == report["tokens"]["documents"]
+    assert steps["train"] + len(held_out) + report["dropped"]["held_out_text"] == steps["deduplicated"]
+    assert set(kept) | set(held_out) <= set(rows)
+    assert not set(kept) & set(held_out)
+    assert sum(text.startswith(texts[0][:500]) for text in kept + held_out) <= 1
+    assert any(SPELLED in text for text in kept + held_out)
+    assert sum(len(text.encode()) for text in kept) == report["steps"][-1]["bytes"]
+    assert "| train |" in (folder / "out" / "README.md").read_text()
+
+
+def test_the_blocks_are_those_of_our_own_tokenization_and_the_leakage_proof_finds_nothing(written, tmp_path):
+    folder, _, _ = written
+    corpus = load_corpus(f"tokens:{folder / 'out'}")
+    tokenizer = load_tokenizer(corpus.tokenizer)
+    task = LanguageModelling(corpus, tokenizer, block_size=32)
+    ours = tokenize_documents(train_texts(folder / "out"), tokenizer=tokenizer, folder=tmp_path / "ours")
+    assert np.array_equal(task.streams["train"].tokens[:], ours.tokens)
+    assert len(list((folder / "out").glob("*.ds"))) > 1
+    evaluated = [json.loads((folder / "evaluation.jsonl").read_text())["text"]]
+    streams = [task.streams["validation"], task.streams["test"]]
+    streams.append(tokenize_documents(evaluated, tokenizer=tokenizer, folder=tmp_path / "evaluation"))
+    assert [leaked_share(task.streams["train"], stream) for stream in streams] == [0, 0, 0]
+
+
+def test_a_second_start_does_only_what_is_missing(written):
+    folder, arguments, _ = written
+    out = folder / "out"
+    before = {path.name: path.read_bytes() for path in out.glob("*.ds*")}
+    kept = {path: path.stat().st_mtime_ns for path in (out / "stages").rglob("*.jsonl.zst")}
+    assert kept
+    for path in (out / "report.json", out / "README.md", out / "tokens.json", *out.glob("*.ds*")):
+        path.unlink()
+    for stage in ("merge", "report"):
+        (out / "stages" / "logs" / stage / "completions" / "00000").unlink()
+    (out / "stages" / "logs" / "tokenize" / "completions" / "00001").unlink()  # as if killed in its second task
+    (out / "stages" / "tokens" / "00001_unshuffled.ds").write_bytes(b"half")
+    here("corpus.py", **arguments)
+    assert {path.name: path.read_bytes() for path in out.glob("*.ds*")} == before
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    (out / "report.json").unlink()
+    with pytest.raises(ValueError, match=r"was begun with another --vocab_size \(400, now 500\)"):
+        here("corpus.py", **arguments | {"vocab_size": 500})
+
+
+def test_slurm_gets_an_array_of_jobs_for_each_stage(written, tmp_path, monkeypatch):
+    folder, _, _ = written
+    sbatch = tmp_path / "bin" / "sbatch"
+    sbatch.parent.mkdir()
+    sbatch.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\necho Submitted batch job 7\n')
+    sbatch.chmod(sbatch.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", str(sbatch.parent), prepend=":")
+    options = {"dataset": folder / "in", "executor": "slurm", "output_dir": tmp_path / "out"}
+    with pytest.raises(ValueError, match="--executor slurm needs --partition"):
+        here("corpus.py", **options)
+    with pytest.raises(FileNotFoundError, match=r"report\.json"):  # the last job writes it
+        here("corpus.py", **options, partition="cpu")
+    scripts = {path.parent.name: path.read_text() for path in tmp_path.rglob("launch_script.slurm")}
+    assert set(scripts) == {
+        *("filter", "signatures", "buckets", "clusters", "hold_out", "tokenizer", "tokenize", "merge", "report")
+    }
+    assert "#SBATCH --partition=cpu" in scripts["filter"]
+    assert "#SBATCH --array=0-2" in scripts["filter"]
+    assert "#SBATCH --array=0-13" in scripts["buckets"]
+    assert "afterok:7" in (tmp_path / "calls").read_text()
+
+
+def test_the_language_filter_takes_a_model_of_a_file_and_downloads_nothing(tmp_path):
+    from hf_lm.corpus.steps import Document, language_filter
+
+    with pytest.raises(FileNotFoundError, match=r"--language_model: there is no file 'none\.bin'"):
+        language_filter(["en"], "none.bin")
+    fasttext = pytest.importorskip("fasttext")
+    words = {"en": "the house is old and the tree is green", "de": "das Haus ist alt und der Baum ist grün"}
+    (tmp_path / "train.txt").write_text("".join(f"__label__{code} {text}\n" * 200 for code, text in words.items()))
+    model = fasttext.train_supervised(str(tmp_path / "train.txt"), verbose=0, epoch=20)
+    model.save_model(str(tmp_path / "model.bin"))
+    step = language_filter(["de"], str(tmp_path / "model.bin"))
+    documents = [Document(text, code) for code, text in words.items()]
+    assert [document.id for document in step.run(documents)] == ["de"]
+    assert [document.metadata["language"] for document in documents] == ["en", "de"]

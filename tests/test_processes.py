@@ -1,0 +1,177 @@
+"""Several processes train and measure as one does: the same rows a step, each counted once, and the same numbers."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+from accelerate import PartialState
+from accelerate.state import AcceleratorState, GradientState
+from on_gloo import on_gloo
+from torch.utils.data import SequentialSampler
+
+from hf_lm.arguments import TrainingArguments
+from hf_lm.data.batches import pad_batch
+from hf_lm.evaluation.likelihood import token_log_probs
+from hf_lm.models.gpt2 import new_gpt2
+from hf_lm.tasks.losses import next_token_loss
+from hf_lm.training.processes import check_engine, check_processes, complete, empty_copy, keep_rows_per_step
+from hf_lm.training.trainer import Trainer
+
+ROWS = 19  # no multiple of what a step reads
+
+
+class InOrder(Trainer):
+    def _get_train_sampler(self, train_dataset=None):
+        return SequentialSampler(train_dataset or self.train_dataset)
+
+
+def train(rank, folder, tokenizer, processes, batch):
+    for state in (AcceleratorState, GradientState, PartialState):  # of the process that was forked
+        state._reset_state()
+    torch.manual_seed(0)
+    model = new_gpt2(tokenizer, n_layer=1, n_head=2, n_embd=16, block_size=32, dropout=0.0)
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(4, 12, (ROWS,), generator=generator).tolist()
+    rows = [torch.randint(0, len(tokenizer), (length,), generator=generator).tolist() for length in lengths]
+    features = [{"input_ids": row, "labels": row} for row in rows]
+    trainer = InOrder(
+        model,
+        TrainingArguments(
+            output_dir=str(folder / f"{processes}"),
+            use_cpu=True,
+            ddp_backend="gloo",
+            num_train_epochs=2,
+            per_device_train_batch_size=batch,
+            learning_rate=1e-2,
+            logging_steps=1,
+            disable_tqdm=True,
+            report_to="none",
+            save_strategy="no",
+        ),
+        loss=next_token_loss,
+        shifts_labels=True,
+        measure=lambda model: {"loss": 1.0},
+        context=32,
+        train_dataset=features,
+        data_collator=lambda features: pad_batch(features, pad_id=0),
+    )
+    trainer.train()
+    assert trainer.args.world_size == processes
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    scores = token_log_probs(trainer.model, features[:5], processes=trainer.accelerator, max_rows=1)
+    return losses, [float(row.sum()) for row in scores]
+
+
+def test_two_processes_train_and_measure_as_one_and_count_no_row_of_an_epoch_twice(tokenizer, tmp_path):
+    ((losses, scores),) = on_gloo(1, train, tmp_path, tokenizer, 1, 8, seconds=40)
+    two = on_gloo(2, train, tmp_path, tokenizer, 2, 4)
+    assert len(losses) == 6
+    for losses_of_rank, scores_of_rank in two:
+        assert losses_of_rank == pytest.approx(losses, rel=1e-5)
+        assert scores_of_rank == pytest.approx(scores, rel=1e-4)
+
+
+def compare(rank, folders, inputs):
+    PartialState._reset_state()
+    PartialState(cpu=True, backend="gloo")
+    try:
+        check_processes(folders[rank], inputs[rank])
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def test_a_process_with_other_data_ends_all(tmp_path, capfd):
+    (tmp_path / "other").mkdir()
+    same = {"data": "a"}
+    assert on_gloo(2, compare, [tmp_path, tmp_path], [same, same]) == ["", ""]
+    assert capfd.readouterr().out == ""
+    message = "process 1 reads other data than process 0: data a and b. Make them equal."
+    assert on_gloo(2, compare, [tmp_path, tmp_path], [same, {"data": "b"}]) == [message] * 2
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+
+
+def arguments(processes, **given):
+    settings = {"rows_per_step": 0, "train_batch_size": 4, "gradient_accumulation_steps": 1, "run": {}}
+    return SimpleNamespace(**settings | {"world_size": processes, "resume_with_changes": False} | given)
+
+
+@pytest.mark.parametrize(("before", "now", "steps"), [((2, 1), (1, 1), 2), ((1, 2), (2, 2), 1), ((4, 1), (2, 1), 2)])
+def test_a_run_resumed_by_other_processes_keeps_its_rows_per_step(before, now, steps, tmp_path):
+    first = arguments(before[0], gradient_accumulation_steps=before[1])
+    assert keep_rows_per_step(first, None) == ""
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(first.run))
+    again = arguments(now[0], gradient_accumulation_steps=now[1])
+    assert "rows a step" in keep_rows_per_step(again, tmp_path)
+    assert again.gradient_accumulation_steps == steps
+    assert again.run == first.run == {"rows_per_step": 4 * before[0] * before[1]}
+
+
+def test_rows_per_step_that_processes_do_not_divide_are_refused(tmp_path):
+    (tmp_path / "run.yaml").write_text("rows_per_step: 8\n")
+    with pytest.raises(ValueError, match=r"rows_per_step 8: 3 processes with 4 rows each read 12 at once"):
+        keep_rows_per_step(arguments(3), tmp_path)
+    with pytest.raises(ValueError, match=r"--rows_per_step 10: 1 processes with 4 rows"):
+        keep_rows_per_step(arguments(1, rows_per_step=10), None)
+    changed = arguments(3, resume_with_changes=True)
+    assert keep_rows_per_step(changed, tmp_path) == ""
+    assert changed.run == {"rows_per_step": 12}
+
+
+def trainer_of(model, *, muon=0.0, fsdp=0, deepspeed=None, tensor=1, context=1):
+    state = SimpleNamespace(fsdp_plugin=SimpleNamespace(fsdp_version=fsdp), deepspeed_plugin=deepspeed)
+    return SimpleNamespace(
+        model=model,
+        args=SimpleNamespace(muon_learning_rate=muon, world_size=2),
+        accelerator=SimpleNamespace(state=state),
+        is_fsdp_enabled=fsdp > 0,
+        is_deepspeed_enabled=deepspeed is not None,
+        get_tp_size=lambda: tensor,
+        get_cp_size=lambda: context,
+    )
+
+
+def zero(stage, **config):
+    return SimpleNamespace(zero_stage=stage, deepspeed_config=config)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"fsdp": 1}, "FSDP1 is not supported"),
+        ({"deepspeed": zero(2), "muon": 1e-2}, "Muon needs matrices"),
+        ({"deepspeed": zero(2, optimizer={"type": "Muon"})}, "DeepSpeed's own Muon"),
+        ({"deepspeed": zero(3)}, "ZeRO-3"),
+        ({"tensor": 2}, "GPT2LMHeadModel has no tp_plan"),
+        ({"context": 2}, "--packing concatenate"),
+    ],
+)
+def test_what_would_train_wrongly_without_an_error_is_refused_in_one_line(settings, message, model):
+    with pytest.raises(ValueError, match=message) as caught:
+        check_engine(trainer_of(model, **settings), SimpleNamespace(isolate=True))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_right_is_not_refused_and_fsdp_without_gpus_is(model, monkeypatch):
+    check_engine(trainer_of(model, muon=1e-2), SimpleNamespace(isolate=True))
+    check_engine(trainer_of(model, muon=1e-2, fsdp=2), SimpleNamespace(isolate=True))
+    check_engine(trainer_of(model, deepspeed=zero(2)), SimpleNamespace(isolate=True))
+    check_engine(trainer_of(model, context=2), SimpleNamespace(isolate=False))
+    with pytest.raises(ValueError, match="cpu_ram_efficient_loading"):
+        check_engine(trainer_of(empty_copy(model), fsdp=2), SimpleNamespace())
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="FSDP was asked for"):
+        check_engine(trainer_of(model), SimpleNamespace())
+
+
+def test_an_empty_copy_is_the_model_once_it_has_its_weights(model):
+    empty, ids = empty_copy(model), torch.arange(8)[None]
+    assert all(parameter.is_meta for parameter in empty.parameters())
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    again = complete(empty, weights)
+    assert again.lm_head.weight is again.transformer.wte.weight
+    assert torch.equal(again(ids).logits, model.eval()(ids).logits)
+    del weights["transformer.ln_f.weight"]
+    with pytest.raises(ValueError, match=r"lack transformer\.ln_f\.weight"):
+        complete(empty_copy(model), weights)

@@ -1,0 +1,84 @@
+"""A run that is run again gets a verdict: identical with its seed, by its interval with another; edits are refused."""
+
+import json
+import shutil
+
+import pytest
+import transformers
+from running import here
+
+from hf_lm.cli import main
+from hf_lm.data.demos.opinions import opinions
+from hf_lm.models.bert import new_bert
+from hf_lm.scoring.reproduce import compare_losses, compare_metrics, fetch, overall
+from hf_lm.tokenization.tokenizer import new_tokenizer
+
+FAST = {"use_cpu": True, "bf16": False, "report_to": "none", "per_device_train_batch_size": 8, "max_length": 16}
+FAST |= {"learning_rate": 1e-2, "max_steps": 6, "logging_steps": 1, "skip_proofs": "load_back"}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A run, the same again, another seed, and the same stopped after two steps."""
+    folder = tmp_path_factory.mktemp("runs")
+    rows = opinions(160)
+    (folder / "opinions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    transformers.set_seed(0)
+    tokenizer = new_tokenizer((row["text"] for row in rows), vocab_size=300)
+    new_bert(tokenizer, model_class=transformers.BertForMaskedLM, n_embd=16).save_pretrained(folder / "bert")
+    tokenizer.save_pretrained(folder / "bert")
+    common = FAST | {"model": folder / "bert", "dataset": folder / "opinions.jsonl"}
+    for name, options in (("first", {}), ("again", {}), ("seed", {"seed": 7})):
+        here("sentiment.py", output_dir=folder / name, **common | options)
+    with pytest.raises(SystemExit):
+        here("sentiment.py", output_dir=folder / "stopped", **common | {"stop_after_steps": 2})
+    return folder
+
+
+def test_the_same_run_is_identical_and_another_seed_agrees_or_differs_by_its_interval(runs):
+    published = fetch(str(runs / "first"))
+    assert overall(compare_metrics(published, fetch(str(runs / "again")))) == "identical"
+    other = compare_metrics(published, fetch(str(runs / "seed")))
+    assert all(each.verdict != "identical" or each.published == each.here for each in other)
+    accuracy = next(each for each in other if each.what == "test accuracy")
+    assert accuracy.verdict == ("agrees" if accuracy.low <= 0 <= accuracy.high else "differs")
+
+
+def test_the_loss_of_the_first_steps_is_compared_with_a_run_that_stopped_there(runs):
+    verdicts = compare_losses(fetch(str(runs / "first")), runs / "stopped", 2)
+    assert [each.what for each in verdicts] == ["loss at step 1", "loss at step 2"]
+    assert overall(verdicts) == "identical"
+
+
+def test_a_metric_edited_by_hand_is_refused(runs, tmp_path):
+    shutil.copytree(runs / "first", tmp_path / "run")
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    report["metrics"]["test"]["accuracy"]["value"] = 99.0
+    (tmp_path / "run" / "report.json").write_text(json.dumps(report))
+    with pytest.raises(ValueError, match=r"report.json says test accuracy 99, and its predictions.jsonl gives"):
+        fetch(str(tmp_path / "run"))
+
+
+def test_changed_weights_are_refused(runs, tmp_path):
+    shutil.copytree(runs / "first", tmp_path / "run")
+    path = tmp_path / "run" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\1")
+    fetch(str(tmp_path / "run"))
+    with pytest.raises(ValueError, match=r"model.safetensors is not what the run wrote"):
+        fetch(str(tmp_path / "run"), weights=True)
+
+
+@pytest.mark.slow
+def test_the_command_runs_it_again_and_marks_the_card(runs, capfd, tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        main(["reproduce", str(runs / "first"), "--output_dir", str(tmp_path / "new"), "--update_card"])
+    assert stop.value.code == 0
+    assert "test accuracy" in capfd.readouterr().out
+    assert json.loads((tmp_path / "new" / "reproduction.json").read_text())["verdict"] == "identical"
+    assert "**Reproduced** on" in (runs / "first" / "README.md").read_text()
+    with pytest.raises(SystemExit) as stop:
+        main(["reproduce", str(runs / "first"), "--check"])
+    assert stop.value.code == 0
+    with pytest.raises(SystemExit) as stop:
+        main(["reproduce", str(runs / "first"), "--steps", "3", "--output_dir", str(tmp_path / "steps")])
+    assert stop.value.code == 0

@@ -1,0 +1,94 @@
+"""A signal ends a program with its exit code and one line that says how to continue, wherever the program is."""
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+START = "import sys, os, time, signal\nfrom hf_lm.signals import *\nend_on_signals()\nprint('ready', flush=True)\n"
+WAIT = "time.sleep(60)\n"
+DEAF = "import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)\n"  # does not come back to Python
+
+
+def start(code, **options):
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
+    process = subprocess.Popen([sys.executable, "-c", code], **options)
+    if process.stdout:
+        assert process.stdout.readline() == "ready\n"
+    return process
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_has_its_exit_code_and_one_line_that_says_how_to_continue(name):
+    process = start(START + WAIT)
+    process.send_signal(getattr(signal, name))
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 128 + getattr(signal, name)
+    (line,) = error.split("\n")[1:-1]
+    assert line.startswith(f"ended by {name}. Continue with the same command and --resume_from_checkpoint latest")
+
+
+def test_a_main_thread_that_does_not_come_back_to_python_is_ended_too():
+    process = start(START + DEAF)
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "ended by SIGTERM" in error
+
+
+def test_nohup_is_respected():
+    process = start(
+        START + "time.sleep(0.5)\nprint('went on')", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    )
+    process.send_signal(signal.SIGHUP)
+    output, error = process.communicate(timeout=60)
+    assert (output, error, process.returncode) == ("went on\n", "", 0)
+
+
+def test_a_signal_to_a_forked_process_is_its_own():
+    code = "child = os.fork()\nif not child:\n    time.sleep(60)\n"
+    code += "time.sleep(0.2)\nos.kill(child, signal.SIGTERM)\nprint(os.waitpid(child, 0)[1])\ntime.sleep(PATIENCE + 1)"
+    process = start(START + code)
+    output, error = process.communicate(timeout=60)
+    assert (output, error, process.returncode) == (f"{signal.SIGTERM.value}\n", "", 0)
+
+
+def test_a_program_whose_terminal_is_closed_comes_to_its_end(tmp_path):
+    ended = tmp_path / "ended"
+    code = "try:\n    time.sleep(60)\nfinally:\n    time.sleep(0.3)\n    print('x' * 9999, flush=True)\n"
+    main, terminal = pty.openpty()
+    process = start(
+        START + code + f"    open({str(ended)!r}, 'w').close()",
+        stdin=terminal, stdout=None, stderr=None, start_new_session=True,
+        preexec_fn=lambda: (__import__("fcntl").ioctl(terminal, __import__("termios").TIOCSCTTY, 0),
+                            os.dup2(terminal, 1), os.dup2(terminal, 2)),
+    )  # fmt: skip
+    os.close(terminal)
+    assert b"ready" in os.read(main, 100)
+    os.close(main)
+    assert process.wait(timeout=60) == 128 + signal.SIGHUP
+    assert ended.exists()
+
+
+@pytest.mark.parametrize(
+    ("environment", "ends"),
+    [
+        ({"ACCELERATE_DYNAMO_USE_FULLGRAPH": "False"}, True),
+        ({"TORCHELASTIC_RUN_ID": "1"}, True),
+        ({"ACCELERATE_DYNAMO_USE_FULLGRAPH": "False", "HF_LM_IN_PLACE": "1"}, False),
+        ({"ACCELERATE_MIXED_PRECISION": "no"}, False),  # which transformers sets in its own process
+    ],
+)
+def test_a_program_ends_with_its_launcher_if_it_has_one(environment, ends):
+    child = START + "end_with_launcher()\ntime.sleep(3)\nprint('went on', flush=True)\n"
+    launcher = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {child!r}])"
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("ACCELERATE", "TORCHELASTIC"))}
+    process = start(launcher, env=clean | environment)
+    time.sleep(0.3)
+    process.kill()
+    output, error = process.communicate(timeout=60)  # of the child, which holds the pipes
+    assert ("ended by SIGTERM" in error, "went on" in output) == (ends, not ends)
