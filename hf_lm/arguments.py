@@ -128,7 +128,7 @@ class TrainingArguments(transformers.TrainingArguments):
     @property
     def rows_in_max_steps(self) -> int:
         """Rows that all processes read in --max_steps; 0 where epochs end the training."""
-        rows = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
+        rows = self.rows_per_step or self.train_batch_size * self.gradient_accumulation_steps * self.world_size
         return max(0, self.max_steps) * rows
 
 
