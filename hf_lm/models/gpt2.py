@@ -47,11 +47,7 @@ def new_gpt2(
             raise ValueError(f"{name}={value} is negative; give a positive number, or 0 for that of size={size!r}.")
     shape = {name: value or SIZES[size][name] for name, value in given.items()}
     _check_shape(shape["n_head"], shape["n_embd"], shape["block_size"])
-    places = {"embd": embd_dropout, "resid": resid_dropout, "attn": attn_dropout}
-    dropouts = {f"{place}_pdrop": dropout if own is None else own for place, own in places.items()}
-    for name, probability in {"dropout": dropout, **dropouts}.items():
-        if not 0 <= probability < 1:
-            raise ValueError(f"{name}={probability} is not a probability below 1; give 0 (none) up to 0.9.")
+    dropouts = _dropouts(dropout, embd=embd_dropout, resid=resid_dropout, attn=attn_dropout)
 
     used = set(tokenizer.get_vocab().values())
     vocab_size = 64 * (max(used) // 64 + 1)
@@ -89,3 +85,12 @@ def _check_shape(n_head: int, n_embd: int, block_size: int) -> None:
         )
     if block_size < 2:
         raise ValueError(f"block_size={block_size} leaves no next token to predict; give at least 2.")
+
+
+def _dropouts(dropout: float, **places: float | None) -> dict[str, float]:
+    """The fields of the configuration; a place without its own has that of all."""
+    fields = {f"{place}_pdrop": dropout if own is None else own for place, own in places.items()}
+    for name, probability in {"dropout": dropout, **fields}.items():
+        if not 0 <= probability < 1:
+            raise ValueError(f"{name}={probability} is not a probability below 1; give 0 (none) up to 0.9.")
+    return fields
