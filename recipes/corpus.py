@@ -5,10 +5,15 @@ accelerate launch recipes/corpus.py --dataset web/ --scripts Latin --workers 8  
 accelerate launch recipes/corpus.py --dataset hf://datasets/user/name/data --executor slurm --partition cpu --tasks 500
 """
 
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["hf-lm[corpus]>=0.1.0,<0.2"]
+# ///
+
 from dataclasses import dataclass, field
 from typing import Literal
 
-from hf_lm.arguments import TrainingArguments, parse_arguments
+from hf_lm.arguments import Count, Share, Size, TrainingArguments, parse_arguments
 
 
 @dataclass
@@ -21,14 +26,14 @@ class Arguments:
     filters: list[str] = field(default_factory=lambda: ["gopher", "fineweb"])  # and gopher_repetition, or none
     deduplicate: bool = True  # remove near copies, by MinHash
     evaluation: list[str] = field(default_factory=list)  # files of text that must not occur in the corpus
-    leakage_tokens: int = 50  # length of a run of held-out text for which a document is dropped
-    held_out: float = 0.02  # share of the documents for validation, and as many for test
+    leakage_tokens: Size = 50  # length of a run of held-out text for which a document is dropped
+    held_out: Share = 0.02  # share of the documents for validation, and as many for test
     tokenizer: str = "bpe"  # trained on the corpus; otherwise a name or path
-    vocab_size: int = 4096  # entries of a trained tokenizer
-    tokens_per_file: int = 1_000_000_000  # of the merged files, in one shuffled order; 0 keeps a file a task
+    vocab_size: Size = 4096  # entries of a trained tokenizer
+    tokens_per_file: Count = 1_000_000_000  # of the merged files, in one shuffled order; 0 keeps a file a task
     executor: Literal["local", "slurm", "ray"] = "local"
-    tasks: int = 0  # parts of the work; 0 is one a file, at most 1000
-    workers: int = 0  # tasks at the same time; 0 is one a core here, and no limit on a cluster
+    tasks: Count = 0  # parts of the work; 0 is one a file, at most 1000
+    workers: Count = 0  # tasks at the same time; 0 is one a core here, and no limit on a cluster
     partition: str = ""  # Slurm's queue
     time: str = "20:00:00"  # Slurm's limit of a task
 

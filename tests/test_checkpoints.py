@@ -352,9 +352,12 @@ import os, sys, time
 from pathlib import Path
 from hf_lm.files import held
 with held(Path(sys.argv[1])):
+    read, write = os.pipe()
     if not os.fork():
+        os.write(write, b"1")  # it has closed what it must not keep
         time.sleep(5)  # as a process that loads data, which outlives its parent
         os._exit(0)
+    os.read(read, 1)
     print(os.getpid(), flush=True)
     time.sleep(60)
 """

@@ -10,7 +10,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-BESIDE = {"demo": {"gradio", "starlette"}}  # rooms that are entered only where their extra is: see check_gradio
+BESIDE = {
+    "demo": {"gradio", "starlette"},
+    "corpus": {"datatrove"},
+    "recipes": {"datatrove"},
+}  # only where their extra is
 
 
 def normal(name: str) -> str:

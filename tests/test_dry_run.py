@@ -11,6 +11,7 @@ from hf_lm.cli import main
 from hf_lm.dry_run import parse_recipe, run_recipe
 from hf_lm.planning import resolve as resolving
 from hf_lm.planning.resolve import resolve
+from hf_lm.tasks.sentiment import Sentiment
 
 RECIPE = """
 import sys
@@ -93,14 +94,12 @@ def test_a_recipe_that_opens_its_output_folder_itself_ends_in_one_line_before_it
 
 
 def test_a_plan_of_the_demos_text_leaves_the_data_of_the_next_run_alone(texts, monkeypatch):
-    from hf_lm.self_training import setups as starts
-
     long = [{"module": str(i), "text": " ".join(texts[i:] + texts[:i])} for i in range(len(texts))]
     monkeypatch.setattr("hf_lm.data.demos.documentation.documentation", lambda: long)
     options = ["--labelled", "someone/unreachable", "--unlabelled", "someone/else", "--shares", "1"]
     planned = resolve("self_training", [*options, "--use_cpu", "true"], tokens=100_000)
     assert len(planned.task.table.rows["train"]) == len(long) - 20
-    table = starts.load_table("demo:opinions")
+    table = Sentiment.load("demo:opinions")
     assert table.source == "demo:opinions"
     assert {row["label"] for row in table.rows["train"]} == {"positive", "negative"}
 

@@ -158,7 +158,7 @@ def test_a_folder_that_is_not_there_is_named(tmp_path):
 
 
 def test_a_stopped_file_of_predictions_is_continued_by_the_same_model_alone(tmp_path, monkeypatch):
-    def pipeline(kind, model):
+    def pipeline(kind, model, **options):
         return lambda piece, **options: [{"label": text.upper(), "score": 0.5} for text in piece]
 
     monkeypatch.setattr("hf_lm.inference.pipelines.pipeline", pipeline)

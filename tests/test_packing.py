@@ -173,16 +173,6 @@ def test_what_was_mended_and_where_words_were_not_counted_is_kept_with_the_strea
     assert list(folder.parent.iterdir()) == [folder]
 
 
-def test_a_run_that_was_slower_takes_what_the_faster_one_left(tokenizer, texts, tmp_path):
-    def overtaken():
-        yield from texts[:3]
-        tokenize_documents(texts[:3], tokenizer=tokenizer, folder=tmp_path / "s")
-
-    stream = tokenize_documents(overtaken(), tokenizer=tokenizer, folder=tmp_path / "s")
-    assert len(stream) == 3
-    assert [path.name for path in tmp_path.iterdir()] == ["s"]
-
-
 @given(st.lists(st.integers(1, 10), max_size=20))
 def test_rows_go_longest_first_into_the_fullest_block_that_has_room(lengths):
     """Best fit decreasing, by a search over all blocks."""

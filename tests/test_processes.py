@@ -132,6 +132,11 @@ def trainer_of(model, *, muon=0.0, fsdp=0, deepspeed=None, tensor=1, context=1):
     )
 
 
+def task(*, isolate=True):
+    features = [{"input_ids": [1, 2], "position_ids": [0, 0]} if isolate else {"input_ids": [1, 2]}]
+    return SimpleNamespace(train_dataset=features, collate=lambda features: features[0])
+
+
 def zero(stage, **config):
     return SimpleNamespace(zero_stage=stage, deepspeed_config=config)
 
@@ -149,15 +154,15 @@ def zero(stage, **config):
 )
 def test_what_would_train_wrongly_without_an_error_is_refused_in_one_line(settings, message, model):
     with pytest.raises(ValueError, match=message) as caught:
-        check_engine(trainer_of(model, **settings), SimpleNamespace(isolate=True))
+        check_engine(trainer_of(model, **settings), task())
     assert "\n" not in str(caught.value)
 
 
 def test_what_is_right_is_not_refused_and_fsdp_without_gpus_is(model, monkeypatch):
-    check_engine(trainer_of(model, muon=1e-2), SimpleNamespace(isolate=True))
-    check_engine(trainer_of(model, muon=1e-2, fsdp=2), SimpleNamespace(isolate=True))
-    check_engine(trainer_of(model, deepspeed=zero(2)), SimpleNamespace(isolate=True))
-    check_engine(trainer_of(model, context=2), SimpleNamespace(isolate=False))
+    check_engine(trainer_of(model, muon=1e-2), task())
+    check_engine(trainer_of(model, muon=1e-2, fsdp=2), task())
+    check_engine(trainer_of(model, deepspeed=zero(2)), task())
+    check_engine(trainer_of(model, context=2), task(isolate=False))
     with pytest.raises(ValueError, match="cpu_ram_efficient_loading"):
         check_engine(trainer_of(empty_copy(model), fsdp=2), SimpleNamespace())
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")

@@ -74,10 +74,15 @@ def test_an_adapter_learns_on_a_quantized_base_and_merges_into_it(build, name, b
     assert abs(proofs.logits_of(loaded, task.probe()) - proofs.logits_of(plain, task.probe())).max() < 1e-6
 
 
-def test_merging_into_the_checkpoint_itself_would_be_found_out(quantized, tmp_path):
+def test_merging_into_the_checkpoint_itself_would_be_found_out(quantized, checkpoints, tmp_path, monkeypatch):  # noqa: F811
     """The silent error: the adapter was trained on what quantization left of the weights, not on the weights."""
     from peft import PeftModel
 
+    large = transformers.AutoModelForMaskedLM.from_pretrained(checkpoints["bert"])
+    for weight in large.bert.encoder.parameters():  # as those of a trained model, of which quantization loses more
+        weight.data *= 5
+    large.save_pretrained(tmp_path / "base")
+    monkeypatch.setitem(checkpoints, "bert", tmp_path / "base")
     model, task = quantized(answerer, "bert", 4)
     adapted = add_lora(model, rank=4)
     trainer_of(adapted, task, tmp_path, max_steps=4, learning_rate=2e-2, save_strategy="no").train()

@@ -198,8 +198,8 @@ def test_what_cannot_be_built_is_said_in_one_line(tokenizer):
         new_recurrent(tokenizer, cell="lstn")
     with pytest.raises(ValueError, match=r"n_embd=256 and hidden_size=300 differ, so .* cannot share weights"):
         new_recurrent(tokenizer, hidden_size=300)
-    with pytest.raises(ValueError, match="n_layer=0"):
-        new_recurrent(tokenizer, n_layer=0)
+    with pytest.raises(ValueError, match="n_layer=-1"):
+        new_recurrent(tokenizer, n_layer=-1)
 
 
 # Each way to load runs in a process of its own: what has been imported before decides what the auto classes know.

@@ -91,8 +91,3 @@ def test_a_sweep_measures_each_rate_at_its_end_where_nothing_is_evaluated_before
     assert len(tried) == 3  # without the one that diverged
     assert sum("diverges" in line for line in said) == 1
     assert args.learning_rate == 0.01
-
-
-def test_a_negative_sweep_is_refused_in_one_line(tmp_path):
-    with pytest.raises(ValueError, match=r"^--sweep -3: give the number of learning rates to try, or 0.*$"):
-        TrainingArguments(output_dir=str(tmp_path), use_cpu=True, sweep=-3)

@@ -9,9 +9,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import regex
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hf_lm.data.patterns import Pattern
 from hf_lm.data.reading import cut, read_documents
 from hf_lm.data.sources import load_corpus
 
@@ -157,9 +159,7 @@ def test_document_start_parts_lines_into_documents(tmp_path):
     text = " = One = \n\n first \n = = Part = = \n more \n = Two = \n\n second \n"
     expected = [" = One = \n\n first \n = = Part = = \n more \n", " = Two = \n\n second \n"]
     (tmp_path / "a.txt").write_text(text)
-    import re
-
-    start = re.compile(r"^ = [^=].* = $", re.MULTILINE)
+    start = Pattern(r"^ = [^=].* = $", option="--document_start", flags=regex.MULTILINE)
     assert read(tmp_path / "a.txt", document_start=start)[0] == expected
     write_jsonl(tmp_path / "a.jsonl", text.splitlines())  # a row a line, as WikiText stands on the Hub
     assert read(tmp_path / "a.jsonl", document_start=start)[0] == expected

@@ -170,7 +170,7 @@ ASKED = [{"question": f"Which {i}?", "context": f"It is {i} here.", "answers": [
             "question_answering",
             [row | {"answers": {"text": ["It", "is"], "answer_start": [0]}} for row in ASKED],
             {},
-            "row 0 has 2 answers and 1 of their answer_start",
+            "row 1: the answers' text and answer_start must be lists of one length",
         ),
     ],
 )

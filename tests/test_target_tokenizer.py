@@ -328,7 +328,7 @@ def test_a_plan_and_an_inspection_take_both_halves(made):
     reads, writes = found["examples"][0]["parts"]
     assert reads.pieces[0][0] == "[CLS]"
     assert "".join(text for text, _, _ in writes.pieces).startswith("Über")
-    assert "to write     300 entries" in show_inspection(found)
+    assert "target       300 entries" in show_inspection(found)
     assert "unknown" not in found["tokenizer"]["text"]["targets"]
 
 

@@ -28,6 +28,7 @@ INPUTS = "inputs.json"  # in a checkpoint: see `inputs_of`
 
 # What may differ between a run and the checkpoint it resumes: nothing that changes a number.
 MAY_DIFFER = (
+    "rows_per_step",  # kept by hf_lm.training.processes, or refused
     "output_dir",
     "logging_steps",
     "report_to",

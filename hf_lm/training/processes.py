@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from hf_lm.arguments import TrainingArguments
 from hf_lm.models.adapters import base_of
 from hf_lm.reporting.report import versions
+from hf_lm.tasks.task import TrainingData
 
 
 def describe_engine(trainer: Any) -> str:
@@ -30,7 +31,7 @@ def describe_engine(trainer: Any) -> str:
     return "".join([f", {name}", *(f", {kind} parallelism {n}" for kind, n in sizes.items() if n > 1)])
 
 
-def check_engine(trainer: Any, task: Any) -> None:
+def check_engine(trainer: Any, task: TrainingData) -> None:
     """Raise ValueError in one line for a combination that trains wrongly, or hangs, without an error of its own."""
     args, model = trainer.args, trainer.model
     muon, asked_for_fsdp = args.muon_learning_rate, os.environ.get("ACCELERATE_USE_FSDP") == "true"
@@ -50,7 +51,7 @@ def check_engine(trainer: Any, task: Any) -> None:
             f"tensor parallelism: {type(base_of(model)).__name__} has no tp_plan, and each process would train all of "
             "it. Set tp_size to 1 and shard with FSDP2."
         )
-    if trainer.get_cp_size() > 1 and getattr(task, "isolate", False):
+    if trainer.get_cp_size() > 1 and "position_ids" in task.collate([task.train_dataset[0]]):  # of isolated documents
         raise ValueError(
             "context parallelism knows no mask but the causal one: packed documents would see each other. Set "
             "--packing concatenate, or cp_size to 1."

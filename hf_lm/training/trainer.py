@@ -110,8 +110,9 @@ class SafeTrainerMixin(_Trainer):
 
         They lie behind the rest of the data set in that batch of all processes, and get the label -100.
         """
-        read = self.accelerator.gradient_state
-        if batch_samples and "labels" in batch_samples[-1] and read.end_of_dataloader and read.remainder > 0:
+        read = self.accelerator.gradient_state  # of the process: outside training, that of an earlier Trainer
+        last = self.is_in_train and read.end_of_dataloader and read.remainder > 0
+        if batch_samples and "labels" in batch_samples[-1] and last:
             labels, together = batch_samples[-1]["labels"], self.args.world_size // self._data_parallel()
             labels[max(0, read.remainder - len(labels) * (self.args.process_index // together)) :] = -100
         return super()._get_num_items_in_batch(batch_samples, device)
