@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from hf_lm.arguments import TrainingArguments
-from hf_lm.corpus.steps import PipelineStep
+from hf_lm.corpus.steps import PipelineStep  # pyright: ignore[reportAttributeAccessIssue]
 from hf_lm.data.scripts import LANGUAGES
 from hf_lm.data.token_files import PREFIX, RECORD, TOKENIZER, record_tokens
 from hf_lm.files import write_whole

@@ -5,6 +5,7 @@
 
 import itertools
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -239,17 +240,10 @@ def _held_out_runs(held_out: tuple[str, ...], tokenizer_folder: str, run: int) -
     hashes = [np.zeros(0, np.uint64)]
     for source in filter(os.path.exists, held_out):  # a small corpus may have no document in test
         for path in find_files(source) or []:
-            texts = read_documents(path, text_column="", document_start=None, cleaned=_Uncounted())
+            texts = read_documents(path, text_column="", document_start=None, cleaned=Counter())
             while batch := list(itertools.islice(texts, 500)):
                 hashes += [np.unique(hash_runs(np.array(ids), run)) for ids in encode_documents(tokenizer, batch)]
     return tokenizer, np.unique(np.concatenate(hashes))
-
-
-class _Uncounted(dict):
-    """In place of a Counter whose counts nobody reads."""
-
-    def __missing__(self, _: Any) -> int:
-        return 0
 
 
 class Tokenize(DocumentTokenizer):

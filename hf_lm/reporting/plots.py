@@ -159,7 +159,7 @@ def draw_lengths(lengths: dict[str, dict[str, list[int]]], folder: str | Path) -
                 label = f"{split}, {kind} ({len(values):,})"
                 axes.hist(
                     values,
-                    edges,
+                    edges.tolist(),
                     weights=weights,
                     histtype="step",
                     color=color,

@@ -191,7 +191,7 @@ class TokenClassification(Supervised):
         tagged = [["O"] * len(row["tags"]) for row in rows]
         for tags, places, (predicted, _) in zip(tagged, words, answers, strict=True):
             for word, tag in zip(places, predicted, strict=True):
-                tags[word] = self.labels[tag]
+                tags[word] = self.labels[int(tag)]
         labels = sum(map(len, words))
         return self.scores(split, tagged, sum(nats for _, nats in answers) / max(1, labels))
 

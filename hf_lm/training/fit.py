@@ -264,8 +264,8 @@ def train(trainer: SafeTrainerMixin, checkpoint: Path | None, *, started: float)
     if args.budget < float("inf") or args.stop_after_steps:
         sizes = [(p.numel(), p.element_size(), p.requires_grad) for p in trainer.model.parameters()]
         saved = sum(n * size + 2 * 4 * n * trained for n, size, trained in sizes)  # weights, and AdamW's two averages
-        limits = {"checkpoint_bytes": saved, "steps": args.stop_after_steps}
-        budget = StopAtBudget(args.budget, started=started, **limits)
+        last = args.stop_after_steps
+        budget = StopAtBudget(args.budget, started=started, checkpoint_bytes=saved, steps=last)
         trainer.add_callback(budget)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     step = trainer.state.global_step

@@ -205,7 +205,8 @@ class SafeTrainerMixin(_Trainer):
 
     def counts(self) -> dict[str, Any]:
         """What a log is computed from: numbers since the last log, and of the whole run. As JSON holds them."""
-        return {"loss": self._tr_loss.item(), "logged": self._globalstep_last_logged, "total": self._total_loss_scalar}
+        loss = float(self._tr_loss)  # pyright: ignore[reportArgumentType]
+        return {"loss": loss, "logged": self._globalstep_last_logged, "total": self._total_loss_scalar}
 
     def continue_counts(self, counts: dict[str, Any]) -> None:
         """Continue from the `counts` of a checkpoint: the next log is that of an uninterrupted run."""
