@@ -109,7 +109,7 @@ def main() -> None:
     print("| what was tried | runs | held |\n|---|---|---|")
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        os.environ["HF_HOME"] = str(root / "home")
+        runs.use_home(root / "home")
         setting = next(each for each in runs.make_settings(root) if each.name == "sentiment, epochs, best model")
         plain, mark = root / "plain", root / "mark"
         if runs.start(setting.command(plain), root / "log").wait():

@@ -94,6 +94,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=200, help="over all settings; a fifth of them on caches")
     parser.add_argument("--only", default="", help="settings whose name contains this")
+    parser.add_argument("--kinds", nargs="+", choices=("checkpoint", "cache"), default=["checkpoint", "cache"])
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     runs.import_all()
@@ -101,7 +102,7 @@ def main() -> None:
     print("| what was tried | runs | held |\n|---|---|---|")
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        os.environ["HF_HOME"] = str(root / "home")
+        runs.use_home(root / "home")
         settings = [setting for setting in runs.make_settings(root) if args.only in setting.name]
         for i, setting in enumerate(settings):
             folder = root / str(i)
@@ -110,19 +111,19 @@ def main() -> None:
             stopped = folder / "stopped"
             while not stopped_run(setting, stopped, folder / "stopped.log"):
                 shutil.rmtree(stopped)
-            caches = bool(list((root / "home").rglob("hf_lm"))) and setting.recipe == "pretrain.py"
-            for kind in ("a checkpoint", "a cache")[: 2 if caches else 1]:
+            kinds = [kind for kind in args.kinds if kind == "checkpoint" or setting.recipe == "pretrain.py"]
+            for kind in kinds:
                 failures = []
-                for n in range(i, args.trials // 5 if kind == "a cache" else args.trials * 4 // 5, len(settings)):
-                    place = folder / f"{kind[2:]}-{n}"
+                for n in range(i, args.trials // 5 if kind == "cache" else args.trials * 4 // 5, len(settings)):
+                    place = folder / f"{kind}-{n}"
                     place.mkdir()
-                    if kind == "a cache":
+                    if kind == "cache":
                         what, failure = cache_trial(reference, root / "home", place, draw)
                     else:
                         what, failure = checkpoint_trial(reference, stopped, place, draw)
                     failures.append(failure and f"{what}: {failure}")
                     shutil.rmtree(place)
-                runs.report(f"{kind} damaged, {setting.name}", failures)
+                runs.report(f"a {kind} damaged, {setting.name}", failures)
                 failed += sum(map(bool, failures))
     raise SystemExit(bool(failed))
 

@@ -97,7 +97,7 @@ def main() -> None:
     print("| what was tried | runs | held |\n|---|---|---|")
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        os.environ["HF_HOME"] = str(root / "home")
+        runs.use_home(root / "home")
         settings = [setting for setting in runs.make_settings(root) if args.only in setting.name]
         for i, setting in enumerate(settings):
             folder = root / str(i)

@@ -98,11 +98,12 @@ def main() -> None:
     draw = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        os.environ |= hub.environment() | {"HF_HOME": str(root / "home")}
+        os.environ |= hub.environment()
         runs.import_all()
+        runs.use_home(root / "home")
         runpy.run_module("hf_lm.hub.push", run_name="campaign")
         setting = runs.make_settings(root)[0]
-        setting.options += runs.options(max_steps=2, warmup_steps=0, samples=0)
+        setting.options += runs.options(max_steps=2, warmup_steps=0)
         finished = root / "finished"
         child = runs.start(setting.command(finished), root / "finished.log")
         if child.wait():

@@ -79,7 +79,7 @@ def make_settings(folder: Path) -> list[Setting]:
         Setting(
             "translation",
             "translation.py",
-            ["--dataset", str(folder / "pairs.jsonl"), *EPOCHS, *SMALL, "--samples", "0"],
+            ["--dataset", str(folder / "pairs.jsonl"), *EPOCHS, *SMALL],
         ),
         Setting(
             "chat (TRL)",
@@ -102,6 +102,13 @@ def save_encoder(texts: list[str], folder: Path) -> None:
 
 
 # One run, in a fork
+
+
+def use_home(folder: Path) -> None:
+    """Keep caches in `folder`: of this process, whose libraries have read the environment already, and of forks."""
+    from huggingface_hub import constants
+
+    os.environ["HF_HOME"] = constants.HF_HOME = str(folder)
 
 
 def import_all() -> None:
@@ -170,6 +177,7 @@ def start(argv: list[str], log: Path, *, before: Callable[[], None] = lambda: No
         os.dup2(target, 1)
         os.dup2(target, 2)
         os.environ.update(environment)
+        use_home(Path(os.environ["HF_HOME"]))
         sys.argv = argv
         before()
         try:
