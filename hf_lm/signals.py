@@ -16,7 +16,7 @@ PATIENCE = 3.0  # seconds that the main thread may take to notice a signal
 BY_ACCELERATE = "ACCELERATE_DYNAMO_USE_FULLGRAPH"  # environment that only `accelerate launch` sets, always
 IN_PLACE = "HF_LM_IN_PLACE"  # environment of a process that replaced its launcher: what started it is none
 
-_ended = 0  # signals that `_end` received
+_ended = False  # whether `_end` received a signal
 
 
 def endings() -> list[int]:
@@ -54,7 +54,7 @@ def end_on_signals() -> None:
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:
     global _ended
-    _ended += 1
+    _ended = True
     for other in endings():
         signal.signal(other, signal.SIG_DFL)
     _report(number)
@@ -74,9 +74,8 @@ def _report(number: int) -> None:
 
 def _end_if_deaf(descriptor: int) -> None:
     while number := os.read(descriptor, 1):
-        heard = _ended
         time.sleep(PATIENCE)
-        if number[0] in ENDING and _ended == heard:
+        if number[0] in ENDING and not _ended:
             _report(number[0])
             os._exit(128 + number[0])
 

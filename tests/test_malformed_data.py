@@ -202,16 +202,16 @@ def test_sources_may_be_lists_of_texts_and_nothing_else():
 def test_an_expression_that_would_take_years_is_refused_in_seconds(tmp_path, monkeypatch):
     monkeypatch.setattr("hf_lm.data.patterns.SECONDS", 0.2)
     endless = r"(a+)+$"
-    (tmp_path / "a.txt").write_text("b" + "a" * 5000 + "!\n")
+    (tmp_path / "a.txt").write_text("b" + "a" * 50_000 + "!\n")
     with pytest.raises(ValueError, match=r"--document_start .* took more than"):
         load_corpus(str(tmp_path / "a.txt"), document_start=endless)
     with pytest.raises(ValueError, match=r"--document_start .* is not a regular expression"):
         load_corpus(str(tmp_path / "a.txt"), document_start="(")
-    rows = tuple({"prompt": f"q{i}", "reference": "a" * 5000 + "!"} for i in range(9))
+    rows = tuple({"prompt": f"q{i}", "reference": "a" * 50_000 + "!"} for i in range(9))
     with pytest.raises(ValueError, match=r"--answer_pattern .* took more than"):
         read_prompts(table(rows), answer_pattern=endless)
     with pytest.raises(ValueError, match="took more than"):
-        load_reward("format", pattern=r"(a+)+b")([""], ["a" * 5000 + "!"], [""])
+        load_reward("format", pattern=r"(a+)+b")([""], ["a" * 50_000 + "!"], [""])
 
 
 def test_a_model_that_no_memory_holds_is_refused_before_it_is_made(tokenizer):
