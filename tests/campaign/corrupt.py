@@ -7,12 +7,11 @@ or, for a checkpoint that is named, where it is refused in one line that names i
 emptied, removed, with one bit flipped, replaced by another file of the checkpoint.
 """
 
-import argparse
 import os
 import random
 import shutil
 import signal
-import tempfile
+from functools import partial
 from pathlib import Path
 
 import runs
@@ -50,8 +49,8 @@ def stopped_run(setting: runs.Setting, out: Path, log: Path) -> bool:
     return True
 
 
-def checkpoint_trial(reference: runs.Reference, stopped: Path, folder: Path, draw: random.Random) -> tuple[str, str]:
-    """What was damaged how, and what failed."""
+def checkpoint_trial(reference: runs.Reference, draw: random.Random, stopped: Path, folder: Path) -> str:
+    """What was damaged how and what then failed; "" where it held."""
     from hf_lm.output_folder import list_checkpoints
 
     setting, out, log = reference.setting, folder / "out", folder / "log"
@@ -63,18 +62,19 @@ def checkpoint_trial(reference: runs.Reference, stopped: Path, folder: Path, dra
     child = runs.start(setting.command(out, "--resume_from_checkpoint", str(newest) if named else "latest"), log)
     status, text = child.wait(), log.read_text(errors="replace")
     if "Traceback (most" in text:
-        return what, "a traceback"
+        return f"{what}: a traceback"
     if named:
         refused = status not in (0, None) and newest.name in child.error()
-        return what, "" if refused else f"not refused: {child.error()}"
+        return "" if refused else f"{what}: not refused: {child.error()}"
     if status:
-        return what, child.error()
+        return f"{what}: {child.error()}"
     if f"{newest.name} is passed over" not in text:
-        return what, "not said"
-    return what, ", ".join(reference.differences(out))
+        return f"{what}: not said"
+    differences = ", ".join(reference.differences(out))
+    return differences and f"{what}: {differences}"
 
 
-def cache_trial(reference: runs.Reference, home: Path, folder: Path, draw: random.Random) -> tuple[str, str]:
+def cache_trial(reference: runs.Reference, draw: random.Random, home: Path, folder: Path) -> str:
     """A damaged file of the caches: the run makes it again and ends as one that was left alone."""
     copy = folder / "home"
     shutil.copytree(home, copy, symlinks=True)
@@ -84,47 +84,30 @@ def cache_trial(reference: runs.Reference, home: Path, folder: Path, draw: rando
     damage(path, kind, draw)
     child = runs.start(reference.setting.command(folder / "out"), folder / "log", HF_HOME=str(copy))
     if child.wait():
-        return what, child.error()
+        return f"{what}: {child.error()}"
     if "Traceback (most" in (folder / "log").read_text(errors="replace"):
-        return what, "a traceback"
-    return what, ", ".join(reference.differences(folder / "out"))
+        return f"{what}: a traceback"
+    differences = ", ".join(reference.differences(folder / "out"))
+    return differences and f"{what}: {differences}"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=200, help="over all settings; a fifth of them on caches")
-    parser.add_argument("--only", default="", help="settings whose name contains this")
-    parser.add_argument("--kinds", nargs="+", choices=("checkpoint", "cache"), default=["checkpoint", "cache"])
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    runs.import_all()
+    kinds = {"nargs": "+", "choices": ("checkpoint", "cache"), "default": ["checkpoint", "cache"]}
+    args = runs.parse(__doc__, trials=200, kinds=kinds)
     draw, failed = random.Random(args.seed), 0
-    print("| what was tried | runs | held |\n|---|---|---|")
-    with tempfile.TemporaryDirectory() as name:
-        root = Path(name)
-        runs.use_home(root / "home")
-        settings = [setting for setting in runs.make_settings(root) if args.only in setting.name]
-        for i, setting in enumerate(settings):
-            folder = root / str(i)
-            folder.mkdir()
-            reference = runs.reference(setting, folder)
+    for reference, folder, share in runs.each_setting(args.only):
+        wanted = {}
+        if "checkpoint" in args.kinds:
             stopped = folder / "stopped"
-            while not stopped_run(setting, stopped, folder / "stopped.log"):
+            while not stopped_run(reference.setting, stopped, folder / "stopped.log"):
                 shutil.rmtree(stopped)
-            kinds = [kind for kind in args.kinds if kind == "checkpoint" or setting.recipe == "pretrain.py"]
-            for kind in kinds:
-                failures = []
-                for n in range(i, args.trials // 5 if kind == "cache" else args.trials * 4 // 5, len(settings)):
-                    place = folder / f"{kind}-{n}"
-                    place.mkdir()
-                    if kind == "cache":
-                        what, failure = cache_trial(reference, root / "home", place, draw)
-                    else:
-                        what, failure = checkpoint_trial(reference, stopped, place, draw)
-                    failures.append(failure and f"{what}: {failure}")
-                    shutil.rmtree(place)
-                runs.report(f"a {kind} damaged, {setting.name}", failures)
-                failed += sum(map(bool, failures))
+            wanted["checkpoint"] = partial(checkpoint_trial, reference, draw, stopped), args.trials * 4 // 5
+        if "cache" in args.kinds and reference.setting.recipe == "pretrain.py":
+            wanted["cache"] = partial(cache_trial, reference, draw, Path(os.environ["HF_HOME"])), args.trials // 5
+        for kind, (trial, trials) in wanted.items():
+            failures = runs.trials_in(folder, share(trials), trial)
+            runs.report(f"a {kind} damaged, {reference.setting.name}", failures)
+            failed += sum(map(bool, failures))
     raise SystemExit(bool(failed))
 
 

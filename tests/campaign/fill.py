@@ -8,20 +8,18 @@ ends with what a run left alone has. Half of the trials raise the error inside P
 which also meets the writers of libraries.
 """
 
-import argparse
 import errno
 import os
 import random
 import resource
-import shutil
 import signal
 import sys
-import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import runs
-from kill import OPERATIONS, watch_files
+from kill import count_operations, is_write
 
 ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
@@ -34,9 +32,7 @@ def failing_disk(folder: Path, at: int, number: int) -> Callable[[], None]:
 
         def hook(event: str, args: tuple) -> None:
             nonlocal operations
-            if event not in OPERATIONS or not args or inside not in str(args[0]):
-                return
-            if event == "open" and not (isinstance(args[1], str) and set(args[1]) & set("wax+")):
+            if not is_write(event, args, inside):
                 return
             operations += 1
             if operations >= at and event in ("open", "os.mkdir", "os.rename"):
@@ -57,7 +53,7 @@ def small_files(limit: int) -> Callable[[], None]:
     return install
 
 
-def trial(reference: runs.Reference, folder: Path, draw: random.Random, operations: int, largest: int) -> str:
+def trial(reference: runs.Reference, draw: random.Random, operations: int, largest: int, folder: Path) -> str:
     from hf_lm.files import damage
     from hf_lm.output_folder import list_checkpoints
 
@@ -87,32 +83,15 @@ def trial(reference: runs.Reference, folder: Path, draw: random.Random, operatio
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=60, help="over all settings")
-    parser.add_argument("--only", default="", help="settings whose name contains this")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    runs.import_all()
+    args = runs.parse(__doc__, trials=60)
     draw, failed = random.Random(args.seed), 0
-    print("| what was tried | runs | held |\n|---|---|---|")
-    with tempfile.TemporaryDirectory() as name:
-        root = Path(name)
-        runs.use_home(root / "home")
-        settings = [setting for setting in runs.make_settings(root) if args.only in setting.name]
-        for i, setting in enumerate(settings):
-            folder = root / str(i)
-            folder.mkdir()
-            reference, failures = runs.reference(setting, folder), []
-            counted, out = folder / "count", folder / "counted"
-            runs.start(setting.command(out), folder / "counted.log", before=watch_files(out, 0, counted)).wait()
-            largest = max(path.stat().st_size for path in out.rglob("*") if path.is_file())
-            for n in range(i, args.trials, len(settings)):
-                place = folder / str(n)
-                place.mkdir()
-                failures.append(trial(reference, place, draw, int(counted.read_text()), largest))
-                shutil.rmtree(place)
-            runs.report(f"full, read-only or broken disk, {setting.name}", failures)
-            failed += sum(map(bool, failures))
+    for reference, folder, share in runs.each_setting(args.only):
+        operations, out = count_operations(reference.setting, folder)
+        largest = max(path.stat().st_size for path in out.rglob("*") if path.is_file())
+        one = partial(trial, reference, draw, operations, largest)
+        failures = runs.trials_in(folder, share(args.trials), one)
+        runs.report(f"full, read-only or broken disk, {reference.setting.name}", failures)
+        failed += sum(map(bool, failures))
     raise SystemExit(bool(failed))
 
 

@@ -8,19 +8,24 @@ left alone. `--trials` are killed at a moment drawn from the run's CPU time; `--
 rename, remove) drawn from those inside the output folder.
 """
 
-import argparse
 import os
 import random
-import shutil
 import signal
 import sys
-import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import runs
 
 OPERATIONS = ("open", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree", "os.mkdir")
+
+
+def is_write(event: str, args: tuple, inside: str) -> bool:
+    """Whether an audit event is an operation that changes a file or folder below `inside`."""
+    if event not in OPERATIONS or not args or inside not in str(args[0]):
+        return False
+    return event != "open" or (isinstance(args[1], str) and bool(set(args[1]) & set("wax+")))
 
 
 def watch_files(folder: Path, at: int, count: Path | None = None) -> Callable[[], None]:
@@ -31,9 +36,7 @@ def watch_files(folder: Path, at: int, count: Path | None = None) -> Callable[[]
 
         def hook(event: str, args: tuple) -> None:
             nonlocal number
-            if event not in OPERATIONS or not args or inside not in str(args[0]):
-                return
-            if event == "open" and not (isinstance(args[1], str) and set(args[1]) & set("wax+")):
+            if not is_write(event, args, inside):
                 return
             number += 1
             if number == at:
@@ -46,6 +49,13 @@ def watch_files(folder: Path, at: int, count: Path | None = None) -> Callable[[]
         sys.addaudithook(hook)
 
     return install
+
+
+def count_operations(setting: runs.Setting, folder: Path) -> tuple[int, Path]:
+    """How many operations on files a run makes in its output folder, and that folder."""
+    counted, out = folder / "count", folder / "counted"
+    runs.start(setting.command(out), folder / "counted.log", before=watch_files(out, 0, counted)).wait()
+    return int(counted.read_text()), out
 
 
 def go_on(setting: runs.Setting, out: Path, log: Path, draw: random.Random, seconds: float) -> tuple[str, int]:
@@ -65,8 +75,11 @@ def go_on(setting: runs.Setting, out: Path, log: Path, draw: random.Random, seco
     return "was killed six times", kills
 
 
-def trial(reference: runs.Reference, folder: Path, draw: random.Random, operations: int) -> tuple[str, int]:
-    """Kill one run before a file operation (`operations` of them) or, with 0, at a moment; then go on and compare."""
+def trial(reference: runs.Reference, draw: random.Random, operations: int, kills: list[int], folder: Path) -> str:
+    """Kill one run before a file operation (`operations` of them) or, with 0, at a moment; then go on and compare.
+
+    Appends the number of kills to `kills`.
+    """
     setting, out, log = reference.setting, folder / "out", folder / "out.log"
     if operations:
         runs.start(setting.command(out), log, before=watch_files(out, draw.randint(1, operations))).wait()
@@ -75,49 +88,29 @@ def trial(reference: runs.Reference, folder: Path, draw: random.Random, operatio
         if child.wait(lambda: child.cpu_seconds() >= limit) is None:
             os.kill(child.pid, signal.SIGKILL)
             child.wait()
-    failure, kills = go_on(setting, out, log, draw, reference.cpu_seconds)
+    failure, number = go_on(setting, out, log, draw, reference.cpu_seconds)
     if not failure:
         failure = ", ".join(reference.differences(out))
     if not failure and log.exists() and "Traceback (most" in log.read_text(errors="replace"):
         failure = "a traceback"
-    return failure, kills
+    kills.append(number)
+    return failure
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=160, help="runs killed at a moment, over all settings")
-    parser.add_argument("--saves", type=int, default=40, help="runs killed before a file operation")
-    parser.add_argument("--only", default="", help="settings whose name contains this")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    runs.import_all()
+    saves = {"type": int, "default": 40, "help": "runs killed before a file operation (default 40)"}
+    args = runs.parse(__doc__, trials=160, saves=saves)
     draw, total, failed = random.Random(args.seed), 0, 0
-    print("| what was tried | runs | held |\n|---|---|---|")
-    with tempfile.TemporaryDirectory() as name:
-        root = Path(name)
-        runs.use_home(root / "home")
-        settings = [setting for setting in runs.make_settings(root) if args.only in setting.name]
-        for i, setting in enumerate(settings):
-            folder = root / str(i)
-            folder.mkdir()
-            reference = runs.reference(setting, folder)
-            counted, out = folder / "count", folder / "counted"
-            runs.start(setting.command(out), folder / "counted.log", before=watch_files(out, 0, counted)).wait()
-            for kind, trials, operations in (
-                ("at a moment", args.trials, 0),
-                ("before a file operation", args.saves, int(counted.read_text())),
-            ):
-                failures, kills = [], 0
-                for n in range(i, trials, len(settings)):
-                    place = folder / f"{bool(operations)}-{n}"
-                    place.mkdir()
-                    failure, count = trial(reference, place, draw, operations)
-                    failures.append(failure)
-                    kills += count
-                    if not failure:
-                        shutil.rmtree(place)
-                runs.report(f"SIGKILL {kind}, {setting.name} ({kills} kills)", failures)
-                total, failed = total + kills, failed + sum(map(bool, failures))
+    for reference, folder, share in runs.each_setting(args.only):
+        operations, _ = count_operations(reference.setting, folder)
+        for kind, trials, number in (
+            ("at a moment", args.trials, 0),
+            ("before a file operation", args.saves, operations),
+        ):
+            kills: list[int] = []
+            failures = runs.trials_in(folder, share(trials), partial(trial, reference, draw, number, kills))
+            runs.report(f"SIGKILL {kind}, {reference.setting.name} ({sum(kills)} kills)", failures)
+            total, failed = total + sum(kills), failed + sum(map(bool, failures))
     print(f"{total} kills, {failed} runs that did not hold")
     raise SystemExit(bool(failed))
 

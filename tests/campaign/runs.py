@@ -4,13 +4,16 @@ A fork costs what a run computes, not the seconds of its imports. Each script co
 with one that was left alone, and prints one line of a table: what was tried, how often, and how often it held.
 """
 
+import argparse
 import hashlib
 import json
 import os
 import random
 import runpy
+import shutil
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -215,7 +218,8 @@ def facts(folder: Path) -> dict[str, Any]:
     states = [checkpoint / "trainer_state.json" for checkpoint in newest]
     for path in [folder / "report.json", *states]:
         result |= dict(leaves(json.loads(path.read_text()), str(path.relative_to(folder))))
-    return result
+    # That a checkpoint was saved only because of a stop is recorded in it, so that it is removed in its time.
+    return {name: value for name, value in result.items() if "stateful_callbacks:unscheduled" not in name}
 
 
 def leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
@@ -269,3 +273,42 @@ def report(title: str, failures: list[str]) -> None:
     for i, failure in enumerate(failures):
         if failure:
             print(f"    trial {i}: {failure[:400]}", flush=True)
+
+
+# A script of the campaign
+
+
+def parse(description: str | None, *, trials: int, **more: dict[str, Any]) -> argparse.Namespace:
+    """The arguments of a script: how many trials, of which settings, drawn how; `more` are options of its own."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=trials, help=f"over all settings (default {trials})")
+    parser.add_argument("--only", default="", help="settings whose name contains this")
+    parser.add_argument("--seed", type=int, default=0)
+    for name, about in more.items():
+        parser.add_argument(f"--{name}", **about)
+    return parser.parse_args()
+
+
+def each_setting(only: str) -> Iterator[tuple[Reference, Path, Callable[[int], range]]]:
+    """A setting's runs that were left alone, a folder for its trials, and its share of a number of trials."""
+    import_all()
+    print("| what was tried | runs | held |\n|---|---|---|", flush=True)
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        use_home(root / "home")
+        settings = [setting for setting in make_settings(root) if only in setting.name]
+        for i, setting in enumerate(settings):
+            folder = root / str(i)
+            folder.mkdir()
+            yield reference(setting, folder), folder, lambda trials, i=i: range(i, trials, len(settings))
+
+
+def trials_in(folder: Path, numbers: range, trial: Callable[[Path], str]) -> list[str]:
+    """What failed in each trial, "" where nothing did. Each has a folder, which goes where it held."""
+    failures = []
+    for _ in numbers:
+        place = Path(tempfile.mkdtemp(dir=folder))
+        failures.append(trial(place))
+        if not failures[-1]:
+            shutil.rmtree(place)
+    return failures

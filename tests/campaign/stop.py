@@ -6,12 +6,10 @@ A trial holds where the run ends with the exit code of its signal (143, 130, 129
 traceback, and `--resume_from_checkpoint latest` ends with what a run left alone has.
 """
 
-import argparse
 import os
 import random
-import shutil
 import signal
-import tempfile
+from functools import partial
 from pathlib import Path
 
 import runs
@@ -19,8 +17,9 @@ import runs
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
-def trial(reference: runs.Reference, folder: Path, draw: random.Random, number: signal.Signals) -> str:
+def trial(reference: runs.Reference, draw: random.Random, folder: Path) -> str:
     setting, out, log = reference.setting, folder / "out", folder / "log"
+    number = draw.choice(SIGNALS)
     child, limit = (
         runs.start(setting.command(out), log, before=default_handlers),
         draw.uniform(0, reference.cpu_seconds),
@@ -45,29 +44,12 @@ def default_handlers() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=48, help="over all settings and signals")
-    parser.add_argument("--only", default="", help="settings whose name contains this")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    runs.import_all()
+    args = runs.parse(__doc__, trials=48)
     draw, failed = random.Random(args.seed), 0
-    print("| what was tried | runs | held |\n|---|---|---|")
-    with tempfile.TemporaryDirectory() as name:
-        root = Path(name)
-        runs.use_home(root / "home")
-        settings = [setting for setting in runs.make_settings(root) if args.only in setting.name]
-        for i, setting in enumerate(settings):
-            folder = root / str(i)
-            folder.mkdir()
-            reference, failures = runs.reference(setting, folder), []
-            for n in range(i, args.trials, len(settings)):
-                place = folder / str(n)
-                place.mkdir()
-                failures.append(trial(reference, place, draw, SIGNALS[(n // len(settings)) % 3]))
-                shutil.rmtree(place)
-            runs.report(f"SIGTERM, SIGINT, SIGHUP, {setting.name}", failures)
-            failed += sum(map(bool, failures))
+    for reference, folder, share in runs.each_setting(args.only):
+        failures = runs.trials_in(folder, share(args.trials), partial(trial, reference, draw))
+        runs.report(f"SIGTERM, SIGINT, SIGHUP, {reference.setting.name}", failures)
+        failed += sum(map(bool, failures))
     raise SystemExit(bool(failed))
 
 
