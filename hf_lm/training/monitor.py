@@ -1,11 +1,12 @@
 """What a run shows while it trains: loss, tokens per second, utilisation and the time that is left."""
 
 import functools
+import sys
 import time
 from typing import Any, ClassVar
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_callback import ProgressCallback, TrainerCallback, TrainerControl, TrainerState
 
 from hf_lm.reporting.report import SHOWN
@@ -102,8 +103,12 @@ class Speedometer(TrainerCallback):
 
 
 class Progress(ProgressCallback):
-    """The Trainer's bar, with the last measurements on it in place of a dictionary per log; tqdm adds the ETA."""
+    """The Trainer's bar, with the last measurements on it in place of a dictionary per log; tqdm adds the ETA.
 
+    In a file, such as a scheduler's log, the bar is written every `SECONDS_IN_A_FILE`, not with each step.
+    """
+
+    SECONDS_IN_A_FILE: ClassVar = 30.0
     TRAINING: ClassVar = {
         "loss": "loss {:.3f}",
         "tokens_per_second": "{:,.0f} tok/s",
@@ -113,6 +118,19 @@ class Progress(ProgressCallback):
     def __init__(self) -> None:
         super().__init__()
         self.last: dict[str, str] = {}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None and not sys.stderr.isatty():
+            self.training_bar.mininterval = self.training_bar.maxinterval = self.SECONDS_IN_A_FILE
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.training_bar is None or sys.stderr.isatty():  # in a file, evaluations within training have a line each
+            super().on_prediction_step(args, state, control, **kwargs)
 
     def on_log(
         self, args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, float] | None = None, **_: Any
@@ -127,4 +145,4 @@ class Progress(ProgressCallback):
             self.last["validation"] = f"validation {measured[0]}"
             loss = [f"loss {logs['eval_loss']:.3f}"] if "eval_loss" in logs else []
             self.training_bar.write(f"step {state.global_step}: validation " + ", ".join(loss + measured))
-        self.training_bar.set_postfix_str(", ".join(self.last.values()))
+        self.training_bar.set_postfix_str(", ".join(self.last.values()), refresh=False)  # the next step shows it
