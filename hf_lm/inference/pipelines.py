@@ -43,14 +43,8 @@ from hf_lm.models.loading import load_weights, load_with_head
 from hf_lm.models.target_tokenizer import find_target, has_target_tokenizer, target_tokenizer
 from hf_lm.tasks.question_answering import EncodedWindows, windows_of
 from hf_lm.tasks.spans import top_spans
-from hf_lm.tokenization.tokenizer import (
-    encode_documents,
-    language_code,
-    language_written,
-    load_tokenizer,
-    set_pad,
-    special_tokens_around,
-)
+from hf_lm.tokenization.languages import language_code, language_written
+from hf_lm.tokenization.tokenizer import encode_documents, load_tokenizer, set_pad, special_tokens_around
 
 Row = dict[str, str]
 
