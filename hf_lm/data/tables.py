@@ -15,7 +15,7 @@ from hf_lm.data.paths import file_names, find_files, split_of
 from hf_lm.data.reading import SUFFIXES, clean, plain_text, read_lines, read_rows, suffix
 from hf_lm.data.sources import SPLITS, choose_sides, cut_note, hash_text, load_hub
 from hf_lm.files import hash_contents
-from hf_lm.suggestions import did_you_mean
+from hf_lm.parsing.suggestions import did_you_mean
 
 Row = dict[str, Any]
 Read = Iterator[tuple[str, list[Path], Iterable[Row]]]  # a split, files of it and their rows
