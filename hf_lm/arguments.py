@@ -4,27 +4,25 @@ Precedence: dataclass < recipe default < YAML (`--config`) < command line. A YAM
 tokens, so file and terminal share one validator, and a misspelt key or value ends in one line that names where it is.
 """
 
-import json
 import math
 import os
 import re
 import sys
-from argparse import Namespace
-from collections.abc import Iterable
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NoReturn, TypeVar, get_type_hints
+from typing import Annotated, Any, ClassVar, TypeVar, get_type_hints
 
 import torch
 import transformers
 import yaml
-from transformers import HfArgumentParser, set_seed
+from transformers import set_seed
 
 from hf_lm import dry_run
-from hf_lm.config_file import check_kind, check_text, read_config
 from hf_lm.hub.credentials import error_line, masked_traceback, names_secret
 from hf_lm.output_folder import check_output
-from hf_lm.ranges import (  # noqa: F401 - recipes import these types from here
+from hf_lm.parsing.command_line import Parser, check_keys, option_value, parse_command_line, parse_value, take_flag
+from hf_lm.parsing.config_file import check_text, read_config
+from hf_lm.parsing.ranges import (  # noqa: F401 - recipes import these types from here
     TRAINER_RANGES,
     Amount,
     Count,
@@ -37,7 +35,6 @@ from hf_lm.ranges import (  # noqa: F401 - recipes import these types from here
     range_of,
 )
 from hf_lm.signals import end_on_signals, end_with_launcher
-from hf_lm.suggestions import closest, did_you_mean
 
 Arguments = TypeVar("Arguments")
 
@@ -210,11 +207,6 @@ SHARED_DEFAULTS: dict[str, Any] = {"logging_steps": 10, "save_total_limit": 2}
 ONE_INVOCATION = ("resume_from_checkpoint", "overwrite_output_dir", "resume_with_changes")
 
 
-class _Parser(HfArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
-
-
 def parse_arguments(
     arguments_class: type[Arguments],
     training_arguments_class: type[TrainingArguments] = TrainingArguments,
@@ -239,7 +231,7 @@ def parse_arguments(
         argv = sys.argv[1:] if (tokens := dry_run.arguments()) is None else tokens
     argv = list(argv)
     _use_every_core()
-    debug = _take_flag(argv, "--debug")
+    debug = take_flag(argv, "--debug")
     if not dry_run.active():
         report_errors(debug=debug)
         end_on_signals()
@@ -260,9 +252,9 @@ def parse_arguments(
 
 
 def _parse(arguments_class, training_arguments_class, argv, recipe_defaults, fresh):
-    print_config, allow_code = _take_flag(argv, "--print_config"), _take_flag(argv, "--allow_code")
+    print_config, allow_code = take_flag(argv, "--print_config"), take_flag(argv, "--allow_code")
     main = sys.modules["__main__"]
-    parser = _Parser(
+    parser = Parser(
         (arguments_class, training_arguments_class), allow_abbrev=False, description=main.__doc__, prog=_program(main)
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file with any of these keys")
@@ -277,16 +269,16 @@ def _parse(arguments_class, training_arguments_class, argv, recipe_defaults, fre
     defaults = {key: parser.get_default(key) for key in own}
 
     origin: dict[str, str] = {}  # key -> where its value was given
-    config = _option(argv, "--config")
+    config = option_value(argv, "--config")
     if config is not None:
         values = read_config(config)
-        _check_keys(values, own, where=config)
-        given = {key: _parse_value(parser, key, value, kinds[key], config) for key, value in values.items()}
+        check_keys(values, own, where=config)
+        given = {key: parse_value(parser, key, value, kinds[key], config) for key, value in values.items()}
         if not allow_code:
             _refuse_code(given, kinds, where=config)
         parser.set_defaults(**given)
         origin |= dict.fromkeys(values, f"{config}: ")
-    namespace = _parse_command_line(parser, argv, own)
+    namespace = parse_command_line(parser, argv, own)
     origin |= {token[2:].split("=")[0].replace("-", "_"): "--" for token in argv if token.startswith("--")}
     resolved = {key: value for key, value in vars(namespace).items() if key in own}
     if not resolved.get("model"):
@@ -343,49 +335,6 @@ def _program(main) -> str:
     return Path(getattr(main, "__file__", None) or "recipe").name
 
 
-def _take_flag(argv: list[str], flag: str) -> bool:
-    """Remove a bare flag from argv. `--debug underflow_overflow`, the Trainer's own option, has a value and stays."""
-    for i, token in enumerate(argv):
-        if token == flag and (i + 1 == len(argv) or argv[i + 1].startswith("--")):
-            del argv[i]
-            return True
-    return False
-
-
-def _option(argv: list[str], name: str) -> str | None:
-    for i, token in enumerate(argv):
-        if token == name and i + 1 < len(argv):
-            return argv[i + 1]
-        if token.startswith(f"{name}="):
-            return token.split("=", 1)[1]
-    return None
-
-
-def _check_keys(keys: Iterable[str], own: set[str], where: str) -> None:
-    for key in keys:
-        if key not in own:
-            raise ValueError(f"{where}: unknown key {key!r}.{did_you_mean(key, own)}")
-
-
-def _parse_value(parser: _Parser, key: str, value: Any, kind: Any, where: str) -> Any:
-    """Validate one YAML value as if it had been typed."""
-    check_kind(f"{where}: {key}", value, kind)
-    if value is None or value == []:
-        return value
-    if isinstance(value, list):
-        tokens = [str(item) for item in value]
-        if not any(action.dest == key and action.nargs for action in parser._actions):
-            return tokens  # the Trainer takes a list here, and its command line does not
-    else:
-        tokens = [json.dumps(value) if isinstance(value, dict) else str(value)]
-    try:
-        # `--key=value` keeps a value that begins with a dash from being read as an option.
-        arguments = [f"--{key}={tokens[0]}"] if len(tokens) == 1 else [f"--{key}", *tokens]
-        return getattr(parser.parse_args(arguments), key)
-    except ValueError as error:
-        raise ValueError(f"{where}: {_plain(str(error))}") from None
-
-
 def _refuse_code(given: dict[str, Any], kinds: dict[str, Any], where: str) -> None:
     """Raise ValueError where a file, which may be a stranger's run.yaml, names a function that would be imported."""
     for key, value in given.items():
@@ -404,33 +353,6 @@ def _check_values(resolved: dict[str, Any], kinds: dict[str, Any], origin: dict[
         check_text(name, value, kind)
         if allowed := TRAINER_RANGES.get(key) or range_of(kind):
             check_range(name, value, allowed)
-
-
-def _parse_command_line(parser: _Parser, argv: list[str], own: set[str]) -> Namespace:
-    if stray := next((token for token in argv if token == "--" or token.endswith("=--")), ""):  # argparse drops it
-        raise ValueError(f"command line: unexpected {stray!r}; options are given as --key value.")
-    try:
-        namespace, unknown = parser.parse_known_args(argv)
-    except ValueError as error:
-        raise ValueError(f"command line: {_plain(str(error))}") from None
-    for token in unknown:
-        if token.startswith("--"):
-            key = token[2:].split("=")[0].replace("-", "_")
-            near = closest(key, own | {"config", "print_config", "allow_code", "debug", "help"})
-            hint = f" Did you mean --{near}?" if near else ""
-            raise ValueError(f"command line: unknown option --{key}.{hint}")
-    if unknown:
-        raise ValueError(f"command line: unexpected argument {unknown[0]!r}; options are given as --key value.")
-    return namespace
-
-
-def _plain(message: str) -> str:
-    """argparse's message with one spelling of the option and the closest choice."""
-    message = re.sub(r"argument (--\w+)(?:/--[\w-]+)*: ", lambda m: f"{m[1]}: ", message)
-    if match := re.search(r"invalid choice: '?(.*?)'? \(choose from (.*)\)", message):
-        choices = [choice.strip().strip("'") for choice in match[2].split(",")]
-        message += f".{did_you_mean(match[1], choices)}"
-    return message
 
 
 def _saved_run(resolved, arguments_class, training_arguments_class, recipe_defaults, origin) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from hf_lm.hub.credentials import error_line, masked_traceback
-from hf_lm.suggestions import did_you_mean
+from hf_lm.parsing.suggestions import did_you_mean
 from hf_lm.version import __version__
 
 COMMANDS = (  # as `hf-lm --help` lists them; each is a module of hf_lm.commands

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from hf_lm.hub.credentials import masked_arguments
+from hf_lm.parsing.suggestions import did_you_mean
 from hf_lm.signals import IN_PLACE
-from hf_lm.suggestions import did_you_mean
 
 # The exit code of a run that its budget stopped: EX_TEMPFAIL, which schedulers read as "again, later".
 EXIT_OUT_OF_BUDGET = 75

@@ -14,11 +14,12 @@ ROOT = Path(__file__).parent.parent
 
 # From the bottom up, as docs/architecture.md has them: a folder, or a file at the root, imports from those before it.
 LEVELS = [
-    {"version", "files", "suggestions", "signals", "ranges"},
+    {"version", "files", "signals"},
+    {"parsing"},
     {"hub", "models"},
     {"launching"},
     {"dry_run"},
-    {"output_folder", "config_file"},
+    {"output_folder"},
     {"arguments"},
     {"tokenization", "reporting"},
     {"data"},

@@ -6,14 +6,8 @@ from transformers import BartConfig, BartForConditionalGeneration, MBartTokenize
 
 from hf_lm.data.tables import Table
 from hf_lm.tasks.translation import Translation, read_translation
-from hf_lm.tokenization.tokenizer import (
-    encode_documents,
-    encode_with_offsets,
-    language_written,
-    load_tokenizer,
-    set_languages,
-    special_tokens_around,
-)
+from hf_lm.tokenization.languages import language_written, set_languages
+from hf_lm.tokenization.tokenizer import encode_documents, encode_with_offsets, load_tokenizer, special_tokens_around
 
 PAIRS = [
     {"en": f"a house and {'a dog ' * (i % 3)}number {i}", "de": f"ein Haus und {'ein Hund ' * (i % 3)}Nummer {i}"}

@@ -234,7 +234,7 @@ def test_a_revision_is_downloaded_and_one_that_does_not_exist_is_refused(folders
         assert "*.bin" in ignore_patterns
         return str(folders / "summarization")
 
-    monkeypatch.setattr("hf_lm.inference.pipelines.snapshot_download", download)
+    monkeypatch.setattr("hf_lm.inference.pipeline_base.snapshot_download", download)
     pipeline("summarization", model="user/name", revision="v1", token="secret")
     pipeline("summarization", model="user/name", model_kwargs={"revision": "v2"})
     assert asked == [("user/name", "v1", "secret"), ("user/name", "v2", None)]

@@ -9,7 +9,18 @@ import pytest
 
 from hf_lm.arguments import FineTuningArguments, TrainingArguments, parse_arguments
 from hf_lm.cli import build_parser, main
-from hf_lm.ranges import TRAINER_RANGES, Count, Decay, Positive, Range, Share, Size, check_range, number, range_of
+from hf_lm.parsing.ranges import (
+    TRAINER_RANGES,
+    Count,
+    Decay,
+    Positive,
+    Range,
+    Share,
+    Size,
+    check_range,
+    number,
+    range_of,
+)
 
 ROOT = Path(__file__).parent.parent
 

@@ -6,7 +6,7 @@ the report of its training where there is one. The page is for this machine (127
 
 import argparse
 
-from hf_lm.ranges import Port, number
+from hf_lm.parsing.ranges import Port, number
 
 EXAMPLE = """hf-lm demo out/chat out/sentiment
 hf-lm demo out/question_answering --port 7861

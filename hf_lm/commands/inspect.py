@@ -3,7 +3,7 @@
 import argparse
 
 from hf_lm.commands.options import split_options
-from hf_lm.ranges import Count, number
+from hf_lm.parsing.ranges import Count, number
 
 EXAMPLE = "hf-lm inspect summarization --dataset data/ --model out/pretrain"
 

@@ -5,7 +5,7 @@ import json
 
 from hf_lm.commands.options import split_options
 from hf_lm.files import json_with, refuse_foreign, write_whole
-from hf_lm.ranges import PositiveShare, Size, Tokens, number
+from hf_lm.parsing.ranges import PositiveShare, Size, Tokens, number
 
 EXAMPLE = """hf-lm plan pretrain --size small --max_steps 20000 --gpu h100 --price_per_hour 2.5
 hf-lm plan pretrain --size xl --gpu a100-40gb --engine fsdp2 --devices 8"""

@@ -7,7 +7,7 @@ interval on the same examples), differs. The exit code is 1 if anything differs.
 
 import argparse
 
-from hf_lm.ranges import Count, Seed, number
+from hf_lm.parsing.ranges import Count, Seed, number
 
 EXAMPLE = """hf-lm reproduce user/name
 hf-lm reproduce out/reviews --seed 2 --output_dir out/reviews-2

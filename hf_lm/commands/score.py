@@ -2,7 +2,7 @@
 
 import argparse
 
-from hf_lm.ranges import Count, number
+from hf_lm.parsing.ranges import Count, number
 
 EXAMPLE = "hf-lm score out/pretrain gpt2 --dataset texts/ --metrics perplexity"
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from hf_lm.data.opening import CHUNK, check_encoding, check_utf8, reading
 from hf_lm.data.patterns import Pattern
-from hf_lm.suggestions import did_you_mean
+from hf_lm.parsing.suggestions import did_you_mean
 
 SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 SECTION = 2**16  # characters: a text file is cut into documents of at most this length

@@ -1,6 +1,5 @@
 """Which text a run reads: the demo, files, folders, globs, Hub datasets, and weighted mixtures of them."""
 
-import glob
 import hashlib
 import itertools
 import os
@@ -17,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_lm.data.demos.documentation import demo_split, documentation
 from hf_lm.data.packing import TokenStream
+from hf_lm.data.paths import file_names, find_files, split_of
 from hf_lm.data.patterns import Pattern
 from hf_lm.data.reading import SUFFIXES, column_values, read_documents, rows_to_documents, suffix
 from hf_lm.data.token_files import PREFIX, TOKENIZER, documents_of, open_tokens, read_record
@@ -126,45 +126,6 @@ def _load_one(name: str, text_column: str, start: Pattern | None) -> Corpus:
     return _from_hub(name, text_column, start)
 
 
-def find_files(name: str, *, any_ending: bool = False) -> list[Path] | None:
-    """The files that a path or a glob names; None if it can only be a name on the Hub.
-
-    Those with an ending that can be read, or, with `any_ending`, all; hidden files and licences are left out. Raises
-    FileNotFoundError for a path that leads nowhere and ValueError for a file of another kind.
-    """
-    path = Path(name).expanduser()
-    if path.is_file():
-        if not any_ending and suffix(path) not in SUFFIXES:
-            raise ValueError(
-                f"--dataset {name}: cannot read {path.suffix or 'this'} files; {' '.join(SUFFIXES)} can be."
-            )
-        return [path]
-    if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if p.is_file() and (any_ending or suffix(p) in SUFFIXES))
-        found = [p for p in found if not any(part.startswith(".") for part in p.relative_to(path).parts)]
-        found = [p for p in found if p.stem.upper() not in ("README", "LICENSE", "LICENCE", "NOTICE")]
-        if not found:
-            raise FileNotFoundError(f"--dataset: {name} holds no file that ends in one of {' '.join(SUFFIXES)}.")
-        return found
-    found = sorted(p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file())
-    found = [p for p in found if any_ending or suffix(p) in SUFFIXES]
-    is_path = name.startswith((".", "/", "~")) or suffix(Path(name)) in SUFFIXES
-    if not found and (is_path or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?([:@].+)?", name)):
-        raise FileNotFoundError(f"--dataset: there is no file or folder {name}.")
-    return found or None
-
-
-def split_of(path: Path, root: Path) -> str:
-    """The split that a file's or a folder's name says: train..., valid..., val..., dev..., test..., or ...-test."""
-    inside = path.relative_to(root).parts if path.is_relative_to(root) and path != root else (path.name,)
-    for part in inside:
-        stem = part.split(".")[0].lower()
-        for split, words in (("validation", "valid|validation|val|dev"), ("test", "test"), ("train", "train")):
-            if re.fullmatch(rf"(?:{words})(?:[-_\d].*)?|.*[-_](?:{words})", stem):
-                return split
-    return "train"
-
-
 def _from_files(name: str, files: list[Path], text_column: str, start: Pattern | None) -> Corpus:
     root = Path(name).expanduser() if Path(name).expanduser().is_dir() else files[0].parent
     by_split: dict[str, list[Path]] = {}
@@ -189,12 +150,6 @@ def _from_files(name: str, files: list[Path], text_column: str, start: Pattern |
         first = by_split["train"][:GROUPS]
         corpus.groups = {os.path.relpath(path, root): _reader(corpus, [path], text_column, start) for path in first}
     return corpus
-
-
-def file_names(paths: list[Path], root: Path, *, most: int = 4) -> str:
-    """Files as a reader meets them: below their folder, the first few."""
-    named = [os.path.relpath(path, root) for path in paths[:most]]
-    return ", ".join(named) + (f" and {len(paths) - most:,} more" if len(paths) > most else "")
 
 
 def _from_tokens(dataset: str, text_column: str) -> Corpus:

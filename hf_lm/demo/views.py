@@ -20,7 +20,9 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from hf_lm.hub.records import read_report
 from hf_lm.inference.chat import Conversation
 from hf_lm.inference.generate import encode_prompt, load_writer
-from hf_lm.inference.pipelines import QuestionAnsweringPipeline, TextToTextPipeline, pipeline
+from hf_lm.inference.pipelines import pipeline
+from hf_lm.inference.question_answering import QuestionAnsweringPipeline
+from hf_lm.inference.text_to_text import TextToTextPipeline
 from hf_lm.inference.writing import Draft, alternatives, continue_text
 from hf_lm.models.configuration import context_length, family, load_config
 from hf_lm.reporting.report import SHOWN as METRICS

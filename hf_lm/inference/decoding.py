@@ -4,7 +4,18 @@ import argparse
 from dataclasses import dataclass, field, fields
 from typing import Any, get_type_hints
 
-from hf_lm.ranges import Amount, Count, Positive, PositiveShare, Seed, Share, Size, check_range, number, range_of
+from hf_lm.parsing.ranges import (
+    Amount,
+    Count,
+    Positive,
+    PositiveShare,
+    Seed,
+    Share,
+    Size,
+    check_range,
+    number,
+    range_of,
+)
 
 # ruff: noqa: RUF009 - a setting is a field
 

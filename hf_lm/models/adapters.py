@@ -12,7 +12,8 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from hf_lm.models.configuration import ADAPTED, find_adapter, load_config
-from hf_lm.models.loading import fresh_modules, load_with_head
+from hf_lm.models.loading import load_with_head
+from hf_lm.models.parts import fresh_modules
 from hf_lm.models.quantization import dequantized, quantized_bits
 from hf_lm.models.target_tokenizer import find_target, save_tokenizer
 

@@ -16,7 +16,8 @@ from transformers import (
 )
 
 from hf_lm.models.configuration import architecture, check_memory, family, load_config, special_ids
-from hf_lm.models.loading import BETWEEN, HEAD, check_ids, load_causal_lm, load_weights, load_with_head
+from hf_lm.models.loading import HEAD, check_ids, load_causal_lm, load_weights, load_with_head
+from hf_lm.models.parts import BETWEEN
 from hf_lm.models.target_tokenizer import target_tokenizer
 
 

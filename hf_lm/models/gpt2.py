@@ -3,7 +3,7 @@
 from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from hf_lm.models.configuration import check_memory, special_ids
-from hf_lm.suggestions import did_you_mean
+from hf_lm.parsing.suggestions import did_you_mean
 
 # small to xl are the four that were published (124 M, 355 M, 774 M and 1.6 B parameters with their vocabulary).
 SIZES = {

@@ -20,7 +20,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.pytorch_utils import Conv1D
 
 from hf_lm.models.configuration import (
     ADAPTER,
@@ -35,6 +34,7 @@ from hf_lm.models.configuration import (
     special_ids,
     why,
 )
+from hf_lm.models.parts import has_untrained_head, in_body, kept_in_full_precision
 from hf_lm.models.quantization import dequantized, keep_weights, quantization_options
 from hf_lm.models.target_tokenizer import target_tokenizer
 
@@ -44,10 +44,6 @@ Shapes = Sequence[Sequence[int]]  # of a weight: as it was saved, as it is neede
 HEAD = "head"
 # Buffers that old versions saved, and the pooler, which some heads do not use.
 UNUSED = re.compile(r"(^|\.)(position_ids|inv_freq|masked_bias|attn\.bias|attention\.bias|version|pooler\..*)$")
-UNNAMED = re.compile(r"LABEL_\d+")
-BODIES = ("shared", "encoder", "decoder")  # children of a model that are not heads, besides its base_model_prefix
-# Cross attention, as BERT, GPT-2 and XGLM call it, and the projection between two widths.
-BETWEEN = ("crossattention", "ln_cross_attn", "encoder_attn", "encoder_attn_layer_norm", "enc_to_dec_proj")
 
 
 def load_causal_lm(
@@ -194,11 +190,11 @@ def load_weights(
         _record(model, loaded_from=name_or_path, at_random=[])
         return model
     model, missing, resized = _read(auto_class, name_or_path, config, quantize=quantize, **options)
-    _check_shapes(name_or_path, {k: v for k, v in resized.items() if HEAD not in new or _in_body(model, k)})
+    _check_shapes(name_or_path, {k: v for k, v in resized.items() if HEAD not in new or in_body(model, k)})
     lacking = [
         key
         for key in sorted(missing)
-        if not (HEAD in new and not _in_body(model, key)) and not any(part in key.split(".") for part in new)
+        if not (HEAD in new and not in_body(model, key)) and not any(part in key.split(".") for part in new)
     ]
     if lacking:
         raise ValueError(
@@ -206,7 +202,7 @@ def load_weights(
             f"{type(model).__name__} ({lacking[0]}, ...), which would start at random; give one that was trained as "
             f"{type(model).__name__}."
         )
-    if HEAD not in new and _has_untrained_head(model):
+    if HEAD not in new and has_untrained_head(model):
         raise ValueError(
             f"{name_or_path} is a {type(model).__name__} whose head was never trained: its biases are 0 and its "
             "classes have no names; fine-tune it first."
@@ -232,7 +228,7 @@ def _read(
         return _read_adapted(auto_class, name_or_path, adapter, config, **options)
     if quantize:
         with torch.device("meta"):
-            options |= quantization_options(quantize, keep=_kept_whole(auto_class.from_config(config)))
+            options |= quantization_options(quantize, keep=kept_in_full_precision(auto_class.from_config(config)))
     settings = SAFE | options | {"output_loading_info": True, "ignore_mismatched_sizes": True}
     reporter = logging.getLogger("transformers.modeling_utils")  # it prints a table of what is checked here
     level = reporter.level
@@ -244,7 +240,7 @@ def _read(
     finally:
         reporter.setLevel(level)
     keep_weights(model)
-    extra = [key for key in sorted(loading["unexpected_keys"]) if _in_body(model, key) and not UNUSED.search(key)]
+    extra = [key for key in sorted(loading["unexpected_keys"]) if in_body(model, key) and not UNUSED.search(key)]
     if extra:
         raise ValueError(
             f"{name_or_path} holds {len(extra)} weights that {type(model).__name__} does not have ({extra[0]}, "
@@ -253,62 +249,12 @@ def _read(
     return model, loading["missing_keys"], {key: shapes for key, *shapes in loading["mismatched_keys"]}
 
 
-def _in_body(model: PreTrainedModel, key: str) -> bool:
-    """Whether a weight belongs to the body rather than to a head; in a model without head every weight does."""
-    body = model.base_model_prefix
-    parts = [body] if hasattr(model, body) else [name for name, _ in model.named_children()]
-    return key.split(".")[0] in parts
-
-
-def _has_untrained_head(model: PreTrainedModel) -> bool:
-    """Whether a head looks untrained: every bias 0 and no class named. A head without biases passes."""
-    names = (model.config.id2label or {}).values()
-    if model.get_output_embeddings() is not None or not all(map(UNNAMED.fullmatch, names)):
-        return False
-    biases = [p for key, p in model.named_parameters() if not _in_body(model, key) and key.endswith("bias")]
-    return bool(biases) and not any(bias.any() for bias in biases)
-
-
 def _check_shapes(name: str, shapes: dict[str, Shapes], *, remedy: str = "") -> None:
     for key, (saved, needed) in sorted(shapes.items()):
         raise ValueError(
             f"{name}: {key} was saved with the shape {tuple(saved)}, and {tuple(needed)} is needed "
             f"({len(shapes)} such weights); {remedy or f'restore the {CONFIG} that was saved with the weights.'}"
         )
-
-
-def _kept_whole(model: PreTrainedModel) -> list[str]:
-    """Modules that are not quantized: heads, the output embedding, and those that a checkpoint may lack."""
-    names = [name for name, _ in model.named_children() if name not in (model.base_model_prefix, *BODIES)]
-    return names + [name for name, _ in model.named_modules() if name.endswith(("pooler", *BETWEEN))]
-
-
-def fresh_modules(model: PreTrainedModel) -> list[str]:
-    """Modules that are not pretrained: a task's head, the cross attention of a decoder from a checkpoint, and matrices
-    that a checkpoint lacked, such as the pooler of a masked language model.
-
-    LoRA trains and saves them in full: frozen, they would be random again whenever the adapter is loaded.
-    """
-    output = model.get_output_embeddings()
-    if model.config.model_type == "encoder-decoder":
-        names = [name for name, _ in model.named_modules() if name.endswith(BETWEEN)]
-    else:
-        names = [
-            name
-            for name, child in model.named_children()
-            if name not in (model.base_model_prefix, *BODIES)
-            and child is not output
-            and any(True for _ in child.parameters())
-        ]
-    lacked = set(getattr(model, "at_random", ()))
-    return names + [
-        name
-        for name, module in model.named_modules()
-        if name in lacked
-        and isinstance(module, torch.nn.Linear | Conv1D)
-        and module is not output
-        and not any(name == part or name.startswith(f"{part}.") for part in names)
-    ]
 
 
 def _read_adapted(
@@ -337,7 +283,7 @@ def _read_adapted(
     )
     own = {plain(key) for key in weights}  # heads among them
     missing, resized = missing - own, {key: shapes for key, shapes in resized.items() if key not in own}
-    _check_shapes(base, {key: shapes for key, shapes in resized.items() if _in_body(model, key)}, remedy=remedy)
+    _check_shapes(base, {key: shapes for key, shapes in resized.items() if in_body(model, key)}, remedy=remedy)
     if bits:
         model = dequantized(model)
     try:
@@ -345,7 +291,7 @@ def _read_adapted(
         needed = adapted.state_dict() | get_peft_model_state_dict(adapted, save_embedding_layers=False)
         shapes = {key: (weights[key].shape, needed[key].shape) for key in weights.keys() & needed.keys()}
         wrong = {key: both for key, both in shapes.items() if both[0] != both[1]}
-        heads = {plain(key): both for key, both in wrong.items() if not _in_body(model, plain(key))}
+        heads = {plain(key): both for key, both in wrong.items() if not in_body(model, plain(key))}
         _check_shapes(name_or_path, {k: v for k, v in wrong.items() if plain(k) not in heads}, remedy=remedy)
         loading = adapted.load_adapter(name_or_path, "default", ignore_mismatched_sizes=bool(heads))
     except ValueError:

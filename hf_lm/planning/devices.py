@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from hf_lm.suggestions import did_you_mean
+from hf_lm.parsing.suggestions import did_you_mean
 
 GIB = 2**30
 

@@ -40,7 +40,7 @@ CODE = (
     "evaluation/*.py",
     "models/*.py",
     "tasks/*.py",
-    "tokenization/tokenizer.py",
+    "tokenization/*.py",
     "scoring/restore.py",
     "scoring/score.py",
 )

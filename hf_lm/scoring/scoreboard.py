@@ -11,10 +11,10 @@ from hf_lm.evaluation.compare import Comparison, compare
 from hf_lm.evaluation.intervals import Estimate
 from hf_lm.files import json_with, refuse_foreign, write_whole
 from hf_lm.hub.credentials import printable
+from hf_lm.parsing.suggestions import did_you_mean
 from hf_lm.reporting.report import SHOWN, in_words, plain
 from hf_lm.reporting.terminal import aligned
 from hf_lm.scoring.predictions import GROUPS, METRICS
-from hf_lm.suggestions import did_you_mean
 
 LIKELIHOODS = METRICS["pretrain"]
 

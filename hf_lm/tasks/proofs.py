@@ -20,7 +20,7 @@ from hf_lm.evaluation.likelihood import evaluating
 from hf_lm.hub.credentials import printable
 from hf_lm.hub.fresh_load import fresh_load
 from hf_lm.models.quantization import quantized_bits
-from hf_lm.suggestions import did_you_mean
+from hf_lm.parsing.suggestions import did_you_mean
 
 # How far the logits of two ways to compute a model may lie apart, as a share of the largest, by the bits of its base:
 # 4 bits are multiplied out, and merged to the last digit; 8 bits round what they are multiplied with.

@@ -12,7 +12,8 @@ from hf_lm.models.bert import new_bert
 from hf_lm.models.configuration import context_length, family, load_config
 from hf_lm.models.encoder_decoder import load_text_to_text, new_bart
 from hf_lm.models.loading import load_with_head
-from hf_lm.tokenization.tokenizer import load_tokenizer, new_tokenizer, set_languages, set_pad
+from hf_lm.tokenization.languages import set_languages
+from hf_lm.tokenization.tokenizer import load_tokenizer, new_tokenizer, set_pad
 
 
 @dataclass

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_lm.data.overlap import UNSPACED
+from hf_lm.data.paths import file_names, find_files, split_of
 from hf_lm.data.reading import SUFFIXES, clean, read_lines, suffix
-from hf_lm.data.sources import file_names, find_files, split_of
 from hf_lm.data.tables import DEMOS, Row, Table, drop_empty_splits, hold_out, load_table, pick_column
 from hf_lm.files import hash_contents
 from hf_lm.tasks.entities import TAG, normal_tag

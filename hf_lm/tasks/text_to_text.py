@@ -27,7 +27,8 @@ from hf_lm.tasks.proofs import Proof
 from hf_lm.tasks.rendering import Part, render_causal, token_pieces
 from hf_lm.tasks.start import Start
 from hf_lm.tasks.supervised import Encoded, Scores, Supervised
-from hf_lm.tokenization.tokenizer import INCOMPLETE, encode_documents, language_written, special_tokens_around
+from hf_lm.tokenization.languages import language_written
+from hf_lm.tokenization.tokenizer import INCOMPLETE, encode_documents, special_tokens_around
 
 SAMPLED = 2000  # training rows whose targets are encoded and decoded again
 NEGLIGIBLE = 0.01  # share of them that may come back changed before it is said

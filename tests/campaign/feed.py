@@ -260,7 +260,7 @@ def recipe_numbers() -> Iterator[Input]:
     """Each number of each recipe, and those of the Trainer, given what is none or cannot be."""
     import runpy
 
-    from hf_lm.ranges import TRAINER_RANGES
+    from hf_lm.parsing.ranges import TRAINER_RANGES
 
     for recipe in sorted(path.stem for path in (ROOT / "recipes").glob("*.py")):
         declared = runpy.run_path(str(ROOT / "recipes" / f"{recipe}.py"), run_name="recipe")["Arguments"]

@@ -10,7 +10,7 @@ import yaml
 from yaml.composer import ComposerError
 from yaml.constructor import ConstructorError
 
-from hf_lm.suggestions import did_you_mean
+from hf_lm.parsing.suggestions import did_you_mean
 
 LARGEST = 100_000  # bytes: a run.yaml has some thousand, and PyYAML reads 100 kB in a second
 SCALARS = {str: "text", int: "an integer", float: "a number", bool: "true or false"}
