@@ -120,14 +120,14 @@ class Progress(ProgressCallback):
         self.last: dict[str, str] = {}
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         super().on_train_begin(args, state, control, **kwargs)
         if self.training_bar is not None and not sys.stderr.isatty():
             self.training_bar.mininterval = self.training_bar.maxinterval = self.SECONDS_IN_A_FILE
 
     def on_prediction_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         if self.training_bar is None or sys.stderr.isatty():  # in a file, evaluations within training have a line each
             super().on_prediction_step(args, state, control, **kwargs)
