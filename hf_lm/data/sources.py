@@ -1,6 +1,5 @@
 """Which text a run reads: the demo, files, folders, globs, Hub datasets, and weighted mixtures of them."""
 
-import hashlib
 import itertools
 import os
 import re
@@ -15,12 +14,13 @@ import regex
 from transformers import PreTrainedTokenizerBase
 
 from hf_lm.data.demos.documentation import demo_split, documentation
+from hf_lm.data.hub_datasets import load_hub
 from hf_lm.data.packing import TokenStream
 from hf_lm.data.paths import file_names, find_files, split_of
 from hf_lm.data.patterns import Pattern
-from hf_lm.data.reading import SUFFIXES, column_values, read_documents, rows_to_documents, suffix
+from hf_lm.data.reading import column_values, read_documents, rows_to_documents, suffix
 from hf_lm.data.token_files import PREFIX, TOKENIZER, documents_of, open_tokens, read_record
-from hf_lm.files import hash_contents
+from hf_lm.files import hash_contents, hash_text
 
 SPLITS = ("train", "validation", "test")
 GROUPS = 12  # files of which the report speaks one by one
@@ -111,10 +111,6 @@ def _weighted(dataset: str) -> list[tuple[str, float]]:
             raise ValueError(f"--dataset {dataset}: every weight is 0; give at least one above it.")
         return weights
     return [(dataset, 1.0)]
-
-
-def hash_text(text: str) -> bytes:
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def _load_one(name: str, text_column: str, start: Pattern | None) -> Corpus:
@@ -217,41 +213,6 @@ def _demo() -> Corpus:
     ]
     size = sum(len(text.encode()) for text in by_split["train"])
     return Corpus("demo", content, size, readers, notes, languages=["en"])
-
-
-def load_hub(name: str) -> tuple[dict[str, Any], bytes, str]:
-    """The splits of a Hub dataset `name`, `name:config`, `name@revision` under our names, their content and commit.
-
-    Raises ValueError in one line where there is no such dataset, or no network.
-    """
-    import datasets
-    from datasets import config as settings
-
-    path, _, revision = name.partition("@")
-    path, _, config = path.partition(":")
-    if ":" in revision:
-        revision, _, config = revision.partition(":")
-    if f".{path}" in SUFFIXES or path == "text":
-        raise ValueError(
-            f"--dataset {name} is a format, not a data set: give the path of a file that ends in .{path}."
-        )
-    try:
-        found = datasets.load_dataset(path, config or None, revision=revision or None)
-    except Exception as error:
-        offline = settings.HF_HUB_OFFLINE or isinstance(error, (ConnectionError, OSError))
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        reason = " The Hub was not reached: this machine is offline or HF_HUB_OFFLINE is set." if offline else ""
-        raise ValueError(
-            f"--dataset {name} is no file or folder here and was not loaded from the Hub: {said}.{reason}"
-        ) from None
-    names = {"train": "train", "validation": "validation", "valid": "validation", "dev": "validation", "test": "test"}
-    by_split = {names[str(split)]: rows for split, rows in found.items() if split in names}
-    if "train" not in by_split:
-        raise ValueError(f"--dataset {name} has no split train, only {sorted(found)}.")
-    content = hash_text(" ".join(f"{split} {rows._fingerprint}" for split, rows in by_split.items()))
-    files = by_split["train"].info.download_checksums or {}  # hf://datasets/user/name@COMMIT/path
-    commits = {match[1] for file in files if (match := re.match(r"hf://datasets/[^@]+@(\w+)/", file))}
-    return by_split, content, commits.pop() if len(commits) == 1 else ""
 
 
 def _from_hub(name: str, text_column: str, start: Pattern | None) -> Corpus:
