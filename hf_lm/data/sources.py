@@ -14,7 +14,7 @@ import regex
 from transformers import PreTrainedTokenizerBase
 
 from hf_lm.data.demos.documentation import demo_split, documentation
-from hf_lm.data.hub_datasets import load_hub
+from hf_lm.data.hub_datasets import download_beginning, load_hub
 from hf_lm.data.packing import TokenStream
 from hf_lm.data.paths import file_names, find_files, split_of
 from hf_lm.data.patterns import Pattern
@@ -79,6 +79,7 @@ def load_corpus(
     document_start: str = "",
     validation_share: float = 0.05,
     test_share: float = 0.05,
+    max_bytes: int = 0,
 ) -> Corpus:
     """The corpus that `--dataset` names.
 
@@ -86,19 +87,27 @@ def load_corpus(
     dataset `name`, `name:config`, `name@revision`; or a mixture `a=0.7,b=0.3` by bytes; `tokens:FOLDER`, a folder of
     token files, or a mixture of such folders by tokens. `text_column` "" guesses.
     `document_start` is a regular expression for the line that begins a document. A missing validation or test split is
-    cut from train by document. Raises FileNotFoundError, PermissionError or ValueError in one line.
+    cut from train by document. `max_bytes` of text are read of each split, in its order, and no more is downloaded of
+    a Hub dataset; 0 reads all. Raises FileNotFoundError, PermissionError or ValueError in one line.
     """
     start = Pattern(document_start, option="--document_start", flags=regex.MULTILINE) if document_start else None
     shares = {"validation": validation_share, "test": test_share}
     if any(name.startswith(PREFIX) for name, _ in _weighted(dataset)):
+        if max_bytes:
+            raise ValueError(f"--max_bytes {max_bytes} is for text, and --dataset {dataset} is tokenized already.")
         return _from_tokens(dataset, text_column)
     parts = []
     for name, weight in _weighted(dataset):
-        corpus = _load_one(name, text_column, start)
+        corpus = _load_one(name, text_column, start, max_bytes)
+        _limit(corpus, max_bytes)
         _hold_out(corpus, shares)
         parts.append((corpus, weight))
-    corpus = parts[0][0] if len(parts) == 1 else _mix(dataset, parts)
+    corpus = parts[0][0]
+    if len(parts) > 1:
+        corpus = _mix(dataset, parts)
+        _limit(corpus, max_bytes)
     options = f"{dataset if len(parts) > 1 else ''} {text_column} {document_start} {shares}"
+    options += f" {max_bytes}" if max_bytes else ""
     corpus.fingerprint = hash_text(f"{corpus.fingerprint} {options}").hex()
     return corpus
 
@@ -113,13 +122,38 @@ def _weighted(dataset: str) -> list[tuple[str, float]]:
     return [(dataset, 1.0)]
 
 
-def _load_one(name: str, text_column: str, start: Pattern | None) -> Corpus:
+def _load_one(name: str, text_column: str, start: Pattern | None, max_bytes: int) -> Corpus:
     if name == "demo":
         return _demo()
     files = find_files(name)
     if files is not None:
         return _from_files(name, files, text_column, start)
-    return _from_hub(name, text_column, start)
+    if not max_bytes:
+        return _from_hub(name, text_column, start)
+    folder, commit = download_beginning(name, text_column, max_bytes)
+    corpus = _from_files(str(folder), sorted(folder.glob("*.jsonl")), "text", start)
+    corpus.source, corpus.format, corpus.commit = name, "a dataset of the Hub, streamed", commit
+    corpus.origins = {}
+    return corpus
+
+
+def _limit(corpus: Corpus, max_bytes: int) -> None:
+    """Let each split end before the document that would exceed `max_bytes`, not before its first one."""
+    if not max_bytes:
+        return
+
+    def first(read: Reader) -> Iterator[str]:
+        left = max_bytes
+        for text in read():
+            size = len(text.encode("utf-8", "surrogatepass"))
+            if size > left < max_bytes:
+                return
+            left -= size
+            yield text
+
+    corpus.readers = {split: partial(first, read) for split, read in corpus.readers.items()}
+    corpus.size, corpus.groups = min(corpus.size, max_bytes), {}
+    corpus.notes.append(f"at most the first {max_bytes:,} bytes of each split of {corpus.source} are read")
 
 
 def _from_files(name: str, files: list[Path], text_column: str, start: Pattern | None) -> Corpus:
