@@ -105,6 +105,9 @@ class TrainingArguments(transformers.TrainingArguments):
         self.run = self.changed = {name: _plain_value(value) for name, value in given.items()}
         if self.bf16 and not torch.accelerator.is_available():
             self.use_cpu = True  # or the parent says that bf16 needs a GPU
+        for name, kind in get_type_hints(type(self), include_extras=True).items():
+            if allowed := TRAINER_RANGES.get(name) or range_of(kind):
+                check_range(name, getattr(self, name, None), allowed)
         super().__post_init__()
         if self.max_cost and self.price_per_hour <= 0:
             raise ValueError("--max_cost needs --price_per_hour, what an hour of the devices costs.")
