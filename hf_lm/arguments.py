@@ -6,11 +6,10 @@ tokens, so file and terminal share one validator, and a misspelt key or value en
 
 import math
 import os
-import re
 import sys
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar, get_type_hints
+from typing import Any, ClassVar, TypeVar, get_type_hints
 
 import torch
 import transformers
@@ -20,10 +19,19 @@ from transformers import set_seed
 from hf_lm import dry_run
 from hf_lm.hub.credentials import error_line, masked_traceback, names_secret
 from hf_lm.output_folder import check_output
-from hf_lm.parsing.command_line import Parser, check_keys, option_value, parse_command_line, parse_value, take_flag
-from hf_lm.parsing.config_file import check_text, read_config
-from hf_lm.parsing.ranges import (  # noqa: F401 - recipes import these types from here
-    TRAINER_RANGES,
+from hf_lm.parsing.command_line import (
+    Function,  # noqa: F401 - recipes import this type from here, as the next
+    Parser,
+    check_keys,
+    check_values,
+    option_value,
+    parse_command_line,
+    parse_value,
+    refuse_code,
+    take_flag,
+)
+from hf_lm.parsing.config_file import read_config
+from hf_lm.parsing.ranges import (  # noqa: F401
     Amount,
     Count,
     Decay,
@@ -31,16 +39,10 @@ from hf_lm.parsing.ranges import (  # noqa: F401 - recipes import these types fr
     Positive,
     Share,
     Size,
-    check_range,
-    range_of,
 )
 from hf_lm.signals import end_on_signals, end_with_launcher
 
 Arguments = TypeVar("Arguments")
-
-
-CODE = "names a function"
-Function = Annotated[str, CODE]  # a name of ours, a folder, or module:function, which --config alone may not give
 
 
 @dataclass
@@ -203,6 +205,19 @@ class ChatArguments(FineTuningArguments):
     chat_template: str = ""  # a Jinja file; "" keeps the tokenizer's own, or gives it a small one
 
 
+@dataclass
+class ReplyArguments(ChatArguments):
+    """What every recipe takes beside that tunes a chat model by the answers it gives."""
+
+    defaults: ClassVar[dict[str, Any]] = ChatArguments.defaults | {
+        "train_sampling_strategy": "random",
+        "logging_steps": 5,
+    }
+
+    max_new_tokens: Size = 64  # of an answer
+    answers: Count = 64  # held-out prompts that are answered to measure the model
+
+
 # Training defaults of every recipe; bf16 beside them.
 SHARED_DEFAULTS: dict[str, Any] = {"logging_steps": 10, "save_total_limit": 2}
 
@@ -278,7 +293,7 @@ def _parse(arguments_class, training_arguments_class, argv, recipe_defaults, fre
         check_keys(values, own, where=config)
         given = {key: parse_value(parser, key, value, kinds[key], config) for key, value in values.items()}
         if not allow_code:
-            _refuse_code(given, kinds, where=config)
+            refuse_code(given, kinds, where=config)
         parser.set_defaults(**given)
         origin |= dict.fromkeys(values, f"{config}: ")
     namespace = parse_command_line(parser, argv, own)
@@ -296,7 +311,7 @@ def _parse(arguments_class, training_arguments_class, argv, recipe_defaults, fre
     if print_config:
         print(yaml.safe_dump(run, sort_keys=False, allow_unicode=True), end="")
         raise SystemExit(0)
-    _check_values(resolved, kinds, origin)
+    check_values(resolved, kinds, origin)
     try:
         objects = [c(**{f.name: resolved[f.name] for f in fields(c) if f.init}) for c in parser.dataclass_types]
     except (ValueError, TypeError, ImportError) as error:
@@ -338,26 +353,6 @@ def _program(main) -> str:
     return Path(getattr(main, "__file__", None) or "recipe").name
 
 
-def _refuse_code(given: dict[str, Any], kinds: dict[str, Any], where: str) -> None:
-    """Raise ValueError where a file, which may be a stranger's run.yaml, names a function that would be imported."""
-    for key, value in given.items():
-        if CODE in getattr(kinds[key], "__metadata__", ()) and re.fullmatch(r"[\w.]+:\w+", str(value)):
-            raise ValueError(
-                f"{where}: {key} is {value}, a function that the run would import: look at it, then give --allow_code."
-            )
-
-
-def _check_values(resolved: dict[str, Any], kinds: dict[str, Any], origin: dict[str, str]) -> None:
-    """Raise ValueError for a value that its argument cannot have, with where it was given."""
-    if not resolved["output_dir"]:
-        raise ValueError(f"{origin.get('output_dir', '--')}output_dir is empty: name a folder.")
-    for key, kind in kinds.items():
-        name, value = f"{origin.get(key, '--')}{key}", resolved[key]
-        check_text(name, value, kind)
-        if allowed := TRAINER_RANGES.get(key) or range_of(kind):
-            check_range(name, value, allowed)
-
-
 def _saved_run(resolved, arguments_class, training_arguments_class, recipe_defaults, origin) -> dict[str, Any]:
     """What run.yaml holds: every argument of the recipe, and of the Trainer's those that recipe or user gave.
 
@@ -376,7 +371,7 @@ def _default(f: Field) -> Any:
     return f.default if f.default_factory is MISSING else f.default_factory()
 
 
-def _plain_value(value: Any) -> Any:
+def _plain_value(value: object) -> Any:
     if isinstance(value, dict):
         return {str(key): _plain_value(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -389,7 +384,7 @@ def report_errors(debug: bool) -> None:
     sys.excepthook = masked_traceback if debug else _one_line
 
 
-def _one_line(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+def _one_line(kind: type[BaseException], error: BaseException, trace: object) -> None:
     rank = int(os.environ.get("RANK", "0"))
     prefix = f"[process {rank}] " if rank else ""
     if issubclass(kind, KeyboardInterrupt):

@@ -9,9 +9,12 @@ from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hf_lm.launching import recipe_path
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Sample = Callable[..., tuple[Iterable[str], Path]]  # see `sampled`
 
@@ -19,7 +22,7 @@ Sample = Callable[..., tuple[Iterable[str], Path]]  # see `sampled`
 class FitCall(NamedTuple):
     """What a recipe hands to `fit`; `options` are its keywords. A task is known on a level above this one."""
 
-    model: Any
+    model: "PreTrainedModel"
     task: object
     training_args: Any
     options: dict[str, Any]
@@ -86,14 +89,14 @@ def arguments() -> list[str] | None:
     return None if mode is None else list(mode.arguments)
 
 
-def parsed(args: Any) -> None:
+def parsed(args: object) -> None:
     """`parse_arguments` has the recipe's Arguments: the end of a dry run that asked for no more."""
     mode = _mode.get()
     if mode is not None and mode.arguments_only:
         raise _Reached(args)
 
 
-def reached(model: Any, task: object, training_args: Any, **options: Any) -> None:
+def reached(model: "PreTrainedModel", task: object, training_args: object, **options: object) -> None:
     """Training would begin here: the end of a dry run. Does nothing outside of one."""
     if active():
         raise _Reached(FitCall(model, task, training_args, options))

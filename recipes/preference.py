@@ -12,7 +12,7 @@ accelerate launch recipes/preference.py --model out/chat --dataset Anthropic/hh-
 
 from dataclasses import dataclass
 
-from hf_lm.arguments import ChatArguments, Count, Function, Positive, Share, Size, TrainingArguments, parse_arguments
+from hf_lm.arguments import Function, Positive, ReplyArguments, Share, Size, TrainingArguments, parse_arguments
 from hf_lm.data.conversations import read_preferences
 from hf_lm.data.tables import load_table
 from hf_lm.evaluation.rewards import load_scorer
@@ -25,15 +25,13 @@ DEMO, DEMO_SCORER = "demo:preferences", "hf_lm.data.demos.dialogues:plainness"
 
 
 @dataclass
-class Arguments(ChatArguments):
+class Arguments(ReplyArguments):
     model: str = ""  # a chat model, folder or Hub id; "" makes a tiny GPT-2, first trained on both answers
     dataset: str = DEMO  # built-in pairs, a file, a folder, a glob or a Hub id
     max_length: Size = 512  # tokens of a prompt and an answer
-    max_new_tokens: Size = 64  # of an answer to a held-out prompt
     loss_type: LossType = "sigmoid"  # DPO; the others are its variants in TRL
     beta: Positive = 0.1  # strength of the KL penalty towards the reference model
     label_smoothing: Share = 0.0  # share of pairs assumed to be swapped, for the losses robust and exo_pair
-    answers: Count = 64  # held-out prompts to generate for; 0 skips KL, length and win rate
     scorer: Function = ""  # judges which answer wins: a text classifier's folder, or module:function
     scorer_label: str = ""  # the classifier's label for a good answer
 
@@ -74,7 +72,5 @@ if __name__ == "__main__":
             output_dir="out/preference",
             learning_rate=5e-6,
             num_train_epochs=1,
-            train_sampling_strategy="random",
-            logging_steps=5,
         )
     )

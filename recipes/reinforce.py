@@ -12,7 +12,7 @@ accelerate launch recipes/reinforce.py --model out/chat --dataset prompts.jsonl 
 
 from dataclasses import dataclass
 
-from hf_lm.arguments import Amount, ChatArguments, Count, Function, Positive, Size, TrainingArguments, parse_arguments
+from hf_lm.arguments import Amount, Count, Function, Positive, ReplyArguments, Size, TrainingArguments, parse_arguments
 from hf_lm.data.conversations import read_prompts
 from hf_lm.data.tables import load_table
 from hf_lm.evaluation.rewards import load_reward
@@ -23,7 +23,7 @@ from hf_lm.training.fit import fit
 
 
 @dataclass
-class Arguments(ChatArguments):
+class Arguments(ReplyArguments):
     model: str = ""  # a chat model, folder or Hub id; "" makes a tiny GPT-2, first trained on sums
     dataset: str = "demo:sums"  # built-in sums, a file, a folder, a glob or a Hub id
     prompt: str = ""  # columns; "" guesses
@@ -32,11 +32,9 @@ class Arguments(ChatArguments):
     reward: Function = "exact_answer"  # exact_answer, format, length, chrf, or module:function
     pattern: str = ""  # of the reward format: a regular expression that a complete answer must match
     target_length: Count = 0  # of the reward length: characters
-    max_new_tokens: Size = 64  # of an answer
     num_generations: Size = 8  # answers sampled for each prompt
     beta: Amount = 0.02  # strength of the KL penalty towards the initial model; 0 has none
     temperature: Positive = 1.0
-    answers: Count = 64  # held-out prompts measured, 4 answers to each
     collapse_steps: Count = 10  # steps in a row without a learning signal that end a run; 0 never does
 
 
@@ -76,8 +74,6 @@ if __name__ == "__main__":
             fresh=tiny_model | {"per_device_train_batch_size": 128},
             output_dir="out/reinforce",
             learning_rate=1e-5,
-            train_sampling_strategy="random",
-            logging_steps=5,
             **steps,
         )
     )

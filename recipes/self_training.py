@@ -10,18 +10,18 @@ accelerate launch recipes/self_training.py --task translation --model out/bart -
 # dependencies = ["hf-lm>=0.1.0,<0.2"]
 # ///
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from hf_lm.arguments import Amount, Count, FineTuningArguments, Share, Size, TrainingArguments, parse_arguments
+from hf_lm.arguments import FineTuningArguments, Size, TrainingArguments, parse_arguments
 from hf_lm.self_training.curve import learning_curve
-from hf_lm.self_training.experiment import SelfTraining
+from hf_lm.self_training.experiment import SelfTraining, Settings
 from hf_lm.self_training.setups import SETUPS
 from hf_lm.training.fit import fit
 
 
 @dataclass
-class Arguments:
+class Arguments(Settings):
     # The last weights, as in every training beside it.
     defaults: ClassVar[dict[str, Any]] = FineTuningArguments.defaults | {"load_best_model_at_end": False}
     task: Literal["sentiment", "question_answering", "translation", "summarization", "language_modelling"] = (
@@ -35,14 +35,6 @@ class Arguments:
     source: str = ""  # the same for translation and summarization
     target: str = ""
     unlabelled_column: str = ""  # column of the texts; "" guesses
-    shares: list[Share] = field(default_factory=lambda: [0.01, 0.1, 1.0])  # of the labels
-    seeds: Size = 3  # trainings of each kind
-    method: Literal["pseudo_labels", "pretraining", "both"] = "both"
-    threshold: Share = 0.0  # calibrated confidence from which a teacher's answer is taken; 0 is the task's own
-    rounds: Size = 3  # of teacher and student, at most
-    min_steps: Size = 100  # optimizer steps of a training, at least: a handful of rows is read more often
-    pretraining_epochs: Amount = 3.0  # on the text without labels
-    max_unlabelled: Count = 0  # texts that are read, drawn by seed; 0 is all
     max_length: Size = 256  # tokens of a text, or of a window
     max_target_length: Size = 64  # tokens of a text that is written
 
@@ -66,20 +58,11 @@ def main(args: Arguments, training_args: TrainingArguments) -> dict:
         start.unlabelled,
         training_args,
         new_lm=start.new_lm,
-        shares=args.shares,
-        seeds=args.seeds,
-        method=args.method,
-        threshold=args.threshold,
-        rounds=args.rounds,
-        min_steps=args.min_steps,
-        pretraining_epochs=args.pretraining_epochs,
-        max_unlabelled=args.max_unlabelled,
         max_length=start.max_length,
+        **args.settings(),
     )
     learned.run()
     curve = learning_curve(learned)
-    for sentence in curve["said"]:
-        learned.say(sentence)
     model, task, training_args = learned.begin_best(curve)
     return fit(model, task, training_args, extra_report={"recipe": "self_training", "learning_curve": curve})
 

@@ -82,8 +82,7 @@ def test_no_file_imports_itself_by_way_of_others():
 
 
 # What is not yet as it should be. Each list only gets shorter: what has become right is taken out of it.
-LONG_RECIPES = {"reinforce", "self_training"}
-OPEN_TYPES = 242  # occurrences of ": Any" in hf_lm: this number only gets smaller
+OPEN_TYPES = 66  # occurrences of ": Any" in hf_lm: this number only gets smaller
 
 
 def texts() -> dict[str, str]:
@@ -104,8 +103,7 @@ def test_recipes_have_at_most_seventy_five_lines_and_shadow_no_library():
     texts = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "recipes").glob("*.py")}
     header = re.compile(r"^# /// script\n(?:#.*\n)*# ///\n\n", re.MULTILINE)  # PEP 723: not read by people
     lines = {name: len(header.sub("", text).splitlines()) for name, text in texts.items()}
-    assert {name for name, number in lines.items() if number > 75} <= LONG_RECIPES
-    assert max(lines.values()) < 100
+    assert {name for name, number in lines.items() if number > 75} == set()
     assert not lines.keys() & {"evaluate", "datasets", "tokenizers", "accelerate", "transformers"}
 
 

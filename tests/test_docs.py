@@ -96,6 +96,7 @@ def test_options_of_recipes_exist():
     from transformers import TrainingArguments
 
     shared = {field.name for field in dataclasses.fields(TrainingArguments)} | fields_of(ROOT / "hf_lm/arguments.py")
+    shared |= fields_of(ROOT / "hf_lm/self_training/experiment.py")
     shared |= {"config", "print_config", "help", "debug"}
     checked = 0
     for page in PAGES:

@@ -127,7 +127,7 @@ class Report(PipelineStep):
         super().__init__()
         self.folder, self.logs, self.stages, self.arguments = folder, logs, list(stages), run
 
-    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
+    def run(self, data: object = None, rank: int = 0, world_size: int = 1) -> None:
         counts = {name: read_counts(self.logs / name) for name in self.stages}
         report = corpus_report(counts, self.arguments)
         if not report["validation"]["documents"]:
@@ -156,7 +156,7 @@ def read_counts(logs: Path) -> list[dict[str, Any]]:
     return steps
 
 
-def _total(value: Any) -> float:
+def _total(value: dict[str, float] | float) -> float:
     """The sum of a statistic, which datatrove writes as a number where nothing else is to say of it."""
     return value["total"] if isinstance(value, dict) else value
 

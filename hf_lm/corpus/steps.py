@@ -49,7 +49,7 @@ class DemoReader(PipelineStep):
 
     name, type = "demo", "READER"
 
-    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+    def run(self, data: object = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
         corpus = load_corpus("demo")
         texts = itertools.chain.from_iterable(corpus.documents(split) for split in corpus.splits) if rank == 0 else ()
         yield from (Document(text, str(i)) for i, text in enumerate(texts))
@@ -188,7 +188,7 @@ class SaveTokenizer(PipelineStep):
         super().__init__()
         self.texts, self.folder, self.tokenizer, self.vocab_size = texts, folder, name, vocab_size
 
-    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
+    def run(self, data: object = None, rank: int = 0, world_size: int = 1) -> None:
         if self.tokenizer != "bpe":
             load_tokenizer(self.tokenizer).save_pretrained(self.folder)
             return

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from accelerate import Accelerator, PartialState
 from torch.utils.data import Sampler
 
 Feature = dict[str, Any]
@@ -95,7 +96,7 @@ def map_by_length(
     work: Callable[[list[int]], Sequence[Any]],
     lengths: Sequence[int],
     *,
-    accelerator: Any = None,
+    accelerator: Accelerator | PartialState | None = None,
     description: str,
     max_tokens: int = 2**14,
     max_rows: int = 512,

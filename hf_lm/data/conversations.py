@@ -1,9 +1,8 @@
 """Conversations, preferences and prompts with an answer that can be checked: rows as they come, made of one form."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 from hf_lm.data.patterns import Pattern
 from hf_lm.data.reading import clean, plain_text
@@ -104,7 +103,9 @@ def _named(table: Table, split: str, number: int) -> Iterator[None]:
         raise ValueError(f"--dataset {table.source}, {split} row {number}: {error}") from None
 
 
-def _common_beginning(chosen: Any, rejected: Any, table: Table) -> tuple[list[Message], list[Message], list[Message]]:
+def _common_beginning(
+    chosen: object, rejected: object, table: Table
+) -> tuple[list[Message], list[Message], list[Message]]:
     """(prompt, chosen answer, rejected answer) of two sides that begin alike."""
     if isinstance(chosen, str) and isinstance(rejected, str) and not TURN.match(chosen):  # a text and its two ends
         differs = (i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b)
@@ -168,7 +169,9 @@ def read_prompts(table: Table, *, prompt: str = "", reference: str = "", answer_
     _finish(table, said, lambda row: row["messages"][-1]["content"], "prompt", {"validation": 0.1, "test": 0.1})
 
 
-def _finish(table: Table, said: str, group: Any, unit: str, shares: dict[str, float] | None = None) -> None:
+def _finish(
+    table: Table, said: str, group: Callable[[Row], str], unit: str, shares: dict[str, float] | None = None
+) -> None:
     if not table.rows["train"]:
         counted = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in table.left_out.items())
         raise ValueError(f"--dataset {table.source} has no training row that can be used: {counted or 'it is empty'}.")
@@ -176,7 +179,7 @@ def _finish(table: Table, said: str, group: Any, unit: str, shares: dict[str, fl
     hold_out(table, shares or {"validation": 0.05, "test": 0.05}, group=group, unit=unit)
 
 
-def _messages(value: Any, table: Table) -> list[Message]:
+def _messages(value: object, table: Table) -> list[Message]:
     """Messages under one set of names; content that is a list of parts is joined."""
     if value is None or value != value:
         return []
@@ -197,7 +200,7 @@ def _messages(value: Any, table: Table) -> list[Message]:
     return found
 
 
-def _part(part: Any) -> str:
+def _part(part: object) -> str:
     """The text of a part of a message. Raises ValueError for an image or anything else that is none."""
     if isinstance(part, dict) and isinstance(part.get("text"), str):
         return part["text"]
@@ -207,7 +210,7 @@ def _part(part: Any) -> str:
     raise ValueError(f"a message has a part that is no text ({kind or repr(part):.40}); only text can be learned.")
 
 
-def _side(value: Any, role: str, table: Table) -> list[Message]:
+def _side(value: object, role: str, table: Table) -> list[Message]:
     """A prompt or an answer, given as text or as messages."""
     if isinstance(value, dict):
         value = [value]

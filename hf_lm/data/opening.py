@@ -35,7 +35,7 @@ class _Zstd(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: Any) -> int:
+    def readinto(self, buffer: bytearray | memoryview) -> int:
         while not self.text:
             data = self.compressed or self.file.read(2**16)
             self.compressed = b""
@@ -95,7 +95,7 @@ class reading:
         self.file = open_bytes(self.path)
         return self.file
 
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self.file.close()
         damaged = (gzip.BadGzipFile, zlib.error, EOFError)
         if kind is csv.Error:

@@ -68,7 +68,7 @@ def rows_to_documents(rows: Iterable[str], document_start: Pattern | None, clean
             cleaned["empty_rows"] += 1
 
 
-def plain_text(value: Any, where: str) -> str:
+def plain_text(value: object, where: str) -> str:
     """A cell as text: "" for null and NaN. Raises ValueError, beginning with `where`, for bytes, lists and objects."""
     if isinstance(value, str):
         return value

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import regex
 from transformers import PreTrainedTokenizerBase
@@ -21,6 +21,9 @@ from hf_lm.data.patterns import Pattern
 from hf_lm.data.reading import column_values, read_documents, rows_to_documents, suffix
 from hf_lm.data.token_files import PREFIX, TOKENIZER, documents_of, open_tokens, read_record
 from hf_lm.files import hash_contents, hash_text
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 SPLITS = ("train", "validation", "test")
 GROUPS = 12  # files of which the report speaks one by one
@@ -254,7 +257,7 @@ def _from_hub(name: str, text_column: str, start: Pattern | None) -> Corpus:
     corpus = Corpus(name, content.hex(), by_split["train"].data.nbytes, {}, format="a dataset of the Hub")
     corpus.commit = commit
 
-    def reader(split: str, rows: Any) -> Reader:
+    def reader(split: str, rows: "Dataset") -> Reader:
         def read() -> Iterator[str]:
             counted: Counter = Counter()
             batches = (batch for batch in rows.iter(batch_size=1000))

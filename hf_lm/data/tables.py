@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from hf_lm.data.demos.cldr import country_questions, phrases
 from hf_lm.data.demos.dialogues import dialogues, preferences, sums
@@ -17,6 +17,9 @@ from hf_lm.data.reading import SUFFIXES, clean, plain_text, read_lines, read_row
 from hf_lm.data.sources import SPLITS, choose_sides, cut_note
 from hf_lm.files import hash_contents, hash_text
 from hf_lm.parsing.suggestions import did_you_mean
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 Row = dict[str, Any]
 Read = Iterator[tuple[str, list[Path], Iterable[Row]]]  # a split, files of it and their rows
@@ -160,7 +163,7 @@ def _read_aligned(files: list[Path], root: Path) -> Read:
         yield split_of(stem, root), together, _aligned(together)
 
 
-def _hub_rows(rows: Any) -> list[Row]:
+def _hub_rows(rows: "Dataset") -> list[Row]:
     """Rows with class labels, and lists of them, as their names."""
 
     def name(label: int | list[int] | None, names: Sequence[str]) -> Any:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
 from hf_lm.data.packing import TokenStream, markers
@@ -58,11 +59,11 @@ class JoinedArray:
             return pieces[0]
         return np.concatenate(pieces) if pieces else np.zeros(0, self.dtype)
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self[:], dtype)
 
 
-def record_tokens(folder: str | Path, tokenizer: PreTrainedTokenizerBase, **about: Any) -> dict[str, Any]:
+def record_tokens(folder: str | Path, tokenizer: PreTrainedTokenizerBase, **about: object) -> dict[str, Any]:
     """Check the `.ds` files of a folder completely, and write tokens.json and tokenizer/ beside them.
 
     Reads every token once: each index fits its file, every document ends with the end marker, no marker stands inside

@@ -29,7 +29,9 @@ class _Metric(evaluate.Metric):
             description=self.measure.__doc__ or "", citation="", features=datasets.Features(self.columns)
         )
 
-    def _compute(self, *, predictions: Any = None, references: Any = None, **options: Any) -> dict[str, float]:
+    def _compute(
+        self, *, predictions: object = None, references: object = None, **options: object
+    ) -> dict[str, float]:
         estimates = self.measured.estimates(predictions, references, **options)
         return {name: estimate.value for name, estimate in estimates.items()}
 

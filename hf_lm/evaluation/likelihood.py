@@ -8,6 +8,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator, PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm.data.batches import MAX_LOGITS, Feature, TokenId, map_by_length, pad_batch
@@ -40,7 +41,7 @@ def token_log_probs(
     model: torch.nn.Module,  # a PreTrainedModel, also inside an adapter or DDP
     features: Sequence[Feature],
     *,
-    processes: Any = None,  # an Accelerator or PartialState
+    processes: Accelerator | PartialState | None = None,
     max_logits: int = MAX_LOGITS,
     max_rows: int = 512,
 ) -> list[np.ndarray]:

@@ -8,7 +8,7 @@ import re
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -134,7 +134,7 @@ def _scores(scorer: Any) -> Callable[[np.ndarray], np.ndarray]:
     return value_of
 
 
-def mostly(pattern: re.Pattern[str], texts: Any) -> bool:
+def mostly(pattern: re.Pattern[str], texts: Iterable[str]) -> bool:
     """Whether more than a third of the letters of the first texts match a pattern of single characters."""
     matching = letters = 0
     for text, _ in zip(texts, range(1000), strict=False):

@@ -255,7 +255,7 @@ def _check_base(folder: Path, checked: Checked) -> bool:
 
     adapter = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     base = adapter.get("base_model_name_or_path") or ""
-    config: Any = Path(base) / "config.json"
+    config: object = Path(base) / "config.json"
     if base and not Path(base).is_dir():
         try:
             config = try_to_load_from_cache(base, "config.json", revision=adapter.get("revision"))

@@ -13,7 +13,10 @@ import threading
 import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 # The auto class by the mapping that has an architecture, in the order in which they are tried.
 AUTO_CLASSES = {
@@ -29,7 +32,7 @@ HEADS = ("score.weight", "classifier.weight", "classifier.out_proj.weight")  # o
 TARGET = "target_tokenizer"  # as hf_lm.models.target_tokenizer has it
 
 
-def fresh_load(**request: Any) -> tuple[dict[str, Any], Any]:
+def fresh_load(**request: object) -> tuple[dict[str, Any], Any]:
     """A fresh process's answer about a folder, and its logits, None without `inputs`: see `describe` and `compute`.
 
     The process uses neither a network nor an accelerator, and ends with this one. Raises ChildProcessError with the
@@ -167,7 +170,7 @@ def describe(folder: str, adapter: bool, trust: bool, auto_class: str) -> tuple[
     return facts, b""
 
 
-def _auto_class(config: Any) -> str:
+def _auto_class(config: "PreTrainedConfig") -> str:
     from transformers.models.auto import modeling_auto
 
     named = [name for name in getattr(config, "auto_map", None) or {} if name.startswith("AutoModelFor")]
@@ -180,7 +183,7 @@ def _auto_class(config: Any) -> str:
     return "AutoModel"
 
 
-def _family(config: Any) -> str:
+def _family(config: "PreTrainedConfig") -> str:
     from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
     if config.is_encoder_decoder:

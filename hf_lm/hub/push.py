@@ -201,7 +201,7 @@ def as_published(folder: Path, uploaded: list[str]) -> dict[str, bytes]:
     ends = [re.escape(path) + r"(?![\w-]|\.\w)" * (path[-1] != "/") for path in sorted(names, key=len, reverse=True)]
     pattern = rf"(?<![\w./~-])(?:{'|'.join(ends)})"
 
-    def rewrite(value: Any) -> Any:
+    def rewrite(value: object) -> Any:
         if isinstance(value, str):
             return re.sub(pattern, lambda match: names[match[0]], value)
         if isinstance(value, dict):

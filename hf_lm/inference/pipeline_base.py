@@ -12,6 +12,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import RevisionNotFoundError
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_lm.data.batches import TokenId
 from hf_lm.models.configuration import family, load_config, unreachable
 from hf_lm.models.loading import load_weights
 from hf_lm.models.target_tokenizer import find_target, has_target_tokenizer
@@ -72,10 +73,10 @@ class BasePipeline:
         config: str | PreTrainedConfig | None = None,
         revision: str | None = None,
         token: str | bool | None = None,
-        dtype: Any = "auto",
-        torch_dtype: Any = None,  # its name before transformers 5
+        dtype: str | torch.dtype = "auto",
+        torch_dtype: str | torch.dtype | None = None,  # its name before transformers 5
         device: int | str | torch.device | None = None,  # None is the first accelerator, if there is one
-        device_map: Any = None,
+        device_map: str | dict[str, int | str] | None = None,
         model_kwargs: dict[str, Any] | None = None,  # of from_pretrained
         framework: str | None = None,
         batch_size: int = 32,
@@ -102,7 +103,7 @@ class BasePipeline:
         if not has_target_tokenizer(self.tokenizer) and self.tokenizer.name_or_path:
             find_target(self.tokenizer, self.tokenizer.name_or_path)
         set_pad(self.tokenizer)
-        self.pad_id: Any = self.tokenizer.pad_token_id
+        self.pad_id: TokenId = self.tokenizer.pad_token_id
         self.batch_size, self.causal = batch_size, family(model.config) == "decoder"
         if isinstance(device, int):
             accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None

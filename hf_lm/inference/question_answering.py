@@ -36,7 +36,13 @@ class QuestionAnsweringPipeline(BasePipeline):
     }
 
     def __call__(
-        self, *inputs: Any, question: Any = None, context: Any = None, data: Any = None, X: Any = None, **options: Any
+        self,
+        *inputs: object,
+        question: object = None,
+        context: object = None,
+        data: object = None,
+        X: object = None,
+        **options: Any,
     ) -> Any:
         options = self._options(options)
         if len(inputs) == 2 and all(isinstance(each, str) for each in inputs):

@@ -4,12 +4,16 @@ import json
 import re
 from argparse import Namespace
 from collections.abc import Iterable
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 from transformers import HfArgumentParser
 
-from hf_lm.parsing.config_file import check_kind
+from hf_lm.parsing.config_file import check_kind, check_text
+from hf_lm.parsing.ranges import TRAINER_RANGES, check_range, range_of
 from hf_lm.parsing.suggestions import closest, did_you_mean
+
+CODE = "names a function"
+Function = Annotated[str, CODE]  # a name of ours, a folder, or module:function, which --config alone may not give
 
 
 class Parser(HfArgumentParser):
@@ -41,7 +45,7 @@ def check_keys(keys: Iterable[str], own: set[str], where: str) -> None:
             raise ValueError(f"{where}: unknown key {key!r}.{did_you_mean(key, own)}")
 
 
-def parse_value(parser: Parser, key: str, value: Any, kind: Any, where: str) -> Any:
+def parse_value(parser: Parser, key: str, value: object, kind: object, where: str) -> Any:
     """Validate one YAML value as if it had been typed."""
     check_kind(f"{where}: {key}", value, kind)
     if value is None or value == []:
@@ -85,3 +89,23 @@ def _plain(message: str) -> str:
         choices = [choice.strip().strip("'") for choice in match[2].split(",")]
         message += f".{did_you_mean(match[1], choices)}"
     return message
+
+
+def refuse_code(given: dict[str, Any], kinds: dict[str, Any], where: str) -> None:
+    """Raise ValueError where a file, which may be a stranger's run.yaml, names a function that would be imported."""
+    for key, value in given.items():
+        if CODE in getattr(kinds[key], "__metadata__", ()) and re.fullmatch(r"[\w.]+:\w+", str(value)):
+            raise ValueError(
+                f"{where}: {key} is {value}, a function that the run would import: look at it, then give --allow_code."
+            )
+
+
+def check_values(resolved: dict[str, Any], kinds: dict[str, Any], origin: dict[str, str]) -> None:
+    """Raise ValueError for a value that its argument cannot have, with where it was given."""
+    if not resolved["output_dir"]:
+        raise ValueError(f"{origin.get('output_dir', '--')}output_dir is empty: name a folder.")
+    for key, kind in kinds.items():
+        name, value = f"{origin.get(key, '--')}{key}", resolved[key]
+        check_text(name, value, kind)
+        if allowed := TRAINER_RANGES.get(key) or range_of(kind):
+            check_range(name, value, allowed)

@@ -19,14 +19,14 @@ SCALARS = {str: "text", int: "an integer", float: "a number", bool: "true or fal
 class _Loader(yaml.SafeLoader):
     """Refuses aliases, which let a few lines expand to gigabytes, and keys that are given twice or are not plain."""
 
-    def compose_node(self, parent: Any, index: Any) -> Any:
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             raise ComposerError(
                 None, None, "an alias (*name) is not supported; write the value out", self.peek_event().start_mark
             )
         return super().compose_node(parent, index)
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys: set[str] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
@@ -67,7 +67,7 @@ def read_config(path: str) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
-def _members(kind: Any) -> list[Any]:
+def _members(kind: object) -> list[Any]:
     """The members of a union; a type itself otherwise."""
     if get_origin(kind) is Annotated:
         return _members(get_args(kind)[0])
@@ -76,11 +76,11 @@ def _members(kind: Any) -> list[Any]:
     return [kind]
 
 
-def _takes(kind: Any, container: type) -> bool:
+def _takes(kind: object, container: type) -> bool:
     return any((get_origin(member) or member) is container for member in _members(kind))
 
 
-def check_kind(name: str, value: Any, kind: Any) -> None:
+def check_kind(name: str, value: object, kind: object) -> None:
     """Raise ValueError where a value from YAML is not of its argument's kind: null, a list, a mapping or one value."""
     if value is None:
         if type(None) not in _members(kind):
@@ -101,7 +101,7 @@ def check_kind(name: str, value: Any, kind: Any) -> None:
         raise ValueError(f"{name} is a {type(value).__name__} of YAML; it must be {_wanted(kind)}.")
 
 
-def check_text(name: str, value: Any, kind: Any) -> None:
+def check_text(name: str, value: object, kind: object) -> None:
     """Raise ValueError for text that cannot be what its argument takes: NUL, an unknown choice, JSON that is not."""
     if not isinstance(value, str):
         return
@@ -120,7 +120,7 @@ def check_text(name: str, value: Any, kind: Any) -> None:
             raise ValueError(f"{name} is not valid JSON: {error}.") from None
 
 
-def _wanted(kind: Any) -> str:
+def _wanted(kind: object) -> str:
     words = ["a list"] if _takes(kind, list) else []
     for member in _members(kind):
         words += [str(choice) for choice in get_args(member)] if get_origin(member) is Literal else []

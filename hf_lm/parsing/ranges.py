@@ -18,7 +18,7 @@ class Range:
     above: bool = False
     below: bool = False
 
-    def refusal(self, value: Any) -> str:
+    def refusal(self, value: float) -> str:
         """What a value must be, in words; "" where it is that."""
         if isinstance(value, float) and not math.isfinite(value):
             return "it must be a finite number"
@@ -42,7 +42,7 @@ Layers = Annotated[int, Range(0, 1000)]
 Seed = Annotated[int, Range(0, 2**32 - 1)]
 
 
-def range_of(kind: Any) -> Range | None:
+def range_of(kind: object) -> Range | None:
     """The range that a type declares, itself or for its items; every float must be finite."""
     if get_origin(kind) is Annotated:
         return next((note for note in get_args(kind)[1:] if isinstance(note, Range)), None)
@@ -51,14 +51,14 @@ def range_of(kind: Any) -> Range | None:
     return next((found for part in get_args(kind) if (found := range_of(part))), None)
 
 
-def check_range(name: str, value: Any, allowed: Range) -> None:
+def check_range(name: str, value: object, allowed: Range) -> None:
     """Raise ValueError where a number, or one of a list, is out of range. None and text are not numbers."""
     for each in value if isinstance(value, list | tuple) else [value]:
         if isinstance(each, int | float) and (refusal := allowed.refusal(each)):
             raise ValueError(f"{name} is {each}; {refusal}.")
 
 
-def number(kind: Any) -> Callable[[str], Any]:
+def number(kind: object) -> Callable[[str], Any]:
     """A type of argparse for one of the types above."""
     plain, allowed = get_args(kind)[0], range_of(kind)
 

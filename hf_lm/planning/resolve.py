@@ -104,7 +104,7 @@ class _Sample:
         return {split: max(1.0, sizes[split] / read) if read >= SAMPLE else 1.0 for split, read in self.bytes.items()}
 
 
-def _demo_data(args: Any, folder: Path) -> list[str]:
+def _demo_data(args: object, folder: Path) -> list[str]:
     """Options with which a recipe reads the demo's text, longer than any task keeps, instead of its data."""
     if hasattr(args, "labelled"):
         options = ["--unlabelled", "", "--labelled"]

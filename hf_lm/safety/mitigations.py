@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from copy import copy
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -72,7 +71,7 @@ def train_on(
     output_dir: str | Path,
     *,
     like: TrainingArguments,
-    **changes: Any,
+    **changes: object,
 ) -> PreTrainedModel:
     """Train a model in place, in a run of its own with the settings of `like` but for `changes`; returns it."""
     own = copy(like)

@@ -144,7 +144,7 @@ def build_task(
     return Rebuilt(start.model, made, made.how)
 
 
-def _has_head(checkpoint: Checkpoint, auto_class: Any) -> bool:
+def _has_head(checkpoint: Checkpoint, auto_class: type) -> bool:
     """Whether the checkpoint, or its adapter, brings a trained head."""
     config = checkpoint.config
     if checkpoint.adapter is not None:

@@ -308,7 +308,7 @@ def _comes_back(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
 
 
 def _on_device(model: PreTrainedModel) -> PreTrainedModel:
-    device: Any = torch.accelerator.current_accelerator() or "cpu"
+    device: torch.device | str = torch.accelerator.current_accelerator() or "cpu"
     return model.eval().to(device)
 
 

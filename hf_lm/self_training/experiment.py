@@ -3,8 +3,8 @@
 import copy
 import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,13 +20,14 @@ from hf_lm.evaluation.intervals import Estimate
 from hf_lm.files import write_whole
 from hf_lm.models.configuration import family
 from hf_lm.output_folder import prepare_output
+from hf_lm.parsing.ranges import Amount, Count, Share, Size
 from hf_lm.self_training.pseudo_labels import PseudoLabels, pseudo_label, select_confident, shares_of
 from hf_lm.self_training.rows import Unlabelled, draw_labelled, leave_out_known
 from hf_lm.tasks.domain import DenoisedText, DomainText
 from hf_lm.tasks.proofs import prove
 from hf_lm.tasks.supervised import Supervised
 from hf_lm.tasks.task import SelfTrainingTask, TrainingData
-from hf_lm.training.trainer import supervised_trainer
+from hf_lm.training.trainer import Trainer, supervised_trainer
 
 LABELS, PSEUDO, PRETRAINED = "labels alone", "pseudo-labels", "pretraining on the text"
 METHODS = {"pseudo_labels": (PSEUDO,), "pretraining": (PRETRAINED,), "both": (PRETRAINED, PSEUDO)}
@@ -59,7 +60,7 @@ def enough_epochs(training_args: TrainingArguments, rows: int, min_steps: int) -
     return max(args.num_train_epochs, math.ceil(min_steps / max(1, math.ceil(rows / at_once))))
 
 
-def train_model(model: PreTrainedModel, task: TrainingData, training_args: TrainingArguments, *, seed: int) -> Any:
+def train_model(model: PreTrainedModel, task: TrainingData, training_args: TrainingArguments, *, seed: int) -> Trainer:
     """Train on a task's rows, as `fit` would with this seed, and write nothing. Returns the Trainer."""
     args = copy.copy(training_args)
     args.seed, args.report_to, args.disable_tqdm = seed, [], True
@@ -93,8 +94,26 @@ def load_backbone(model: PreTrainedModel, pretrained: PreTrainedModel) -> None:
         part.load_state_dict({name: body[name] for name in kept}, strict=False)
 
 
+@dataclass(kw_only=True)
+class Settings:
+    """How much is trained, on what, and by which methods: the options of the recipe, declared here alone."""
+
+    shares: list[Share] = field(default_factory=lambda: [0.01, 0.1, 1.0])  # of the labels
+    seeds: Size = 3  # trainings of each kind
+    method: Literal["pseudo_labels", "pretraining", "both"] = "both"
+    threshold: Share = 0.0  # calibrated confidence from which a teacher's answer is taken; 0 is the task's own
+    rounds: Size = 3  # of teacher and student, at most
+    min_steps: Size = 100  # optimizer steps of a training, at least: a handful of rows is read more often
+    pretraining_epochs: Amount = 3.0  # on the text without labels
+    max_unlabelled: Count = 0  # texts that are read, drawn by seed; 0 is all
+
+    def settings(self) -> dict[str, Any]:
+        """These, as arguments of SelfTraining."""
+        return {each.name: getattr(self, each.name) for each in fields(Settings)}
+
+
 @dataclass
-class SelfTraining:
+class SelfTraining(Settings):
     """A model with few labels and much text, by several methods.
 
     `new_model()` gives a model to train on the task, `new_lm()` one to pretrain on text; `task` holds the labelled
@@ -102,10 +121,6 @@ class SelfTraining:
     means nothing; `with_label(row, prediction)`: the row with the prediction as its label, or None; `strata(rows)`:
     groups that a selection keeps in proportion; and `confidence_threshold`: the confidence from which an answer is
     taken, None where text is its own label.
-
-    `shares` of the labels are tried with `seeds` trainings each, of at least `min_steps` steps. At most
-    `max_unlabelled` texts are read (0: all). A teacher's answer is taken from calibrated confidence `threshold` on
-    (0: `confidence_threshold`), in at most `rounds` rounds.
     """
 
     new_model: Callable[[], PreTrainedModel]
@@ -113,14 +128,6 @@ class SelfTraining:
     unlabelled: Unlabelled
     training_args: TrainingArguments
     new_lm: Callable[[], PreTrainedModel]
-    shares: Sequence[float] = (0.01, 0.1, 1.0)
-    seeds: int = 3
-    method: Literal["pseudo_labels", "pretraining", "both"] = "both"
-    threshold: float = 0.0
-    rounds: int = 3
-    min_steps: int = 100
-    pretraining_epochs: float = 3.0
-    max_unlabelled: int = 0
     max_length: int = 256
 
     def __post_init__(self) -> None:
@@ -266,7 +273,7 @@ class SelfTraining:
         chosen = np.random.default_rng([seed, 2]).choice(len(items), self.max_unlabelled, replace=False)
         return [items[i] for i in sorted(chosen.tolist())]
 
-    def pseudo_label(self, task: Supervised, trainer: Any) -> PseudoLabels:
+    def pseudo_label(self, task: Supervised, trainer: Trainer) -> PseudoLabels:
         rows, known = [row for row, _ in self.pool], np.array([known for _, known in self.pool], bool)
         return pseudo_label(task, trainer.model, rows, known, split=self.split, accelerator=trainer.accelerator)
 
@@ -313,8 +320,10 @@ class SelfTraining:
     def begin_best(self, curve: dict[str, Any]) -> tuple[PreTrainedModel, Any, TrainingArguments]:
         """The best training, for `fit` to repeat: its initial model, its task and its arguments.
 
-        The curve is written first, in case `fit` fails.
+        What the curve says is printed, and the curve written, first: `fit` may fail.
         """
+        for sentence in curve["said"]:
+            self.say(sentence)
         folder, best, args = Path(self.training_args.output_dir), self.best, self.training_args
         if PartialState().is_main_process:
             text = json.dumps(curve, indent=2, ensure_ascii=False) + "\n"

@@ -53,7 +53,7 @@ def begin_language_modelling(
     unlabelled_column: str,
     text_column: str,
     max_length: int,
-    **_: Any,
+    **_: object,
 ) -> Setup:
     """Documents of the domain take the place of labels: how much do a few of them tell after more text of its kind?"""
     with rename_option_in_errors("--labelled"):

@@ -18,7 +18,7 @@ from hf_lm.evaluation.intervals import POSITIVE, ratio
 from hf_lm.models.configuration import context_length
 from hf_lm.tasks import proofs
 from hf_lm.tasks.losses import next_token_loss
-from hf_lm.tasks.proofs import Proof
+from hf_lm.tasks.proofs import Proof, ProvenTrainer
 from hf_lm.tasks.rendering import Part, render_causal
 from hf_lm.tasks.supervised import Encoded, Scores, Supervised
 from hf_lm.tokenization.chat_template import encode_chats, ends_of
@@ -196,7 +196,7 @@ class Chat(Supervised):
             True, f"the labels of the first batch decode to its {len(said)} answers and no more, {ends} with their end"
         )
 
-    def proofs_before(self, trainer: Any) -> dict[str, Callable[[], Proof]]:
+    def proofs_before(self, trainer: ProvenTrainer) -> dict[str, Callable[[], Proof]]:
         found = super().proofs_before(trainer)
         if self.packing:
             features = self.encoded["train"].features

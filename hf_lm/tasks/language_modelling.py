@@ -21,7 +21,7 @@ from hf_lm.evaluation.leakage import leaked_share
 from hf_lm.evaluation.perplexity import Likelihood, score_documents, unigram_likelihood, windows
 from hf_lm.tasks import proofs
 from hf_lm.tasks.losses import next_token_loss
-from hf_lm.tasks.proofs import Proof
+from hf_lm.tasks.proofs import Proof, ProvenTrainer
 from hf_lm.tasks.rendering import Part, render_causal
 from hf_lm.tokenization.tokenizer import encode_documents, measure_tokenizer
 
@@ -109,7 +109,7 @@ class LanguageModelling:
                 break
         return texts
 
-    def proofs_before(self, trainer: Any) -> dict[str, Callable[[], Proof]]:
+    def proofs_before(self, trainer: ProvenTrainer) -> dict[str, Callable[[], Proof]]:
         stream, first = self.streams["train"], self._first_blocks()
         held_out = {split: other for split, other in self.streams.items() if split != "train"}
         return {

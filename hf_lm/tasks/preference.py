@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -20,7 +20,8 @@ from hf_lm.models.adapters import is_adapted, merged
 from hf_lm.models.configuration import context_length
 from hf_lm.tasks import proofs
 from hf_lm.tasks.chat import answer_samples, set_generation
-from hf_lm.tasks.proofs import Proof
+from hf_lm.tasks.losses import Batch
+from hf_lm.tasks.proofs import Proof, ProvenTrainer
 from hf_lm.tasks.rendering import Part, token_pieces
 from hf_lm.tasks.supervised import Encoded, Scores, Supervised
 from hf_lm.tokenization.chat_template import encode_chats, ends_of
@@ -30,6 +31,18 @@ LossType = Literal[
     "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
     "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
 ]  # fmt: skip
+
+
+class _Trainer(ProvenTrainer, Protocol):
+    """What the proofs ask of TRL's DPOTrainer beside."""
+
+    @property
+    def accelerator(self) -> Accelerator: ...
+
+    @property
+    def ref_model(self) -> PreTrainedModel: ...
+
+    def compute_ref_log_probs(self, model: PreTrainedModel, inputs: Batch, /) -> tuple[torch.Tensor, torch.Tensor]: ...
 
 
 class Preference(Supervised):
@@ -135,13 +148,13 @@ class Preference(Supervised):
         if self.reference is None:
             self.reference = frozen_copy(model)
 
-    def _ask_reference(self, split: str, processes: Any) -> None:
+    def _ask_reference(self, split: str, processes: Accelerator | None) -> None:
         """What the reference says of a split, once: in the precision in which the model is measured beside it."""
         if split not in self.before:
             scores = self._pair_scores(self.reference, split, processes)
             self.before[split] = {"scores": scores, "answers": self._write(self.reference, split, processes)}
 
-    def _pair_scores(self, model: PreTrainedModel, split: str, processes: Any) -> np.ndarray:
+    def _pair_scores(self, model: PreTrainedModel, split: str, processes: Accelerator | None) -> np.ndarray:
         """(pairs, 2): the log-probability of the chosen and of the rejected answer."""
         features = [
             labelled(feature["prompt_ids"], feature[f"{side}_ids"])
@@ -157,7 +170,7 @@ class Preference(Supervised):
         prompts = {tuple(feature["prompt_ids"]): None for feature in self.encoded[split].features}
         return [list(prompt) for prompt in prompts if len(prompt) <= room][: self.answers]
 
-    def _write(self, model: PreTrainedModel, split: str, processes: Any) -> list[list[int]]:
+    def _write(self, model: PreTrainedModel, split: str, processes: Accelerator | None) -> list[list[int]]:
         return write(
             model,
             self._asked(split),
@@ -168,7 +181,9 @@ class Preference(Supervised):
             processes=processes,
         )
 
-    def predict(self, model: PreTrainedModel, split: str, accelerator: Accelerator | None) -> Any:
+    def predict(
+        self, model: PreTrainedModel, split: str, accelerator: Accelerator | None
+    ) -> tuple[np.ndarray, list[list[int]], np.ndarray]:
         """The scores of the pairs, what the model writes, and how likely that is to it and to the reference."""
         self._ask_reference(split, accelerator)
         written = self._write(model, split, accelerator)
@@ -179,7 +194,7 @@ class Preference(Supervised):
         ]
         return self._pair_scores(model, split, accelerator), written, np.array(values)
 
-    def score(self, split: str, answers: Any) -> Scores:
+    def score(self, split: str, answers: tuple[np.ndarray, list[list[int]], np.ndarray]) -> Scores:
         scores, written, values = answers
         before = self.before[split]
         ratios = scores - before["scores"]
@@ -256,7 +271,7 @@ class Preference(Supervised):
             True, f"{len(expected)} answers are compared as they stand, {ended} with their end, no prompt in them"
         )
 
-    def log_prob_proof(self, trainer: Any) -> Proof:
+    def log_prob_proof(self, trainer: _Trainer) -> Proof:
         """TRL's summed log-probabilities of a padded batch must be those of each answer alone, before training."""
         features = self.train_dataset[:4]
         batch = trainer._prepare_inputs(self.collate(features))
@@ -274,7 +289,7 @@ class Preference(Supervised):
         )
         return Proof(worst < tolerance, said, worst)
 
-    def start_proof(self, trainer: Any) -> Proof:
+    def start_proof(self, trainer: _Trainer) -> Proof:
         """Before training model and reference agree: no margin, and the loss of DPO is ln 2.
 
         Both in the precision of the run, which the reference has already and the model gets when training begins.
@@ -288,7 +303,7 @@ class Preference(Supervised):
             difference < 1e-3, f"before training the loss is {loss:.6f}, ln 2: nothing is preferred", difference
         )
 
-    def proofs_before(self, trainer: Any) -> dict[str, Callable[[], Proof]]:
+    def proofs_before(self, trainer: _Trainer) -> dict[str, Callable[[], Proof]]:
         found = super().proofs_before(trainer)
         found["sequence_log_probs"] = lambda: self.log_prob_proof(trainer)
         if trainer.args.bf16 or trainer.args.fp16:  # the reference computes in it: padding changes the last digits

@@ -9,18 +9,20 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_lm.arguments import TrainingArguments
 from hf_lm.evaluation.likelihood import evaluating
 from hf_lm.hub.credentials import printable
 from hf_lm.hub.fresh_load import fresh_load
 from hf_lm.models.quantization import quantized_bits
 from hf_lm.parsing.suggestions import did_you_mean
+from hf_lm.tasks.losses import Batch
 
 # How far the logits of two ways to compute a model may lie apart, as a share of the largest, by the bits of its base:
 # 4 bits are multiplied out, and merged to the last digit; 8 bits round what they are multiplied with.
@@ -49,6 +51,27 @@ class Proof:
 
     def report(self) -> dict[str, Any]:
         return {key: value for key, value in asdict(self).items() if value is not None or key == "passed"}
+
+
+class ProvenTrainer(Protocol):
+    """What proofs ask of a Trainer of transformers or TRL."""
+
+    @property
+    def model(self) -> PreTrainedModel: ...
+
+    @property
+    def args(self) -> TrainingArguments: ...
+
+    @property
+    def data_collator(self) -> Callable[[list[dict[str, Any]]], Batch]: ...
+
+    def compute_loss(self, model: Any, inputs: Batch, *, num_items_in_batch: Any = None) -> Any:
+        """The loss of a batch, a tensor; transformers types it with the pair that `return_outputs` gives."""
+        ...
+
+    def _prepare_inputs(self, inputs: Batch) -> Batch: ...
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | int | None: ...
 
 
 def prove(
@@ -89,7 +112,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
             model.zero_grad(set_to_none=True)
 
 
-def loss_invariance(trainer: Any, features: list[dict[str, Any]], *, tolerance: float = 1e-4) -> Proof:
+def loss_invariance(trainer: ProvenTrainer, features: list[dict[str, Any]], *, tolerance: float = 1e-4) -> Proof:
     """One batch of n rows and n accumulated batches of 1 must give the same loss and the same gradients.
 
     Of rows with several labels the first loses a third, so that the rows differ in their number: a mean of means then
@@ -249,7 +272,7 @@ def label_coverage(
     )
 
 
-def learnable(trainer: Any, features: list[dict[str, Any]], *, steps: int = 4) -> Proof:
+def learnable(trainer: ProvenTrainer, features: list[dict[str, Any]], *, steps: int = 4) -> Proof:
     """A few steps down the gradient of one batch must lower its loss."""
     model = trainer.model
     weights = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}

@@ -118,7 +118,7 @@ class _Answers:
         return answered(rows, ["" if " ".join(normal_words(answer)) == NONE else answer for answer in answers]), 0
 
     @classmethod
-    def prediction_of(cls, given: Any, output: Any) -> dict[str, Any]:
+    def prediction_of(cls, given: object, output: Mapping[str, Any]) -> dict[str, Any]:
         return {"prediction": output["answer"], **{key: output[key] for key in ("score", "start", "end")}}
 
     def row_of(self, text: str) -> Row:

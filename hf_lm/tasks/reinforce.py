@@ -1,7 +1,7 @@
 """Reinforce: answers are sampled, a reward checks them, and what was better than its group becomes likelier (GRPO)."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,9 +19,17 @@ from hf_lm.models.configuration import context_length
 from hf_lm.tasks import proofs
 from hf_lm.tasks.chat import answer_samples, set_generation
 from hf_lm.tasks.preference import frozen_copy
-from hf_lm.tasks.proofs import Proof
+from hf_lm.tasks.proofs import Proof, ProvenTrainer
 from hf_lm.tasks.supervised import Encoded, Scores, Supervised
 from hf_lm.tokenization.chat_template import encode_chats, ends_of
+
+
+class _Trainer(ProvenTrainer, Protocol):
+    """What the proofs ask of TRL's GRPOTrainer beside."""
+
+    def _get_per_token_logps_and_entropies(
+        self, model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, logits_to_keep: int, /
+    ) -> tuple[torch.Tensor, ...]: ...
 
 
 class Reinforce(Supervised):
@@ -95,7 +103,9 @@ class Reinforce(Supervised):
         if self.reference is None:
             self.reference = frozen_copy(model)
 
-    def predict(self, model: PreTrainedModel, split: str, accelerator: Accelerator | None) -> Any:
+    def predict(
+        self, model: PreTrainedModel, split: str, accelerator: Accelerator | None
+    ) -> tuple[list[list[int]], np.ndarray]:
         """`draws` answers to each prompt, and how likely each is to the model and to the reference, (2, answers)."""
         if split not in self.before:
             self.before[split] = self._rewarded(split, self._write(self.reference, split, accelerator))
@@ -108,7 +118,7 @@ class Reinforce(Supervised):
         """The held-out prompts that are answered, all of them `draws` times."""
         return [self.prompt_ids[row["prompt"]] for row in self.encoded[split].features[: self.answers]] * self.draws
 
-    def _write(self, model: PreTrainedModel, split: str, processes: Any) -> list[list[int]]:
+    def _write(self, model: PreTrainedModel, split: str, processes: Accelerator | None) -> list[list[int]]:
         return write(
             model,
             self._asked(split),
@@ -127,7 +137,7 @@ class Reinforce(Supervised):
         found = np.array([rewards, [len(ids) for ids in written]], float)
         return found.reshape(2, self.draws, -1).mean(axis=1).T
 
-    def score(self, split: str, answers: Any) -> Scores:
+    def score(self, split: str, answers: tuple[list[list[int]], np.ndarray]) -> Scores:
         written, values = answers
         found, before = self._rewarded(split, written), self.before[split]
         divergence = (values[0] - values[1]).reshape(self.draws, -1).mean(axis=0)
@@ -155,7 +165,7 @@ class Reinforce(Supervised):
         said = f"references as answers earn {right:.3f} on average, empty answers {silent:.3f}"
         return Proof(right >= silent or not any(references), said)
 
-    def log_prob_proof(self, trainer: Any) -> Proof:
+    def log_prob_proof(self, trainer: _Trainer) -> Proof:
         """TRL's log-probabilities of answers after prompts padded on the left must be those of each alone."""
         rows = sorted(self.train_dataset[:64], key=lambda row: len(self.prompt_ids[row["prompt"]]))
         prompts = [self.prompt_ids[row["prompt"]] for row in (rows[0], rows[len(rows) // 2], rows[-1])]
@@ -177,7 +187,7 @@ class Reinforce(Supervised):
         )
         return Proof(worst < (2e-2 if low else 1e-4), said, worst)
 
-    def proofs_before(self, trainer: Any) -> dict[str, Callable[[], Proof]]:
+    def proofs_before(self, trainer: _Trainer) -> dict[str, Callable[[], Proof]]:
         found = super().proofs_before(trainer)
         found = {"vocabulary": found["vocabulary"], "reward": self.reward_proof}
         if self.temperature == 1:  # TRL divides the logits by another

@@ -139,7 +139,7 @@ class _OneOfClasses:
         return examples, chosen.count("")
 
     @classmethod
-    def prediction_of(cls, given: Any, output: Any) -> dict[str, Any]:
+    def prediction_of(cls, given: object, output: list[dict[str, Any]] | dict[str, Any]) -> dict[str, Any]:
         best = output[0] if isinstance(output, list) else output
         return {"prediction": best["label"], "score": best["score"]}
 

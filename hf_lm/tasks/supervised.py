@@ -19,7 +19,7 @@ from hf_lm.evaluation.intervals import Estimate
 from hf_lm.evaluation.likelihood import evaluating
 from hf_lm.models.target_tokenizer import has_target_tokenizer
 from hf_lm.tasks import proofs
-from hf_lm.tasks.proofs import Proof
+from hf_lm.tasks.proofs import Proof, ProvenTrainer
 from hf_lm.tasks.rendering import Part, count_tokens
 from hf_lm.tasks.start import Start, start_fresh, start_from
 from hf_lm.tasks.task import Loss
@@ -115,7 +115,7 @@ class Supervised:
         return None
 
     @classmethod
-    def from_start(cls, table: Table, start: Start, *_: Any, **settings: Any) -> "Supervised":
+    def from_start(cls, table: Table, start: Start, *_: object, **settings: object) -> "Supervised":
         """The task as its model learns it: by a head, or as text. `settings`, and `drop_overlap`, by keyword."""
         raise NotImplementedError
 
@@ -154,7 +154,7 @@ class Supervised:
         raise NotImplementedError
 
     @classmethod
-    def prediction_of(cls, given: Any, output: Any) -> dict[str, Any]:
+    def prediction_of(cls, given: object, output: Any) -> dict[str, Any]:
         """What the pipeline gave for an input, as `hf-lm predict` writes it: {"prediction", ...}."""
         raise NotImplementedError
 
@@ -277,7 +277,7 @@ class Supervised:
             "label_coverage": self.label_proof,
         }
 
-    def proofs_before(self, trainer: Any) -> dict[str, Callable[[], Proof]]:
+    def proofs_before(self, trainer: ProvenTrainer) -> dict[str, Callable[[], Proof]]:
         first = self.train_dataset[:4]
         return {
             **self.data_proofs(trainer.model),

@@ -154,13 +154,13 @@ def _row(row: Row, names: dict[str, str], where: str) -> Row:
     return {"text": text, "spans": spans, "tags": [tag for _, tag in kept], "document": row.get("document", 0)}
 
 
-def _list(value: Any) -> Sequence[Any]:
+def _list(value: str | Iterable[Any] | None) -> Sequence[Any]:
     if value is None:
         return []
     return value.split() if isinstance(value, str) else list(value)
 
 
-def clean_word(word: Any) -> str:
+def clean_word(word: object) -> str:
     return clean(str(word), Counter()).strip()
 
 

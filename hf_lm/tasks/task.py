@@ -6,13 +6,13 @@ from typing import Any, Protocol, Self
 
 import torch
 from accelerate import Accelerator
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm.data.batches import Feature
 from hf_lm.data.tables import Row, Table
 from hf_lm.evaluation.intervals import Estimate
 from hf_lm.tasks.losses import Batch
-from hf_lm.tasks.proofs import Proof
+from hf_lm.tasks.proofs import Proof, ProvenTrainer
 from hf_lm.tasks.rendering import Part
 
 Loss = Callable[[Any, Batch], torch.Tensor]  # (outputs of the model, batch) -> sum over the batch's labels, in nats
@@ -29,6 +29,14 @@ class Measured(Protocol):
     def metrics(self) -> dict[str, Estimate]: ...
 
 
+class Rows(Protocol):
+    """A list of features, or a torch Dataset of them."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Feature: ...
+
+
 class TrainingData(Protocol):
     """What a Trainer needs: features, how they become a batch, and the loss of one."""
 
@@ -36,7 +44,9 @@ class TrainingData(Protocol):
     loss: Loss | None  # None where a trainer of another library computes it
     shifts_labels: bool  # the first label of a row is not predicted: next-token prediction
     context: int  # tokens of a row on average, for the FLOPs of attention
-    train_dataset: Any  # a list of features, or a torch Dataset
+
+    @property
+    def train_dataset(self) -> "Rows": ...
 
     def collate(self, features: Sequence[Feature]) -> Batch:
         """The batch of some features: tensors by the names of the model's inputs."""
@@ -71,7 +81,7 @@ class Task(TrainingData, Protocol):
         """What must hold of tokenizer and labels; no trainer is needed."""
         ...
 
-    def proofs_before(self, trainer: Trainer) -> dict[str, Callable[[], Proof]]:
+    def proofs_before(self, trainer: ProvenTrainer) -> dict[str, Callable[[], Proof]]:
         """What must hold before training, `data_proofs` included."""
         ...
 

@@ -6,7 +6,7 @@ source and writes the target. Both learn the end of the target, or they would ne
 
 import copy
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -74,7 +74,7 @@ class TextToText(Supervised):
         ], 0
 
     @classmethod
-    def prediction_of(cls, given: Any, output: Any) -> dict[str, Any]:
+    def prediction_of(cls, given: object, output: Mapping[str, str]) -> dict[str, Any]:
         return {"prediction": next(iter(output.values()))}
 
     def __init__(

@@ -126,7 +126,7 @@ class TokenClassification(Supervised):
         return examples_from(rows, tagged), invalid
 
     @classmethod
-    def prediction_of(cls, given: Any, output: Any) -> dict[str, Any]:
+    def prediction_of(cls, given: str, output: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """{"prediction": [{"entity", "text", "start", "end", "score"}]}; the score is that of its least sure word."""
         spans, tags, scores, last = words_in(given), [], [], -1
         for start, end in spans:

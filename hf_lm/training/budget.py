@@ -2,9 +2,9 @@
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 import torch
+from transformers import TrainingArguments
 from transformers.trainer_callback import TrainerControl, TrainerState
 
 from hf_lm.training.checkpoints import StopWithCheckpoint
@@ -33,10 +33,12 @@ class StopAtBudget(StopWithCheckpoint):
         self.saving = 1 + checkpoint_bytes / WRITING
         self._longest, self._last, self._asked = 0.0, clock(), 0.0
 
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
         self._last = self.clock()
 
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         now = self.clock()
         self._longest, self._last = max(self._longest, now - self._last), now
         over = now - self.started + self._longest + self.saving > self.seconds
@@ -48,6 +50,6 @@ class StopAtBudget(StopWithCheckpoint):
             self.stop(state, control)
         self._asked = self.clock()
 
-    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         self.saving = max(1.0, self.clock() - self._asked)
         self._last = self.clock()

@@ -9,7 +9,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm import dry_run
-from hf_lm.data.batches import pad_batch
+from hf_lm.data.batches import TokenId, pad_batch
 from hf_lm.data.conversations import as_text
 from hf_lm.data.tables import Row
 from hf_lm.models.gpt2 import new_gpt2
@@ -86,7 +86,7 @@ def warm_up(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / 20) * (1 - step / steps)
     )
-    pad_id: Any = tokenizer.pad_token_id
+    pad_id: TokenId = tokenizer.pad_token_id
     model.train()
     silent = not PartialState().is_local_main_process
     for _ in tqdm(range(steps), desc="warming up the tiny model", delay=2, mininterval=2, disable=silent):

@@ -10,10 +10,10 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import TrainerControl, TrainerState
 
 from hf_lm.files import damage, full_disk, sync, write_manifest
@@ -250,7 +250,7 @@ class StopWithCheckpoint(TrainerCallback):
         if _within_epoch(state):  # else on_epoch_end saves, after its evaluation
             self._save(state, control)
 
-    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         if self.stopped and _within_epoch(state):
             control.should_log = control.should_evaluate = control.should_save = False
         elif self.stopped:
@@ -258,8 +258,7 @@ class StopWithCheckpoint(TrainerCallback):
 
     def _save(self, state: TrainerState, control: TrainerControl) -> None:
         if not (control.should_save or self._scheduled):
-            states: Any = state.stateful_callbacks  # annotated as the list that it is made from; a dictionary by name
-            states.setdefault(self.UNSCHEDULED, []).append(state.global_step)
+            kept_by_callbacks(state).setdefault(self.UNSCHEDULED, []).append(state.global_step)
         control.should_save = True
 
 
@@ -269,14 +268,20 @@ class OnTrainBegin(TrainerCallback):
     def __init__(self, action: Callable[[], None]) -> None:
         self.action = action
 
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
         self.action()
+
+
+def kept_by_callbacks(state: TrainerState) -> dict[str, Any]:
+    """What callbacks keep in the state, by name; it is annotated as the list that it is made from."""
+    return cast(dict[str, Any], state.stateful_callbacks)
 
 
 def unscheduled_steps(state: TrainerState) -> list[int]:
     """The steps of checkpoints that exist only because a run was stopped."""
-    states: Any = state.stateful_callbacks
-    return states.get(StopWithCheckpoint.UNSCHEDULED, [])
+    return kept_by_callbacks(state).get(StopWithCheckpoint.UNSCHEDULED, [])
 
 
 def _within_epoch(state: TrainerState) -> bool:
@@ -291,7 +296,7 @@ class StopOnSignal(StopWithCheckpoint):
         self._previous: dict[int, Any] = {}
         self._wakeup = -1
 
-    def _receive(self, number: int, frame: Any) -> None:
+    def _receive(self, number: int, frame: object) -> None:
         self.signal = number
         leave_closed_terminal()
         self._restore()
@@ -301,12 +306,14 @@ class StopOnSignal(StopWithCheckpoint):
             signal.signal(number, handler)
         self._previous = {}
 
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
         if threading.current_thread() is threading.main_thread():
             self._previous = {number: signal.signal(number, self._receive) for number in endings()}
             self._wakeup = signal.set_wakeup_fd(-1)  # a step may take longer than hf_lm.signals waits
 
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         if args.world_size > 1:  # all processes must stop after the same step, whichever received the signal
             received = torch.tensor(self.signal or 0, device=args.device)
             torch.distributed.all_reduce(received, op=torch.distributed.ReduceOp.MAX)
@@ -314,7 +321,7 @@ class StopOnSignal(StopWithCheckpoint):
         if self.signal is not None:
             self.stop(state, control)
 
-    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         self._restore()
         if threading.current_thread() is threading.main_thread():
             signal.set_wakeup_fd(self._wakeup)

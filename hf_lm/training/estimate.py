@@ -4,15 +4,19 @@ import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from hf_lm.arguments import TrainingArguments
 from hf_lm.reporting.report import peak_memory_bytes
 from hf_lm.tasks.task import Task
 from hf_lm.training.fake_step import Step, measure_step
 from hf_lm.training.monitor import peak_flops
+
+if TYPE_CHECKING:
+    from hf_lm.training.trainer import SafeTrainerMixin
 
 UTILISATION = 0.4  # share of a device's matrix speed that training reaches, where nothing was measured
 # The C allocator of a CPU keeps freed memory in pieces: what is resident is more than what lives (docs/plan.md).
@@ -48,7 +52,9 @@ def longest_batch(task: Task, rows: int) -> dict[str, torch.Tensor]:
     return task.collate([task.train_dataset[i] for i in longest])
 
 
-def work_of(task: Task, args: Any, *, scales: Mapping[str, float] | None = None, processes: int = 0) -> Work:
+def work_of(
+    task: Task, args: TrainingArguments, *, scales: Mapping[str, float] | None = None, processes: int = 0
+) -> Work:
     """What a run over a task reads, in training as the Trainer counts its steps.
 
     `scales` says of a split how many times larger it is than what the task holds of it; `processes` 0 are those here.
@@ -84,7 +90,7 @@ def work_of(task: Task, args: Any, *, scales: Mapping[str, float] | None = None,
 # The forecast of a run
 
 
-def forecast(trainer: Any, task: Task) -> dict[str, float]:
+def forecast(trainer: "SafeTrainerMixin", task: Task) -> dict[str, float]:
     """The seconds and the peak memory that `fit` will take with a trainer and a task, as report.json has them."""
     args = trainer.args
     step = step_of(trainer, task, rows=args.per_device_train_batch_size, checkpointing=checkpoints_activations(args))
@@ -95,7 +101,12 @@ def forecast(trainer: Any, task: Task) -> dict[str, float]:
 
 
 def step_of(
-    trainer: Any, task: Task, *, rows: int, checkpointing: bool, shares: Mapping[str, float] | None = None
+    trainer: "SafeTrainerMixin",
+    task: Task,
+    *,
+    rows: int,
+    checkpointing: bool,
+    shares: Mapping[str, float] | None = None,
 ) -> Step:
     """The step of a trainer, run on fake tensors in batches of `rows`: fewer are accumulated to the same.
 
@@ -116,12 +127,12 @@ def step_of(
     )
 
 
-def checkpoints_activations(args: Any) -> bool:
+def checkpoints_activations(args: TrainingArguments) -> bool:
     """Whether a run recomputes activations; transformers is renaming the argument."""
     return bool(getattr(args, "activation_checkpointing", None) or args.gradient_checkpointing)
 
 
-def precision(args: Any) -> torch.dtype:
+def precision(args: TrainingArguments) -> torch.dtype:
     return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
 
 

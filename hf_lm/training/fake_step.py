@@ -72,7 +72,9 @@ class _Counter(TorchDispatchMode):
         self.flops = 0
         self.at_peak: dict[str, float] = {}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: object, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         for tensor in tree_leaves(out):
@@ -125,7 +127,7 @@ class _Counter(TorchDispatchMode):
         self._keep_peak()
 
 
-def _lstm_flops(read: torch.Tensor, weight: torch.Tensor, hidden: torch.Tensor, *_: Any, **__: Any) -> int:
+def _lstm_flops(read: torch.Tensor, weight: torch.Tensor, hidden: torch.Tensor, *_: object, **__: object) -> int:
     return 2 * (weight.numel() + hidden.numel()) * read.shape[0] * read.shape[1]
 
 

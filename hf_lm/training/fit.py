@@ -5,7 +5,7 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -137,7 +137,7 @@ def check_arguments(args: TrainingArguments, model: PreTrainedModel, *, merge: b
         )
 
 
-def open_output(args: TrainingArguments, *, inputs: Any, lock: contextlib.ExitStack) -> Path | None:
+def open_output(args: TrainingArguments, *, inputs: Iterable[str], lock: contextlib.ExitStack) -> Path | None:
     """Check and make the output folder; returns the checkpoint to resume, if one was asked for and there is one.
 
     `inputs` are names of what the run reads, which must not be replaced. Other runs are refused until `lock` is

@@ -3,7 +3,8 @@
 import functools
 import sys
 import time
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from transformers import PreTrainedModel, TrainingArguments
@@ -57,25 +58,29 @@ class Speedometer(TrainerCallback):
     `tokens_seen()` counts the tokens of all processes; `flops` is what one of them costs.
     """
 
-    def __init__(self, tokens_seen: Any, flops: int, dtype: torch.dtype) -> None:
+    def __init__(self, tokens_seen: Callable[[], int], flops: int, dtype: torch.dtype) -> None:
         self.tokens_seen, self.flops, self.dtype = tokens_seen, flops, dtype
         self.seconds, self.tokens = 0.0, 0  # of the whole run, for the report
         self._start: float | None = None  # None: the clock stands
         self._counted = 0  # tokens when it started
         self._since = (0.0, 0)  # seconds and tokens at the last measure()
 
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
         self.peak = peak_flops(args.device, self.dtype) * args.world_size
 
-    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
         if self._start is None:
             self._start, self._counted = time.perf_counter(), self.tokens_seen()
 
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         if control.should_evaluate or control.should_save:
             self._stop()
 
-    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         self._stop()  # an evaluation or a checkpoint may follow
 
     def _stop(self) -> None:
@@ -133,7 +138,12 @@ class Progress(ProgressCallback):
             super().on_prediction_step(args, state, control, **kwargs)
 
     def on_log(
-        self, args: Any, state: TrainerState, control: TrainerControl, logs: dict[str, float] | None = None, **_: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: object,
     ) -> None:
         if not state.is_world_process_zero or self.training_bar is None or not logs:
             return

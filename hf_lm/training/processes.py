@@ -5,7 +5,7 @@ import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
@@ -19,8 +19,11 @@ from hf_lm.models.adapters import base_of
 from hf_lm.reporting.report import versions
 from hf_lm.tasks.task import TrainingData
 
+if TYPE_CHECKING:
+    from hf_lm.training.trainer import SafeTrainerMixin
 
-def describe_engine(trainer: Any) -> str:
+
+def describe_engine(trainer: "SafeTrainerMixin") -> str:
     """What shares the work among processes: "" for one, or DDP, FSDP2, ZeRO-n, and the sizes of other parallelism."""
     if trainer.args.world_size == 1:
         return ""
@@ -31,7 +34,7 @@ def describe_engine(trainer: Any) -> str:
     return "".join([f", {name}", *(f", {kind} parallelism {n}" for kind, n in sizes.items() if n > 1)])
 
 
-def check_engine(trainer: Any, task: TrainingData) -> None:
+def check_engine(trainer: "SafeTrainerMixin", task: TrainingData) -> None:
     """Raise ValueError in one line for a combination that trains wrongly, or hangs, without an error of its own."""
     args, model = trainer.args, trainer.model
     muon, asked_for_fsdp = args.muon_learning_rate, os.environ.get("ACCELERATE_USE_FSDP") == "true"
@@ -58,7 +61,7 @@ def check_engine(trainer: Any, task: TrainingData) -> None:
         )
 
 
-def _check_deepspeed(trainer: Any, muon: float) -> None:
+def _check_deepspeed(trainer: "SafeTrainerMixin", muon: float) -> None:
     plugin = trainer.accelerator.state.deepspeed_plugin
     if muon:
         raise ValueError(
@@ -131,7 +134,7 @@ def keep_rows_per_step(args: TrainingArguments, checkpoint: Path | None) -> str:
     return message
 
 
-def is_sharded(trainer: Any) -> bool:
+def is_sharded(trainer: "SafeTrainerMixin") -> bool:
     """Whether no process holds the complete weights while training."""
     return bool(trainer.is_fsdp_enabled)
 

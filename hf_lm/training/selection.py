@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 
 from hf_lm.arguments import TrainingArguments
 from hf_lm.evaluation.intervals import Estimate
+from hf_lm.training.checkpoints import kept_by_callbacks
 
 
 class EarlyStopping(TrainerCallback):
@@ -28,21 +29,21 @@ class EarlyStopping(TrainerCallback):
         self.best: np.ndarray | None = None  # the statistics of the best estimate
         self.waited = 0
 
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        states: Any = state.stateful_callbacks  # annotated as the list that it is made from; a dictionary by name
-        if saved := states.get(self.KEY):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
+        if saved := kept_by_callbacks(state).get(self.KEY):
             self.best, self.waited = np.array(saved["best"]), saved["waited"]
             control.should_training_stop |= self.waited >= self.patience
 
-    def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         estimate = self.newest()
         if self.best is None or estimate.beats(replace(estimate, statistics=self.best)):
             self.best, self.waited = estimate.statistics, 0
         else:
             self.waited += 1
             control.should_training_stop |= self.waited >= self.patience
-        states: Any = state.stateful_callbacks
-        states[self.KEY] = {"best": self.best.tolist(), "waited": self.waited}
+        kept_by_callbacks(state)[self.KEY] = {"best": self.best.tolist(), "waited": self.waited}
 
 
 def search_learning_rate(
@@ -70,7 +71,7 @@ def search_learning_rate(
     if not args.early_stopping_patience:
         args.eval_strategy = "no"  # a trial is measured once, at its end
 
-    def objective(trial: Any) -> float:
+    def objective(trial: "optuna.Trial") -> float:
         rate = trial.suggest_float("learning_rate", middle / 10, middle * 10, log=True)
         [args.learning_rate] = broadcast_object_list([rate])  # all processes train at the main one's
         set_seed(args.seed)

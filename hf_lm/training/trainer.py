@@ -12,6 +12,7 @@ import torch
 import transformers
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_callback import ProgressCallback, TrainerState
 from transformers.trainer_utils import SchedulerType
@@ -68,7 +69,7 @@ class SafeTrainerMixin(_Trainer):
         args.logging_nan_inf_filter = False  # it would hide a NaN; training_step stops at one
         args.dataloader_pin_memory &= torch.accelerator.is_available()  # or torch warns at every run on a CPU
         self.measure = measure
-        self.tokens_seen: Any = 0  # by all processes
+        self.tokens_seen: int | torch.Tensor = 0  # by all processes
         self.inputs: dict[str, str] = {}  # of checkpoints.inputs_of
         self._aside: Path | None = None
         self._resumed: Path | None = None  # the checkpoint that training continued from
@@ -91,7 +92,9 @@ class SafeTrainerMixin(_Trainer):
 
     # Loss
 
-    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
         for key, mask in (("input_ids", "attention_mask"), ("decoder_input_ids", "decoder_attention_mask")):
             if key in inputs:
                 read = inputs[mask].sum() if mask in inputs else inputs[key].numel()  # padding is not read
@@ -117,15 +120,13 @@ class SafeTrainerMixin(_Trainer):
             labels[max(0, read.remainder - len(labels) * (self.args.process_index // together)) :] = -100
         return super()._get_num_items_in_batch(batch_samples, device)
 
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+    def _get_grad_norm(self, model: nn.Module, grad_norm: torch.Tensor | float | None = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if norm is not None and self.accelerator.scaler is None and not torch.isfinite(torch.as_tensor(norm)):
-            self._stop_at(
-                "gradient norm", norm
-            )  # before the weights take it in; fp16's scaler skips such a step itself
+            self._stop_at("gradient norm", norm)  # before the weights take it in; fp16's scaler skips such a step
         return norm
 
-    def _stop_at(self, what: str, value: Any) -> None:
+    def _stop_at(self, what: str, value: torch.Tensor | float) -> None:
         raise FloatingPointError(
             f"the {what} became {float(value)} at step {self.state.global_step + 1}, learning rate "
             f"{self._get_learning_rate():.3g}. The last checkpoint is untouched: lower --learning_rate"
@@ -135,7 +136,7 @@ class SafeTrainerMixin(_Trainer):
 
     # Order of the rows
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
         rows: Any = self.train_dataset if train_dataset is None else train_dataset
@@ -184,11 +185,9 @@ class SafeTrainerMixin(_Trainer):
             super()._run_epoch(**kwargs)
 
     def _init_training_state(
-        self, max_steps: int, num_update_steps_per_epoch: int, num_train_epochs: int, checkpoint: Any, trial: Any
+        self, max_steps: int, steps_per_epoch: int, num_train_epochs: int, checkpoint: str | None, trial: None
     ) -> tuple[int, int]:
-        begun = super()._init_training_state(
-            max_steps, num_update_steps_per_epoch, num_train_epochs, checkpoint, trial
-        )
+        begun = super()._init_training_state(max_steps, steps_per_epoch, num_train_epochs, checkpoint, trial)
         if checkpoint is None:
             return begun
         self._resumed = Path(checkpoint)
@@ -245,7 +244,7 @@ class SafeTrainerMixin(_Trainer):
     # Evaluation and logs
 
     def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+        self, eval_dataset: object = None, ignore_keys: object = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         metrics = {f"{metric_key_prefix}_{key}": value for key, value in self.measure(self.model).items()}
         self.log(metrics)
@@ -261,7 +260,7 @@ class SafeTrainerMixin(_Trainer):
 
     # Checkpoints
 
-    def _get_output_dir(self, trial: Any) -> str:
+    def _get_output_dir(self, trial: None) -> str:
         return super()._get_output_dir(trial) if self._aside is None else str(self._aside)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
@@ -276,7 +275,7 @@ class SafeTrainerMixin(_Trainer):
         if self.args.should_save and is_adapted(model):
             save_adapted(model, output_dir or self.args.output_dir)
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+    def _save_checkpoint(self, model: nn.Module, trial: None) -> None:
         name = f"checkpoint-{self.state.global_step}"
         folder = Path(self.args.output_dir)
 
@@ -314,16 +313,16 @@ class SafeTrainerMixin(_Trainer):
                 if path.name != best.name:
                     remove_checkpoint(path)
 
-    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+    def init_hf_repo(self, *_: object, **__: object) -> None:
         """Nothing touches the network before the result is on disk: hf_lm.hub.push pushes it, in one commit."""
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """See init_hf_repo."""
 
-    def push_to_hub(self, *args: Any, **kwargs: Any) -> None:
+    def push_to_hub(self, *_: object, **__: object) -> None:
         """See init_hf_repo: `save_model` calls it."""
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+    def create_model_card(self, *_: object, **__: object) -> None:
         """The card is drawn from the report, once; TRL would write one with every checkpoint."""
 
     def _send_telemetry(self) -> None:

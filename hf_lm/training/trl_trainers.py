@@ -112,7 +112,7 @@ def sft_trainer(model: PreTrainedModel, args: TrainingArguments, task: Chat, mea
 class DPO(TrlTrainerMixin, DPOTrainer):
     """TRL's direct preference optimization over features that are encoded already; its loss is a mean over pairs."""
 
-    def _prepare_dataset(self, dataset: Dataset, *args: Any, **kwargs: Any) -> Dataset:
+    def _prepare_dataset(self, dataset: Dataset, *_: object, **__: object) -> Dataset:
         return dataset
 
 
@@ -139,7 +139,7 @@ class GRPO(TrlTrainerMixin, GRPOTrainer):
         self.without_signal: Counter = Counter()  # steps in a row, by what was wrong
         self.first_reward: float | None = None
 
-        def reward(prompts: list[str], completions: list[str], reference: list[str], **_: Any) -> list[float]:
+        def reward(prompts: list[str], completions: list[str], reference: list[str], **_: object) -> list[float]:
             return task.reward(prompts, completions, reference)
 
         super().__init__(model, args, reward_funcs=reward, **kwargs)
