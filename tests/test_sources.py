@@ -72,15 +72,13 @@ def test_every_format_gives_the_same_documents(tmp_path, name, packed):
 
 
 def test_a_hub_dataset_saved_as_parquet_loads_by_the_librarys_own_reader(tmp_path, monkeypatch):
-    import datasets
-
     found = datasets.DatasetDict(
         {split: datasets.Dataset.from_dict({"text": rows(20, split)}) for split in ("train", "validation", "test")}
     )
     asked = []
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: asked.append((args, kwargs)) or found)
     corpus = load_corpus("user/name:config@v1")
-    assert asked == [(("user/name", "config"), {"revision": "v1"})]
+    assert asked == [(("user/name", "config"), {"revision": "v1", "streaming": False})]
     assert list(corpus.documents("test")) == rows(20, "test")
 
 
