@@ -34,6 +34,7 @@ def _process(rank: int, processes: int, folder: str, work: Callable, args: Any, 
     faulthandler.dump_traceback_later(seconds, exit=True)
     ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
     os.environ |= {name: str(value) for name, value in ranks.items()}
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads did not survive the fork
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=processes)
     torch.save(work(rank, *args), Path(folder) / f"{rank}.pt")
     dist.barrier()

@@ -191,11 +191,12 @@ def test_importing_the_package_pulls_in_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
-def test_a_recipe_imports_bitsandbytes_without_its_warning():
+def test_a_recipe_imports_bitsandbytes_without_its_warning_and_nothing_that_measures_imports_evaluate():
     code = (
-        "import logging, runpy; runpy.run_path('recipes/question_answering.py'); "
-        "print(logging.getLogger('bitsandbytes').getEffectiveLevel())"
+        "import logging, runpy, sys; runpy.run_path('recipes/question_answering.py'); "
+        "import hf_lm.scoring.compare_runs, hf_lm.evaluation.metrics; "
+        "print(logging.getLogger('bitsandbytes').getEffectiveLevel(), 'evaluate' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert done.stdout.strip() == str(logging.ERROR)
+    assert done.stdout.strip() == f"{logging.ERROR} False"
     assert "gemm_4bit" not in done.stderr

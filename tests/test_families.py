@@ -6,16 +6,14 @@ not depend on what stands beside them in a batch.
 
 import copy
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from accelerate import PartialState
+from accelerate.state import AcceleratorState, GradientState
+from on_gloo import on_gloo
 from transformers import (
     BartConfig,
     BertConfig,
@@ -219,39 +217,18 @@ def gradients_of(make, folder, tokenizer, out, rows):
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-def in_one_of_two_processes(folders, out):
+def of_one_row_each(rank, folders, out, rows=(0, 30)):
     """What each of two processes does: one row a family, a short one here and a long one there."""
+    for state in (AcceleratorState, GradientState, PartialState):  # of the process that was forked
+        state._reset_state()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folders["bert"])
-    rank = int(os.environ["RANK"])
-    found = [gradients_of(make, folders[name], tokenizer, out, [(0, 30)[rank]]) for make, name in SHARED]
-    if rank == 0:
-        torch.save(found, f"{out}/gradients.pt")
+    return [gradients_of(make, folders[name], tokenizer, out, [rows[rank]]) for make, name in SHARED]
 
 
 def test_two_processes_give_the_gradients_of_one_with_twice_the_batch(checkpoints, tokenizer, tmp_path):
-    code = f"import test_families; test_families.in_one_of_two_processes({checkpoints!r}, {str(tmp_path)!r})"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    own = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    own["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", code],
-            env=os.environ | own | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        alone = [gradients_of(make, checkpoints[name], tokenizer, tmp_path, [0, 30]) for make, name in SHARED]
-        errors = [process.communicate()[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], errors[0][-2000:]
-    for (make, name), one, two in zip(SHARED, alone, torch.load(tmp_path / "gradients.pt"), strict=True):
+    shared, _ = on_gloo(2, of_one_row_each, checkpoints, tmp_path)
+    alone = [gradients_of(make, checkpoints[name], tokenizer, tmp_path, [0, 30]) for make, name in SHARED]
+    for (make, name), one, two in zip(SHARED, alone, shared, strict=True):
         assert one.keys() == two.keys()
         size = sum((gradient**2).sum() for gradient in one.values()) ** 0.5
         distance = sum(((one[key] - two[key]) ** 2).sum() for key in one) ** 0.5

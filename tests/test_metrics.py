@@ -2,9 +2,6 @@
 
 import re
 import string
-import subprocess
-import sys
-from pathlib import Path
 
 import evaluate
 import numpy as np
@@ -314,13 +311,6 @@ def test_compute_gives_the_values_of_the_estimates(name, options, predictions, r
     metric = getattr(metrics, name)(**options)
     assert computed == values(metric, predictions=predictions, references=references)
     assert len(computed) >= 2
-
-
-def test_what_only_measures_does_not_import_evaluate():
-    code = "import sys, hf_lm.scoring.compare_runs, hf_lm.evaluation.metrics; print('evaluate' in sys.modules)"
-    root = Path(__file__).parent.parent
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
-    assert done.stdout.strip() == "False"
 
 
 def test_estimates_resample_whole_corpora():

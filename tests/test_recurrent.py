@@ -231,32 +231,32 @@ print(tokenizer("The lazy dog")["input_ids"])
 """
 
 
-def test_it_loads_in_every_order_of_imports_and_without_hf_lm(tokenizer, tmp_path):
-    beginnings = {
-        "hf_lm first": "import hf_lm.models; from transformers import PreTrainedModel, GenerationMixin",
-        "transformers first": "from transformers import AutoModelForCausalLM, Trainer; import hf_lm.models",
-        "the project's loader": "import hf_lm.models.configuration",
-        "hf_lm not installed": "import sys; sys.modules['hf_lm'] = None",
-    }
-    model = new_recurrent(tokenizer, n_embd=8).eval()
+@pytest.mark.parametrize(
+    "beginning",
+    [
+        "from transformers import AutoModelForCausalLM, Trainer; import hf_lm.models",
+        "import sys; sys.modules['hf_lm'] = None",
+        pytest.param(
+            "import hf_lm.models; from transformers import PreTrainedModel, GenerationMixin", marks=pytest.mark.slow
+        ),
+        pytest.param("import hf_lm.models.configuration", marks=pytest.mark.slow),
+    ],
+    ids=["transformers first", "hf_lm not installed", "hf_lm first", "the project's loader"],
+)
+def test_it_loads_in_every_order_of_imports_and_without_hf_lm(beginning, tokenizer, tmp_path):
+    model, folder = new_recurrent(tokenizer, n_embd=8).eval(), tmp_path / "model"
     ids = torch.tensor([tokenizer("The quick brown fox")["input_ids"]])
-    processes = {}
-    for i, (name, beginning) in enumerate(beginnings.items()):
-        folder = tmp_path / f"model-{i}"
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        assert [path.name for path in folder.glob("*.py")] == ["recurrent.py"]
-        torch.save((ids, model(ids).logits.detach()), folder / "expected.pt")
-        processes[name] = subprocess.Popen(
-            [sys.executable, "-c", beginning + LOAD, str(folder)],
-            cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": str(ROOT), "HF_HOME": str(folder / "home")},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-    for name, process in processes.items():
-        output, errors = process.communicate(timeout=200)
-        assert process.returncode == 0, f"{name}: {errors}"
-        assert output.splitlines()[-1] == str(tokenizer("The lazy dog")["input_ids"]), name
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    assert [path.name for path in folder.glob("*.py")] == ["recurrent.py"]
+    torch.save((ids, model(ids).logits.detach()), folder / "expected.pt")
+    done = subprocess.run(
+        [sys.executable, "-c", beginning + LOAD, str(folder)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "HF_HOME": str(folder / "home")},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == str(tokenizer("The lazy dog")["input_ids"])

@@ -154,7 +154,7 @@ def ran(labelled, tmp_path_factory):
     )
     try:
         settings = FAST | {"threshold": 0.5, "rounds": 2, "seeds": 2, "shares": 0.5, "pretraining_epochs": 1}
-        settings |= {"labelled": labelled, "unlabelled": folder / "many.txt", "learning_rate": 1e-3, "min_steps": 30}
+        settings |= {"labelled": labelled, "unlabelled": folder / "many.txt", "learning_rate": 1e-3, "min_steps": 12}
         report = here("self_training.py", output_dir=folder / "out", **settings)
     finally:
         module.supervised_trainer = build
@@ -273,11 +273,17 @@ def test_how_sure_a_model_is_equals_a_loop_over_its_labels(task, tmp_path):
 @pytest.mark.parametrize(
     ("task", "data", "unlabelled", "metric", "kind"),
     [
-        ("translation", pairs, [row | {"text": row["en"] + " wind"} for row in pairs(20)], "bleu", "denoising"),
         ("question_answering", questions, questions(120)[90:], "f1", "masked"),
-        ("language_modelling", opinions, [{"text": row["en"]} for row in pairs(20)], "bits_per_byte", "causal"),
+        pytest.param(
+            *("translation", pairs, [row | {"text": row["en"] + " wind"} for row in pairs(20)], "bleu", "denoising"),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            *("language_modelling", opinions, [{"text": row["en"]} for row in pairs(20)], "bits_per_byte", "causal"),
+            marks=pytest.mark.slow,
+        ),
     ],
-)  # fmt: skip
+)
 def test_every_task_learns_from_text_and_its_curve_says_what_it_gained(task, data, unlabelled, metric, kind, tmp_path):
     few = write(tmp_path / "few.jsonl", data(90))
     many = write(tmp_path / "many.jsonl", unlabelled)

@@ -1,6 +1,7 @@
 """The loss is the mean over all label tokens of a step, speed is measured, and a NaN stops the run."""
 
 import copy
+import itertools
 import json
 import math
 import os
@@ -14,7 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 
 from hf_lm.arguments import TrainingArguments
 from hf_lm.data.packing import Blocks, collate_blocks
@@ -22,7 +23,7 @@ from hf_lm.evaluation.intervals import mean
 from hf_lm.tasks.losses import label_loss, next_token_loss, span_loss
 from hf_lm.training.budget import StopAtBudget
 from hf_lm.training.checkpoints import OnTrainBegin
-from hf_lm.training.monitor import flops_per_token
+from hf_lm.training.monitor import Progress, flops_per_token
 from hf_lm.training.selection import EarlyStopping
 from hf_lm.training.trainer import Trainer
 
@@ -146,6 +147,20 @@ def test_an_infinite_gradient_stops_before_the_weights_take_it_in(make_trainer, 
     with pytest.raises(FloatingPointError, match="gradient norm became"):
         trainer.train()
     assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_a_file_gets_the_bar_twice_a_minute_and_not_with_each_step(monkeypatch, capsys):
+    seconds = itertools.count()
+    monkeypatch.setattr("tqdm.std.time", lambda: float(next(seconds)))  # a second passes whenever the bar asks
+    bar, state = Progress(), TrainerState(max_steps=90)
+    bar.on_train_begin(None, state, None)
+    for state.global_step in range(1, 91):
+        bar.on_step_end(None, state, None)
+        bar.on_prediction_step(None, state, None, eval_dataloader=[None])
+        bar.on_log(None, state, None, {"loss": 1.0})
+    bar.on_train_end(None, state, None)
+    written = capsys.readouterr().err.count("\r")
+    assert 3 <= written <= 12, written
 
 
 def test_flops_count_every_matrix_and_attention(model):

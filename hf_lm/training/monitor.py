@@ -1,6 +1,7 @@
 """What a run shows while it trains: loss, tokens per second, utilisation and the time that is left."""
 
 import functools
+import sys
 import time
 from collections.abc import Callable
 from typing import ClassVar
@@ -107,8 +108,12 @@ class Speedometer(TrainerCallback):
 
 
 class Progress(ProgressCallback):
-    """The Trainer's bar, with the last measurements on it in place of a dictionary per log; tqdm adds the ETA."""
+    """The Trainer's bar, with the last measurements on it in place of a dictionary per log; tqdm adds the ETA.
 
+    In a file, such as a scheduler's log, the bar is written every `SECONDS_IN_A_FILE`, not with each step.
+    """
+
+    SECONDS_IN_A_FILE: ClassVar = 30.0
     TRAINING: ClassVar = {
         "loss": "loss {:.3f}",
         "tokens_per_second": "{:,.0f} tok/s",
@@ -118,6 +123,19 @@ class Progress(ProgressCallback):
     def __init__(self) -> None:
         super().__init__()
         self.last: dict[str, str] = {}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None and not sys.stderr.isatty():
+            self.training_bar.mininterval = self.training_bar.maxinterval = self.SECONDS_IN_A_FILE
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
+    ) -> None:
+        if self.training_bar is None or sys.stderr.isatty():  # in a file, evaluations within training have a line each
+            super().on_prediction_step(args, state, control, **kwargs)
 
     def on_log(
         self,
@@ -137,4 +155,4 @@ class Progress(ProgressCallback):
             self.last["validation"] = f"validation {measured[0]}"
             loss = [f"loss {logs['eval_loss']:.3f}"] if "eval_loss" in logs else []
             self.training_bar.write(f"step {state.global_step}: validation " + ", ".join(loss + measured))
-        self.training_bar.set_postfix_str(", ".join(self.last.values()))
+        self.training_bar.set_postfix_str(", ".join(self.last.values()), refresh=False)  # the next step shows it
