@@ -10,8 +10,9 @@ import pytest
 from running import here
 
 from hf_lm.data.packing import tokenize_documents
-from hf_lm.data.sources import hash_text, load_corpus
+from hf_lm.data.sources import load_corpus
 from hf_lm.evaluation.leakage import leaked_share
+from hf_lm.files import hash_text
 from hf_lm.tasks.language_modelling import LanguageModelling
 from hf_lm.tokenization.tokenizer import load_tokenizer
 

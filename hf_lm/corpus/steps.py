@@ -18,8 +18,9 @@ from hf_lm.data.packing import markers
 from hf_lm.data.paths import find_files
 from hf_lm.data.reading import read_documents
 from hf_lm.data.scripts import main_script
-from hf_lm.data.sources import hash_text, load_corpus
+from hf_lm.data.sources import load_corpus
 from hf_lm.evaluation.leakage import hash_runs, holding_runs
+from hf_lm.files import hash_text
 from hf_lm.parsing.suggestions import did_you_mean
 from hf_lm.tokenization.tokenizer import encode_documents, load_tokenizer, train_bpe
 

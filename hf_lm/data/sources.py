@@ -1,6 +1,5 @@
 """Which text a run reads: the demo, files, folders, globs, Hub datasets, and weighted mixtures of them."""
 
-import hashlib
 import itertools
 import os
 import re
@@ -20,7 +19,7 @@ from hf_lm.data.paths import file_names, find_files, split_of
 from hf_lm.data.patterns import Pattern
 from hf_lm.data.reading import SUFFIXES, column_values, read_documents, rows_to_documents, suffix
 from hf_lm.data.token_files import PREFIX, TOKENIZER, documents_of, open_tokens, read_record
-from hf_lm.files import hash_contents
+from hf_lm.files import hash_contents, hash_text
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -114,10 +113,6 @@ def _weighted(dataset: str) -> list[tuple[str, float]]:
             raise ValueError(f"--dataset {dataset}: every weight is 0; give at least one above it.")
         return weights
     return [(dataset, 1.0)]
-
-
-def hash_text(text: str) -> bytes:
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def _load_one(name: str, text_column: str, start: Pattern | None) -> Corpus:

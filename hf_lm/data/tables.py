@@ -13,8 +13,8 @@ from hf_lm.data.demos.documentation import demo_split, docstring_summaries
 from hf_lm.data.demos.opinions import opinions
 from hf_lm.data.paths import file_names, find_files, split_of
 from hf_lm.data.reading import SUFFIXES, clean, plain_text, read_lines, read_rows, suffix
-from hf_lm.data.sources import SPLITS, choose_sides, cut_note, hash_text, load_hub
-from hf_lm.files import hash_contents
+from hf_lm.data.sources import SPLITS, choose_sides, cut_note, load_hub
+from hf_lm.files import hash_contents, hash_text
 from hf_lm.parsing.suggestions import did_you_mean
 
 if TYPE_CHECKING:

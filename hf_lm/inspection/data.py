@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_lm.data.overlap import normal_words
 from hf_lm.data.scripts import script_shares
-from hf_lm.data.sources import hash_text
 from hf_lm.evaluation.leakage import leaked_share
+from hf_lm.files import hash_text
 from hf_lm.models.target_tokenizer import has_target_tokenizer, target_tokenizer
 from hf_lm.tasks.language_modelling import LanguageModelling
 from hf_lm.tasks.supervised import Supervised

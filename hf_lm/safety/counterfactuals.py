@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from hf_lm.data.reading import SUFFIXES, read_lines, read_rows, suffix
-from hf_lm.data.sources import hash_text
 from hf_lm.evaluation.intervals import PERCENT, ratio
+from hf_lm.files import hash_text
 from hf_lm.safety.measures import ALL, Measure, gap, gap_by_chance, mean_by_group
 from hf_lm.safety.sets import functional_tests, group_prompts
 from hf_lm.safety.swaps import DOMAINS, Swapper

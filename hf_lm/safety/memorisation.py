@@ -10,9 +10,10 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm.data.overlap import UNSPACED
-from hf_lm.data.sources import Corpus, hash_text
+from hf_lm.data.sources import Corpus
 from hf_lm.evaluation.intervals import PERCENT, POSITIVE, mean
 from hf_lm.evaluation.leakage import hash_runs
+from hf_lm.files import hash_text
 from hf_lm.hub.credentials import SECRET
 from hf_lm.inference.generate import generate
 from hf_lm.models.configuration import context_length

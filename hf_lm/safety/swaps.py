@@ -7,7 +7,8 @@ Counterfactual data augmentation trains on text and its swapped copy
 import re
 from collections.abc import Iterator, Sequence
 
-from hf_lm.data.sources import Corpus, hash_text
+from hf_lm.data.sources import Corpus
+from hf_lm.files import hash_text
 from hf_lm.safety.sets import read_words
 
 DOMAINS = ("gender", "religion", "ethnicity")

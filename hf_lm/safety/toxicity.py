@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from hf_lm.data.reading import cut
-from hf_lm.data.sources import Corpus, hash_text
+from hf_lm.data.sources import Corpus
+from hf_lm.files import hash_text
 from hf_lm.safety.measures import Measure, mean_by_group
 from hf_lm.safety.scorers import Scorer
 from hf_lm.safety.sets import functional_tests
