@@ -78,6 +78,11 @@ def fingerprint(path: Path) -> dict[str, Any]:
         return {"bytes": file.tell(), "sha256": digest}
 
 
+def hash_text(text: str) -> bytes:
+    """The 16 bytes by which a text is known; a lone surrogate counts as well."""
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
 def hash_contents(files: Iterable[tuple[str, Path]]) -> str:
     """One hash of files, each under a name: the same files and names give the same. Raises OSError."""
     digest = hashlib.blake2b(digest_size=16)

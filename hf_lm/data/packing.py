@@ -1,7 +1,6 @@
 """From documents to blocks: tokenized once into memory-mapped files, cut into blocks as they are read."""
 
 import bisect
-import hashlib
 import json
 import queue
 import threading
@@ -15,8 +14,8 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from hf_lm.data.batches import TokenId
-from hf_lm.files import default_cache, fill_cache
-from hf_lm.tokenization.tokenizer import encode_documents
+from hf_lm.files import default_cache, fill_cache, hash_text
+from hf_lm.tokenization.tokenizer import encode_documents, tokenizer_fingerprint
 
 BATCH = 2**21  # characters tokenized at a time: enough to keep every core busy, little to hold
 FORMAT = "2"  # of the cache
@@ -74,9 +73,8 @@ class TokenStream:
 
 def cache_folder(fingerprint: str, tokenizer: PreTrainedTokenizerBase, split: str) -> Path:
     """The cache of a split, named by its text (the corpus' fingerprint) and by what the tokenizer does."""
-    backend: Any = tokenizer.backend_tokenizer
-    identity = f"{FORMAT} {fingerprint} {split} {markers(tokenizer)} {backend.to_str()}"
-    return default_cache() / "tokens" / hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
+    identity = f"{FORMAT} {fingerprint} {split} {markers(tokenizer)} {tokenizer_fingerprint(tokenizer)}"
+    return default_cache() / "tokens" / hash_text(identity).hex()
 
 
 def markers(tokenizer: PreTrainedTokenizerBase) -> tuple[TokenId, TokenId]:

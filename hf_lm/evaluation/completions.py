@@ -57,10 +57,16 @@ def generate_ids(
         return [ids[i : i + each] for i in range(0, len(ids), each)]
 
     lengths = [len(prompt) for prompt in prompts]
-    given = {"accelerator": processes, "description": description, "max_tokens": max_tokens, "max_rows": max_rows}
-    given["whole"] = seed is not None  # the rows of a batch are drawn from one random state
     with evaluating(writer):
-        return map_by_length(work, lengths, **given)
+        return map_by_length(
+            work,
+            lengths,
+            accelerator=processes,
+            description=description,
+            max_tokens=max_tokens,
+            max_rows=max_rows,
+            whole=seed is not None,  # the rows of a batch are drawn from one random state
+        )
 
 
 def write(

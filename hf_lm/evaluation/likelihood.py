@@ -75,9 +75,10 @@ def token_log_probs(
 
     lengths = [len(feature["input_ids"]) + (0 if causal else len(feature["labels"])) for feature in features]
     limit = min(MAX_TOKENS, max(1, max_logits // network.get_output_embeddings().weight.shape[0]))
-    given = {"accelerator": processes, "description": "likelihood", "max_tokens": limit, "max_rows": max_rows}
     with evaluating(model):
-        return map_by_length(score, lengths, **given)
+        return map_by_length(
+            score, lengths, accelerator=processes, description="likelihood", max_tokens=limit, max_rows=max_rows
+        )
 
 
 def _decoder_start(model: PreTrainedModel) -> int:

@@ -66,7 +66,9 @@ def resolve(recipe: str, argv: Sequence[str], *, tokens: int = 0, bf16: bool | N
     run = Resolved(Path(recipe).stem, model, task, args, args.run, int(args.run.get("quantize") or 0))
     if tokens:
         if isinstance(rows := task.train_dataset, list):
-            task.train_dataset = rows * -(-args.per_device_train_batch_size // len(rows))  # enough for a batch
+            cast(Any, task).train_dataset = rows * -(
+                -args.per_device_train_batch_size // len(rows)
+            )  # enough for a batch
         run.scales = {"train": tokens / max(1, sum(task.train_lengths()))}
         run.assumed = [
             f"{tokens:,} tokens an epoch, as --tokens says: no data was read, rows are as long as they may be"

@@ -3,7 +3,6 @@
 Each answer is appended to a file as it arrives, so that a run that was stopped continues with the next request.
 """
 
-import hashlib
 import json
 import os
 import random
@@ -22,6 +21,7 @@ from tqdm import tqdm
 
 from hf_lm.data.overlap import normal_words
 from hf_lm.data.tables import Row
+from hf_lm.files import hash_text
 from hf_lm.scoring.predictions import read_predictions
 from hf_lm.tasks.supervised import Supervised
 
@@ -40,7 +40,7 @@ class Requests:
     def key(self, row: int) -> str:
         """What an answer is kept under: nothing but what was asked, so that new code pays for no answer twice."""
         asked = json.dumps([self.messages[row], self.max_tokens], ensure_ascii=False)
-        return hashlib.blake2b(asked.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+        return hash_text(asked).hex()
 
 
 def messages_of(

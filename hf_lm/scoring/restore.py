@@ -1,6 +1,5 @@
 """A checkpoint and its task, made again as the run that trained it had them, so that it is measured the same."""
 
-import hashlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from hf_lm.data.tables import Table
+from hf_lm.files import hash_contents, hash_text
 from hf_lm.models.configuration import (
     ABSENT_IS_NONE,
     ADAPTER,
@@ -81,21 +81,18 @@ def _read(path: Path) -> dict[str, Any]:
 
 def fingerprint(checkpoint: Checkpoint) -> str:
     """What a checkpoint is: the hash of its weights, configuration and tokenizer, or its commit on the Hub."""
-    digest = hashlib.blake2b(digest_size=16)
+    commits, files = [], []
     base = (checkpoint.adapter or {}).get("base_model_name_or_path")
     for place in filter(None, (base, checkpoint.name)):
         if not Path(place).is_dir():
             file = cached_file(place, CONFIG, **ABSENT_IS_NONE) or cached_file(place, ADAPTER)
-            digest.update(f"{place} {extract_commit_hash(file, None)}".encode())
+            commits.append(f"{place} {extract_commit_hash(file, None)}")
             continue
         for path in sorted([*Path(place).iterdir(), *Path(place, TARGET).glob("*")]):
             about_run = path.name in ("report.json", "scores.json", "trainer_state.json")
             if path.suffix in (".safetensors", ".json", ".txt", ".model", ".spm", ".jinja") and not about_run:
-                digest.update(path.name.encode())
-                with path.open("rb") as file:
-                    while part := file.read(2**22):
-                        digest.update(part)
-    return digest.hexdigest()
+                files.append((path.name, path))
+    return hash_text(f"{commits} {hash_contents(files)}").hex()
 
 
 def precision(model: PreTrainedModel, settings: dict[str, Any]) -> AbstractContextManager:

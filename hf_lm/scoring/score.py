@@ -3,7 +3,6 @@
 Predictions are cached by the model's content, the data and this code: adding a model computes only that model.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from hf_lm.data.packing import cache_folder, tokenize_documents
 from hf_lm.data.sources import Corpus, load_corpus
 from hf_lm.data.tables import Table
 from hf_lm.evaluation.perplexity import score_documents
-from hf_lm.files import default_cache, write_whole
+from hf_lm.files import default_cache, hash_contents, hash_text, write_whole
 from hf_lm.models.configuration import context_length, family
 from hf_lm.models.loading import load_causal_lm
 from hf_lm.reporting.report import versions
@@ -29,7 +28,7 @@ from hf_lm.scoring.predictions import GROUPS, METRICS, Example, estimates_of, re
 from hf_lm.scoring.restore import SETTINGS, Checkpoint, build_task, fingerprint, open_checkpoint, precision
 from hf_lm.scoring.scoreboard import check_metrics, compare_models
 from hf_lm.tasks.by_name import TASKS
-from hf_lm.tokenization.tokenizer import encode_documents, load_tokenizer
+from hf_lm.tokenization.tokenizer import encode_documents, load_tokenizer, tokenizer_fingerprint
 
 COLUMNS = {  # that may be named, by task
     "pretrain": ("text_column", "document_start", "max_bytes"),
@@ -257,16 +256,15 @@ def score_checkpoint(
 
 def _cache(data: Data, identity: str) -> Path:
     """The file of a model's predictions on the data, named by both, by this code and the libraries it uses."""
-    digest = hashlib.blake2b(f"{data.identity} {identity} {_code()}".encode(), digest_size=16)
-    return default_cache() / "scores" / f"{digest.hexdigest()}.jsonl"
+    digest = hash_text(f"{data.identity} {identity} {_code()}").hex()
+    return default_cache() / "scores" / f"{digest}.jsonl"
 
 
 def _code() -> str:
-    digest, root = hashlib.blake2b(digest_size=16), Path(__file__).parent.parent
-    for path in sorted(path for pattern in CODE for path in root.glob(pattern)):
-        digest.update(path.read_bytes())
+    root = Path(__file__).parent.parent
+    code = hash_contents((path.name, path) for path in sorted(path for pattern in CODE for path in root.glob(pattern)))
     used = {name: version for name, version in versions().items() if name in ("torch", "transformers", "tokenizers")}
-    return f"{digest.hexdigest()} {sorted(used.items())}"
+    return f"{code} {sorted(used.items())}"
 
 
 def _measure_likelihood(checkpoint: Checkpoint, data: Data, scored: Scored) -> None:
@@ -296,8 +294,7 @@ def _measure_likelihood(checkpoint: Checkpoint, data: Data, scored: Scored) -> N
     first = list(islice(data.corpus.documents(data.split), min(limit or 200, 200)))
     lost = sum(not _comes_back(tokenizer, text[:10_000]) for text in first)
     if lost:
-        backend: Any = tokenizer.backend_tokenizer
-        scored.lossy = hashlib.blake2b(backend.to_str().encode(), digest_size=16).hexdigest()
+        scored.lossy = tokenizer_fingerprint(tokenizer)
         scored.notes.append(f"its tokenizer gives {lost} of {len(first)} documents back as other text")
 
 
@@ -356,7 +353,7 @@ def score_api(
         instruction=instruction,
     )
     where = urlsplit(base_url).hostname or "api.openai.com"
-    digest = hashlib.blake2b(f"{model} {base_url}".encode(), digest_size=16).hexdigest()
+    digest = hash_text(f"{model} {base_url}").hex()
     path = default_cache() / "answers" / f"{digest}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     done = answers_in(path) if not again else {}

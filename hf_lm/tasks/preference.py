@@ -20,7 +20,6 @@ from hf_lm.models.adapters import is_adapted, merged
 from hf_lm.models.configuration import context_length
 from hf_lm.tasks import proofs
 from hf_lm.tasks.chat import answer_samples, set_generation
-from hf_lm.tasks.losses import Batch
 from hf_lm.tasks.proofs import Proof, ProvenTrainer
 from hf_lm.tasks.rendering import Part, token_pieces
 from hf_lm.tasks.supervised import Encoded, Scores, Supervised
@@ -42,7 +41,9 @@ class _Trainer(ProvenTrainer, Protocol):
     @property
     def ref_model(self) -> PreTrainedModel: ...
 
-    def compute_ref_log_probs(self, model: PreTrainedModel, inputs: Batch, /) -> tuple[torch.Tensor, torch.Tensor]: ...
+    def compute_ref_log_probs(
+        self, model: PreTrainedModel, inputs: dict[str, Any], /
+    ) -> tuple[torch.Tensor, torch.Tensor]: ...
 
 
 class Preference(Supervised):

@@ -22,7 +22,6 @@ from hf_lm.hub.credentials import printable
 from hf_lm.hub.fresh_load import fresh_load
 from hf_lm.models.quantization import quantized_bits
 from hf_lm.parsing.suggestions import did_you_mean
-from hf_lm.tasks.losses import Batch
 
 # How far the logits of two ways to compute a model may lie apart, as a share of the largest, by the bits of its base:
 # 4 bits are multiplied out, and merged to the last digit; 8 bits round what they are multiplied with.
@@ -63,15 +62,15 @@ class ProvenTrainer(Protocol):
     def args(self) -> TrainingArguments: ...
 
     @property
-    def data_collator(self) -> Callable[[list[dict[str, Any]]], Batch]: ...
+    def data_collator(self) -> Any: ...
 
-    def compute_loss(self, model: Any, inputs: Batch, *, num_items_in_batch: Any = None) -> Any:
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *, num_items_in_batch: Any = None) -> Any:
         """The loss of a batch, a tensor; transformers types it with the pair that `return_outputs` gives."""
         ...
 
-    def _prepare_inputs(self, inputs: Batch) -> Batch: ...
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]: ...
 
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor | int | None: ...
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any: ...
 
 
 def prove(

@@ -15,7 +15,7 @@ import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from hf_lm.files import default_cache, fill_cache
+from hf_lm.files import default_cache, fill_cache, hash_text
 from hf_lm.models.configuration import find_adapter, is_path, load_config, special_ids, unreachable, why
 from hf_lm.models.target_tokenizer import find_target, has_target_tokenizer, set_target, target_tokenizer
 
@@ -232,7 +232,7 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     state = json.loads(cast(PreTrainedTokenizerFast, tokenizer).backend_tokenizer.to_str())
     used = {key: state.get(key) for key in ("added_tokens", "normalizer", "pre_tokenizer", "model")}
     special = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.sep_token_id]
-    return hashlib.blake2b(json.dumps([used, special], sort_keys=True).encode(), digest_size=16).hexdigest()
+    return hash_text(json.dumps([used, special], sort_keys=True)).hex()
 
 
 def encode_documents(

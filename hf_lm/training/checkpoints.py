@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -16,7 +15,7 @@ import torch
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import TrainerControl, TrainerState
 
-from hf_lm.files import damage, full_disk, sync, write_manifest
+from hf_lm.files import damage, full_disk, hash_text, sync, write_manifest
 from hf_lm.hub.records import read_run
 from hf_lm.models.target_tokenizer import target_tokenizer
 from hf_lm.output_folder import ASIDE, checkpoint_folders, list_checkpoints, remove_checkpoint, step_of
@@ -141,7 +140,7 @@ def inputs_of(task: Task) -> dict[str, str]:
     for half in {id(half): half for half in (tokenizer, target_tokenizer(tokenizer))}.values():
         rules = tokenizer_fingerprint(half) if half.is_fast else half.get_vocab()
         used.append([rules, half.all_special_tokens, half.chat_template])
-    identity = hashlib.blake2b(json.dumps(used, sort_keys=True).encode(), digest_size=16).hexdigest()
+    identity = hash_text(json.dumps(used, sort_keys=True)).hex()
     return {"text": task.fingerprint, "tokenizer": identity}
 
 

@@ -29,9 +29,14 @@ def describe_engine(trainer: "SafeTrainerMixin") -> str:
         return ""
     name = "FSDP2" if trainer.is_fsdp_enabled else "DDP"
     if trainer.is_deepspeed_enabled:
-        name = f"ZeRO-{trainer.accelerator.state.deepspeed_plugin.zero_stage}"
+        name = f"ZeRO-{_state(trainer).deepspeed_plugin.zero_stage}"
     sizes = {"tensor": trainer.get_tp_size(), "context": trainer.get_cp_size(), "sequence": trainer.get_sp_size()}
     return "".join([f", {name}", *(f", {kind} parallelism {n}" for kind, n in sizes.items() if n > 1)])
+
+
+def _state(trainer: "SafeTrainerMixin") -> Any:
+    """accelerate's state, whose plugins have no types."""
+    return trainer.accelerator.state
 
 
 def check_engine(trainer: "SafeTrainerMixin", task: TrainingData) -> None:
@@ -43,7 +48,7 @@ def check_engine(trainer: "SafeTrainerMixin", task: TrainingData) -> None:
             "FSDP was asked for, but accelerate does not shard on this device and would train complete copies (DDP): "
             "take FSDP out of the launch, or start on GPUs."
         )
-    if trainer.is_fsdp_enabled and trainer.accelerator.state.fsdp_plugin.fsdp_version != 2:
+    if trainer.is_fsdp_enabled and _state(trainer).fsdp_plugin.fsdp_version != 2:
         raise ValueError("FSDP1 is not supported: set fsdp_version: 2 in the file of accelerate.")
     if trainer.is_fsdp_enabled and any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError("fsdp_cpu_ram_efficient_loading leaves processes without weights to check: set it to false.")
@@ -62,7 +67,7 @@ def check_engine(trainer: "SafeTrainerMixin", task: TrainingData) -> None:
 
 
 def _check_deepspeed(trainer: "SafeTrainerMixin", muon: float) -> None:
-    plugin = trainer.accelerator.state.deepspeed_plugin
+    plugin = _state(trainer).deepspeed_plugin
     if muon:
         raise ValueError(
             "--muon_learning_rate: DeepSpeed hands out flat parts of parameters, and Muon needs matrices. Set "
