@@ -333,6 +333,10 @@ def test_the_beginning_of_a_dataset_comes_over_the_protocol_of_the_hub(hub, tmp_
         (lambda path: "no/such/folder/x.txt", "no file or folder"),
         (lambda path: write_jsonl(path / "a.jsonl", ["", " "]), "holds no text"),
         (lambda path: write_jsonl(path / "a.jsonl", ["only one"]), "too few to hold out"),
+        (
+            lambda path: (path / "a.txt").write_text("x" * 2**25) and path / "a.txt",
+            "1 different documents, too few to hold out",
+        ),
         (lambda path: (path / "a.xml").write_text("<a/>") and path / "a.xml", "cannot read"),
         (lambda path: (path / "a.jsonl").write_text('{"text": 1}\n{"text') and path / "a.jsonl", "line 2: not JSON"),
         (lambda path: (path / "a.jsonl").write_text('{"titel": "x", "body": "y"}\n') and path / "a.jsonl", "titel"),

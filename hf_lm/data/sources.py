@@ -303,9 +303,9 @@ def choose_sides(first: list[str], shares: dict[str, float]) -> Callable[[str], 
     moves one. `first` are all texts, or the first 400: of fewer, those held out are chosen by rank.
     """
     hashes = sorted({hash_text(text) for text in first})
+    if len(hashes) < len(shares) + 1:
+        return None
     if len(first) < FEW:
-        if len(hashes) < len(shares) + 1:
-            return None
         bounds, taken = {}, 0
         for split, share in shares.items():
             taken += max(1, round(share * len(hashes)))
