@@ -94,10 +94,6 @@ def hash_contents(files: Iterable[tuple[str, Path]]) -> str:
     return digest.hexdigest()
 
 
-def hash_text(text: str) -> bytes:
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-
-
 def refuse_foreign(path: str | Path, *, ours: Callable[[Path], bool], option: str) -> None:
     """Raise FileExistsError where a file is there that this program did not write, before any work is done for it.
 
