@@ -42,7 +42,7 @@ def test_the_interval_of_a_mean_is_students_with_the_examples_that_carry_its_var
     interval = mean(values).interval()
     assert [interval.low, interval.high] == pytest.approx([values.mean() - reach, values.mean() + reach], rel=1e-4)
     one_decides = mean(np.r_[np.zeros(30), 31.0]).interval()
-    assert one_decides.high > 1 + 10 * 1  # a standard error of 1 and about one degree of freedom
+    assert one_decides.high == pytest.approx(1 + stats.t.ppf(0.975, 2), rel=1e-3)  # a standard error of 1
 
 
 def test_a_metric_above_zero_has_an_interval_above_zero_and_its_exponential_the_same():

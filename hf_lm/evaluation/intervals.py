@@ -155,12 +155,13 @@ def interval_of(
 def _degrees_of_freedom(apart: np.ndarray, share: float, between: float, runs: int) -> float:
     """Those of the variance of examples that lie `apart` from their mean, and of that `between` runs.
 
-    Of n zeros and ones, whatever the share of ones, they are n - 1; where one example has all the variance, 1 or less.
+    Of n zeros and ones, whatever the share of ones, they are n - 1; where one example has all the variance, 2, the
+    least: with one, intervals are three times as wide, and held the truth no more often in simulations.
     """
     examples, among = len(apart), float((apart**2).sum()) * (len(apart) - 1) / len(apart)
     spread = share * (1 - share)
     carrying = float((apart**2).sum() ** 2 / (apart**4).sum()) * (1 - 3 * spread) / spread if among else 1.0
-    carrying = min(1.0, carrying / examples) * (examples - 1)
+    carrying = max(min(1.0, carrying / examples) * (examples - 1), min(2, examples - 1))
     # Satterthwaite 1946: a sum of two variances.
     return (among + between) ** 2 / (among**2 / carrying + between**2 / max(1, runs - 1))
 
