@@ -1,6 +1,7 @@
 """Every weight of a model is its checkpoint's own, or the model is refused in one line."""
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -89,6 +90,15 @@ def refused(load, said: str) -> None:
 def nan(weights):
     key = next(key for key in weights if weights[key].dim() == 2)
     return weights | {key: torch.full_like(weights[key], float("nan"))}
+
+
+def test_a_sound_model_is_loaded_without_a_warning(saved, tokenizer, monkeypatch):
+    shown: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: shown.append(record.getMessage())
+    monkeypatch.setattr(logging.getLogger("transformers"), "handlers", [handler])
+    load_causal_lm(str(saved["gpt2"]), tokenizer=tokenizer)
+    assert shown == []
 
 
 def test_weights_that_do_not_fit_the_configuration_are_refused(saved, tokenizer, tmp_path):

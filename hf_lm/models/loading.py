@@ -220,6 +220,10 @@ def _record(model: PreTrainedModel, **facts: object) -> None:
         setattr(model, name, value)
 
 
+def _only_errors(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
+
+
 def _read(
     auto_class: type, name_or_path: str, config: PreTrainedConfig, *, quantize: int = 0, **options: object
 ) -> tuple[PreTrainedModel, set[str], dict[str, Shapes]]:
@@ -231,14 +235,13 @@ def _read(
             options |= quantization_options(quantize, keep=kept_in_full_precision(auto_class.from_config(config)))
     settings = SAFE | options | {"output_loading_info": True, "ignore_mismatched_sizes": True}
     reporter = logging.getLogger("transformers.modeling_utils")  # it prints a table of what is checked here
-    level = reporter.level
-    reporter.setLevel(logging.ERROR)
+    reporter.addFilter(_only_errors)  # its level stays: with one of its own it tells of tensor parallelism
     try:
         model, loading = auto_class.from_pretrained(name_or_path, config=config, **settings)
     except Exception as error:  # broken files raise errors of several libraries
         raise OSError(f"cannot load the weights of {name_or_path}: {why(error)}") from error
     finally:
-        reporter.setLevel(level)
+        reporter.removeFilter(_only_errors)
     keep_weights(model)
     extra = [key for key in sorted(loading["unexpected_keys"]) if in_body(model, key) and not UNUSED.search(key)]
     if extra:
