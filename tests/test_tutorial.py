@@ -95,7 +95,7 @@ def run_chapter(page: Path, *, folder: Path, environment: dict[str, str]) -> str
     found = FENCE.findall(page.read_text(encoding="utf-8"))
     for (language, text), (_, shown) in zip(found, [*found[1:], ("", "")], strict=True):
         if language in ("bash", "python"):
-            typed = "".join(f"{line[2:]}\n" for line in shown.splitlines() if line.startswith("> "))
+            typed = "".join(f"{line}\n" for line in re.findall(r"^> ?(.*)", shown, re.MULTILINE))
             printed += f"$$ {text}{run_block(language, text, typed=typed, folder=folder, environment=environment)}"
     return printed
 
