@@ -112,6 +112,14 @@ def test_options_of_recipes_exist():
     assert sum(check_options(run[1], run[2]) for run in found if run) > 20
 
 
+def test_errors_that_are_explained_in_chinese_are_in_the_code():
+    page = (DOCS / "zh" / "errors.md").read_text(encoding="utf-8")
+    code = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "hf_lm").rglob("*.py"))
+    quoted = re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
+    assert len(quoted) > 20
+    assert not [part for part in quoted if part not in code]
+
+
 def test_upstream_findings_name_files_and_tests_that_exist():
     page = (DOCS / "upstream.md").read_text(encoding="utf-8")
     for path in set(re.findall(r"`((?:hf_lm|tests)/[\w/]+\.py)", page)):
