@@ -28,6 +28,7 @@ from hf_lm.training.fit import fit
 class Arguments(PretrainingArguments):
     dataset: str = "demo"  # built-in text, a file, a folder, a glob, a Hub id, a=0.7,b=0.3, or tokens:FOLDER
     text_column: str = ""  # column read; "" guesses
+    max_bytes: Count = 0  # text read of each split; 0 is all; a Hub dataset is then streamed, not downloaded whole
     document_start: str = ""  # regular expression for the first line of a document
     tokenizer: str = "bpe"  # bpe, word or basic_english train one; otherwise a name or path
     vocab_size: Size = 4096  # entries of a trained tokenizer
@@ -49,7 +50,9 @@ class Arguments(PretrainingArguments):
 
 
 def main(args: Arguments, training_args: TrainingArguments) -> dict:
-    corpus = load_corpus(args.dataset, text_column=args.text_column, document_start=args.document_start)
+    corpus = load_corpus(
+        args.dataset, text_column=args.text_column, document_start=args.document_start, max_bytes=args.max_bytes
+    )
     name = args.model if args.model and args.tokenizer == "bpe" else args.tokenizer
     sizes = {"min_frequency": args.min_frequency, "max_bytes": args.tokenizer_max_bytes}
     tokenizer = prepare_tokenizer(name, corpus, vocab_size=args.vocab_size, **sizes)

@@ -3,6 +3,7 @@ not see each other, and the whole recipe leaves a model that talks."""
 
 import json
 import runpy
+import threading
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from hf_lm.models.gpt2 import new_gpt2
 from hf_lm.tasks import proofs
 from hf_lm.tasks.chat import Chat
 from hf_lm.tasks.losses import next_token_loss
+from hf_lm.tokenization import chat_template
 from hf_lm.tokenization.chat_template import encode_chats, set_chat_template
 from hf_lm.tokenization.tokenizer import train_bpe
 
@@ -131,6 +133,17 @@ def test_a_template_without_marks_is_refused_in_one_line(tmp_path):
         set_chat_template(tokenizer, str(file))
     with pytest.raises(OSError, match="Give a Jinja file"):
         set_chat_template(tokenizer, str(tmp_path / "nowhere"))
+
+
+def test_a_template_that_loops_is_refused_within_seconds(chat_tokenizer, monkeypatch):
+    monkeypatch.setattr(chat_template, "SECONDS", 0.1)
+    endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    threads = set(threading.enumerate())
+    with pytest.raises(ValueError, match=r"the chat template took more than 0\.1 s"):
+        encode_chats(chat_tokenizer, [rows(1)[0]["messages"]], template=endless)
+    for thread in set(threading.enumerate()) - threads:
+        thread.join(10)
+        assert not thread.is_alive()  # it takes no time any more
 
 
 def test_blocks_hold_every_row_once_and_none_is_overfull():

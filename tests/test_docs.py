@@ -13,7 +13,7 @@ from hf_lm.cli import COMMANDS, build_parser
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-PAGES = sorted([*DOCS.glob("*.md"), *ROOT.glob("README*.md")])
+PAGES = sorted([*DOCS.rglob("*.md"), *ROOT.glob("README*.md")])
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -40,7 +40,7 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
     text = FENCE.sub("", page.read_text(encoding="utf-8"))
     for link in re.findall(r"\]\(([^)\s]+)\)", text):
@@ -48,19 +48,19 @@ def test_links_lead_somewhere(page):
             path, _, anchor = unquote(link).partition("#")
             target = page.parent / path if path else page
             assert target.is_file(), f"{page.name} links to {link}"
-            assert page.parent != DOCS or target.resolve().is_relative_to(DOCS), f"{link} leaves the site"
+            assert DOCS not in page.parents or target.resolve().is_relative_to(DOCS), f"{link} leaves the site"
             assert not anchor or anchor in anchors(target), f"{page.name} links to {link}"
 
 
 def test_every_page_is_in_the_nav():
     config = (DOCS / "site" / "mkdocs.yml").read_text(encoding="utf-8")
-    listed = re.findall(r"^ +- .*: (\w+\.md)$", config.split("\nnav:")[1], re.MULTILINE)
+    listed = re.findall(r"^ +- .*: ([\w/]+\.md)$", config.split("\nnav:")[1], re.MULTILINE)
     assert len(listed) == len(set(listed))
-    there = {page.name for page in DOCS.glob("*.md")}
+    there = {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")}
     assert there == set(listed)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_quoted_code_stands_in_its_file(page):
     for info, text in blocks(page, "python"):
         if titled := re.search(r'title="([^"]+)"', info):
@@ -72,7 +72,7 @@ def test_concepts_quotes_every_step():
     assert {"hf_lm/tasks/losses.py", "hf_lm/evaluation/perplexity.py", "hf_lm/evaluation/intervals.py"} <= quoted
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_of_hf_lm_are_accepted(page):
     parser = build_parser()
     for line in commands(page):
@@ -92,23 +92,24 @@ def fields_of(path: Path) -> set[str]:
     return {item.target.id for node in classes for item in node.body if isinstance(item, ast.AnnAssign)}
 
 
-def test_options_of_recipes_exist():
+def check_options(recipe: str, typed: str) -> int:
+    """Fail where there is no such recipe, or it has no such option; returns how many options were typed."""
     from transformers import TrainingArguments
 
-    shared = {field.name for field in dataclasses.fields(TrainingArguments)} | fields_of(ROOT / "hf_lm/arguments.py")
-    shared |= fields_of(ROOT / "hf_lm/self_training/experiment.py")
-    shared |= {"config", "print_config", "help", "debug"}
-    checked = 0
-    for page in PAGES:
-        for line in commands(page):
-            if found := re.search(r"(?:accelerate launch|python|torchrun) .*?recipes/(\w+)\.py(.*)", line):
-                recipe = ROOT / "recipes" / f"{found[1]}.py"
-                assert recipe.is_file(), f"{page.name}: {line}"
-                own = fields_of(recipe)
-                for option in re.findall(r"(?<= )--(\w+)", found[2].split("  #")[0]):
-                    assert option in shared | own, f"{page.name}: {line}: --{option}"
-                    checked += 1
-    assert checked > 20
+    path = ROOT / "recipes" / f"{recipe}.py"
+    assert path.is_file(), f"there is no recipe {recipe}"
+    known = {field.name for field in dataclasses.fields(TrainingArguments)} | fields_of(ROOT / "hf_lm/arguments.py")
+    known |= fields_of(ROOT / "hf_lm/self_training/experiment.py")
+    known |= {"config", "print_config", "help", "debug"} | fields_of(path)
+    options = re.findall(r"(?<= )--(\w+)", typed.split("  #")[0])
+    assert set(options) <= known, f"{recipe}{typed}: {set(options) - known}"
+    return len(options)
+
+
+def test_options_of_recipes_exist():
+    started = re.compile(r"(?:accelerate launch|python|torchrun) .*?recipes/(\w+)\.py(.*)")
+    found = [started.search(line) for page in PAGES for line in commands(page)]
+    assert sum(check_options(run[1], run[2]) for run in found if run) > 20
 
 
 def test_upstream_findings_name_files_and_tests_that_exist():

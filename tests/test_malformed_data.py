@@ -147,6 +147,16 @@ def test_labels_that_are_null_or_nan_are_no_class():
             read_sentiment(table((*rows, {"text": value, "label": 1})))
 
 
+def test_a_thousand_labels_or_texts_for_labels_are_not_all_printed():
+    numbers = [{"text": f"text {i}", "label": i / 1000} for i in range(1000)]
+    texts = [{"text": f"text {i} " + "long " * 100, "label": f"text {i} " + "long " * 100} for i in range(100)]
+    for rows, shown in ((numbers, "and 7.. more"), (texts, "…'")):
+        with pytest.raises(ValueError, match="labels that train has not") as refused:
+            read_sentiment(table(tuple(rows)))
+        assert re.search(shown, str(refused.value))
+        assert len(str(refused.value)) < 600
+
+
 def test_an_offset_that_is_no_integer_is_refused_with_its_row_and_one_that_is_absent_is_found():
     row = {"question": "what?", "context": "it is blue", "answers": {"text": ["blue"], "answer_start": [None]}}
     others = tuple(row | {"context": f"{i} it is blue"} for i in range(30))

@@ -212,7 +212,7 @@ def test_folders_that_hold_no_model_are_said_in_one_line(saved, tmp_path):
         broken("unknown", config__json='{"model_type": "odd"}'): "knows no such model",
         broken("code", config__json=own_code): "runs no code from a model",
         broken("torn", model__safetensors="abc"): "cannot load the weights",
-        "someone/model": "HF_HUB_OFFLINE keeps the Hub from being asked",
+        "someone/model": "check the name, or unset HF_HUB_OFFLINE, which keeps the Hub from being asked",
     }
     for name, said in cases.items():
         with pytest.raises((OSError, ValueError)) as raised:

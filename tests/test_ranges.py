@@ -1,5 +1,6 @@
 """Numbers that cannot be are refused in one line that names the option: for recipes, the Trainer and the commands."""
 
+import math
 import runpy
 from dataclasses import fields, make_dataclass
 from pathlib import Path
@@ -91,6 +92,14 @@ def test_an_impossible_value_of_a_recipe_is_one_line_that_names_the_option(given
     assert (ended.value.code, error.count("\n")) == (2, 1)
     assert given.split()[0] in error
     assert len(error) < 300
+
+
+@pytest.mark.parametrize(
+    "given", [{"sweep": -1}, {"weight_decay": -0.1}, {"adam_beta2": 1.0}, {"max_hours": math.nan}]
+)
+def test_an_impossible_value_is_refused_from_python_too(given, tmp_path):
+    with pytest.raises(ValueError, match=f"^{next(iter(given))} is .*; it must be "):
+        TrainingArguments(output_dir=str(tmp_path), use_cpu=True, **given)
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,12 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import datasets
 import pytest
 import regex
 from hypothesis import given
 from hypothesis import strategies as st
+from loopback_hub import hub  # noqa: F401  (a fixture)
 
 from hf_lm.data.patterns import Pattern
 from hf_lm.data.reading import cut, read_documents
@@ -70,15 +72,13 @@ def test_every_format_gives_the_same_documents(tmp_path, name, packed):
 
 
 def test_a_hub_dataset_saved_as_parquet_loads_by_the_librarys_own_reader(tmp_path, monkeypatch):
-    import datasets
-
     found = datasets.DatasetDict(
         {split: datasets.Dataset.from_dict({"text": rows(20, split)}) for split in ("train", "validation", "test")}
     )
     asked = []
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: asked.append((args, kwargs)) or found)
     corpus = load_corpus("user/name:config@v1")
-    assert asked == [(("user/name", "config"), {"revision": "v1"})]
+    assert asked == [(("user/name", "config"), {"revision": "v1", "streaming": False})]
     assert list(corpus.documents("test")) == rows(20, "test")
 
 
@@ -256,6 +256,74 @@ def test_the_demo_is_real_text_split_by_module():
     assert len(shared) < 0.005 * len(docstrings["test"]), "docstrings cross from train to test"
 
 
+# The beginning of much text
+
+
+@pytest.mark.parametrize("most", [2_000, 5_001, 10**9])
+def test_of_a_split_no_more_is_read_than_asked_but_one_document(tmp_path, most):
+    texts = rows(300)
+    whole, part = (load_corpus(str(write_jsonl(tmp_path / "a.jsonl", texts)), max_bytes=n) for n in (0, most))
+    fits = [text for i, text in enumerate(texts) if sum(len(t.encode()) for t in texts[: i + 1]) <= most]
+    assert sorted(everything(part)) == sorted(fits)
+    assert len(fits) > 20
+    assert part.fingerprint != whole.fingerprint
+    assert any(f"{most:,} bytes" in note for note in part.notes)
+
+
+def test_one_document_is_read_where_it_is_longer_than_all_that_may_be(tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for split in ("train", "validation", "test"):
+        write_jsonl(folder / f"{split}.jsonl", rows(3))
+    corpus = load_corpus(str(folder), max_bytes=1)
+    assert [list(corpus.documents(split)) for split in corpus.splits] == [rows(1)] * 3
+
+
+COMMIT = "0123456789" * 4
+
+
+def test_of_a_dataset_of_the_hub_only_what_is_read_is_streamed_and_once(tmp_path, monkeypatch):
+    """The rows come from the library's own stream, over a file here."""
+    write_jsonl(tmp_path / "a.jsonl", rows(400), column="body")
+    taken, load = [], datasets.load_dataset
+
+    def load_dataset(path, config, revision, streaming):
+        assert (path, config, revision, streaming) == ("user/name", "small", COMMIT, True)
+        found = load("json", data_files={"train": str(tmp_path / "a.jsonl")}, streaming=True)
+        found["train"] = found["train"].map(lambda row: taken.append(row["id"]) or row)
+        return found
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    monkeypatch.setattr("hf_lm.data.hub_datasets.default_cache", lambda: tmp_path / "cache")
+    most = sum(len(text.encode()) for text in rows(250))
+    read = load_corpus(f"user/name:small@{COMMIT}", text_column="body", max_bytes=most)
+    assert sorted(everything(read)) == sorted(rows(250))
+    assert (read.source, read.commit) == (f"user/name:small@{COMMIT}", COMMIT)
+    assert taken == list(range(251))
+    again = load_corpus(f"user/name:small@{COMMIT}", text_column="body", max_bytes=most)
+    assert len(taken) == 251
+    assert again.fingerprint == read.fingerprint
+    with pytest.raises(ValueError, match="no file or folder here and was not loaded from the Hub"):
+        load_corpus("user/name", max_bytes=most)  # without its commit the Hub is asked
+    with pytest.raises(ValueError, match="--max_bytes 5 is for text, and --dataset tokens:x is tokenized"):
+        load_corpus("tokens:x", max_bytes=5)
+
+
+@pytest.mark.slow
+def test_the_beginning_of_a_dataset_comes_over_the_protocol_of_the_hub(hub, tmp_path):  # noqa: F811
+    card = "---\nconfigs:\n- config_name: default\n  data_files:\n  - {split: train, path: train.jsonl}\n---\n"
+    content = write_jsonl(tmp_path / "train.jsonl", rows(4000)).read_bytes()
+    hub.repos["datasets/user/name"] = {"train.jsonl": content, "README.md": card.encode()}
+    code = (
+        "from hf_lm.data.sources import load_corpus; corpus = load_corpus('user/name', max_bytes=30_000); "
+        "print(corpus.commit, sum(len(list(corpus.documents(split))) for split in corpus.splits))"
+    )
+    environment = os.environ | hub.environment() | {"HF_HOME": str(tmp_path / "home")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    read = [i for i in range(1, 4001) if sum(len(text.encode()) for text in rows(i)) <= 30_000][-1]
+    assert done.stdout.split() == [hub.oid("datasets/user/name"), str(read)], done.stderr
+
+
 # Bad input
 
 
@@ -265,6 +333,10 @@ def test_the_demo_is_real_text_split_by_module():
         (lambda path: "no/such/folder/x.txt", "no file or folder"),
         (lambda path: write_jsonl(path / "a.jsonl", ["", " "]), "holds no text"),
         (lambda path: write_jsonl(path / "a.jsonl", ["only one"]), "too few to hold out"),
+        (
+            lambda path: (path / "a.txt").write_text("x" * 2**25) and path / "a.txt",
+            "1 different documents, too few to hold out",
+        ),
         (lambda path: (path / "a.xml").write_text("<a/>") and path / "a.xml", "cannot read"),
         (lambda path: (path / "a.jsonl").write_text('{"text": 1}\n{"text') and path / "a.jsonl", "line 2: not JSON"),
         (lambda path: (path / "a.jsonl").write_text('{"titel": "x", "body": "y"}\n') and path / "a.jsonl", "titel"),

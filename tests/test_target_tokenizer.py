@@ -286,6 +286,7 @@ def test_a_resumed_run_ends_in_the_same_bits_and_keeps_both_tokenizers(trained, 
         assert (tmp_path / name).read_bytes() == (trained.out / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_lora_keeps_both_tokenizers_merged_as_an_adapter_and_in_checkpoints(made, trained, tmp_path):
     arguments = trained.arguments | {"lora_rank": 2, "max_steps": 4, "save_steps": 2, "eval_steps": 2}
     halves = here("translation.py", output_dir=tmp_path / "halves", skip_proofs="load_back", **arguments)

@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name in COLUMNS:
         columns.add_argument(f"--{name}", default="", metavar="COLUMN")
     columns.add_argument("--document_start", default="", metavar="REGEX", help="the line that begins a document")
+    columns.add_argument("--max_bytes", default=0, type=number(Count), metavar="N", help="text read of each split")
     lengths = parser.add_argument_group("settings", "each model is measured as its own run was unless given")
     for name in LENGTHS:
         lengths.add_argument(f"--{name}", type=number(Count), default=0, metavar="N")
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
         task=args.task,
         metrics=args.metrics,
         split=args.split,
-        columns={name: getattr(args, name) for name in (*COLUMNS, "document_start")},
+        columns={name: getattr(args, name) for name in (*COLUMNS, "document_start", "max_bytes")},
         settings={name: getattr(args, name) for name in LENGTHS},
         limit=args.limit,
         base_url=args.base_url,

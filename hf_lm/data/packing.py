@@ -90,7 +90,7 @@ def tokenize_documents(
     folder: Path,
     count_words: bool = False,
     cleaned: Mapping[str, Mapping[str, int]] | None = None,  # filled as documents are read, kept with them
-    name: str = "text",  # what the progress bar says
+    name: str = "text",  # in the progress bar and in errors
 ) -> TokenStream:
     """Tokenize documents into `folder`, or open what stands there already without reading a document.
 
@@ -100,7 +100,7 @@ def tokenize_documents(
 
     def write(aside: Path) -> None:
         with tqdm(desc=f"tokenizing {name}", unit="B", unit_scale=True, delay=2, leave=False, disable=None) as bar:
-            about = _write(documents, tokenizer, aside, count_words, bar)
+            about = _write(documents, tokenizer, aside, count_words, bar, name)
         about["cleaned"] = {source: dict(counts) for source, counts in (cleaned or {}).items()}
         (aside / "stream.json").write_text(json.dumps(about))
 
@@ -109,7 +109,12 @@ def tokenize_documents(
 
 
 def _write(
-    documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, folder: Path, count_words: bool, bar: tqdm
+    documents: Iterable[str],
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    count_words: bool,
+    bar: tqdm,
+    name: str,
 ) -> dict[str, Any]:
     begin, end = markers(tokenizer)
     dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
@@ -134,7 +139,7 @@ def _write(
             np.asarray([end], dtype).tofile(file)
             position += 1
     if not starts:
-        raise ValueError("there are no documents to tokenize.")
+        raise ValueError(f"there are no documents to tokenize in {name}.")
     for name, values in (("starts", starts), ("bytes", sizes), ("words", words)):
         np.save(folder / f"{name}.npy", np.asarray(values, np.int64))
     return {"dtype": np.dtype(dtype).name, "tokens": position, "begin": begin, "end": end}

@@ -14,10 +14,11 @@ import regex
 from transformers import PreTrainedTokenizerBase
 
 from hf_lm.data.demos.documentation import demo_split, documentation
+from hf_lm.data.hub_datasets import download_beginning, load_hub
 from hf_lm.data.packing import TokenStream
 from hf_lm.data.paths import file_names, find_files, split_of
 from hf_lm.data.patterns import Pattern
-from hf_lm.data.reading import SUFFIXES, column_values, read_documents, rows_to_documents, suffix
+from hf_lm.data.reading import column_values, read_documents, rows_to_documents, suffix
 from hf_lm.data.token_files import PREFIX, TOKENIZER, documents_of, open_tokens, read_record
 from hf_lm.files import hash_contents, hash_text
 
@@ -81,6 +82,7 @@ def load_corpus(
     document_start: str = "",
     validation_share: float = 0.05,
     test_share: float = 0.05,
+    max_bytes: int = 0,
 ) -> Corpus:
     """The corpus that `--dataset` names.
 
@@ -88,19 +90,27 @@ def load_corpus(
     dataset `name`, `name:config`, `name@revision`; or a mixture `a=0.7,b=0.3` by bytes; `tokens:FOLDER`, a folder of
     token files, or a mixture of such folders by tokens. `text_column` "" guesses.
     `document_start` is a regular expression for the line that begins a document. A missing validation or test split is
-    cut from train by document. Raises FileNotFoundError, PermissionError or ValueError in one line.
+    cut from train by document. `max_bytes` of text are read of each split, in its order, and no more is downloaded of
+    a Hub dataset; 0 reads all. Raises FileNotFoundError, PermissionError or ValueError in one line.
     """
     start = Pattern(document_start, option="--document_start", flags=regex.MULTILINE) if document_start else None
     shares = {"validation": validation_share, "test": test_share}
     if any(name.startswith(PREFIX) for name, _ in _weighted(dataset)):
+        if max_bytes:
+            raise ValueError(f"--max_bytes {max_bytes} is for text, and --dataset {dataset} is tokenized already.")
         return _from_tokens(dataset, text_column)
     parts = []
     for name, weight in _weighted(dataset):
-        corpus = _load_one(name, text_column, start)
+        corpus = _load_one(name, text_column, start, max_bytes)
+        _limit(corpus, max_bytes)
         _hold_out(corpus, shares)
         parts.append((corpus, weight))
-    corpus = parts[0][0] if len(parts) == 1 else _mix(dataset, parts)
+    corpus = parts[0][0]
+    if len(parts) > 1:
+        corpus = _mix(dataset, parts)
+        _limit(corpus, max_bytes)
     options = f"{dataset if len(parts) > 1 else ''} {text_column} {document_start} {shares}"
+    options += f" {max_bytes}" if max_bytes else ""
     corpus.fingerprint = hash_text(f"{corpus.fingerprint} {options}").hex()
     return corpus
 
@@ -115,13 +125,38 @@ def _weighted(dataset: str) -> list[tuple[str, float]]:
     return [(dataset, 1.0)]
 
 
-def _load_one(name: str, text_column: str, start: Pattern | None) -> Corpus:
+def _load_one(name: str, text_column: str, start: Pattern | None, max_bytes: int) -> Corpus:
     if name == "demo":
         return _demo()
     files = find_files(name)
     if files is not None:
         return _from_files(name, files, text_column, start)
-    return _from_hub(name, text_column, start)
+    if not max_bytes:
+        return _from_hub(name, text_column, start)
+    folder, commit = download_beginning(name, text_column, max_bytes)
+    corpus = _from_files(str(folder), sorted(folder.glob("*.jsonl")), "text", start)
+    corpus.source, corpus.format, corpus.commit = name, "a dataset of the Hub, streamed", commit
+    corpus.origins = {}
+    return corpus
+
+
+def _limit(corpus: Corpus, max_bytes: int) -> None:
+    """Let each split end before the document that would exceed `max_bytes`, not before its first one."""
+    if not max_bytes:
+        return
+
+    def first(read: Reader) -> Iterator[str]:
+        left = max_bytes
+        for text in read():
+            size = len(text.encode("utf-8", "surrogatepass"))
+            if size > left < max_bytes:
+                return
+            left -= size
+            yield text
+
+    corpus.readers = {split: partial(first, read) for split, read in corpus.readers.items()}
+    corpus.size, corpus.groups = min(corpus.size, max_bytes), {}
+    corpus.notes.append(f"at most the first {max_bytes:,} bytes of each split of {corpus.source} are read")
 
 
 def _from_files(name: str, files: list[Path], text_column: str, start: Pattern | None) -> Corpus:
@@ -217,41 +252,6 @@ def _demo() -> Corpus:
     return Corpus("demo", content, size, readers, notes, languages=["en"])
 
 
-def load_hub(name: str) -> tuple[dict[str, Any], bytes, str]:
-    """The splits of a Hub dataset `name`, `name:config`, `name@revision` under our names, their content and commit.
-
-    Raises ValueError in one line where there is no such dataset, or no network.
-    """
-    import datasets
-    from datasets import config as settings
-
-    path, _, revision = name.partition("@")
-    path, _, config = path.partition(":")
-    if ":" in revision:
-        revision, _, config = revision.partition(":")
-    if f".{path}" in SUFFIXES or path == "text":
-        raise ValueError(
-            f"--dataset {name} is a format, not a data set: give the path of a file that ends in .{path}."
-        )
-    try:
-        found = datasets.load_dataset(path, config or None, revision=revision or None)
-    except Exception as error:
-        offline = settings.HF_HUB_OFFLINE or isinstance(error, (ConnectionError, OSError))
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        reason = " The Hub was not reached: this machine is offline or HF_HUB_OFFLINE is set." if offline else ""
-        raise ValueError(
-            f"--dataset {name} is no file or folder here and was not loaded from the Hub: {said}.{reason}"
-        ) from None
-    names = {"train": "train", "validation": "validation", "valid": "validation", "dev": "validation", "test": "test"}
-    by_split = {names[str(split)]: rows for split, rows in found.items() if split in names}
-    if "train" not in by_split:
-        raise ValueError(f"--dataset {name} has no split train, only {sorted(found)}.")
-    content = hash_text(" ".join(f"{split} {rows._fingerprint}" for split, rows in by_split.items()))
-    files = by_split["train"].info.download_checksums or {}  # hf://datasets/user/name@COMMIT/path
-    commits = {match[1] for file in files if (match := re.match(r"hf://datasets/[^@]+@(\w+)/", file))}
-    return by_split, content, commits.pop() if len(commits) == 1 else ""
-
-
 def _from_hub(name: str, text_column: str, start: Pattern | None) -> Corpus:
     by_split, content, commit = load_hub(name)
     corpus = Corpus(name, content.hex(), by_split["train"].data.nbytes, {}, format="a dataset of the Hub")
@@ -303,9 +303,9 @@ def choose_sides(first: list[str], shares: dict[str, float]) -> Callable[[str], 
     moves one. `first` are all texts, or the first 400: of fewer, those held out are chosen by rank.
     """
     hashes = sorted({hash_text(text) for text in first})
+    if len(hashes) < len(shares) + 1:
+        return None
     if len(first) < FEW:
-        if len(hashes) < len(shares) + 1:
-            return None
         bounds, taken = {}, 0
         for split, share in shares.items():
             taken += max(1, round(share * len(hashes)))

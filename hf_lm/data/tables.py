@@ -11,9 +11,10 @@ from hf_lm.data.demos.cldr import country_questions, phrases
 from hf_lm.data.demos.dialogues import dialogues, preferences, sums
 from hf_lm.data.demos.documentation import demo_split, docstring_summaries
 from hf_lm.data.demos.opinions import opinions
+from hf_lm.data.hub_datasets import load_hub
 from hf_lm.data.paths import file_names, find_files, split_of
 from hf_lm.data.reading import SUFFIXES, clean, plain_text, read_lines, read_rows, suffix
-from hf_lm.data.sources import SPLITS, choose_sides, cut_note, load_hub
+from hf_lm.data.sources import SPLITS, choose_sides, cut_note
 from hf_lm.files import hash_contents, hash_text
 from hf_lm.parsing.suggestions import did_you_mean
 

@@ -97,8 +97,10 @@ def unreachable(name_or_path: str, error: Exception) -> str:
     if not any(isinstance(cause, LocalEntryNotFoundError) for cause in causes):
         return ""
     if is_offline_mode():
-        return what + "in the local cache, and HF_HUB_OFFLINE keeps the Hub from being asked; unset it."
-    return what + f"in the local cache, and {constants.ENDPOINT} cannot be reached; check the network."
+        return (
+            what + "in the local cache; check the name, or unset HF_HUB_OFFLINE, which keeps the Hub from being asked."
+        )
+    return what + f"in the local cache, and {constants.ENDPOINT} cannot be reached; check the name and the network."
 
 
 def family(config: PreTrainedConfig) -> Literal["encoder", "decoder", "encoder-decoder"]:

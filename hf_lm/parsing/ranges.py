@@ -2,7 +2,7 @@
 
 import math
 from argparse import ArgumentTypeError
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, get_args, get_origin
 
@@ -88,3 +88,10 @@ TRAINER_RANGES = {
     "max_steps": Range(-1, 2**31 - 1),
     "learning_rate": Range(0, 1000),  # of more, the first step overflows
 }
+
+
+def check_trainer_ranges(values: Mapping[str, object], kinds: Mapping[str, object]) -> None:
+    """Raise ValueError for a value out of the range of its type, or of the Trainer's argument of that name."""
+    for name, kind in kinds.items():
+        if allowed := TRAINER_RANGES.get(name) or range_of(kind):
+            check_range(name, values[name], allowed)

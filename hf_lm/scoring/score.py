@@ -31,7 +31,7 @@ from hf_lm.tasks.by_name import TASKS
 from hf_lm.tokenization.tokenizer import encode_documents, load_tokenizer, tokenizer_fingerprint
 
 COLUMNS = {  # that may be named, by task
-    "pretrain": ("text_column", "document_start"),
+    "pretrain": ("text_column", "document_start", "max_bytes"),
     **{name: task.columns for name, task in TASKS.items()},
 }
 CODE = (
@@ -213,7 +213,12 @@ def _same_place(path: str | None, other: str) -> bool:
 
 def _load(task: str, dataset: str, named: dict[str, str]) -> Corpus | Table:
     if task == "pretrain":
-        return load_corpus(dataset, text_column=named["text_column"], document_start=named["document_start"])
+        return load_corpus(
+            dataset,
+            text_column=named["text_column"],
+            document_start=named["document_start"],
+            max_bytes=int(named["max_bytes"] or 0),
+        )
     return TASKS[task].load(dataset, **named)
 
 

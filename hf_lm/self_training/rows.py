@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from hf_lm.data.hub_datasets import load_hub
 from hf_lm.data.overlap import find_overlap, normal_words
 from hf_lm.data.paths import find_files
 from hf_lm.data.reading import SUFFIXES, clean, plain_text, read_lines, read_rows, suffix
-from hf_lm.data.sources import load_hub
 from hf_lm.data.tables import Row, cell, pick_column
 from hf_lm.tasks.questions import CONTEXT, QUESTION, flat_rows
 from hf_lm.tasks.sentiment import LABEL, TEXT

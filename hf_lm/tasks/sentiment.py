@@ -44,7 +44,9 @@ def read_sentiment(table: Table, *, text_column: str = "", label_column: str = "
     hold_out(table, {"validation": 0.1, "test": 0.1}, group=lambda row: row["text"], unit="text")
     labels = sorted({row["label"] for row in table.rows["train"]}, key=lambda name: (len(name), name))
     if len(labels) < 2:
-        raise ValueError(f"{where} has one class only, {labels[0]!r} in {label!r}: there is nothing to tell apart.")
+        raise ValueError(
+            f"{where} has one class only, {_short(labels[0])!r} in {label!r}: there is nothing to tell apart."
+        )
     for split in table.splits:
         if unseen := sorted({row["label"] for row in table.rows[split]} - set(labels)):
             raise ValueError(
@@ -55,8 +57,11 @@ def read_sentiment(table: Table, *, text_column: str = "", label_column: str = "
 
 
 def _few(labels: Sequence[str]) -> str:
-    shown = [label if len(label) <= 40 else f"{label[:39]}…" for label in labels[:5]]
-    return f"{shown}" + (f" and {len(labels) - 5:,} more" if len(labels) > 5 else "")
+    return f"{[_short(label) for label in labels[:5]]}" + (f" and {len(labels) - 5:,} more" if len(labels) > 5 else "")
+
+
+def _short(label: str) -> str:
+    return label if len(label) <= 40 else f"{label[:39]}…"
 
 
 def _rows(rows: Sequence[Row], text: str, label: str, where: str, left_out: Counter) -> Iterator[Row]:
@@ -265,7 +270,8 @@ class Sentiment(_OneOfClasses, Supervised):
         labels = self.collate(features)["labels"].tolist()
         wrong = [i for i, row in enumerate(rows) if self.labels[labels[i]] != row["label"]]
         counts = Counter(row["label"] for row in self.table.rows["train"])
-        shown = ", ".join(f"{label} {counts[label]:,}" for label in self.labels[:10])
+        shown = ", ".join(f"{_short(label)} {counts[label]:,}" for label in self.labels[:10])
+        shown += f", and {len(self.labels) - 10:,} more" if len(self.labels) > 10 else ""
         if wrong:
             return Proof(False, f"{len(wrong)} of {len(rows)} labels are not the class of their row")
         plain = self.tokenizer([row["text"] for row in rows], truncation=True, max_length=self.max_length).input_ids

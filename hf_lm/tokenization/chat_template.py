@@ -1,7 +1,9 @@
 """Conversations as token ids: a chat template that marks the assistant's text; no message can forge a turn."""
 
+import ctypes
 import re
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +28,7 @@ TEMPLATE = (
     "{%- if add_generation_prompt -%}{{- ('' if SAME else BEGIN) + 'assistant\\n' -}}{%- endif -%}"
 )
 HIDDEN = re.compile("(\ue000[0-9a-f-]+\ue001)")  # replaces a control token in a message; private-use characters
+SECONDS = 10  # for one conversation; an ordinary template takes less than a millisecond
 MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -81,17 +84,21 @@ def render(
 ) -> list[tuple[str, bool]]:
     """A conversation rendered by the template, in pieces: (text, whether it is the assistant's).
 
-    `template` "" is the tokenizer's own. Raises ValueError in one line where it refuses the messages.
+    `template` "" is the tokenizer's own. Raises ValueError in one line where it refuses the messages, or loops for
+    more than SECONDS.
     """
     from transformers.utils.chat_template_utils import render_jinja_template
 
     template = template or cast(str, tokenizer.chat_template)
     options: dict[str, Any] = dict(tokenizer.special_tokens_map)
     options |= {"chat_template": template, "add_generation_prompt": prompt}
+    options |= {"return_assistant_tokens_mask": bool(MARKED.search(template))}
     try:
-        rendered = render_jinja_template(
-            [list(messages)], return_assistant_tokens_mask=bool(MARKED.search(template)), **options
-        )
+        rendered = _within_seconds(lambda: render_jinja_template([list(messages)], **options))
+    except TimeoutError:
+        raise ValueError(
+            f"the chat template took more than {SECONDS} s for one conversation: look at its loops, or give another."
+        ) from None
     except Exception as error:  # of Jinja, and whatever a template raises
         line = f", line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
         message = " ".join(str(getattr(error, "message", None) or error).split())
@@ -102,6 +109,31 @@ def render(
         pieces += [(text[end:start], False), (text[start:stop], True)]
         end = stop
     return [piece for piece in [*pieces, (text[end:], False)] if piece[0]]
+
+
+def _within_seconds(work: Callable[[], Any]) -> Any:
+    """What `work` returns or raises. TimeoutError after SECONDS, at which its Python code is ended.
+
+    A thread, because signals reach the main one only, and chats are also encoded by those of a server.
+    """
+    results: list[Any] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:  # raised again by the caller
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(SECONDS)
+    if thread.is_alive():
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(TimeoutError))
+        raise TimeoutError
+    if errors:
+        raise errors[0]
+    return results[0]
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase, template: str = "") -> dict[int, AddedToken]:
