@@ -82,7 +82,7 @@ def test_no_file_imports_itself_by_way_of_others():
 
 
 # What is not yet as it should be. Each list only gets shorter: what has become right is taken out of it.
-OPEN_TYPES = 64  # occurrences of ": Any" in hf_lm: this number only gets smaller
+OPEN_TYPES = 61  # occurrences of ": Any" in hf_lm: this number only gets smaller
 
 
 def texts() -> dict[str, str]:

@@ -8,7 +8,7 @@ from accelerate import Accelerator, PartialState
 from transformers import GenerationConfig
 
 from hf_lm.data.batches import Feature, TokenId, map_by_length, pad_batch
-from hf_lm.evaluation.likelihood import evaluating, token_log_probs
+from hf_lm.evaluation.likelihood import evaluating, token_log_probs, unwrapped
 from hf_lm.models.configuration import family
 
 Batch = dict[str, torch.Tensor]
@@ -41,7 +41,7 @@ def generate_ids(
     is unchanged and the sequences are those of one process.
     `processes` share the work; each returns the complete result.
     """
-    writer: Any = getattr(model, "module", model)  # DDP has no `generate`
+    writer = unwrapped(model)
     causal = family(writer.config) == "decoder"
     device = next(model.parameters()).device
 
@@ -84,14 +84,13 @@ def write(
 
     Sampling draws from the whole distribution; the global random state is unchanged.
     """
-    known: Any = getattr(model, "module", model).generation_config
     config = GenerationConfig(
         use_cache=True,
         max_new_tokens=max_new_tokens,
         do_sample=temperature > 0,
         eos_token_id=sorted(ends),
         pad_token_id=pad_id,
-        suppress_tokens=known.suppress_tokens,
+        suppress_tokens=unwrapped(model).generation_config.suppress_tokens,
         **({"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}),
     )
     options = lambda rows, inputs: {"generation_config": config}  # noqa: E731

@@ -36,6 +36,11 @@ def labelled(prompt: Sequence[int], continuation: Sequence[int], *, causal: bool
     return {"input_ids": list(prompt), "labels": list(continuation)}
 
 
+def unwrapped(model: torch.nn.Module) -> Any:
+    """The model inside DDP, which has no `generate` and no configuration; any other as it is."""
+    return getattr(model, "module", model)
+
+
 @torch.no_grad()
 def token_log_probs(
     model: torch.nn.Module,  # a PreTrainedModel, also inside an adapter or DDP
@@ -51,7 +56,7 @@ def token_log_probs(
     reads `input_ids` and generates the labels. Like-sized features share a batch, in which padding changes nothing,
     and at most `max_logits` logits exist at once. `processes` share the work; each returns the complete result.
     """
-    network: Any = getattr(model, "module", model)  # of a model in DDP
+    network = unwrapped(model)
     causal = family(network.config) == "decoder"
     start = None if causal else _decoder_start(network)
     device = next(model.parameters()).device

@@ -34,7 +34,7 @@ from hf_lm.models.configuration import (
     special_ids,
     why,
 )
-from hf_lm.models.parts import has_untrained_head, in_body, kept_in_full_precision
+from hf_lm.models.parts import embedding_rows, has_untrained_head, in_body, kept_in_full_precision
 from hf_lm.models.quantization import dequantized, keep_weights, quantization_options
 from hf_lm.models.target_tokenizer import target_tokenizer
 
@@ -137,7 +137,7 @@ def load_with_head(
 def check_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, name_or_path: str) -> None:
     """Raise ValueError where a tokenizer gives ids that a model has no embedding for."""
     ids = max(tokenizer.get_vocab().values()) + 1
-    rows = cast(torch.nn.Embedding, model.get_input_embeddings()).num_embeddings
+    rows = embedding_rows(model)
     if ids > rows:
         raise ValueError(
             f"the tokenizer has {ids} ids and {name_or_path} has embeddings for {rows}; "

@@ -1,6 +1,7 @@
 """The parts of a model: its body, its heads, and the modules that a checkpoint does not bring."""
 
 import re
+from typing import cast
 
 import torch
 from transformers import PreTrainedModel
@@ -10,6 +11,11 @@ UNNAMED = re.compile(r"LABEL_\d+")
 BODIES = ("shared", "encoder", "decoder")  # children of a model that are not heads, besides its base_model_prefix
 # Cross attention, as BERT, GPT-2 and XGLM call it, and the projection between two widths.
 BETWEEN = ("crossattention", "ln_cross_attn", "encoder_attn", "encoder_attn_layer_norm", "enc_to_dec_proj")
+
+
+def embedding_rows(model: PreTrainedModel) -> int:
+    """How many ids a model has an embedding for."""
+    return cast(torch.nn.Embedding, model.get_input_embeddings()).weight.shape[0]
 
 
 def in_body(model: PreTrainedModel, key: str) -> bool:

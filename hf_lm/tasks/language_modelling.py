@@ -19,6 +19,7 @@ from hf_lm.data.scripts import languages_of, script_shares
 from hf_lm.data.sources import Corpus
 from hf_lm.evaluation.leakage import leaked_share
 from hf_lm.evaluation.perplexity import Likelihood, score_documents, unigram_likelihood, windows
+from hf_lm.models.parts import embedding_rows
 from hf_lm.tasks import proofs
 from hf_lm.tasks.losses import next_token_loss
 from hf_lm.tasks.proofs import Proof, ProvenTrainer
@@ -131,7 +132,7 @@ class LanguageModelling:
                 self.tokenizer,
                 self.texts("validation"),
                 lambda texts: encode_documents(self.tokenizer, texts),
-                rows=model.get_input_embeddings().weight.shape[0],
+                rows=embedding_rows(model),
                 lossless=self.tokenizer.unk_token_id is None,
             ),
             "label_coverage": lambda: proofs.label_coverage(

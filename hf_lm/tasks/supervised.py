@@ -17,6 +17,7 @@ from hf_lm.data.scripts import languages_of, script_shares
 from hf_lm.data.tables import Row, Table, load_table
 from hf_lm.evaluation.intervals import Estimate
 from hf_lm.evaluation.likelihood import evaluating
+from hf_lm.models.parts import embedding_rows
 from hf_lm.models.target_tokenizer import has_target_tokenizer
 from hf_lm.tasks import proofs
 from hf_lm.tasks.proofs import Proof, ProvenTrainer
@@ -268,7 +269,7 @@ class Supervised:
         return name, self.score(split, answers)
 
     def data_proofs(self, model: PreTrainedModel) -> dict[str, Callable[[], Proof]]:
-        rows = model.get_input_embeddings().weight.shape[0]
+        rows = embedding_rows(model)
         texts = [self.text_of(row) for row in self.table.rows["validation"][:200]]
         return {
             "vocabulary": lambda: proofs.vocabulary(
