@@ -29,6 +29,7 @@ COMMANDS = (  # as `hf-lm --help` lists them; each is a module of hf_lm.commands
     "reproduce",
     "check",
     "merge",
+    "export",
     "push",
     "completion",
 )

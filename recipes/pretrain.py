@@ -32,6 +32,7 @@ class Arguments(PretrainingArguments):
     document_start: str = ""  # regular expression for the first line of a document
     tokenizer: str = "bpe"  # bpe, word or basic_english train one; otherwise a name or path
     vocab_size: Size = 4096  # entries of a trained tokenizer
+    pre_tokenizer: Literal["words", "gpt2"] = "words"  # of bpe: what cuts text into words; gpt2 can become GGUF
     min_frequency: Size = 2  # occurrences that a word or a merge needs
     tokenizer_max_bytes: Size = 32_000_000  # text that the tokenizer is trained on
     model: str = ""  # a causal checkpoint to continue from; "" initialises a model randomly
@@ -55,7 +56,8 @@ def main(args: Arguments, training_args: TrainingArguments) -> dict:
     )
     name = args.model if args.model and args.tokenizer == "bpe" else args.tokenizer
     sizes = {"min_frequency": args.min_frequency, "max_bytes": args.tokenizer_max_bytes}
-    tokenizer = prepare_tokenizer(name, corpus, vocab_size=args.vocab_size, **sizes)
+    sizes |= {"vocab_size": args.vocab_size, "pre_tokenizer": args.pre_tokenizer}
+    tokenizer = prepare_tokenizer(name, corpus, **sizes)
     shape = {"n_layer": args.n_layer, "n_embd": args.n_embd, "dropout": args.dropout}
     if args.model:
         model = load_causal_lm(args.model, tokenizer=tokenizer, block_size=args.block_size)

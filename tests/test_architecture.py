@@ -26,7 +26,7 @@ LEVELS = [
     {"evaluation"},
     {"tasks"},
     {"inference"},
-    {"scoring", "demo", "corpus"},
+    {"scoring", "demo", "corpus", "export"},
     {"training"},
     {"self_training"},
     {"planning", "inspection", "safety"},

@@ -95,3 +95,10 @@ def test_the_lowest_versions_are_those_that_were_tried():
     for name, low in declared(PROJECT["dependencies"]).items():
         if name != "torch":  # which build of it is for the machine to say
             assert (tried[name] + ".").startswith(low + "."), f"{name}>={low} is declared, {tried[name]} was tried"
+
+
+def test_the_package_is_what_hf_extensions_install_looks_for():
+    """A console script `hf-NAME`, and no file of that name at the root, which would be taken for a shell script."""
+    assert PROJECT["scripts"] == {"hf-lm": "hf_lm.cli:main"}
+    assert not (ROOT / "hf-lm").exists()
+    assert PROJECT["description"]  # shown by `hf extensions list`

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -29,17 +29,22 @@ WORDS = (
     r"'(?:[sdmt]|ll|ve|re)| ?\p{Han}{1,4}| ?[[\p{L}\p{M}]&&\P{Han}]{1,32}| ?\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{M}\p{N}]{1,16}|[^\S\r\n]{0,32}[\r\n]{1,8}|\s{1,32}(?!\S)|\s{1,32}"
 )
+PreTokenizer = Literal["words", "gpt2"]  # of byte-level BPE: WORDS, or GPT-2's own, which llama.cpp knows
 
 
 def train_bpe(
     texts: Iterable[str],
     *,
     vocab_size: int,
+    pre_tokenizer: PreTokenizer = "words",
     min_frequency: int = 2,
     max_bytes: int = 32_000_000,
     max_document_bytes: int = 2**20,
 ) -> PreTrainedTokenizerFast:
     """Train byte-level BPE; any Unicode text is restored exactly from its ids.
+
+    `pre_tokenizer` cuts text into the words that no merge crosses. "gpt2" has no longest word: a line of a million
+    letters is one, and takes long.
 
     `vocab_size` includes `<|endoftext|>` (begin and end) and `<|pad|>`; text with few repetitions gives a smaller one.
     It reads the first `max_document_bytes` of each text and the first `max_bytes` of all texts: memory is bounded.
@@ -48,12 +53,15 @@ def train_bpe(
     if vocab_size < 258:
         raise ValueError(f"--vocab_size is {vocab_size}; byte-level BPE needs 258: 256 bytes and two special tokens.")
     backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(WORDS), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    if pre_tokenizer == "gpt2":
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    else:
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(WORDS), behavior="isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -142,7 +150,13 @@ class TrainingText(Protocol):
 
 
 def prepare_tokenizer(
-    name: str, corpus: TrainingText, *, vocab_size: int, min_frequency: int, max_bytes: int
+    name: str,
+    corpus: TrainingText,
+    *,
+    vocab_size: int,
+    min_frequency: int,
+    max_bytes: int,
+    pre_tokenizer: PreTokenizer = "words",  # of bpe
 ) -> PreTrainedTokenizerBase:
     """The tokenizer that `--tokenizer` names: `bpe`, `word`, `basic_english` (trained) or a checkpoint's.
 
@@ -154,8 +168,9 @@ def prepare_tokenizer(
         return load_tokenizer(name)
     if corpus.tokenizer:
         return load_tokenizer(corpus.tokenizer)
+    words = WORDS if pre_tokenizer == "words" else pre_tokenizer
     settings = (
-        f"{name} {vocab_size} {min_frequency} {max_bytes} {WORDS}" if name == "bpe" else f"{name} {min_frequency}"
+        f"{name} {vocab_size} {min_frequency} {max_bytes} {words}" if name == "bpe" else f"{name} {min_frequency}"
     )
     key = hashlib.blake2b(f"{corpus.fingerprint} {settings}".encode(), digest_size=12).hexdigest()
     folder = default_cache() / "tokenizers" / key
@@ -165,7 +180,8 @@ def prepare_tokenizer(
         texts = corpus.documents("train")
         if name == "bpe":
             texts = _spread(texts, max_bytes / max(1, corpus.size))
-            tokenizer = train_bpe(texts, vocab_size=vocab_size, min_frequency=min_frequency, max_bytes=max_bytes)
+            sizes = {"vocab_size": vocab_size, "min_frequency": min_frequency, "max_bytes": max_bytes}
+            tokenizer = train_bpe(texts, pre_tokenizer=pre_tokenizer, **sizes)
         else:
             tokenizer = train_word_level(texts, min_frequency=min_frequency, lowercase=name == "basic_english")
         tokenizer.save_pretrained(aside)
