@@ -104,6 +104,7 @@ def test_the_readme_runs_word_for_word_and_in_order(hub, tmp_path):  # noqa: F81
         run = subprocess.Popen(
             words, cwd=work, env=environment, text=True, start_new_session=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background ignores it
         )  # fmt: skip
         printed = ""
         for shown in run.stdout:
