@@ -23,7 +23,7 @@ from hf_lm.tokenization.tokenizer import encode_documents, load_tokenizer, speci
 from hf_lm.version import __version__
 
 try:
-    import gguf
+    import gguf  # pyright: ignore[reportMissingImports]  (an extra)
 except ImportError:
     raise ImportError("export to GGUF needs gguf: pip install 'hf-lm[export]'.") from None
 

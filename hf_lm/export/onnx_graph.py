@@ -19,9 +19,9 @@ from hf_lm.tokenization.tokenizer import load_tokenizer, set_pad
 from hf_lm.version import __version__
 
 try:
-    import onnx
-    import onnxruntime
-    import onnxscript  # noqa: F401 - torch's exporter needs it
+    import onnx  # pyright: ignore[reportMissingImports]  (extras)
+    import onnxruntime  # pyright: ignore[reportMissingImports]
+    import onnxscript  # noqa: F401  # pyright: ignore[reportMissingImports]  (torch's exporter needs it)
 except ImportError as error:
     raise ImportError(f"export to ONNX needs {error.name}: pip install 'hf-lm[export]'.") from None
 
