@@ -4,13 +4,14 @@
 
 Each folder carries a program that would leave a file behind: in a pickle, in a Python file that its configuration
 names, in the base of an adapter, in run.yaml. A trial holds where that file does not appear, and where the command
-ends in one line or has found nothing to refuse.
+ends in one line or has found nothing to refuse. First the programs are run on purpose: they do leave the file.
 """
 
 import argparse
 import json
 import os
 import pickle
+import runpy
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -18,15 +19,16 @@ from pathlib import Path
 
 import runs
 
-COMMANDS = {
-    "check": ["check", "{}"],
-    "predict": ["predict", "sentiment", "{}", "texts.txt", "--output", "out.jsonl"],
-    "generate": ["generate", "{}", "texts.txt", "--output", "out.jsonl"],
-    "score": ["score", "{}", "--dataset", "texts.txt"],
-    "merge": ["merge", "{}", "merged"],
-    "push": ["push", "{}", "user/name"],
-    "demo": ["demo", "{}", "--export", "space"],
+COMMANDS = {  # the kind of model that a command opens, and its words; {} is the folder
+    "check": ("pretrain", ["check", "{}"]),
+    "predict": ("sentiment", ["predict", "sentiment", "{}", "texts.txt", "--output", "out.jsonl"]),
+    "generate": ("pretrain", ["generate", "{}", "--prompts", "texts.txt", "--output", "out.jsonl"]),
+    "score": ("pretrain", ["score", "{}", "--dataset", "text.jsonl"]),
+    "merge": ("sentiment", ["merge", "{}", "merged"]),
+    "push": ("pretrain", ["push", "{}", "user/name"]),
+    "demo": ("sentiment", ["demo", "{}", "--export", "space"]),
 }
+REFUSED = ("hf-lm push", "hf-lm merge")  # also without an attack: there is no network, and no adapter
 PICKLES = (
     "pytorch_model.bin",
     "adapter_model.bin",
@@ -60,7 +62,7 @@ def folders(root: Path, plain: Path, mark: Path) -> dict[str, Path]:
     made = {}
 
     def hostile(name: str, change: Callable[[Path], object], *, without_weights: bool = False) -> None:
-        folder = root / f"folder-{len(made)}"
+        folder = root / f"{plain.name}-{len(made)}"
         shutil.copytree(plain, folder)
         if without_weights:
             (folder / "model.safetensors").unlink()
@@ -102,50 +104,67 @@ def folders(root: Path, plain: Path, mark: Path) -> dict[str, Path]:
     return made
 
 
+def check_payloads(root: Path, mark: Path) -> None:
+    """Run each kind of program on purpose: one that leaves no file behind could not be caught."""
+    (root / "evil.py").write_text(code(mark))
+    for run in (lambda: pickle.loads(pickle.dumps(Payload(mark))), lambda: runpy.run_path(str(root / "evil.py"))):
+        run()
+        mark.unlink()  # raises where it is not there
+
+
+def opened(argv: list[str], root: Path) -> runs.Child:
+    """A command, or a recipe, that has ended; what it wrote is removed."""
+    log = root / "command.log"
+    log.unlink(missing_ok=True)
+    before = set(root.iterdir())
+    child = runs.start(argv, log)
+    child.wait()
+    for path in set(root.iterdir()) - {*before, log, root / "mark"}:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return child
+
+
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="commands whose name contains this")
+    args = parser.parse_args()
     runs.import_all()
     failed = 0
     print("| what was tried | runs | held |\n|---|---|---|")
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         runs.use_home(root / "home")
-        setting = next(each for each in runs.make_settings(root) if each.name == "sentiment, epochs, best model")
-        plain, mark = root / "plain", root / "mark"
-        if runs.start(setting.command(plain), root / "log").wait():
-            raise SystemExit((root / "log").read_text())
-        (root / "texts.txt").write_text("a good film\n" * 8)
+        mark = root / "mark"
+        check_payloads(root, mark)
         os.chdir(root)
+        (root / "texts.txt").write_text("a good film\n" * 8)
         (root / "hf-lm.py").write_text("from hf_lm.cli import main\nraise SystemExit(main())\n")
-        made = folders(root, plain, mark)
-        for command, words in COMMANDS.items():
-            failures = []
-            for what, folder in made.items():
-                log = root / "command.log"
-                log.unlink(missing_ok=True)
-                argv = [str(root / "hf-lm.py"), *(word.replace("{}", str(folder)) for word in words)]
-                child = runs.start(argv, log)
-                child.wait()
+        hostile, plain, settings = {}, {}, {}
+        for setting in runs.make_settings(root):
+            if setting.name in ("pretrain", "sentiment, epochs, best model"):
+                kind = Path(setting.recipe).stem
+                settings[kind], plain[kind] = setting, root / f"plain-{kind}"
+                if runs.start(setting.command(plain[kind]), root / "log").wait():
+                    raise SystemExit((root / "log").read_text())
+                hostile[kind] = folders(root, plain[kind], mark)
+        trials = {
+            f"hf-lm {command}": (kind, [str(root / "hf-lm.py"), *words]) for command, (kind, words) in COMMANDS.items()
+        }
+        recipe = settings["sentiment"].command(root / "trained", "--model", "{}", "--max_steps", "1")
+        trials["sentiment.py --model"] = "sentiment", recipe
+        for command, (kind, words) in trials.items():
+            if args.only not in command:
+                continue
+            child = opened([word.replace("{}", str(plain[kind])) for word in words], root)
+            refused = bool(child.status) and command not in REFUSED  # then none of the folders would be opened
+            failures = [f"a folder without an attack is refused: {child.error()}"] * refused
+            for what, folder in hostile[kind].items():
+                child = opened([word.replace("{}", str(folder)) for word in words], root)
                 failure = "code ran" if mark.exists() else "a traceback" if child.traceback() else ""
                 mark.unlink(missing_ok=True)
                 failures.append(failure and f"{what}: {failure}")
-                for left in ("merged", "space", "out.jsonl"):
-                    path = root / left
-                    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-            runs.report(f"hf-lm {command} on a hostile folder", failures)
+            runs.report(f"a hostile folder, {command}", failures)
             failed += sum(map(bool, failures))
-        failures = []
-        for what, folder in made.items():
-            argv = [*setting.command(root / "trained"), "--model", str(folder), "--max_steps", "1"]
-            child = runs.start(argv, log := root / "recipe.log")
-            child.wait()
-            failure = "code ran" if mark.exists() else "a traceback" if child.traceback() else ""
-            failures.append(failure and f"{what}: {failure}")
-            mark.unlink(missing_ok=True)
-            log.unlink()
-            shutil.rmtree(root / "trained", ignore_errors=True)
-        runs.report("a recipe trains a hostile folder", failures)
-        failed += sum(map(bool, failures))
     raise SystemExit(bool(failed))
 
 

@@ -471,12 +471,13 @@ def inputs() -> list[Input]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--only", default="", help="areas whose name holds this")
-    parser.add_argument("--at_most", type=int, default=0, help="inputs, drawn by seed 0; 0 is all")
+    parser.add_argument("--at_most", type=int, default=0, help="inputs, drawn by --seed; 0 is all")
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--show", action="store_true", help="the line that each input got")
     args = parser.parse_args()
     chosen = [given for given in inputs() if args.only in given.area]
     if args.at_most and len(chosen) > args.at_most:
-        chosen = random.Random(0).sample(chosen, args.at_most)
+        chosen = random.Random(args.seed).sample(chosen, args.at_most)
     outcomes: list[Outcome] = []
     with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C ends with the table of what was tried
         for number, given in enumerate(chosen, 1):

@@ -19,7 +19,6 @@ from functools import partial
 from pathlib import Path
 
 import runs
-from kill import count_operations, is_write
 
 ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
@@ -32,7 +31,7 @@ def failing_disk(folder: Path, at: int, number: int) -> Callable[[], None]:
 
         def hook(event: str, args: tuple) -> None:
             nonlocal operations
-            if not is_write(event, args, inside):
+            if not runs.is_write(event, args, inside):
                 return
             operations += 1
             if operations >= at and event in ("open", "os.mkdir", "os.rename"):
@@ -53,18 +52,18 @@ def small_files(limit: int) -> Callable[[], None]:
     return install
 
 
-def trial(reference: runs.Reference, draw: random.Random, operations: int, largest: int, folder: Path) -> str:
+def trial(reference: runs.Reference, draw: random.Random, folder: Path) -> str:
     from hf_lm.files import damage
     from hf_lm.output_folder import list_checkpoints
 
     setting, out, log = reference.setting, folder / "out", folder / "log"
     if draw.random() < 0.5:
         number = draw.choice(ERRORS)
-        what, before = os.strerror(number), failing_disk(out, draw.randint(1, operations), number)
+        what, before = os.strerror(number), failing_disk(out, draw.randint(1, len(reference.writes)), number)
     else:
-        limit = int(largest * draw.random() ** 3)
+        largest = max(path.stat().st_size for path in reference.folder.rglob("*") if path.is_file())
+        limit = draw.randint(2**15, largest)  # the log, which is shorter, is written
         what, before = f"files of at most {limit} bytes", small_files(limit)
-    # The log stays outside the limit: it is opened by the fork and short.
     child = runs.start(setting.command(out), log, before=before)
     child.wait()
     if child.traceback():
@@ -85,11 +84,8 @@ def trial(reference: runs.Reference, draw: random.Random, operations: int, large
 def main() -> None:
     args = runs.parse(__doc__, trials=60)
     draw, failed = random.Random(args.seed), 0
-    for reference, folder, share in runs.each_setting(args.only):
-        operations, out = count_operations(reference.setting, folder)
-        largest = max(path.stat().st_size for path in out.rglob("*") if path.is_file())
-        one = partial(trial, reference, draw, operations, largest)
-        failures = runs.trials_in(folder, share(args.trials), one)
+    for reference, folder, share in runs.each_setting(args):
+        failures = runs.trials_in(folder, share(args.trials), partial(trial, reference, draw))
         runs.report(f"full, read-only or broken disk, {reference.setting.name}", failures)
         failed += sum(map(bool, failures))
     raise SystemExit(bool(failed))

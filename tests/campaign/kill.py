@@ -4,8 +4,8 @@
 
 A trial holds where `--resume_from_checkpoint latest` alone, however often the run was killed, ends with the weights,
 the optimizer's state, the random state, the log history, the metrics, the predictions and the files of a run that was
-left alone. `--trials` are killed at a moment drawn from the run's CPU time; `--saves` before a file operation (open,
-rename, remove) drawn from those inside the output folder.
+left alone. `--trials` are killed at a moment drawn from the run's CPU time; `--saves` before an operation on a file
+(open, rename, remove) drawn from those that save or remove a checkpoint, or save the model.
 """
 
 import os
@@ -18,49 +18,28 @@ from pathlib import Path
 
 import runs
 
-OPERATIONS = ("open", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree", "os.mkdir")
 
-
-def is_write(event: str, args: tuple, inside: str) -> bool:
-    """Whether an audit event is an operation that changes a file or folder below `inside`."""
-    if event not in OPERATIONS or not args or inside not in str(args[0]):
-        return False
-    return event != "open" or (isinstance(args[1], str) and bool(set(args[1]) & set("wax+")))
-
-
-def watch_files(folder: Path, at: int, count: Path | None = None) -> Callable[[], None]:
-    """For the fork: SIGKILL to itself before the operation of number `at` on a path in `folder`; or count them all."""
+def kill_before(folder: Path, at: int) -> Callable[[], None]:
+    """For the fork: SIGKILL to itself before the operation of number `at` on a path in `folder`."""
 
     def install() -> None:
         number, inside = 0, str(folder)
 
         def hook(event: str, args: tuple) -> None:
             nonlocal number
-            if not is_write(event, args, inside):
-                return
-            number += 1
-            if number == at:
-                os.kill(os.getpid(), signal.SIGKILL)
-            if count is not None:
-                descriptor = os.open(count, os.O_WRONLY | os.O_CREAT)
-                os.write(descriptor, str(number).encode())
-                os.close(descriptor)
+            if runs.is_write(event, args, inside):
+                number += 1
+                if number == at:
+                    os.kill(os.getpid(), signal.SIGKILL)
 
         sys.addaudithook(hook)
 
     return install
 
 
-def count_operations(setting: runs.Setting, folder: Path) -> tuple[int, Path]:
-    """How many operations on files a run makes in its output folder, and that folder."""
-    counted, out = folder / "count", folder / "counted"
-    runs.start(setting.command(out), folder / "counted.log", before=watch_files(out, 0, counted)).wait()
-    return int(counted.read_text()), out
-
-
 def go_on(setting: runs.Setting, out: Path, log: Path, draw: random.Random, seconds: float) -> tuple[str, int]:
-    """Resume until the run ends, killed again one time in four; returns what failed, and the number of kills."""
-    kills = 1
+    """Resume until the run ends, killed again one time in four; returns what failed, and how often it was killed."""
+    kills = 0
     for _ in range(6):
         child = runs.start(setting.command(out, "--resume_from_checkpoint", "latest"), log)
         limit = draw.uniform(0, seconds) if draw.random() < 0.25 else float("inf")
@@ -75,14 +54,15 @@ def go_on(setting: runs.Setting, out: Path, log: Path, draw: random.Random, seco
     return "was killed six times", kills
 
 
-def trial(reference: runs.Reference, draw: random.Random, operations: int, kills: list[int], folder: Path) -> str:
-    """Kill one run before a file operation (`operations` of them) or, with 0, at a moment; then go on and compare.
+def trial(reference: runs.Reference, draw: random.Random, saves: list[int], kills: list[int], folder: Path) -> str:
+    """Kill one run before one of the operations `saves` or, without, at a moment; then go on and compare.
 
-    Appends the number of kills to `kills`.
+    Appends the number of kills to `kills`: one more than those of `go_on`, or none where the run ended before.
     """
     setting, out, log = reference.setting, folder / "out", folder / "out.log"
-    if operations:
-        runs.start(setting.command(out), log, before=watch_files(out, draw.randint(1, operations))).wait()
+    if saves:
+        child = runs.start(setting.command(out), log, before=kill_before(out, draw.choice(saves)))
+        child.wait()
     else:
         child, limit = runs.start(setting.command(out), log), draw.uniform(0, reference.cpu_seconds)
         if child.wait(lambda: child.cpu_seconds() >= limit) is None:
@@ -93,22 +73,18 @@ def trial(reference: runs.Reference, draw: random.Random, operations: int, kills
         failure = ", ".join(reference.differences(out))
     if not failure and log.exists() and "Traceback (most" in log.read_text(errors="replace"):
         failure = "a traceback"
-    kills.append(number)
+    kills.append(number + (child.status == -signal.SIGKILL))
     return failure
 
 
 def main() -> None:
-    saves = {"type": int, "default": 40, "help": "runs killed before a file operation (default 40)"}
+    saves = {"type": int, "default": 40, "help": "runs killed within a save (default 40)"}
     args = runs.parse(__doc__, trials=160, saves=saves)
     draw, total, failed = random.Random(args.seed), 0, 0
-    for reference, folder, share in runs.each_setting(args.only):
-        operations, _ = count_operations(reference.setting, folder)
-        for kind, trials, number in (
-            ("at a moment", args.trials, 0),
-            ("before a file operation", args.saves, operations),
-        ):
+    for reference, folder, share in runs.each_setting(args):
+        for kind, trials, saves in (("within a save", args.saves, reference.saves), ("at a moment", args.trials, [])):
             kills: list[int] = []
-            failures = runs.trials_in(folder, share(trials), partial(trial, reference, draw, number, kills))
+            failures = runs.trials_in(folder, share(trials), partial(trial, reference, draw, saves, kills))
             runs.report(f"SIGKILL {kind}, {reference.setting.name} ({sum(kills)} kills)", failures)
             total, failed = total + sum(kills), failed + sum(map(bool, failures))
     print(f"{total} kills, {failed} runs that did not hold")

@@ -10,12 +10,12 @@ another exit code than 0, the folder unchanged (after a recipe: a finished run) 
 import argparse
 import os
 import random
-import runpy
 import shutil
 import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import runs
 
@@ -27,8 +27,10 @@ TIMES = (1, 2, 50)
 
 
 def without_waiting() -> None:
-    """For the fork: the client's pauses between two attempts take no time."""
-    time.sleep = lambda seconds: None
+    """For the fork: the client's pauses between two attempts take no time; those of other threads stay."""
+    from huggingface_hub.utils import _http
+
+    _http.time = SimpleNamespace(**vars(time) | {"sleep": lambda seconds: None})
 
 
 def command_line(argv: list[str], log: Path) -> runs.Child:
@@ -90,10 +92,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no trial after that many")
     args = parser.parse_args()
     from loopback_hub import LoopbackHub
 
-    hub = LoopbackHub()
+    hub, begun = LoopbackHub(), time.monotonic()
     hub.start()
     draw = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as name:
@@ -101,7 +104,6 @@ def main() -> None:
         os.environ |= hub.environment()
         runs.import_all()
         runs.use_home(root / "home")
-        runpy.run_module("hf_lm.hub.push", run_name="campaign")
         setting = runs.make_settings(root)[0]
         setting.options += runs.options(max_steps=2, warmup_steps=0)
         finished = root / "finished"
@@ -110,9 +112,11 @@ def main() -> None:
             raise SystemExit(child.error())
         print("| what was tried | runs | held |\n|---|---|---|")
         failed = 0
-        for recipe in (True, False):
+        for recipe in (False, True):
             failures = []
             for n in range(recipe, args.trials, 2):
+                if time.monotonic() > begun + 60 * args.minutes:
+                    break
                 place = root / f"push-{n}"
                 place.mkdir()
                 failures.append(trial(hub, setting, finished, place, draw, recipe))

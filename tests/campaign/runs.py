@@ -6,9 +6,12 @@ with one that was left alone, and prints one line of a table: what was tried, ho
 
 import argparse
 import hashlib
+import itertools
 import json
 import os
+import pickle
 import random
+import re
 import runpy
 import shutil
 import signal
@@ -16,17 +19,19 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 ROOT = Path(__file__).parent.parent.parent
-LONGEST = 300  # seconds that a run may take
-SMALL = ["--use_cpu", "true", "--bf16", "false", "--report_to", "none", "--skip_proofs", "load_back", "learnable"]
+LONGEST = 1800  # seconds that a run may take: many, for a machine that is shared
+# Without the proofs that start a process or train: a trial would be little else.
+SKIPPED = ["--skip_proofs", "load_back", "adapter_load_back", "learnable"]
+SMALL = ["--use_cpu", "true", "--bf16", "false", "--report_to", "none", *SKIPPED]
 STEPS = ["--max_steps", "12", "--save_steps", "4", "--logging_steps", "1", "--save_total_limit", "2"]
-EPOCHS = ["--num_train_epochs", "2", "--logging_steps", "1", "--per_device_train_batch_size", "16"]
+EPOCHS = ["--num_train_epochs", "2", "--logging_steps", "1", "--per_device_train_batch_size", "32"]
 
 
 @dataclass
@@ -64,12 +69,12 @@ def make_settings(folder: Path) -> list[Setting]:
     files = {"text": text, "opinions": opinions, "pairs": pairs, "chats": chats}
     for name, rows in files.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    base = folder / "base"
-    base.mkdir()
-    save_encoder([row["text"] for row in opinions], base)
+    bases = folder / "bases"
+    if not bases.exists():
+        save_bases([*(row["text"] for row in opinions), *(text for pair in pairs for text in pair.values())], bases)
     tiny = ["--n_layer", "2", "--n_embd", "32", "--n_head", "2", "--vocab_size", "400", "--block_size", "32"]
     pretrain = ["--dataset", str(folder / "text.jsonl"), *tiny, "--per_device_train_batch_size", "4", *STEPS, *SMALL]
-    sentiment = ["--dataset", str(folder / "opinions.jsonl"), "--model", str(base), *EPOCHS, *SMALL]
+    sentiment = ["--dataset", str(folder / "opinions.jsonl"), "--model", str(bases / "encoder"), *EPOCHS, *SMALL]
     return [
         Setting("pretrain", "pretrain.py", [*pretrain, "--warmup_steps", "2"]),
         Setting(
@@ -78,30 +83,48 @@ def make_settings(folder: Path) -> list[Setting]:
             [*pretrain, *options(lr_scheduler_type="constant", dropout=0.1, save_steps=3, logging_steps=2)],
         ),
         Setting("sentiment, epochs, best model", "sentiment.py", sentiment),
-        Setting("sentiment, LoRA", "sentiment.py", [*sentiment, "--lora_rank", "4"]),
+        Setting("sentiment, LoRA", "sentiment.py", [*sentiment, "--lora_rank", "4", "--lora_dropout", "0.1"]),
         Setting(
             "translation",
             "translation.py",
-            ["--dataset", str(folder / "pairs.jsonl"), *EPOCHS, *SMALL],
+            [
+                *options(dataset=folder / "pairs.jsonl", model=bases / "encoder-decoder", max_target_length=8),
+                *EPOCHS,
+                *SMALL,
+            ],
         ),
         Setting(
             "chat (TRL)",
             "chat.py",
-            [*options(dataset=folder / "chats.jsonl", max_length=64, per_device_train_batch_size=4), *STEPS, *SMALL],
+            [
+                *options(dataset=folder / "chats.jsonl", model=bases / "decoder", max_length=64),
+                *options(per_device_train_batch_size=4),
+                *STEPS,
+                *SMALL,
+            ],
         ),
     ]
 
 
-def save_encoder(texts: list[str], folder: Path) -> None:
+def save_bases(texts: list[str], folder: Path) -> None:
+    """Tiny models for the fine-tuning recipes, whose own would take most of a trial."""
     from transformers import BertForMaskedLM, set_seed
 
     from hf_lm.models.bert import new_bert
-    from hf_lm.tokenization.tokenizer import new_tokenizer
+    from hf_lm.models.encoder_decoder import new_bart
+    from hf_lm.models.gpt2 import new_gpt2
+    from hf_lm.tokenization.tokenizer import new_tokenizer, train_bpe
 
     set_seed(0)
-    tokenizer = new_tokenizer(texts, vocab_size=400)
-    new_bert(tokenizer, model_class=BertForMaskedLM, n_embd=32).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    framed, plain = new_tokenizer(texts, vocab_size=400), train_bpe(texts, vocab_size=400)
+    bases = {
+        "encoder": (framed, new_bert(framed, model_class=BertForMaskedLM, n_embd=32)),
+        "encoder-decoder": (framed, new_bart(framed, n_layer=1, n_embd=32, block_size=32)),
+        "decoder": (plain, new_gpt2(plain, n_layer=1, n_head=2, n_embd=32, block_size=64)),
+    }
+    for name, (tokenizer, model) in bases.items():
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
 
 
 # One run, in a fork
@@ -233,14 +256,46 @@ def leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
+OPERATIONS = ("open", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree", "os.mkdir")
+
+
+def is_write(event: str, args: tuple, inside: str) -> bool:
+    """Whether an audit event is an operation that changes a file or folder below `inside`."""
+    if event not in OPERATIONS or not args or not f"{args[0]}/".startswith(f"{inside}/"):
+        return False
+    return event != "open" or (isinstance(args[1], str) and bool(set(args[1]) & set("wax+")))
+
+
+def record_writes(folder: Path, record: Path) -> Callable[[], None]:
+    """For the fork: a line in `record`, which is not in `folder`, for each operation on a path in `folder`."""
+
+    def install() -> None:
+        inside, descriptor = str(folder), os.open(record, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+        def hook(event: str, args: tuple) -> None:
+            if is_write(event, args, inside):
+                os.write(descriptor, f"{event} {args[0]}\n".encode())
+
+        sys.addaudithook(hook)
+
+    return install
+
+
 @dataclass
 class Reference:
     """Two runs that were left alone; what they differ in (times, speeds, names of folders) is not compared."""
 
     setting: Setting
+    folder: Path  # of one of them
     facts: dict[str, Any]
     varies: set[str]
     cpu_seconds: float
+    writes: list[str]  # operations on files in the output folder, in their order
+
+    @property
+    def saves(self) -> list[int]:
+        """The numbers, from 1, of the operations that write, rename or remove a checkpoint or the model."""
+        return [i for i, line in enumerate(self.writes, 1) if re.search(r"/\.saving|/\.removing|/checkpoint-", line)]
 
     def differences(self, folder: Path) -> list[str]:
         other = facts(folder)
@@ -249,17 +304,28 @@ class Reference:
 
 
 def reference(setting: Setting, folder: Path) -> Reference:
-    sides, seconds = [], 0.0
+    """Run a setting twice; what an earlier script left in `folder` is used again."""
+    kept = folder / "reference.pickle"
+    if kept.exists():
+        return pickle.loads(kept.read_bytes())
+    sides, seconds, record = [], 0.0, folder / "writes"
     for name in ("one", "two"):
         out = folder / f"reference-{name}"
-        child = start(setting.command(out), folder / f"reference-{name}.log")
+        shutil.rmtree(out, ignore_errors=True)  # of a script that was ended
+        before = record_writes(out, record) if name == "two" else lambda: None
+        child = start(setting.command(out), folder / f"reference-{name}.log", before=before)
         child.wait()
-        seconds = max(seconds, child.seconds)
+        seconds = child.seconds  # of the second, for which the caches are filled
         if child.status:
             raise SystemExit(f"{setting.name}: the run that was left alone failed: {child.error()}")
         sides.append(facts(out))
     varies = {name for name in {*sides[0], *sides[1]} if sides[0].get(name) != sides[1].get(name)}
-    return Reference(setting, sides[0], varies, seconds)
+    if files := [name for name in varies if ":" not in name]:  # then no trial could show that it is the same run
+        raise SystemExit(f"{setting.name}: two runs that were left alone differ in {', '.join(files)}")
+    made = Reference(setting, out, sides[0], varies, seconds, record.read_text().splitlines())
+    print(f"    {setting.name}: {seconds:.1f} s of CPU, {len(made.writes)} operations on files", flush=True)
+    kept.write_bytes(pickle.dumps(made))
+    return made
 
 
 def row(name: str, failures: list[str]) -> str:
@@ -284,26 +350,43 @@ def parse(description: str | None, *, trials: int, **more: dict[str, Any]) -> ar
     parser.add_argument("--trials", type=int, default=trials, help=f"over all settings (default {trials})")
     parser.add_argument("--only", default="", help="settings whose name contains this")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--work", type=Path, help="a folder for data, caches and runs left alone, which the next script uses again"
+    )
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no trial after that many")
     for name, about in more.items():
         parser.add_argument(f"--{name}", **about)
     return parser.parse_args()
 
 
-def each_setting(only: str) -> Iterator[tuple[Reference, Path, Callable[[int], range]]]:
-    """A setting's runs that were left alone, a folder for its trials, and its share of a number of trials."""
+def each_setting(args: argparse.Namespace) -> Iterator[tuple[Reference, Path, Callable[..., Iterator[int]]]]:
+    """A setting's runs that were left alone, a folder for its trials, and its share of a number of trials.
+
+    With `all_here` the share is all of them. A share ends early where the setting's part of `--minutes` is over.
+    """
+    begun = time.monotonic()
     import_all()
     print("| what was tried | runs | held |\n|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as name:
-        root = Path(name)
+        root = (args.work or Path(name)).resolve()
+        root.mkdir(parents=True, exist_ok=True)
         use_home(root / "home")
-        settings = [setting for setting in make_settings(root) if only in setting.name]
-        for i, setting in enumerate(settings):
+        every = make_settings(root)
+        chosen = [i for i, setting in enumerate(every) if args.only in setting.name]
+        for place, i in enumerate(chosen):
             folder = root / str(i)
-            folder.mkdir()
-            yield reference(setting, folder), folder, lambda trials, i=i: range(i, trials, len(settings))
+            folder.mkdir(exist_ok=True)
+            now, left = time.monotonic(), len(chosen) - place
+            until = now + (begun + 60 * args.minutes - now) / left
+
+            def share(trials: int, all_here: bool = False, place: int = place, until: float = until) -> Iterator[int]:
+                numbers = range(trials) if all_here else range(place, trials, len(chosen))
+                return itertools.takewhile(lambda n: time.monotonic() < until, numbers)
+
+            yield reference(every[i], folder), folder, share
 
 
-def trials_in(folder: Path, numbers: range, trial: Callable[[Path], str]) -> list[str]:
+def trials_in(folder: Path, numbers: Iterable[int], trial: Callable[[Path], str]) -> list[str]:
     """What failed in each trial, "" where nothing did. Each has a folder, which goes where it held."""
     failures = []
     for _ in numbers:

@@ -46,7 +46,7 @@ def default_handlers() -> None:
 def main() -> None:
     args = runs.parse(__doc__, trials=48)
     draw, failed = random.Random(args.seed), 0
-    for reference, folder, share in runs.each_setting(args.only):
+    for reference, folder, share in runs.each_setting(args):
         failures = runs.trials_in(folder, share(args.trials), partial(trial, reference, draw))
         runs.report(f"SIGTERM, SIGINT, SIGHUP, {reference.setting.name}", failures)
         failed += sum(map(bool, failures))
