@@ -73,25 +73,6 @@ class _Answers:
         return [row["question"], row["context"]]
 
     @classmethod
-    def from_start(
-        cls,
-        table: Table,
-        start: Start,
-        *,
-        max_length: int,
-        stride: int,
-        max_target_length: int,
-        drop_overlap: bool = False,
-    ) -> Supervised:
-        if start.as_text:
-            lengths = {"max_source_length": max_length, "max_target_length": max_target_length}
-            return QuestionAnsweringAsText(table, start.tokenizer, start.model, **lengths, drop_overlap=drop_overlap)
-        max_length = start.at_most(max_length)
-        windows = {"max_length": max_length, "stride": min(stride, max_length // 3)}
-        causal = start.family == "decoder"
-        return QuestionAnswering(table, start.tokenizer, causal=causal, **windows, drop_overlap=drop_overlap)
-
-    @classmethod
     def estimates_of(cls, examples: Sequence[dict[str, Any]], labels: Sequence[str]) -> dict[str, Estimate]:
         return Metric().estimates([row["prediction"] for row in examples], [row["reference"] for row in examples])
 
@@ -182,6 +163,25 @@ class QuestionAnswering(_Answers, Supervised):
 
     auto_class, how = "AutoModelForQuestionAnswering", "a head that points to the answer"
     loss = staticmethod(span_loss)
+
+    @classmethod
+    def from_start(
+        cls,
+        table: Table,
+        start: Start,
+        *,
+        max_length: int,
+        stride: int,
+        max_target_length: int,
+        drop_overlap: bool = False,
+    ) -> Supervised:
+        if start.as_text:
+            lengths = {"max_source_length": max_length, "max_target_length": max_target_length}
+            return QuestionAnsweringAsText(table, start.tokenizer, start.model, **lengths, drop_overlap=drop_overlap)
+        max_length = start.at_most(max_length)
+        windows = {"max_length": max_length, "stride": min(stride, max_length // 3)}
+        causal = start.family == "decoder"
+        return cls(table, start.tokenizer, causal=causal, **windows, drop_overlap=drop_overlap)
 
     def __init__(
         self,

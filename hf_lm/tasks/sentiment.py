@@ -95,13 +95,6 @@ class _OneOfClasses:
         return [row["text"]]
 
     @classmethod
-    def from_start(cls, table: Table, start: Start, *, max_length: int, drop_overlap: bool = False) -> Supervised:
-        options: dict[str, Any] = {"labels": start.labels, "drop_overlap": drop_overlap}
-        if start.as_text:
-            return SentimentAsText(table, start.tokenizer, start.model, max_length=max_length, **options)
-        return Sentiment(table, start.tokenizer, max_length=start.at_most(max_length), **options)
-
-    @classmethod
     def estimates_of(cls, examples: Sequence[dict[str, Any]], labels: Sequence[str]) -> dict[str, Estimate]:
         """A prediction that is none of `labels` is wrong. A calibration error needs the probabilities of all."""
         index = {label: i for i, label in enumerate(labels)}
@@ -225,6 +218,13 @@ class Sentiment(_OneOfClasses, Supervised):
 
     auto_class = "AutoModelForSequenceClassification"
     loss = staticmethod(label_loss)
+
+    @classmethod
+    def from_start(cls, table: Table, start: Start, *, max_length: int, drop_overlap: bool = False) -> Supervised:
+        options: dict[str, Any] = {"labels": start.labels, "drop_overlap": drop_overlap}
+        if start.as_text:
+            return SentimentAsText(table, start.tokenizer, start.model, max_length=max_length, **options)
+        return cls(table, start.tokenizer, max_length=start.at_most(max_length), **options)
 
     def __init__(
         self,
