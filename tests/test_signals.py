@@ -15,7 +15,8 @@ DEAF = "import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)\n"  # doe
 
 
 def start(code, **options):
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | options
+    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # a shell's background ignores it
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | heard | options
     process = subprocess.Popen([sys.executable, "-c", code], **options)
     if process.stdout:
         assert process.stdout.readline() == "ready\n"
