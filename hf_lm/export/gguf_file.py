@@ -150,7 +150,7 @@ def _add_tokenizer(writer: "gguf.GGUFWriter", tokenizer: PreTrainedTokenizerBase
             getattr(writer, f"add_{name}_token_id")(token_id)
     writer.add_add_bos_token(bool(special_tokens_around(tokenizer, causal=True).before))  # as hf-lm generate has it
     if tokenizer.chat_template:
-        writer.add_chat_template(tokenizer.chat_template)
+        writer.add_chat_template(cast(str, tokenizer.chat_template))  # or named templates, which it takes too
     return size
 
 
