@@ -55,6 +55,13 @@ def load_plain(kind, saved, tokenizer):  # noqa: F811
     return load_with_head(str(saved.folder), auto_class, tokenizer=tokenizer, labels=getattr(saved.task, "labels", ()))
 
 
+def test_the_same_adapter_is_the_same_file_in_every_process(adapters):
+    for saved in adapters.values():
+        names = json.loads((saved.folder / "adapter_config.json").read_text())["target_modules"]
+        assert names == sorted(names)
+        assert len(names) > 3
+
+
 def test_what_is_trained_on_a_merged_adapter_has_no_base_of_one_name(adapters, tokenizer):  # noqa: F811
     model = load_plain("writer", adapters["writer", "bart"], tokenizer)
     assert all(p.requires_grad for p in model.parameters())

@@ -1,5 +1,6 @@
 """LoRA: the checkpoint is frozen and small matrices beside its own are trained (Hu et al., arXiv 2106.09685)."""
 
+import json
 import os
 import shutil
 import tempfile
@@ -11,7 +12,7 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from hf_lm.models.configuration import ADAPTED, find_adapter, load_config
+from hf_lm.models.configuration import ADAPTED, ADAPTER, find_adapter, load_config
 from hf_lm.models.loading import load_with_head
 from hf_lm.models.parts import fresh_modules
 from hf_lm.models.quantization import dequantized, quantized_bits
@@ -106,8 +107,14 @@ def merged(model: "PeftModel") -> PreTrainedModel:
 def save_adapted(model: "PeftModel", folder: str | Path) -> None:
     """Write what an adapter's own files lack: classes, prompts, quantization and the generation configuration.
 
-    Not as config.json: transformers would then expect a complete model in the folder.
+    Not as config.json: transformers would then expect a complete model in the folder. The names of the adapted modules
+    are sorted: peft writes a set, in another order in each process, and the same run would have another file.
     """
+    described = Path(folder) / ADAPTER
+    content = json.loads(described.read_text(encoding="utf-8"))
+    if isinstance(content["target_modules"], list):  # else a pattern
+        content["target_modules"].sort()
+    described.write_text(json.dumps(content, indent=2, sort_keys=True), encoding="utf-8")
     base = base_of(model)
     base.config.to_json_file(Path(folder) / ADAPTED)
     if base.can_generate():
