@@ -39,7 +39,7 @@ from hf_lm.parsing.ranges import (  # noqa: F401
     Positive,
     Share,
     Size,
-    check_trainer_ranges,
+    check_ranges,
 )
 from hf_lm.signals import end_on_signals, end_with_launcher
 
@@ -109,7 +109,7 @@ class TrainingArguments(transformers.TrainingArguments):
         if self.bf16 and not torch.accelerator.is_available():
             self.use_cpu = True  # or the parent says that bf16 needs a GPU
         kinds = get_type_hints(type(self), include_extras=True)
-        check_trainer_ranges({name: getattr(self, name, None) for name in kinds}, kinds)
+        check_ranges({name: getattr(self, name, None) for name in kinds}, kinds, origin={})
         super().__post_init__()
         if self.max_cost and self.price_per_hour <= 0:
             raise ValueError("--max_cost needs --price_per_hour, what an hour of the devices costs.")

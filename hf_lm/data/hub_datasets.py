@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from hf_lm.data.reading import SUFFIXES, column_values
+from hf_lm.data.reading import SUFFIXES, beginning, column_values
 from hf_lm.files import default_cache, fill_cache, hash_text
 
 SPLIT = {"train": "train", "validation": "validation", "valid": "validation", "dev": "validation", "test": "test"}
@@ -48,25 +48,18 @@ def download_beginning(name: str, text_column: str, max_bytes: int) -> tuple[Pat
 
     def write(aside: Path) -> None:
         for split, rows in _open(name, path, config, commit, streaming=True).items():
-            with (aside / f"{split}.jsonl").open("w") as file:
-                for text in _first(column_values(_until_error(rows, name), text_column, name), max_bytes, split):
-                    file.write(json.dumps({"text": text}) + "\n")
+            texts = column_values(_until_error(rows, name), text_column, name)
+            with (
+                (aside / f"{split}.jsonl").open("w") as file,
+                tqdm(
+                    desc=f"streaming {split}", total=max_bytes, unit="B", unit_scale=True, delay=2, disable=None
+                ) as bar,
+            ):
+                for text in beginning(texts, max_bytes):
+                    bar.update(file.write(json.dumps({"text": text}) + "\n"))
 
     fill_cache(folder, write)
     return folder, commit
-
-
-def _first(texts: Iterable[str], max_bytes: int, split: str) -> Iterator[str]:
-    """The first texts that together have at most `max_bytes`, at least one."""
-    read = 0
-    with tqdm(desc=f"streaming {split}", total=max_bytes, unit="B", unit_scale=True, delay=2, disable=None) as bar:
-        for text in texts:
-            size = len(text.encode("utf-8", "surrogatepass"))
-            if read and read + size > max_bytes:
-                return
-            read += size
-            bar.update(size)
-            yield text
 
 
 def _until_error(rows: Iterable[dict[str, Any]], name: str) -> Iterator[dict[str, Any]]:

@@ -214,6 +214,17 @@ def read_lines(path: Path) -> Iterator[str]:
         yield held
 
 
+def beginning(texts: Iterable[str], max_bytes: int) -> Iterator[str]:
+    """The first texts that together have at most `max_bytes` of UTF-8, at least one."""
+    left = max_bytes
+    for text in texts:
+        size = len(text.encode("utf-8", "surrogatepass"))
+        if size > left < max_bytes:
+            return
+        left -= size
+        yield text
+
+
 def column_values(
     rows: Iterable[dict[str, Any]], text_column: str, where: str, columns: dict[str, str] | None = None
 ) -> Iterator[str]:

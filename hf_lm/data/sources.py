@@ -18,7 +18,7 @@ from hf_lm.data.hub_datasets import download_beginning, load_hub
 from hf_lm.data.packing import TokenStream
 from hf_lm.data.paths import file_names, find_files, split_of
 from hf_lm.data.patterns import Pattern
-from hf_lm.data.reading import column_values, read_documents, rows_to_documents, suffix
+from hf_lm.data.reading import beginning, column_values, read_documents, rows_to_documents, suffix
 from hf_lm.data.token_files import PREFIX, TOKENIZER, documents_of, open_tokens, read_record
 from hf_lm.files import hash_contents, hash_text
 
@@ -145,16 +145,7 @@ def _limit(corpus: Corpus, max_bytes: int) -> None:
     if not max_bytes:
         return
 
-    def first(read: Reader) -> Iterator[str]:
-        left = max_bytes
-        for text in read():
-            size = len(text.encode("utf-8", "surrogatepass"))
-            if size > left < max_bytes:
-                return
-            left -= size
-            yield text
-
-    corpus.readers = {split: partial(first, read) for split, read in corpus.readers.items()}
+    corpus.readers = {split: lambda read=read: beginning(read(), max_bytes) for split, read in corpus.readers.items()}
     corpus.size, corpus.groups = min(corpus.size, max_bytes), {}
     corpus.notes.append(f"at most the first {max_bytes:,} bytes of each split of {corpus.source} are read")
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, NoReturn
 from transformers import HfArgumentParser
 
 from hf_lm.parsing.config_file import check_kind, check_text
-from hf_lm.parsing.ranges import TRAINER_RANGES, check_range, range_of
+from hf_lm.parsing.ranges import check_ranges
 from hf_lm.parsing.suggestions import closest, did_you_mean
 
 CODE = "names a function"
@@ -104,8 +104,7 @@ def check_values(resolved: dict[str, Any], kinds: dict[str, Any], origin: dict[s
     """Raise ValueError for a value that its argument cannot have, with where it was given."""
     if not resolved["output_dir"]:
         raise ValueError(f"{origin.get('output_dir', '--')}output_dir is empty: name a folder.")
+    places = dict.fromkeys(kinds, "--") | origin
     for key, kind in kinds.items():
-        name, value = f"{origin.get(key, '--')}{key}", resolved[key]
-        check_text(name, value, kind)
-        if allowed := TRAINER_RANGES.get(key) or range_of(kind):
-            check_range(name, value, allowed)
+        check_text(f"{places[key]}{key}", resolved[key], kind)
+    check_ranges(resolved, kinds, places)

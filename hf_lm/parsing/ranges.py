@@ -90,8 +90,11 @@ TRAINER_RANGES = {
 }
 
 
-def check_trainer_ranges(values: Mapping[str, object], kinds: Mapping[str, object]) -> None:
-    """Raise ValueError for a value out of the range of its type, or of the Trainer's argument of that name."""
+def check_ranges(values: Mapping[str, object], kinds: Mapping[str, object], origin: Mapping[str, str]) -> None:
+    """Raise ValueError for a value out of the range of its type, or of the Trainer's argument of that name.
+
+    In the error `origin`, where it was given, stands before the name.
+    """
     for name, kind in kinds.items():
         if allowed := TRAINER_RANGES.get(name) or range_of(kind):
-            check_range(name, values[name], allowed)
+            check_range(f"{origin.get(name, '')}{name}", values[name], allowed)
