@@ -1,5 +1,6 @@
 """Signals that end a program: one line that says how to continue, and the exit code that shells know."""
 
+import _thread
 import contextlib
 import os
 import signal
@@ -7,6 +8,7 @@ import stat
 import sys
 import threading
 import time
+from functools import partial
 from types import FrameType
 from typing import NoReturn
 
@@ -58,7 +60,23 @@ def _end(number: int, frame: FrameType | None) -> NoReturn:
     for other in endings():
         signal.signal(other, signal.SIG_DFL)
     _report(number)
+    sys.unraisablehook = partial(_end_again, number)
     raise SystemExit(128 + number)
+
+
+def _end_again(number: int, ignored: "sys.UnraisableHookArgs") -> None:
+    """End the program once more: the signal came within a finalizer, and Python ignores what is raised there."""
+    if ignored.exc_type is not SystemExit or threading.current_thread() is not threading.main_thread():
+        return sys.__unraisablehook__(ignored)
+
+    def leave(*_: object) -> NoReturn:
+        signal.signal(number, signal.SIG_DFL)
+        raise SystemExit(128 + number)
+
+    signal.signal(number, leave)
+    again = threading.Timer(0.1, _thread.interrupt_main, (number,))  # not in here: what is raised here is ignored too
+    again.daemon = True
+    again.start()
 
 
 def _report(number: int) -> None:

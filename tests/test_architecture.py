@@ -124,6 +124,7 @@ REPLACED = {
     ("launching.py", "accelerate_launch.simple_launcher"),  # signals and exit codes: see there
     ("arguments.py", "sys.excepthook"),  # Python offers it for assignment: an error of a recipe is one line
     ("cli.py", "sys.excepthook"),  # a traceback of --debug without secrets
+    ("signals.py", "sys.unraisablehook"),  # offered for assignment too: a finalizer must not swallow a signal
     ("fresh_load.py", "sys.modules['peft']"),  # a program of its own, for a process that has no peft
 }
 

@@ -41,6 +41,25 @@ def test_a_main_thread_that_does_not_come_back_to_python_is_ended_too():
     assert "ended by SIGTERM" in error
 
 
+SWALLOWS = """
+class Slow:
+    def __del__(self):  # Python ignores what is raised in here
+        time.sleep(5)
+Slow()
+time.sleep(5)
+print('went on', flush=True)
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_that_arrives_in_a_finalizer_ends_the_program_too(name):
+    process = start(START + SWALLOWS)
+    process.send_signal(getattr(signal, name))
+    output, error = process.communicate(timeout=60)
+    assert (process.returncode, output) == (128 + getattr(signal, name), "")
+    assert [line[:8] for line in error.split("\n") if line] == ["ended by"]
+
+
 def test_nohup_is_respected():
     process = start(
         START + "time.sleep(0.5)\nprint('went on')", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)
