@@ -25,7 +25,7 @@ def saved(tokenizer, tmp_path_factory) -> Path:
 
     transformers.set_seed(0)
     folder = tmp_path_factory.mktemp("checked") / "tiny"
-    model = new_gpt2(tokenizer, n_layer=2, n_head=2, n_embd=16, block_size=32)
+    model = new_gpt2(tokenizer, n_layer=2, n_head=2, n_embd=16, block_size=16)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     report = {"recipe": "pretrain", "data": {}, "metrics": {}}

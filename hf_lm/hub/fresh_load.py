@@ -137,7 +137,8 @@ def describe(folder: str, adapter: bool, trust: bool, auto_class: str) -> tuple[
         target = transformers.AutoTokenizer.from_pretrained(place, subfolder=TARGET, **untrusted)
 
     encoded = tokenizer("A model reads this. 春眠不觉晓", return_tensors="pt")
-    inputs = {name: encoded[name] for name in ("input_ids", "attention_mask") if name in encoded}
+    longest = getattr(config, "max_position_embeddings", None)  # a model may have room for less than this text
+    inputs = {name: encoded[name][:, :longest] for name in ("input_ids", "attention_mask") if name in encoded}
     ids, rows = inputs["input_ids"], model.get_input_embeddings().weight.shape[0]
     finite = True
     if ids.numel() and int(ids.max()) < rows:
