@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 # The auto class by the mapping that has an architecture, in the order in which they are tried.
 AUTO_CLASSES = {
@@ -139,13 +139,10 @@ def describe(folder: str, adapter: bool, trust: bool, auto_class: str) -> tuple[
     encoded = tokenizer("A model reads this. 春眠不觉晓", return_tensors="pt")
     longest = getattr(config, "max_position_embeddings", None)  # a model may have room for less than this text
     inputs = {name: encoded[name][:, :longest] for name in ("input_ids", "attention_mask") if name in encoded}
+    if config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = torch.tensor([target("A")["input_ids"][:1]])
     ids, rows = inputs["input_ids"], model.get_input_embeddings().weight.shape[0]
-    finite = True
-    if ids.numel() and int(ids.max()) < rows:
-        if config.is_encoder_decoder:
-            inputs["decoder_input_ids"] = torch.tensor([target("A")["input_ids"][:1]])
-        with torch.no_grad():
-            finite = bool(torch.isfinite(model(**inputs)[0]).all())
+    readable = ids.numel() and int(ids.max()) < rows
     ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     written = []  # ids and embedding rows of the target, where another tokenizer encodes it
     if target is not tokenizer:
@@ -157,7 +154,7 @@ def describe(folder: str, adapter: bool, trust: bool, auto_class: str) -> tuple[
         "parameters": model.num_parameters(),
         "dtype": str(model.dtype).removeprefix("torch."),
         "missing": missing[:3],
-        "finite": finite,
+        "finite": _finite(model, inputs) if readable else True,
         "rows": rows,
         "tokens": max(tokenizer.get_vocab().values(), default=-1) + 1,
         "encodes": bool(ids.numel()),
@@ -169,6 +166,13 @@ def describe(folder: str, adapter: bool, trust: bool, auto_class: str) -> tuple[
         "template": bool(tokenizer.chat_template),
     }
     return facts, b""
+
+
+def _finite(model: "PreTrainedModel", inputs: dict[str, Any]) -> bool:
+    import torch
+
+    with torch.no_grad():
+        return bool(torch.isfinite(model(**inputs)[0]).all())
 
 
 def _auto_class(config: "PreTrainedConfig") -> str:
