@@ -8,6 +8,7 @@ import stat
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from functools import partial
 from types import FrameType
 from typing import NoReturn
@@ -19,6 +20,7 @@ BY_ACCELERATE = "ACCELERATE_DYNAMO_USE_FULLGRAPH"  # environment that only `acce
 IN_PLACE = "HF_LM_IN_PLACE"  # environment of a process that replaced its launcher: what started it is none
 
 _ended = False  # whether `_end` received a signal
+_kept: list[int] | None = None  # within `end_afterwards`, the signals received meanwhile
 
 
 def endings() -> list[int]:
@@ -54,11 +56,34 @@ def end_on_signals() -> None:
         os.register_at_fork(after_in_child=in_child)
 
 
-def _end(number: int, frame: FrameType | None) -> NoReturn:
+@contextlib.contextmanager
+def end_afterwards() -> Iterator[None]:
+    """A signal that arrives meanwhile ends the program afterwards, or after PATIENCE seconds.
+
+    For Python code that C++ calls: torch aborts where a fake tensor's or a dispatch mode's code raises SystemExit in
+    some of the places from which it is called. Of a program without `end_on_signals` nothing changes.
+    """
+    global _kept
+    if _kept is not None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _kept = []
+    try:
+        yield
+    finally:
+        received, _kept = _kept, None
+        for number in received:
+            _end(number, None)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
     global _ended
-    _ended = True
     for other in endings():
         signal.signal(other, signal.SIG_DFL)
+    if _kept is not None:
+        _kept.append(number)
+        return
+    _ended = True
     _report(number)
     sys.unraisablehook = partial(_end_again, number)
     raise SystemExit(128 + number)

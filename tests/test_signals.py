@@ -60,6 +60,26 @@ def test_a_signal_that_arrives_in_a_finalizer_ends_the_program_too(name):
     assert [line[:8] for line in error.split("\n") if line] == ["ended by"]
 
 
+KEPT = "with end_afterwards():\n    os.kill(os.getpid(), signal.SIGTERM)\n    print('whole', flush=True)\n"
+
+
+def test_a_signal_that_has_to_wait_ends_the_program_afterwards():
+    process = start(START + KEPT + "print('went on', flush=True)")
+    output, error = process.communicate(timeout=60)
+    assert (process.returncode, output) == (143, "whole\n")
+    assert [line[:8] for line in error.split("\n") if line] == ["ended by"]
+
+
+def test_a_signal_does_not_wait_longer_than_the_patience_and_a_second_ends_at_once():
+    long = KEPT.replace("print", "time.sleep(60); print")
+    process = start(START + long)
+    assert process.wait(timeout=30) == 143
+    process = start(START + long)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=2) == -signal.SIGINT
+
+
 def test_nohup_is_respected():
     process = start(
         START + "time.sleep(0.5)\nprint('went on')", preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)

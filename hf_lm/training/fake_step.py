@@ -27,6 +27,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 from transformers import PreTrainedModel
 
 from hf_lm.models.adapters import base_of
+from hf_lm.signals import end_afterwards
 
 KINDS = ("weights", "gradients", "optimizer", "activations", "logits", "batch")
 PARTS = ("embedding", "attention", "mlp", "recurrent", "norm", "head")
@@ -180,13 +181,14 @@ def measure_step(
     values of a tensor; a recurrent network is then run as over one document a row, which takes about the same.
     """
     shares = shares or {}
-    try:
-        return _measure_step(model, batch, loss, optimizer, dtype, checkpointing, accumulation, shares)
-    except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException):
-        whole = {key: value for key, value in batch.items() if key not in ("position_ids", "attention_mask")}
-        if len(whole) == len(batch):
-            raise
-        return _measure_step(model, whole, loss, optimizer, dtype, checkpointing, accumulation, shares)
+    with end_afterwards():
+        try:
+            return _measure_step(model, batch, loss, optimizer, dtype, checkpointing, accumulation, shares)
+        except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException):
+            whole = {key: value for key, value in batch.items() if key not in ("position_ids", "attention_mask")}
+            if len(whole) == len(batch):
+                raise
+            return _measure_step(model, whole, loss, optimizer, dtype, checkpointing, accumulation, shares)
 
 
 def _measure_step(model, batch, loss, optimizer, dtype, checkpointing, accumulation, shares) -> Step:
