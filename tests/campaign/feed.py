@@ -285,7 +285,7 @@ def recipe_texts() -> Iterator[Input]:
             )
         for option in (
             "--lerning_rate",
-            "--",
+            "---",
             "-x",
             "--model",
             "--config",
