@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pickle
+import shutil
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -272,6 +273,20 @@ def test_a_resumed_run_reports_and_keeps_what_an_uninterrupted_one_does(resumabl
     files = lambda name: sorted(path.relative_to(tmp_path / name) for path in (tmp_path / name).rglob("*"))  # noqa: E731
     assert files("out") == files("whole")
     assert same(weights(resumed), weights(whole))
+
+
+@pytest.mark.parametrize("step", [4, 6])
+def test_a_run_killed_before_the_oldest_checkpoint_was_removed_removes_it(resumable, tmp_path, step):
+    settings = {"max_steps": 6, "save_steps": 2, "save_total_limit": 1}
+    resumable("out", **settings | {"save_total_limit": 3}).train()
+    for later in range(step + 2, 7, 2):
+        shutil.rmtree(tmp_path / "out" / f"checkpoint-{later}")
+    resumed = resumable("out", **settings)
+    before = []
+    resumed.add_callback(OnTrainBegin(lambda: before.extend((tmp_path / "out").glob("checkpoint-*"))))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / f"checkpoint-{step}"))
+    assert [path.name for path in before] == [f"checkpoint-{step}"]
+    assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-6"]
 
 
 def test_a_checkpoint_of_a_stop_is_not_taken_for_the_best(resumable, tmp_path):

@@ -98,7 +98,7 @@ def check_best(best: Path) -> None:
 
 
 def rotate(newest: Path, *, keep: int | None, best: str | None, unscheduled: list[int]) -> None:
-    """Remove the oldest checkpoints beside `newest`, which was just saved, until `keep` are left; `best` stays.
+    """Remove the oldest checkpoints beside `newest`, which is complete, until `keep` are left; `best` stays.
 
     Those of the steps `unscheduled` exist only because a run was stopped: they go as soon as there is a newer one, so
     that the others are those of an uninterrupted run.

@@ -83,7 +83,7 @@ class SafeTrainerMixin(_Trainer):
             self.optimizer_cls_and_kwargs = (lambda: self._muon_adamw, {})
         self.stop = StopOnSignal()
         self.add_callback(self.stop)
-        self.add_callback(OnTrainBegin(self._restore_counts))
+        self.add_callback(OnTrainBegin(self._take_up))
         dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
         self.speedometer = Speedometer(lambda: int(self.tokens_seen), flops_per_token(model, context), dtype)
         self.add_callback(self.speedometer)
@@ -216,10 +216,17 @@ class SafeTrainerMixin(_Trainer):
         super()._save_rng_state(output_dir)
         (Path(output_dir) / f"counts_{self.args.process_index}.json").write_text(json.dumps(self.counts()))
 
-    def _restore_counts(self) -> None:
-        path = Path(self._resumed or "") / f"counts_{self.args.process_index}.json"
-        if self._resumed is not None and path.is_file():  # another number of processes has others
-            self.continue_counts(json.loads(path.read_text()))
+    def _take_up(self) -> None:
+        """Restore the counts of the run that is resumed, and remove the checkpoints that it was about to remove."""
+        if self._resumed is None:
+            return
+        resumed = Path(self._resumed).resolve()
+        counts = resumed / f"counts_{self.args.process_index}.json"
+        if counts.is_file():  # another number of processes has others
+            self.continue_counts(json.loads(counts.read_text()))
+        newest = list_checkpoints(self.args.output_dir)[-1:]
+        if [path.resolve() for path in newest] == [resumed]:
+            self._rotate(newest[0])
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         groups = self.optimizer.param_groups
@@ -296,9 +303,12 @@ class SafeTrainerMixin(_Trainer):
                 (aside / name / INPUTS).write_text(json.dumps(self.inputs))
 
         save_aside(folder, name, write, main=self.is_world_process_zero(), wait=self.accelerator.wait_for_everyone)
+        self._rotate(folder / name)
+
+    def _rotate(self, newest: Path) -> None:
         if self.args.should_save:
             rotate(
-                folder / name,
+                newest,
                 keep=self.args.save_total_limit,
                 best=self.state.best_model_checkpoint,
                 unscheduled=unscheduled_steps(self.state),
