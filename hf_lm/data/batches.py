@@ -8,6 +8,7 @@ from accelerate import Accelerator, PartialState
 from torch.utils.data import Sampler
 
 Feature = dict[str, Any]
+Processes = Accelerator | PartialState  # that share the work; with one, there is nothing to share
 TokenId = Any  # an int; transformers types the ids of special tokens as int | str | list | None
 MAX_LOGITS = 2**24  # that exist at once while a model is measured: 64 MiB in float32, whatever the vocabulary
 
@@ -96,7 +97,7 @@ def map_by_length(
     work: Callable[[list[int]], Sequence[Any]],
     lengths: Sequence[int],
     *,
-    accelerator: Accelerator | PartialState | None = None,
+    accelerator: Processes | None = None,
     description: str,
     max_tokens: int = 2**14,
     max_rows: int = 512,

@@ -279,7 +279,7 @@ class Blocks:
         return features
 
 
-def collate_blocks(features: list[dict[str, Any]]) -> dict[str, Any]:
+def collate_blocks(features: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Stack blocks into (batch, time); every token is a label. No attention mask: with one, packed documents leak."""
     import torch
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import regex
 from transformers import PreTrainedTokenizerBase
@@ -211,7 +211,7 @@ def _from_tokens(dataset: str, text_column: str) -> Corpus:
     return corpus
 
 
-def _reader(corpus: Corpus, paths: list[Path], text_column: str, start: re.Pattern[str] | None = None) -> Reader:
+def _reader(corpus: Corpus, paths: list[Path], text_column: str, start: Pattern | None = None) -> Reader:
     """A reader of files one after the other, which notes in the corpus what was mended and read."""
 
     def read() -> Iterator[str]:
@@ -251,7 +251,7 @@ def _from_hub(name: str, text_column: str, start: Pattern | None) -> Corpus:
     def reader(split: str, rows: "Dataset") -> Reader:
         def read() -> Iterator[str]:
             counted: Counter = Counter()
-            batches = (batch for batch in rows.iter(batch_size=1000))
+            batches = cast(Iterator[dict[str, list]], rows.iter(batch_size=1000))
             flat = (
                 dict(zip(batch, values, strict=True))
                 for batch in batches

@@ -5,10 +5,9 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from transformers import PreTrainedModel
 
-from hf_lm.data.batches import MAX_LOGITS, Feature, map_by_length
+from hf_lm.data.batches import MAX_LOGITS, Feature, Processes, map_by_length
 
 LOGITS = ("logits", "start_logits", "end_logits")  # as heads of transformers call what a softmax is taken of
 TEMPERATURES = np.geomspace(0.05, 20.0, 31)  # where every held-out answer is right, none is small enough
@@ -32,7 +31,7 @@ def label_log_probs(
     features: Sequence[Feature],
     *,
     temperatures: Sequence[float] = (1.0,),
-    accelerator: Accelerator | None = None,
+    accelerator: Processes | None = None,
     description: str = "how sure",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Summed log-probabilities of the labels of each feature, (features, temperatures), and how many there are.

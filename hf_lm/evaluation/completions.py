@@ -4,10 +4,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
 from transformers import GenerationConfig
 
-from hf_lm.data.batches import Feature, TokenId, map_by_length, pad_batch
+from hf_lm.data.batches import Feature, Processes, TokenId, map_by_length, pad_batch
 from hf_lm.evaluation.likelihood import evaluating, token_log_probs, unwrapped
 from hf_lm.models.configuration import family
 
@@ -15,7 +14,7 @@ Batch = dict[str, torch.Tensor]
 
 
 def log_probs(
-    model: torch.nn.Module, features: Sequence[Feature], *, processes: Accelerator | PartialState | None = None
+    model: torch.nn.Module, features: Sequence[Feature], *, processes: Processes | None = None
 ) -> list[tuple[float, int]]:
     """(summed log-probability of the labels in nats, their number) of each feature; see `token_log_probs`."""
     return [(float(row.sum()), len(row)) for row in token_log_probs(model, features, processes=processes)]
@@ -28,7 +27,7 @@ def generate_ids(
     *,
     pad_id: TokenId,
     options: Callable[[list[int], Batch], dict[str, Any]] = lambda rows, inputs: {},
-    processes: Accelerator | PartialState | None = None,
+    processes: Processes | None = None,
     seed: int | None = None,
     max_tokens: int = 2**14,  # of the prompts of a batch
     max_rows: int = 64,
@@ -78,7 +77,7 @@ def write(
     max_new_tokens: int,
     temperature: float = 0.0,  # 0 is greedy
     seed: int = 0,
-    processes: Accelerator | PartialState | None = None,
+    processes: Processes | None = None,
 ) -> list[list[int]]:
     """The completion of each prompt up to and with the first of the ids `ends`; without one it has `max_new_tokens`.
 

@@ -8,10 +8,9 @@ from typing import Any, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator, PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_lm.data.batches import MAX_LOGITS, Feature, TokenId, map_by_length, pad_batch
+from hf_lm.data.batches import MAX_LOGITS, Feature, Processes, TokenId, map_by_length, pad_batch
 from hf_lm.models.configuration import family
 from hf_lm.tokenization.tokenizer import set_pad, special_tokens_around
 
@@ -46,7 +45,7 @@ def token_log_probs(
     model: torch.nn.Module,  # a PreTrainedModel, also inside an adapter or DDP
     features: Sequence[Feature],
     *,
-    processes: Accelerator | PartialState | None = None,
+    processes: Processes | None = None,
     max_logits: int = MAX_LOGITS,
     max_rows: int = 512,
 ) -> list[np.ndarray]:

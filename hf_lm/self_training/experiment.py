@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from accelerate import PartialState
@@ -27,6 +27,7 @@ from hf_lm.tasks.domain import DenoisedText, DomainText
 from hf_lm.tasks.proofs import prove
 from hf_lm.tasks.supervised import Supervised
 from hf_lm.tasks.task import SelfTrainingTask, TrainingData
+from hf_lm.tasks.text_to_text import TextToText
 from hf_lm.training.trainer import Trainer, supervised_trainer
 
 LABELS, PSEUDO, PRETRAINED = "labels alone", "pseudo-labels", "pretraining on the text"
@@ -220,7 +221,7 @@ class SelfTraining(Settings):
         model = self.new_lm()
         kind = {"encoder": "masked", "decoder": "causal", "encoder-decoder": "denoising"}[family(model.config)]
         if kind == "denoising":
-            task = DenoisedText(texts, self.task, max_length=self.max_length)
+            task = DenoisedText(texts, cast(TextToText, self.task), max_length=self.max_length)
         else:
             task = DomainText(texts, self.task.tokenizer, masked=kind == "masked", max_length=self.max_length)
         args = copy.copy(self.training_args)

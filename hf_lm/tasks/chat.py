@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_lm.data.batches import Feature, pad_batch
+from hf_lm.data.batches import Feature, Processes, pad_batch
 from hf_lm.data.conversations import as_text
 from hf_lm.data.packing import fill_blocks
 from hf_lm.data.tables import Row, Table
@@ -125,7 +125,7 @@ class Chat(Supervised):
         if not self.before and not self.fresh:
             self.before = {split: self.measure(model, split, PartialState()) for split in self.splits[1:]}
 
-    def predict(self, model: PreTrainedModel, split: str, accelerator: Accelerator | None) -> Sequence[Any]:
+    def predict(self, model: PreTrainedModel, split: str, accelerator: Processes | None) -> Sequence[Any]:
         features = self.encoded[split].features
         return log_probs(model, features, processes=accelerator)
 
@@ -187,7 +187,7 @@ class Chat(Supervised):
         for ids, (turn, must_end) in zip(said, expected, strict=True):
             ended = ids[-1] in self.ends
             ends += ended
-            text = self.tokenizer.decode(ids[:-1] if ended else ids, clean_up_tokenization_spaces=False).strip()
+            text = str(self.tokenizer.decode(ids[:-1] if ended else ids, clean_up_tokenization_spaces=False)).strip()
             if must_end and not ended:
                 return Proof(False, f"a turn is learned as {text[-30:]!r}, without its end: the model would not stop")
             if (turn not in text) if ended else not turn.startswith(text.rstrip("\ufffd")):

@@ -18,6 +18,7 @@ from hf_lm.data.packing import Blocks, cache_folder, collate_blocks, tokenize_do
 from hf_lm.data.scripts import languages_of, script_shares
 from hf_lm.data.sources import Corpus
 from hf_lm.evaluation.leakage import leaked_share
+from hf_lm.evaluation.likelihood import unwrapped
 from hf_lm.evaluation.perplexity import Likelihood, score_documents, unigram_likelihood, windows
 from hf_lm.models.parts import embedding_rows
 from hf_lm.tasks import proofs
@@ -232,7 +233,7 @@ class LanguageModelling:
                 ids = stream.document(i * len(stream) // count)[: min(13, self.block_size // 2)]
                 prompt = torch.from_numpy(ids.astype("int64"))[None].to(model.device)
                 room = self.block_size - prompt.shape[1]
-                output = model.generate(
+                output = unwrapped(model).generate(
                     prompt,
                     attention_mask=torch.ones_like(prompt),
                     max_new_tokens=min(max_new_tokens, room),

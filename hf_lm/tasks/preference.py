@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_lm.data.batches import Feature, pad_batch
+from hf_lm.data.batches import Feature, Processes, pad_batch
 from hf_lm.data.conversations import as_text
 from hf_lm.data.tables import Row, Table
 from hf_lm.evaluation.completions import log_probs, write
@@ -80,7 +80,7 @@ class Preference(Supervised):
         self.beta, self.loss_type, self.label_smoothing = beta, loss_type, label_smoothing
         self.answers, self.scorer = answers, scorer
         self.ends = ends_of(tokenizer, model.generation_config)
-        self.reference: PreTrainedModel | None = None
+        self._reference: PreTrainedModel | None = None
         self.before: dict[str, dict[str, Any]] = {}  # what the reference said of a split
         for split, rows in table.rows.items():
             table.rows[split] = self._encoded_rows(rows, tokenizer, table)
@@ -144,18 +144,24 @@ class Preference(Supervised):
         ]
         return pad_batch(rows, pad_id=self.tokenizer.pad_token_id)
 
+    @property
+    def reference(self) -> PreTrainedModel:
+        """The model as it came; `snapshot_reference` keeps it."""
+        assert self._reference is not None, "snapshot_reference comes first"
+        return self._reference
+
     def snapshot_reference(self, model: PreTrainedModel) -> None:
         """Keep a frozen copy of the model as it comes: the reference. Once."""
-        if self.reference is None:
-            self.reference = frozen_copy(model)
+        if self._reference is None:
+            self._reference = frozen_copy(model)
 
-    def _ask_reference(self, split: str, processes: Accelerator | None) -> None:
+    def _ask_reference(self, split: str, processes: Processes | None) -> None:
         """What the reference says of a split, once: in the precision in which the model is measured beside it."""
         if split not in self.before:
             scores = self._pair_scores(self.reference, split, processes)
             self.before[split] = {"scores": scores, "answers": self._write(self.reference, split, processes)}
 
-    def _pair_scores(self, model: PreTrainedModel, split: str, processes: Accelerator | None) -> np.ndarray:
+    def _pair_scores(self, model: PreTrainedModel, split: str, processes: Processes | None) -> np.ndarray:
         """(pairs, 2): the log-probability of the chosen and of the rejected answer."""
         features = [
             labelled(feature["prompt_ids"], feature[f"{side}_ids"])
@@ -171,7 +177,7 @@ class Preference(Supervised):
         prompts = {tuple(feature["prompt_ids"]): None for feature in self.encoded[split].features}
         return [list(prompt) for prompt in prompts if len(prompt) <= room][: self.answers]
 
-    def _write(self, model: PreTrainedModel, split: str, processes: Accelerator | None) -> list[list[int]]:
+    def _write(self, model: PreTrainedModel, split: str, processes: Processes | None) -> list[list[int]]:
         return write(
             model,
             self._asked(split),
@@ -183,7 +189,7 @@ class Preference(Supervised):
         )
 
     def predict(
-        self, model: PreTrainedModel, split: str, accelerator: Accelerator | None
+        self, model: PreTrainedModel, split: str, accelerator: Processes | None
     ) -> tuple[np.ndarray, list[list[int]], np.ndarray]:
         """The scores of the pairs, what the model writes, and how likely that is to it and to the reference."""
         self._ask_reference(split, accelerator)
@@ -263,7 +269,8 @@ class Preference(Supervised):
             said = ids[mask.bool()].tolist()
             whole = said[-1] in self.ends
             ended += whole
-            spoken = self.tokenizer.decode(said[:-1] if whole else said, clean_up_tokenization_spaces=False).strip()
+            said = said[:-1] if whole else said
+            spoken = str(self.tokenizer.decode(said, clean_up_tokenization_spaces=False)).strip()
             if (text not in spoken) if whole else not text.startswith(spoken.rstrip("\ufffd")):
                 return Proof(False, f"an answer is compared as {spoken[:60]!r}, and was {text[:60]!r}")
         if not ended:

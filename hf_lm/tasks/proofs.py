@@ -17,6 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm.arguments import TrainingArguments
+from hf_lm.data.batches import TokenId
 from hf_lm.evaluation.likelihood import evaluating
 from hf_lm.hub.credentials import printable
 from hf_lm.hub.fresh_load import fresh_load
@@ -254,7 +255,7 @@ def leakage(shares: dict[str, float], *, limit: float = 0.1) -> Proof:
 
 
 def label_coverage(
-    collate: Callable, features: list[dict[str, Any]], tokens: np.ndarray, *, end: int, pad: int | None
+    collate: Callable, features: list[dict[str, Any]], tokens: np.ndarray, *, end: int, pad: TokenId
 ) -> Proof:
     """The labels of the first blocks must be exactly their tokens, ends of documents included, and no padding."""
     labels = collate(features)["labels"].flatten().numpy()

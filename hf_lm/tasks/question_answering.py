@@ -5,14 +5,13 @@ Long contexts are read in windows that overlap; training, evaluation and predict
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_lm.data.batches import map_by_length
+from hf_lm.data.batches import Processes, map_by_length
 from hf_lm.data.overlap import normal_words
 from hf_lm.data.tables import Row, Table
 from hf_lm.evaluation.intervals import Estimate
@@ -176,8 +175,14 @@ class QuestionAnswering(_Answers, Supervised):
         drop_overlap: bool = False,
     ) -> Supervised:
         if start.as_text:
-            lengths = {"max_source_length": max_length, "max_target_length": max_target_length}
-            return QuestionAnsweringAsText(table, start.tokenizer, start.model, **lengths, drop_overlap=drop_overlap)
+            return QuestionAnsweringAsText(
+                table,
+                start.tokenizer,
+                start.model,
+                max_source_length=max_length,
+                max_target_length=max_target_length,
+                drop_overlap=drop_overlap,
+            )
         max_length = start.at_most(max_length)
         windows = {"max_length": max_length, "stride": min(stride, max_length // 3)}
         causal = start.family == "decoder"
@@ -215,8 +220,11 @@ class QuestionAnswering(_Answers, Supervised):
             feature["labels"] = self._span(rows[window.row], window)
         return encoded
 
+    def windows(self, split: str) -> list[Window]:
+        return cast(EncodedWindows, self.encoded[split]).windows
+
     def rows_of_features(self, split: str) -> Sequence[int]:
-        return [window.row for window in self.encoded[split].windows]
+        return [window.row for window in self.windows(split)]
 
     def _span(self, row: Row, window: Window) -> list[int]:
         """The first and the last token of the answer in a window; [0, 0] where it does not hold all of it."""
@@ -230,10 +238,10 @@ class QuestionAnswering(_Answers, Supervised):
         last = int(np.searchsorted(window.offsets[:, 0], end, side="left")) - 1
         return [window.first + first, window.first + last]
 
-    def predict(self, model: PreTrainedModel, split: str, accelerator: Accelerator | None) -> Sequence[Any]:
+    def predict(self, model: PreTrainedModel, split: str, accelerator: Processes | None) -> Sequence[Any]:
         """(score, start, end, score of no answer, loss) per window; start and end are tokens of the window."""
         encoded = self.encoded[split]
-        windows, device = encoded.windows, next(model.parameters()).device
+        windows, device = self.windows(split), next(model.parameters()).device
 
         def spans(rows: list[int]) -> list[tuple]:
             batch = {k: v.to(device) for k, v in self.collate([encoded.features[i] for i in rows]).items()}
@@ -263,7 +271,7 @@ class QuestionAnswering(_Answers, Supervised):
 
     def _texts(self, split: str, answers: Sequence[Any]) -> tuple[list[str], np.ndarray]:
         """The best span of each row over its windows, and by how much it is likelier than no answer, (rows,)."""
-        rows, windows = self.table.rows[split], self.encoded[split].windows
+        rows, windows = self.table.rows[split], self.windows(split)
         best, null = np.full(len(rows), -np.inf), np.full(len(rows), np.inf)
         texts = [""] * len(rows)
         for window, (score, start, end, nothing, _) in zip(windows, answers, strict=True):
@@ -277,7 +285,7 @@ class QuestionAnswering(_Answers, Supervised):
     def label_proof(self) -> Proof:
         """The labelled spans of the first windows must give back the answers."""
         rows, encoded, found = self.table.rows["train"], self.encoded["train"], set()
-        windows, wrong = encoded.windows[:400], []
+        windows, wrong = self.windows("train")[:400], []
         for window, feature in zip(windows, encoded.features, strict=False):
             first, last = feature["labels"]
             if last:

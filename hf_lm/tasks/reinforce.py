@@ -5,10 +5,9 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_lm.data.batches import pad_batch
+from hf_lm.data.batches import Processes, pad_batch
 from hf_lm.data.conversations import as_text
 from hf_lm.data.tables import Row, Table
 from hf_lm.evaluation.completions import log_probs, write
@@ -68,7 +67,7 @@ class Reinforce(Supervised):
         self.answers, self.draws = answers, draws
         self.ends = ends_of(tokenizer, model.generation_config)
         self.suppressed = model.generation_config.suppress_tokens
-        self.reference: PreTrainedModel | None = None
+        self._reference: PreTrainedModel | None = None
         self.before: dict[str, np.ndarray] = {}  # of the model as it came: (prompts, reward and length)
         room = (context_length(model.config) or 2**20) - max_new_tokens
         self.prompt_ids: dict[str, list[int]] = {}
@@ -98,13 +97,19 @@ class Reinforce(Supervised):
         features = [{"prompt": self.text_of(row), "reference": row["reference"]} for row in rows]
         return Encoded(features, tokens=sum(len(self.prompt_ids[feature["prompt"]]) for feature in features))
 
+    @property
+    def reference(self) -> PreTrainedModel:
+        """The model as it came; `snapshot_reference` keeps it."""
+        assert self._reference is not None, "snapshot_reference comes first"
+        return self._reference
+
     def snapshot_reference(self, model: PreTrainedModel) -> None:
         """Keep a frozen copy of the model as it comes: the reference. Once."""
-        if self.reference is None:
-            self.reference = frozen_copy(model)
+        if self._reference is None:
+            self._reference = frozen_copy(model)
 
     def predict(
-        self, model: PreTrainedModel, split: str, accelerator: Accelerator | None
+        self, model: PreTrainedModel, split: str, accelerator: Processes | None
     ) -> tuple[list[list[int]], np.ndarray]:
         """`draws` answers to each prompt, and how likely each is to the model and to the reference, (2, answers)."""
         if split not in self.before:
@@ -118,7 +123,7 @@ class Reinforce(Supervised):
         """The held-out prompts that are answered, all of them `draws` times."""
         return [self.prompt_ids[row["prompt"]] for row in self.encoded[split].features[: self.answers]] * self.draws
 
-    def _write(self, model: PreTrainedModel, split: str, processes: Accelerator | None) -> list[list[int]]:
+    def _write(self, model: PreTrainedModel, split: str, processes: Processes | None) -> list[list[int]]:
         return write(
             model,
             self._asked(split),

@@ -7,10 +7,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_lm.data.batches import map_by_length
+from hf_lm.data.batches import Processes, map_by_length
 from hf_lm.data.overlap import UNSPACED
 from hf_lm.data.tables import Row, Table, cell, drop_empty_splits, hold_out, pick_column
 from hf_lm.evaluation.intervals import Estimate
@@ -76,7 +75,7 @@ def _rows(rows: Sequence[Row], text: str, label: str, where: str, left_out: Coun
             yield {"text": words, "label": name}
 
 
-class _OneOfClasses:
+class _OneOfClasses(Supervised):
     """What is the same however a class is chosen: rows of {"text", "label"}, answers that are logits per class."""
 
     recipe, kind, pipeline_tag = "sentiment", "text classifier", "text-classification"
@@ -173,14 +172,14 @@ class _OneOfClasses:
             }
             for row, guess, chance, right in zip(rows, predicted, probabilities, true, strict=True)
         ]
-        estimates = self.metric.estimates(predicted, true, probabilities=probabilities)
+        estimates = self.metric.estimates(predicted.tolist(), true.tolist(), probabilities=probabilities)
         return Scores(estimates, examples, float(-log_probs[np.arange(len(true)), true].mean()))
 
     def baseline_predictions(self, split: str) -> tuple[str, Sequence[Any]]:
         """The most frequent class, with the frequencies of train as its probabilities."""
         counts = Counter(row["label"] for row in self.table.rows["train"])
         log_counts = np.log([counts[label] for label in self.labels])
-        return "majority class", np.tile(log_counts, (len(self.table.rows[split]), 1))
+        return "majority class", [log_counts] * len(self.table.rows[split])
 
     def baseline(self, split: str) -> tuple[str, Scores]:
         name, answers = self.baseline_predictions(split)
@@ -210,7 +209,7 @@ class _OneOfClasses:
         }
 
 
-class Sentiment(_OneOfClasses, Supervised):
+class Sentiment(_OneOfClasses):
     """A class per text, by a classification head: on the first token of an encoder, on the last of a decoder.
 
     `labels`: the classes, in the order of the head. `max_length`: tokens of a text, special ones included.
@@ -252,18 +251,18 @@ class Sentiment(_OneOfClasses, Supervised):
             encoded.features.append({"input_ids": input_ids, "labels": self.index[row["label"]]})
         return encoded
 
-    def predict(self, model: PreTrainedModel, split: str, accelerator: Accelerator | None) -> Sequence[Any]:
+    def predict(self, model: PreTrainedModel, split: str, accelerator: Processes | None) -> Sequence[Any]:
         """Logits per row, (rows, classes)."""
         features = self.encoded[split].features
         device = next(model.parameters()).device
 
-        def logits(rows: list[int]) -> np.ndarray:
+        def logits(rows: list[int]) -> list[np.ndarray]:
             batch = self.collate([features[i] for i in rows])
             del batch["labels"]
-            return model(**{key: value.to(device) for key, value in batch.items()}).logits.double().cpu().numpy()
+            return list(model(**{key: value.to(device) for key, value in batch.items()}).logits.double().cpu().numpy())
 
         lengths = [len(feature["input_ids"]) for feature in features]
-        return np.array(map_by_length(logits, lengths, accelerator=accelerator, description=f"measuring {split}"))
+        return map_by_length(logits, lengths, accelerator=accelerator, description=f"measuring {split}")
 
     def label_proof(self) -> Proof:
         rows, features = self.table.rows["train"][:64], self.train_dataset[:64]
@@ -317,12 +316,12 @@ class SentimentAsText(_OneOfClasses, TextToText):
     def inference_settings(self) -> dict[str, Any]:
         return {"labels": self.labels}
 
-    def predict(self, model: PreTrainedModel, split: str, accelerator: Accelerator | None) -> Sequence[Any]:
+    def predict(self, model: PreTrainedModel, split: str, accelerator: Processes | None) -> Sequence[Any]:
         """Log-likelihood of each class's name, (rows, classes)."""
         prompts = [self.prompt(feature) for feature in self.encoded[split].features]
         features = [self.feature(prompt, ids) for prompt in prompts for ids in self.label_ids]
         losses = self.losses(model, features, accelerator, description=f"measuring {split}")
-        return -np.array([loss for loss, _ in losses]).reshape(len(prompts), len(self.labels))
+        return list(-np.array([loss for loss, _ in losses]).reshape(len(prompts), len(self.labels)))
 
 
 def to_label(answer: str, labels: Sequence[str]) -> str:

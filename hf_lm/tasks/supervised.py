@@ -8,10 +8,9 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_lm.data.batches import Feature, pad_batch
+from hf_lm.data.batches import Feature, Processes, pad_batch
 from hf_lm.data.overlap import Overlap, find_overlap
 from hf_lm.data.scripts import languages_of, script_shares
 from hf_lm.data.tables import Row, Table, load_table
@@ -225,10 +224,14 @@ class Supervised:
         """The text of a row that must not stand in train."""
         raise NotImplementedError
 
+    def target_of(self, row: Row) -> str:
+        """What is to be written for a row; for tasks whose answer is written."""
+        raise NotImplementedError
+
     def encode(self, rows: Sequence[Row]) -> Encoded:
         raise NotImplementedError
 
-    def predict(self, model: PreTrainedModel, split: str, accelerator: Accelerator | None) -> Sequence[Any]:
+    def predict(self, model: PreTrainedModel, split: str, accelerator: Processes | None) -> Sequence[Any]:
         """What the model says to each row of a split, in their order."""
         raise NotImplementedError
 
@@ -259,7 +262,7 @@ class Supervised:
     def collate(self, features: Sequence[Feature]) -> dict[str, torch.Tensor]:
         return pad_batch(features, pad_id=self.tokenizer.pad_token_id)
 
-    def measure(self, model: PreTrainedModel, split: str, accelerator: Accelerator | None = None) -> Scores:
+    def measure(self, model: PreTrainedModel, split: str, accelerator: Processes | None = None) -> Scores:
         with evaluating(model), torch.no_grad():
             answers = self.predict(model, split, accelerator)
         return self.score(split, answers)

@@ -41,9 +41,13 @@ class TrainingData(Protocol):
     """What a Trainer needs: features, how they become a batch, and the loss of one."""
 
     tokenizer: PreTrainedTokenizerBase
-    loss: Loss | None  # None where a trainer of another library computes it
     shifts_labels: bool  # the first label of a row is not predicted: next-token prediction
     context: int  # tokens of a row on average, for the FLOPs of attention
+
+    @property
+    def loss(self) -> Loss | None:
+        """None where a trainer of another library computes it."""
+        ...
 
     @property
     def train_dataset(self) -> "Rows": ...
@@ -63,11 +67,15 @@ class Task(TrainingData, Protocol):
     main_metric: str
     greater_is_better: bool
     unit: str  # that intervals are over: "examples", "documents"
-    splits: list[str]  # of the data; train is the first
     fingerprint: str  # of the text: a resumed run must read the same
     tokenizer_warning: str  # what the tokenizer cannot represent, with a remedy; "" where it can
     max_length: int  # tokens of a feature at most; 0 where features have no common limit
     report_seconds: float  # that the report's samples and yardsticks take, about
+
+    @property
+    def splits(self) -> Sequence[str]:
+        """Of the data; train is the first."""
+        ...
 
     def measure(self, model: PreTrainedModel, split: str, accelerator: Accelerator | None = None) -> Measured:
         """The metrics of a model on a split."""
@@ -132,6 +140,10 @@ class SelfTrainingTask(Task, Protocol):
 
     def text_of(self, row: Row) -> str:
         """The text of a row."""
+        ...
+
+    def row_of(self, text: str) -> Row:
+        """A row of a text without a label; its label means nothing."""
         ...
 
     def strata(self, rows: Sequence[Row]) -> list[Any]:

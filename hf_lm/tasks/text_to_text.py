@@ -11,10 +11,9 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_lm.data.batches import Feature, pad_batch
+from hf_lm.data.batches import Feature, Processes, TokenId, pad_batch
 from hf_lm.data.reading import clean, plain_text
 from hf_lm.data.tables import Row, Table, drop_empty_splits
 from hf_lm.evaluation.calibration import label_log_probs
@@ -95,13 +94,13 @@ class TextToText(Supervised):
         self.shifts_labels = self.causal
         self.frame = special_tokens_around(tokenizer, causal=self.causal)
         target = target_tokenizer(tokenizer)
-        self.end = target.eos_token_id if target.eos_token_id is not None else target.sep_token_id
+        self.end: TokenId = target.eos_token_id if target.eos_token_id is not None else target.sep_token_id
         if self.end is None:
             raise ValueError("the tokenizer has no token that ends a text (eos or sep): the model could never stop.")
-        self.start = model.generation_config.decoder_start_token_id
+        self.start: TokenId = model.generation_config.decoder_start_token_id
         if self.start is None and not self.causal:
             self.start = model.config.decoder_start_token_id
-        self.opening: list[int] = []  # what labels begin with: BART's <s>, the language of NLLB
+        self.opening: list[TokenId] = []  # what labels begin with: BART's <s>, the language of NLLB
         if (opens := model.generation_config.forced_bos_token_id) is not None and not self.causal:
             self.opening = [opens]
         if language := language_written(tokenizer):
@@ -208,9 +207,8 @@ class TextToText(Supervised):
             shifted = labels.roll(1, dims=1)
             shifted[:, 0] = self.start
             batch["decoder_attention_mask"] = torch.cat([torch.ones_like(labels[:, :1]), (labels != -100)[:, :-1]], 1)
-            batch["decoder_input_ids"] = shifted.masked_fill(
-                shifted == -100, target_tokenizer(self.tokenizer).pad_token_id
-            )
+            pad: TokenId = target_tokenizer(self.tokenizer).pad_token_id
+            batch["decoder_input_ids"] = shifted.masked_fill(shifted == -100, pad)
         return batch
 
     def prompt(self, feature: Feature) -> list[int]:
@@ -218,13 +216,13 @@ class TextToText(Supervised):
         ids = feature["input_ids"]
         return ids[: feature["labels"].count(-100)] if self.causal else ids
 
-    def predict(self, model: PreTrainedModel, split: str, accelerator: Accelerator | None) -> Sequence[Any]:
+    def predict(self, model: PreTrainedModel, split: str, accelerator: Processes | None) -> Sequence[Any]:
         """(text written, summed loss of the reference in nats, its tokens) per row."""
         texts = self.write(model, split, accelerator)
         read = self.losses(model, self.encoded[split].features, accelerator, description=f"reading {split}")
         return [(text, *loss) for text, loss in zip(texts, read, strict=True)]
 
-    def write(self, model: PreTrainedModel, split: str, accelerator: Accelerator | None) -> list[str]:
+    def write(self, model: PreTrainedModel, split: str, accelerator: Processes | None) -> list[str]:
         """The text that the model writes for each row, in batches of like-sized prompts."""
         sequences = generate_ids(
             model,
@@ -237,7 +235,7 @@ class TextToText(Supervised):
         return [text.strip() for text in decode_targets(self.tokenizer, [ids for (ids,) in sequences])]
 
     def losses(
-        self, model: PreTrainedModel, features: Sequence[Feature], accelerator: Accelerator | None, description: str
+        self, model: PreTrainedModel, features: Sequence[Feature], accelerator: Processes | None, description: str
     ) -> list[tuple[float, int]]:
         """(summed loss of the labels in nats, how many they are) per feature."""
         sums, counts = label_log_probs(model, self, features, accelerator=accelerator, description=description)
@@ -259,7 +257,7 @@ class TextToText(Supervised):
             if ids[-1] != self.end:
                 return Proof(False, "the labels of a row do not end with the end token: the model would not stop")
             ids = ids[len(self.opening) : -1]
-            back = target.decode(ids)
+            back = str(target.decode(ids))
             if ids != expected[: len(ids)]:
                 return Proof(False, f"labels decode to {back[:60]!r}, the target is {text[:60]!r}")
             if len(ids) < len(expected):
@@ -331,7 +329,7 @@ def changed_targets(
     """
     target, found = target_tokenizer(tokenizer), []
     for text, ids in zip(texts, encode_documents(tokenizer, list(texts), as_targets=True), strict=True):
-        back = target.decode(ids)
+        back = str(target.decode(ids))
         one, other = without_spaces(text), without_spaces(back)
         if one == other:
             continue

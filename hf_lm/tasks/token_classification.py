@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, cast
 
 import numpy as np
-from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_lm.data.batches import map_by_length
+from hf_lm.data.batches import Processes, map_by_length
 from hf_lm.data.tables import Row, Table
 from hf_lm.evaluation.intervals import Estimate
 from hf_lm.tasks.entities import by_type, entities_of, entity_estimates, sentence_f1
@@ -170,7 +169,7 @@ class TokenClassification(Supervised):
         """The words of each row that have a label."""
         return cast(EncodedWords, self.encoded[split]).words
 
-    def predict(self, model: PreTrainedModel, split: str, accelerator: Accelerator | None) -> Sequence[Any]:
+    def predict(self, model: PreTrainedModel, split: str, accelerator: Processes | None) -> Sequence[Any]:
         """(tag of each word that has a label, summed loss of the labels in nats) per row."""
         features, device = self.encoded[split].features, next(model.parameters()).device
 
