@@ -163,8 +163,8 @@ def main() -> None:
                 tried(title, folder, share(round(args.trials * part), all_here=True), trial)
         if "checkpoint" in args.kinds:
             stopped = folder / "stopped"
-            while not stopped.exists() and not stopped_run(setting, stopped, folder / "stopped.log"):
-                shutil.rmtree(stopped)
+            if not stopped.exists() and not stopped_run(setting, stopped, folder / "stopped.log"):
+                raise SystemExit(f"{setting.name}: the run ended before it had two checkpoints")
             trial = partial(checkpoint_trial, reference, draw, stopped)
             tried(f"a checkpoint damaged, {setting.name}", folder, share(round(args.trials * 0.6)), trial)
     raise SystemExit(bool(failed))

@@ -98,7 +98,7 @@ def make_settings(folder: Path) -> list[Setting]:
             "chat.py",
             [
                 *options(dataset=folder / "chats.jsonl", model=bases / "decoder", max_length=64),
-                *options(per_device_train_batch_size=4),
+                *options(per_device_train_batch_size=4, save_strategy="steps", eval_strategy="steps", eval_steps=4),
                 *STEPS,
                 *SMALL,
             ],
