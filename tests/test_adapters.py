@@ -62,6 +62,12 @@ def test_the_same_adapter_is_the_same_file_in_every_process(adapters):
         assert len(names) > 3
 
 
+@pytest.mark.filterwarnings("error:fan_in_fan_out")
+def test_the_layers_of_a_gpt2_are_adapted_as_what_they_are(checkpoints):  # noqa: F811
+    model = transformers.AutoModelForCausalLM.from_pretrained(checkpoints["gpt2"])
+    assert add_lora(model, rank=2).peft_config["default"].fan_in_fan_out
+
+
 def test_what_is_trained_on_a_merged_adapter_has_no_base_of_one_name(adapters, tokenizer):  # noqa: F811
     model = load_plain("writer", adapters["writer", "bart"], tokenizer)
     assert all(p.requires_grad for p in model.parameters())

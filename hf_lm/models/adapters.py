@@ -51,20 +51,21 @@ def add_lora(
     from peft import LoraConfig, get_peft_model
 
     fresh = fresh_modules(model)
-    targets = [
-        name
+    targets = {
+        name: module
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | Conv1D)
         and module is not model.get_output_embeddings()
         and not any(name == part or name.startswith(f"{part}.") for part in fresh)
-    ]
+    }
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha or 2 * rank,
         lora_dropout=dropout,
         use_dora=dora,
         use_rslora=rslora,
-        target_modules=targets,
+        target_modules=list(targets),
+        fan_in_fan_out=all(isinstance(module, Conv1D) for module in targets.values()),  # or peft warns, and sets it
         modules_to_save=fresh or None,
     )
     adapted, base = get_peft_model(model, config), model.name_or_path
