@@ -245,6 +245,8 @@ def test_a_signal_waits_for_the_end_of_a_fake_step(monkeypatch, capsys):
     # Where C++ calls Python, torch aborts if that raises SystemExit: 3 of 150 Ctrl-C at random moments did that.
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     monkeypatch.setattr(signals, "_ended", False)
+    # Nor does a thread that another test has started in this process (end_on_signals) hear of it.
+    heard = signal.set_wakeup_fd(-1)
     before = {number: signal.signal(number, signals._end) for number in signals.endings()}
     losses = []
 
@@ -264,6 +266,7 @@ def test_a_signal_waits_for_the_end_of_a_fake_step(monkeypatch, capsys):
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(heard, warn_on_full_buffer=False)
     assert (ended.value.code, len(losses)) == (143, 1)
     assert "ended by SIGTERM" in capsys.readouterr().err
 
