@@ -14,9 +14,13 @@ WAIT = "time.sleep(60)\n"
 DEAF = "import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)\n"  # does not come back to Python
 
 
-def start(code, **options):
-    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}  # a shell's background ignores it
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | heard | options
+def start(code, preexec_fn=lambda: None, **options):
+    def before():
+        for name in ("SIGINT", "SIGHUP"):  # which a shell's background and nohup ignore
+            signal.signal(getattr(signal, name), signal.SIG_DFL)
+        preexec_fn()
+
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "preexec_fn": before} | options
     process = subprocess.Popen([sys.executable, "-c", code], **options)
     if process.stdout:
         assert process.stdout.readline() == "ready\n"
