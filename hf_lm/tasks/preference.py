@@ -1,6 +1,5 @@
 """Preference: of two answers to a prompt the better one is made likelier, beside a reference that stays as it was."""
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
@@ -16,13 +15,13 @@ from hf_lm.evaluation.completions import log_probs, write
 from hf_lm.evaluation.intervals import PERCENT, Estimate, mean
 from hf_lm.evaluation.likelihood import labelled
 from hf_lm.evaluation.rewards import Scorer
-from hf_lm.models.adapters import is_adapted, merged
 from hf_lm.models.configuration import context_length
 from hf_lm.tasks import proofs
 from hf_lm.tasks.chat import answer_samples, set_generation
 from hf_lm.tasks.proofs import Proof, ProvenTrainer
+from hf_lm.tasks.reference import BesideReference
 from hf_lm.tasks.rendering import Part, token_pieces
-from hf_lm.tasks.supervised import Encoded, Scores, Supervised
+from hf_lm.tasks.supervised import Encoded, Scores
 from hf_lm.tokenization.chat_template import encode_chats, ends_of
 
 SIDES = ("chosen", "rejected")
@@ -46,7 +45,7 @@ class _Trainer(ProvenTrainer, Protocol):
     ) -> tuple[torch.Tensor, torch.Tensor]: ...
 
 
-class Preference(Supervised):
+class Preference(BesideReference):
     """Rows are {"messages", "chosen", "rejected"}, learned by DPO or a relative (Rafailov et al., arXiv 2305.18290).
 
     `max_length`: tokens of a prompt with its answer; pairs whose prompt alone is longer are left out. On `answers`
@@ -80,7 +79,6 @@ class Preference(Supervised):
         self.beta, self.loss_type, self.label_smoothing = beta, loss_type, label_smoothing
         self.answers, self.scorer = answers, scorer
         self.ends = ends_of(tokenizer, model.generation_config)
-        self._reference: PreTrainedModel | None = None
         self.before: dict[str, dict[str, Any]] = {}  # what the reference said of a split
         for split, rows in table.rows.items():
             table.rows[split] = self._encoded_rows(rows, tokenizer, table)
@@ -143,17 +141,6 @@ class Preference(Supervised):
             for feature in features
         ]
         return pad_batch(rows, pad_id=self.tokenizer.pad_token_id)
-
-    @property
-    def reference(self) -> PreTrainedModel:
-        """The model as it came; `snapshot_reference` keeps it."""
-        assert self._reference is not None, "snapshot_reference comes first"
-        return self._reference
-
-    def snapshot_reference(self, model: PreTrainedModel) -> None:
-        """Keep a frozen copy of the model as it comes: the reference. Once."""
-        if self._reference is None:
-            self._reference = frozen_copy(model)
 
     def _ask_reference(self, split: str, processes: Processes | None) -> None:
         """What the reference says of a split, once: in the precision in which the model is measured beside it."""
@@ -346,9 +333,3 @@ class Preference(Supervised):
         found["length_bias"] = bias
         found["sampled"] = "Answers to held-out questions, greedy, not chosen. The question stands in brackets."
         return found
-
-
-def frozen_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """The model as it is, whole, and not trained any more."""
-    copied = copy.deepcopy(model)
-    return (merged(copied) if is_adapted(copied) else copied).eval().requires_grad_(False)

@@ -17,9 +17,9 @@ from hf_lm.evaluation.rewards import Reward
 from hf_lm.models.configuration import context_length
 from hf_lm.tasks import proofs
 from hf_lm.tasks.chat import answer_samples, set_generation
-from hf_lm.tasks.preference import frozen_copy
 from hf_lm.tasks.proofs import Proof, ProvenTrainer
-from hf_lm.tasks.supervised import Encoded, Scores, Supervised
+from hf_lm.tasks.reference import BesideReference
+from hf_lm.tasks.supervised import Encoded, Scores
 from hf_lm.tokenization.chat_template import encode_chats, ends_of
 
 
@@ -31,7 +31,7 @@ class _Trainer(ProvenTrainer, Protocol):
     ) -> tuple[torch.Tensor, ...]: ...
 
 
-class Reinforce(Supervised):
+class Reinforce(BesideReference):
     """Rows are {"messages", "reference"}; `reward(prompts, answers, references)` gives each answer a number.
 
     Group relative policy optimization (Shao et al., arXiv 2402.03300): `num_generations` answers to a prompt, up to
@@ -67,7 +67,6 @@ class Reinforce(Supervised):
         self.answers, self.draws = answers, draws
         self.ends = ends_of(tokenizer, model.generation_config)
         self.suppressed = model.generation_config.suppress_tokens
-        self._reference: PreTrainedModel | None = None
         self.before: dict[str, np.ndarray] = {}  # of the model as it came: (prompts, reward and length)
         room = (context_length(model.config) or 2**20) - max_new_tokens
         self.prompt_ids: dict[str, list[int]] = {}
@@ -96,17 +95,6 @@ class Reinforce(Supervised):
         """What TRL's trainer reads of a row; it finds the ids in `prompt_ids`."""
         features = [{"prompt": self.text_of(row), "reference": row["reference"]} for row in rows]
         return Encoded(features, tokens=sum(len(self.prompt_ids[feature["prompt"]]) for feature in features))
-
-    @property
-    def reference(self) -> PreTrainedModel:
-        """The model as it came; `snapshot_reference` keeps it."""
-        assert self._reference is not None, "snapshot_reference comes first"
-        return self._reference
-
-    def snapshot_reference(self, model: PreTrainedModel) -> None:
-        """Keep a frozen copy of the model as it comes: the reference. Once."""
-        if self._reference is None:
-            self._reference = frozen_copy(model)
 
     def predict(
         self, model: PreTrainedModel, split: str, accelerator: Processes | None
