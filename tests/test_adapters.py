@@ -62,7 +62,7 @@ def test_the_same_adapter_is_the_same_file_in_every_process(adapters):
         assert len(names) > 3
 
 
-@pytest.mark.filterwarnings("error:fan_in_fan_out")
+@pytest.mark.filterwarnings("error:fan_in_fan_out", "error:`is_gradient_checkpointing`")
 def test_the_layers_of_a_gpt2_are_adapted_as_what_they_are(checkpoints):  # noqa: F811
     model = transformers.AutoModelForCausalLM.from_pretrained(checkpoints["gpt2"])
     assert add_lora(model, rank=2).peft_config["default"].fan_in_fan_out

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
@@ -68,7 +69,10 @@ def add_lora(
         fan_in_fan_out=all(isinstance(module, Conv1D) for module in targets.values()),  # or peft warns, and sets it
         modules_to_save=fresh or None,
     )
-    adapted, base = get_peft_model(model, config), model.name_or_path
+    base = model.name_or_path
+    with warnings.catch_warnings():  # peft reads a property by the name that transformers calls deprecated
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        adapted = get_peft_model(model, config)
     if base and Path(base).is_dir():
         # A relative path such as out/pretrain is also a name on the Hub: from another folder peft would look there.
         adapted.peft_config["default"].base_model_name_or_path = str(Path(base).resolve())
