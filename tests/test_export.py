@@ -152,6 +152,41 @@ def test_a_gguf_that_gives_other_ids_or_logits_is_not_written(tmp_path, gpt2_wor
 
 
 @needs_gguf
+@pytest.mark.slow
+def test_llama_cpp_computes_what_the_folder_computes(tmp_path, gpt2_words, monkeypatch):
+    from hf_lm.export import gguf_file, llama_cpp
+
+    if not llama_cpp.installed():
+        pytest.skip("llama-cpp-python is not installed")
+    folder = save(tmp_path / "model", gpt2_words)
+    said = gguf_file.export_gguf(folder, tmp_path / "a.gguf")[-1]
+    assert said.startswith("llama.cpp: the same ids of all lines; largest difference of logits: ")
+    monkeypatch.setattr(gguf_file, "BY_LLAMA_CPP", 1e-9)
+    with pytest.raises(ValueError, match=r"read by llama\.cpp, the largest difference of logits"):
+        gguf_file.export_gguf(folder, tmp_path / "b.gguf")
+    assert not (tmp_path / "b.gguf").exists()
+
+
+@needs_gguf
+@pytest.mark.slow
+@pytest.mark.parametrize("other", ["ids", "logits"])
+def test_a_gguf_of_which_llama_cpp_computes_something_else_is_not_written(tmp_path, gpt2_words, monkeypatch, other):
+    from hf_lm.export import gguf_file, llama_cpp
+
+    def compute(path, text, rows, *, positions):
+        ids = [
+            row[1:] if other == "ids" and i == 7 else row for i, row in enumerate(encode_documents(gpt2_words, text))
+        ]
+        return ids, [np.zeros((1, len(row), len(gpt2_words)), np.float32) for row in rows]
+
+    monkeypatch.setattr(llama_cpp, "installed", lambda: True)
+    monkeypatch.setattr(llama_cpp, "compute", compute)
+    with pytest.raises(ValueError, match="has the ids" if other == "ids" else r"read by llama\.cpp"):
+        gguf_file.export_gguf(save(tmp_path / "model", gpt2_words), tmp_path / "a.gguf")
+    assert not (tmp_path / "a.gguf").exists()
+
+
+@needs_gguf
 def test_what_llama_cpp_does_not_know_is_refused_in_one_line(tmp_path, tokenizer, gpt2_words):
     from hf_lm.export.gguf_file import export_gguf
 

@@ -15,6 +15,7 @@ import regex
 import torch
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from hf_lm.export import llama_cpp
 from hf_lm.export.placing import MARK, check_places, placed
 from hf_lm.export.samples import Difference, difference, lines
 from hf_lm.models.configuration import load_config
@@ -31,6 +32,7 @@ PRE_TOKENIZER = "gpt-2"  # llama.cpp's name of it
 WORDS = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")  # GPT-2's
 ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh")  # two names of the one that llama.cpp computes
 TOLERANCE = 1e-4  # of the largest logit, as transformers reads the file
+BY_LLAMA_CPP = 1e-2  # as llama.cpp reads it, whose GELU is a table of float16
 TRANSPOSED = ("attn_qkv.weight", "attn_output.weight", "ffn_up.weight", "ffn_down.weight")  # (in, out) in GPT-2
 
 
@@ -54,7 +56,9 @@ def export_gguf(folder: str | Path, output: str | Path) -> list[str]:
         ids = encode_documents(tokenizer, text)
         reports = [f"token ids of {len(text):,} lines: equal, by the rules in the file"]
         _check_ids(text, ids, _encode(aside, text))
-        reports.append(_check_logits(aside, model, _rows(ids, model.config.n_positions)))
+        rows = _rows(ids, model.config.n_positions)
+        reports.append(_check_logits(aside, model, rows))
+        reports.append(_check_by_llama_cpp(aside, model, text, ids, rows))
     return reports
 
 
@@ -202,3 +206,19 @@ def _check_logits(path: Path, model: GPT2LMHeadModel, rows: list[list[int]]) -> 
     if not result.within:
         raise ValueError(f"nothing was written: read by transformers, the largest difference of logits is {result}.")
     return f"largest difference of logits, read by transformers: {result}"
+
+
+def _check_by_llama_cpp(
+    path: Path, model: GPT2LMHeadModel, text: list[str], ids: list[list[int]], rows: list[list[int]]
+) -> str:
+    """Compare ids and logits with those of llama.cpp, if it is there. Raises ValueError where they differ."""
+    if not llama_cpp.installed():
+        return "not asked: llama.cpp itself (pip install llama-cpp-python compiles it, and the next export asks it)"
+    theirs, computed = llama_cpp.compute(path, text, rows, positions=model.config.n_positions)
+    _check_ids(text, ids, iter(theirs))
+    with torch.no_grad():
+        expected = [model(input_ids=torch.tensor([row])).logits[..., : computed[0].shape[-1]] for row in rows]
+    result = difference(expected, computed, allowed=BY_LLAMA_CPP)
+    if not result.within:
+        raise ValueError(f"nothing was written: read by llama.cpp, the largest difference of logits is {result}.")
+    return f"llama.cpp: the same ids of all lines; largest difference of logits: {result}"
