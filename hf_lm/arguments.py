@@ -53,6 +53,10 @@ class TrainingArguments(transformers.TrainingArguments):
     output_dir: str = field(
         default="trainer_output", metadata={"help": "folder for the model, its report and its checkpoints"}
     )
+    learning_rate: Amount = field(
+        default=5e-5,
+        metadata={"help": "of AdamW, or of --optim; 0: of fine-tuning, by the width of the model"},
+    )
     muon_learning_rate: Amount = field(
         default=0.0, metadata={"help": "Muon's rate for the hidden matrices; 0 trains every weight with --optim"}
     )
@@ -151,12 +155,12 @@ class PretrainingArguments:
 class FineTuningArguments:
     """What every fine-tuning recipe takes beside its own arguments, and the defaults of its training.
 
-    These are rates for a pretrained checkpoint, batches of rows of similar length, and a measurement and a checkpoint
-    after each epoch.
+    These are a rate that follows the checkpoint's width, batches of rows of similar length, and a measurement and a
+    checkpoint after each epoch.
     """
 
     defaults: ClassVar[dict[str, Any]] = {
-        "learning_rate": 5e-5,
+        "learning_rate": 0.0,
         "lr_scheduler_type": "cosine",
         "warmup_steps": 0.1,
         "weight_decay": 0.01,

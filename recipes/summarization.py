@@ -72,6 +72,5 @@ if __name__ == "__main__":
             },
             output_dir="out/summarization",
             per_device_train_batch_size=16,
-            learning_rate=1e-4,
         )
     )

@@ -47,6 +47,7 @@ from hf_lm.training.processes import (
     is_sharded,
     keep_rows_per_step,
 )
+from hf_lm.training.rates import choose_rate
 from hf_lm.training.selection import EarlyStopping, search_learning_rate
 from hf_lm.training.trainer import SafeTrainerMixin, supervised_trainer
 
@@ -81,6 +82,7 @@ def fit(
     disable_progress_bar()  # transformers' bars for writing shards, which would break the bar of training
     args, origin = _own_arguments(training_args, task), origin_of(model)
     check_arguments(args, model, merge=merge)
+    chosen = choose_rate(args, model)
     with contextlib.ExitStack() as lock:
         checkpoint = open_output(args, inputs=origin.values(), lock=lock)
         inputs = inputs_of(task)
@@ -93,6 +95,8 @@ def fit(
         empty = empty_copy(model) if is_sharded(trainer) else None
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         plan = announce(trainer, task, model, trainable, resumed=checkpoint is not None)
+        if chosen:
+            state.print(chosen)
         before = task.proofs_before(trainer)
         check_skipped(args.skip_proofs, before)
         proofs = prove(before, skip=args.skip_proofs, say=state.print)

@@ -37,6 +37,7 @@ from hf_lm.training.checkpoints import (
 )
 from hf_lm.training.monitor import Progress, Speedometer, flops_per_token
 from hf_lm.training.optimizers import new_muon_adamw
+from hf_lm.training.rates import choose_rate
 
 # For type checkers alone: what follows the mixin in the bases of a class is a Trainer of transformers or TRL.
 _Trainer = transformers.Trainer if TYPE_CHECKING else object
@@ -68,6 +69,7 @@ class SafeTrainerMixin(_Trainer):
         args.remove_unused_columns = False  # it would take the labels of heads that call theirs otherwise
         args.logging_nan_inf_filter = False  # it would hide a NaN; training_step stops at one
         args.dataloader_pin_memory &= torch.accelerator.is_available()  # or torch warns at every run on a CPU
+        choose_rate(args, model)
         self.measure = measure
         self.tokens_seen: int | torch.Tensor = 0  # by all processes
         self.inputs: dict[str, str] = {}  # of checkpoints.inputs_of
