@@ -25,9 +25,11 @@ def compute(
     Its cache is float32, as the file is; by default it would be float16.
     """
     assert llama_cpp is not None, "ask `installed` first"
-    exact = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}
+    float32 = llama_cpp.GGML_TYPE_F32
     with contextlib.redirect_stderr(io.StringIO()):  # a warning of a context shorter than 256
-        model = llama_cpp.Llama(str(path), n_ctx=positions, logits_all=True, verbose=False, **exact)
+        model = llama_cpp.Llama(
+            str(path), n_ctx=positions, logits_all=True, verbose=False, type_k=float32, type_v=float32
+        )
     ids = [model.tokenize(line.encode(), add_bos=False, special=False) for line in text]
     logits = []
     for row in rows:

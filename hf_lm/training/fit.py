@@ -80,9 +80,8 @@ def fit(
     dry_run.reached(model, task, training_args, merge=merge, build_trainer=build_trainer, extra_report=extra_report)
     started, state = time.monotonic(), PartialState()
     disable_progress_bar()  # transformers' bars for writing shards, which would break the bar of training
-    args, origin = _own_arguments(training_args, task), origin_of(model)
+    args, origin = _own_arguments(training_args, task, model), origin_of(model)
     check_arguments(args, model, merge=merge)
-    chosen = choose_rate(args, model)
     with contextlib.ExitStack() as lock:
         checkpoint = open_output(args, inputs=origin.values(), lock=lock)
         inputs = inputs_of(task)
@@ -95,8 +94,6 @@ def fit(
         empty = empty_copy(model) if is_sharded(trainer) else None
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         plan = announce(trainer, task, model, trainable, resumed=checkpoint is not None)
-        if chosen:
-            state.print(chosen)
         before = task.proofs_before(trainer)
         check_skipped(args.skip_proofs, before)
         proofs = prove(before, skip=args.skip_proofs, say=state.print)
@@ -120,12 +117,17 @@ def fit(
         return report
 
 
-def _own_arguments(training_args: TrainingArguments, task: Task) -> TrainingArguments:
-    """A copy of the caller's arguments; the best checkpoint is chosen by the task's metric unless they name one."""
+def _own_arguments(training_args: TrainingArguments, task: Task, model: PreTrainedModel) -> TrainingArguments:
+    """A copy of the caller's arguments, with a learning rate.
+
+    The best checkpoint is chosen by the task's metric unless they name one.
+    """
     args = copy.copy(training_args)
     args.hub_token = training_args.hub_token  # which copies leave out
     if args.load_best_model_at_end and not args.names_metric:
         args.metric_for_best_model, args.greater_is_better = task.main_metric, task.greater_is_better
+    if message := choose_rate(args, model):
+        PartialState().print(message)
     return args
 
 
