@@ -260,4 +260,4 @@ def test_what_is_no_single_graph_is_refused(tmp_path, tokenizer):
 def test_the_text_of_the_comparison_has_a_thousand_lines_in_many_scripts():
     text = lines()
     assert len(text) == len(lines()) == 1000
-    assert set("春アи한ع") <= set("".join(text))
+    assert set("春アи가ع") <= set("".join(text))
