@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 BESIDE = {
     "demo": {"gradio", "starlette"},
+    "export": {"llama_cpp"},  # of llama-cpp-python
     "corpus": {"datatrove"},
     "recipes": {"datatrove"},
 }  # only where their extra is

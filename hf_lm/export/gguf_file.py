@@ -213,7 +213,7 @@ def _check_by_llama_cpp(
 ) -> str:
     """Compare ids and logits with those of llama.cpp, if it is there. Raises ValueError where they differ."""
     if not llama_cpp.installed():
-        return "not asked: llama.cpp itself (pip install llama-cpp-python compiles it, and the next export asks it)"
+        return "not asked: llama.cpp itself (pip install 'hf-lm[llama]' compiles it, and the next export asks it)"
     theirs, computed = llama_cpp.compute(path, text, rows, positions=model.config.n_positions)
     _check_ids(text, ids, iter(theirs))
     with torch.no_grad():

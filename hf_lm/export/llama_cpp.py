@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 try:
-    import llama_cpp  # pyright: ignore[reportMissingImports]  (not an extra: it is compiled for minutes)
+    import llama_cpp  # pyright: ignore[reportMissingImports]  (an extra of its own: it is compiled for minutes)
 except (ImportError, OSError, RuntimeError):  # of a library that was compiled for another machine
     llama_cpp = None
 
