@@ -14,6 +14,7 @@ except (ImportError, OSError, RuntimeError):  # of a library that was compiled f
 
 
 def installed() -> bool:
+    """Whether llama-cpp-python is there and works on this machine."""
     return llama_cpp is not None
 
 
