@@ -1,16 +1,21 @@
 """A run that is run again gets a verdict: identical with its seed, by its interval with another; edits are refused."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import transformers
+import yaml
+from loopback_hub import hub  # noqa: F401
 from running import here
 
 from hf_lm.cli import main
 from hf_lm.data.demos.opinions import opinions
 from hf_lm.models.bert import new_bert
-from hf_lm.scoring.reproduce import compare_losses, compare_metrics, fetch, overall
+from hf_lm.scoring.reproduce import command, compare_losses, compare_metrics, fetch, other_data, overall
 from hf_lm.tokenization.tokenizer import new_tokenizer
 
 FAST = {"use_cpu": True, "bf16": False, "report_to": "none", "per_device_train_batch_size": 8, "max_length": 16}
@@ -66,6 +71,41 @@ def test_changed_weights_are_refused(runs, tmp_path):
     fetch(str(tmp_path / "run"))
     with pytest.raises(ValueError, match=r"model.safetensors is not what the run wrote"):
         fetch(str(tmp_path / "run"), weights=True)
+
+
+def test_data_of_the_hub_are_read_at_the_commit_of_the_run(runs, tmp_path):
+    published = fetch(str(runs / "first"))
+    published.report["data"]["commit"] = "0123abcd"
+    command(published, tmp_path / "new", tmp_path / "run.yaml", seed=None, steps=0)
+    assert yaml.safe_load((tmp_path / "run.yaml").read_text())["dataset"].endswith("opinions.jsonl@0123abcd")
+
+
+def test_data_that_moved_on_are_named(runs, tmp_path):
+    rows = (runs / "opinions.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "opinions.jsonl").write_text("".join(rows[:-8]))
+    there, moved = {"model": runs / "bert"}, {"dataset": tmp_path / "opinions.jsonl"}
+    here("sentiment.py", output_dir=tmp_path / "moved", **FAST | there | moved)
+    published = fetch(str(runs / "first"))
+    assert other_data(published, fetch(str(tmp_path / "moved"))) == ["the data have another content"]
+    assert other_data(published, fetch(str(runs / "again"))) == []
+
+
+def test_a_run_on_the_hub_is_fetched_by_its_name_and_its_edits_are_found_there_too(runs, hub, tmp_path):  # noqa: F811
+    hub.repos["user/run"] = {
+        path.name: path.read_bytes() for path in (runs / "first").iterdir() if path.is_file() and path.name[0] != "."
+    }
+    edited = json.loads(hub.repos["user/run"]["report.json"])
+    edited["metrics"]["test"]["accuracy"]["value"] = 99.0
+    hub.repos["user/edited"] = hub.repos["user/run"] | {"report.json": json.dumps(edited).encode()}
+    code = f"""
+from hf_lm.scoring.reproduce import compare_metrics, fetch, overall
+print(overall(compare_metrics(fetch("user/run"), fetch({str(runs / "again")!r}))))
+fetch("user/edited")
+"""
+    environment = os.environ | hub.environment() | {"HF_HOME": str(tmp_path / "home")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "identical\n"
+    assert "user/edited: report.json says test accuracy 99" in done.stderr
 
 
 @pytest.mark.slow

@@ -133,10 +133,10 @@ def command(published: Published, output_dir: Path, config: Path, *, seed: int |
         run["seed"] = published.run["seed"] if seed is None else seed
     if steps:
         run["stop_after_steps"] = steps
-    config.write_text(yaml.safe_dump(run, sort_keys=False, allow_unicode=True), encoding="utf-8")
     commit = published.report.get("data", {}).get("commit")
     if commit and "@" not in run["dataset"]:
         run["dataset"] += f"@{commit}"  # of the Hub: as it was
+    config.write_text(yaml.safe_dump(run, sort_keys=False, allow_unicode=True), encoding="utf-8")
     recipe = find_recipes()[published.report["recipe"]].path
     n = published.report.get("processes", 1)
     launcher = [] if n == 1 else ["-m", "accelerate.commands.launch", "--num_processes", str(n)]
