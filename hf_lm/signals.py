@@ -94,12 +94,20 @@ def _end_again(number: int, ignored: "sys.UnraisableHookArgs") -> None:
     if ignored.exc_type is not SystemExit or threading.current_thread() is not threading.main_thread():
         return sys.__unraisablehook__(ignored)
 
+    left = threading.Event()
+
     def leave(*_: object) -> NoReturn:
+        left.set()
         signal.signal(number, signal.SIG_DFL)
         raise SystemExit(128 + number)
 
+    def interrupt() -> None:
+        _thread.interrupt_main(number)
+        if not left.wait(PATIENCE):  # the main thread does not come back to Python
+            os._exit(128 + number)
+
     signal.signal(number, leave)
-    again = threading.Timer(0.1, _thread.interrupt_main, (number,))  # not in here: what is raised here is ignored too
+    again = threading.Timer(0.1, interrupt)  # not in here: what is raised here is ignored too
     again.daemon = True
     again.start()
 

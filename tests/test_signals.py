@@ -64,6 +64,14 @@ def test_a_signal_that_arrives_in_a_finalizer_ends_the_program_too(name):
     assert [line[:8] for line in error.split("\n") if line] == ["ended by"]
 
 
+def test_a_signal_in_a_finalizer_ends_a_main_thread_that_does_not_come_back_to_python():
+    process = start(START + SWALLOWS.replace("time.sleep(5)\nprint('went on', flush=True)\n", DEAF))
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert error.count("ended by SIGTERM") == 1
+
+
 KEPT = "with end_afterwards():\n    os.kill(os.getpid(), signal.SIGTERM)\n    print('whole', flush=True)\n"
 PATIENT = "import hf_lm.signals\nhf_lm.signals.PATIENCE = 50\n"  # a machine may stop for longer than 3 seconds
 
