@@ -102,7 +102,7 @@ def _end_again(number: int, ignored: "sys.UnraisableHookArgs") -> None:
         raise SystemExit(128 + number)
 
     def interrupt() -> None:
-        _thread.interrupt_main(number)
+        _thread.interrupt_main(signal.Signals(number))
         if not left.wait(PATIENCE):  # the main thread does not come back to Python
             os._exit(128 + number)
 
