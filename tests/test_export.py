@@ -154,9 +154,9 @@ def test_a_gguf_that_gives_other_ids_or_logits_is_not_written(tmp_path, gpt2_wor
 @needs_gguf
 @pytest.mark.slow
 def test_llama_cpp_computes_what_the_folder_computes(tmp_path, gpt2_words, monkeypatch):
-    from hf_lm.export import gguf_file, llama_cpp
+    from hf_lm.export import gguf_file, llama
 
-    if not llama_cpp.installed():
+    if not llama.installed():
         pytest.skip("llama-cpp-python is not installed")
     folder = save(tmp_path / "model", gpt2_words)
     said = gguf_file.export_gguf(folder, tmp_path / "a.gguf")[-1]
@@ -171,7 +171,7 @@ def test_llama_cpp_computes_what_the_folder_computes(tmp_path, gpt2_words, monke
 @pytest.mark.slow
 @pytest.mark.parametrize("other", ["ids", "logits"])
 def test_a_gguf_of_which_llama_cpp_computes_something_else_is_not_written(tmp_path, gpt2_words, monkeypatch, other):
-    from hf_lm.export import gguf_file, llama_cpp
+    from hf_lm.export import gguf_file, llama
 
     def compute(path, text, rows, *, positions):
         ids = [
@@ -179,8 +179,8 @@ def test_a_gguf_of_which_llama_cpp_computes_something_else_is_not_written(tmp_pa
         ]
         return ids, [np.zeros((1, len(row), len(gpt2_words)), np.float32) for row in rows]
 
-    monkeypatch.setattr(llama_cpp, "installed", lambda: True)
-    monkeypatch.setattr(llama_cpp, "compute", compute)
+    monkeypatch.setattr(llama, "installed", lambda: True)
+    monkeypatch.setattr(llama, "compute", compute)
     with pytest.raises(ValueError, match="has the ids" if other == "ids" else r"read by llama\.cpp"):
         gguf_file.export_gguf(save(tmp_path / "model", gpt2_words), tmp_path / "a.gguf")
     assert not (tmp_path / "a.gguf").exists()

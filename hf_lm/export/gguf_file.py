@@ -15,7 +15,7 @@ import regex
 import torch
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from hf_lm.export import llama_cpp
+from hf_lm.export import llama
 from hf_lm.export.placing import MARK, check_places, placed
 from hf_lm.export.samples import Difference, difference, lines
 from hf_lm.models.configuration import load_config
@@ -212,9 +212,9 @@ def _check_by_llama_cpp(
     path: Path, model: GPT2LMHeadModel, text: list[str], ids: list[list[int]], rows: list[list[int]]
 ) -> str:
     """Compare ids and logits with those of llama.cpp, if it is there. Raises ValueError where they differ."""
-    if not llama_cpp.installed():
+    if not llama.installed():
         return "not asked: llama.cpp itself (pip install 'hf-lm[llama]' compiles it, and the next export asks it)"
-    theirs, computed = llama_cpp.compute(path, text, rows, positions=model.config.n_positions)
+    theirs, computed = llama.compute(path, text, rows, positions=model.config.n_positions)
     _check_ids(text, ids, iter(theirs))
     with torch.no_grad():
         expected = [model(input_ids=torch.tensor([row])).logits[..., : computed[0].shape[-1]] for row in rows]
