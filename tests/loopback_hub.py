@@ -22,6 +22,7 @@ REPO = "(?:datasets/)?[^/]+/[^/]+"
 class LoopbackHub:
     def __init__(self) -> None:
         self.repos: dict[str, dict[str, bytes]] = {}  # name ("datasets/" before a dataset's) -> path -> content
+        self.past: dict[tuple[str, str], dict[str, bytes]] = {}  # (name, commit) -> what the repository held then
         self.private: set[str] = set()
         self.commits: list[dict[str, Any]] = []
         self.objects: dict[str, bytes] = {}  # LFS, by SHA-256
@@ -96,7 +97,7 @@ class LoopbackHub:
             (r"/lfs-object/(\w+)", self.lfs_object),
             (r"/lfs-verify", lambda *_: (200, {}, {})),
             (r"/api/models/(.+/.+)/commit/[^/]+", self.commit),
-            (rf"/api/models/({REPO})(?:/revision/[^/]+)?", self.info),
+            (rf"/api/models/({REPO})(?:/revision/([^/]+))?", self.info),
             (rf"/api/models/({REPO})/tree/([^/]+)(?:/(.*))?", self.tree),
             (rf"/api/models/({REPO})/paths-info/[^/]+", self.paths_info),
             (rf"/({REPO})/resolve/([^/]+)/(.+)", self.resolve),
@@ -186,14 +187,30 @@ class LoopbackHub:
     def oid(self, repo: str) -> str:
         return hashlib.sha1(f"{repo} {len(self.commits)}".encode()).hexdigest()
 
-    def info(self, request, body, repo):
+    def move_on(self, repo: str, files: dict[str, bytes]) -> str:
+        """Replace what a repository holds; the commit that had it before, which can still be asked for."""
+        before = self.oid(repo)
+        self.past[repo, before] = self.repos[repo]
+        self.commits.append({"repo": repo, "files": sorted(files), "summary": "moved on"})
+        self.repos[repo] = files
+        return before
+
+    def at(self, repo: str, revision: str) -> tuple[str, dict[str, bytes]]:
+        """(commit, files) of a repository at a branch, which is always the newest, or at a commit."""
+        past = self.past.get((repo, revision))
+        return (self.oid(repo), self.repos[repo]) if past is None else (revision, past)
+
+    def info(self, request, body, repo, revision=None):
         if repo not in self.repos:
             return 404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"}
-        siblings = [{"rfilename": path} for path in sorted(self.repos[repo])]
+        commit, files = self.at(repo, revision)
+        if re.fullmatch(r"[0-9a-f]{40}", revision or "") and revision != commit:
+            return 404, {"error": f"Invalid rev id: {revision}"}, {"X-Error-Code": "RevisionNotFound"}
+        siblings = [{"rfilename": path} for path in sorted(files)]
         about = {
             "id": repo,
             "modelId": repo,
-            "sha": self.oid(repo),
+            "sha": commit,
             "private": False,
             "siblings": siblings,
             "tags": [],
@@ -221,13 +238,13 @@ class LoopbackHub:
     def resolve(self, request, body, repo, revision, path):
         if repo not in self.repos:
             return 404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"}
-        if path not in self.repos[repo]:
-            missing = {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": self.oid(repo)}
-            return 404, {"error": "Entry not found"}, missing
-        content = self.repos[repo][path]
+        commit, files = self.at(repo, revision)
+        if path not in files:
+            return 404, {"error": "Entry not found"}, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit}
+        content = files[path]
         etag = f'"{hashlib.sha256(content).hexdigest()}"'
         headers = {"ETag": etag, "X-Linked-ETag": etag, "X-Linked-Size": str(len(content))}
-        return 200, content, headers | {"X-Repo-Commit": self.oid(repo), "Accept-Ranges": "bytes"}
+        return 200, content, headers | {"X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
 
 
 def send(request: BaseHTTPRequestHandler, status: int, answer: Any, headers: dict[str, str] | None = None) -> None:

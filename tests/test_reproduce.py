@@ -10,7 +10,7 @@ import pytest
 import transformers
 import yaml
 from loopback_hub import hub  # noqa: F401
-from running import here
+from running import ROOT, here
 
 from hf_lm.cli import main
 from hf_lm.data.demos.opinions import opinions
@@ -106,6 +106,38 @@ fetch("user/edited")
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
     assert done.stdout == "identical\n"
     assert "user/edited: report.json says test accuracy 99" in done.stderr
+
+
+def test_the_base_is_read_at_the_commit_of_the_run(runs, hub, tmp_path):  # noqa: F811
+    """A base on the Hub that was replaced since: the run starts from what it was, and is identical."""
+    bert = {path.name: path.read_bytes() for path in (runs / "bert").iterdir()}
+    hub.repos["user/bert"] = bert
+    data = tmp_path / "opinions.jsonl"
+    shutil.copy(runs / "opinions.jsonl", data)
+    options = FAST | {"model": "user/bert", "dataset": data, "output_dir": tmp_path / "first"}
+    words = [f"--{name}={value}" for name, value in options.items()]
+    recipe = [sys.executable, str(ROOT / "recipes" / "sentiment.py"), *words]
+    environment = os.environ | hub.environment() | {"HF_HOME": str(tmp_path / "home")}
+    subprocess.run(recipe, env=environment, check=True, capture_output=True, timeout=120)
+    transformers.set_seed(1)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(runs / "bert")
+    new_bert(tokenizer, model_class=transformers.BertForMaskedLM, n_embd=16).save_pretrained(tmp_path / "bert")
+    before = hub.move_on("user/bert", bert | {"model.safetensors": (tmp_path / "bert/model.safetensors").read_bytes()})
+    report = json.loads((tmp_path / "first" / "report.json").read_text())
+    assert report["model"]["base_commit"] == before
+
+    again = [sys.executable, "-m", "hf_lm.cli", "reproduce", str(tmp_path / "first"), "--output_dir"]
+    environment["HF_HOME"] = str(tmp_path / "another_home")  # a stranger's
+    done = subprocess.run([*again, tmp_path / "new"], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.rstrip().endswith("identical")
+
+    del hub.past["user/bert", before]
+    done = subprocess.run([*again, tmp_path / "gone"], env=environment | {"HF_HOME": str(tmp_path / "third_home")},
+                          capture_output=True, text=True, timeout=120)  # fmt: skip
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert before[:8] in done.stderr
 
 
 @pytest.mark.slow

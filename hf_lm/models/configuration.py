@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 import psutil
 import torch
-from huggingface_hub import constants, is_offline_mode
+from huggingface_hub import constants, is_offline_mode, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors import safe_open
 from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
-from transformers.utils.hub import cached_file
+from transformers.utils.hub import cached_file, extract_commit_hash
 from transformers.utils.peft_utils import find_adapter_config_file
 
 CONFIG = "config.json"
@@ -25,6 +25,17 @@ COUNT_FROM_PAD = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "robe
 ABSENT_IS_NONE = {  # options of cached_file
     f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors", "gated_repo")
 }
+
+
+def commit_of(name_or_path: str) -> str:
+    """The commit at which a checkpoint of the Hub was last read here; "" of a folder. transformers records it nowhere.
+
+    It asks the cache and not the Hub, which may have moved on since the weights were read.
+    """
+    if not name_or_path or Path(name_or_path).is_dir():
+        return ""
+    cached = (try_to_load_from_cache(name_or_path, name) for name in (CONFIG, ADAPTER))
+    return next((extract_commit_hash(path, None) or "" for path in cached if isinstance(path, str)), "")
 
 
 def load_config(name_or_path: str) -> PreTrainedConfig:

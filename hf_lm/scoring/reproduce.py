@@ -15,6 +15,7 @@ import yaml
 from hf_lm.evaluation.intervals import Estimate
 from hf_lm.files import fingerprints
 from hf_lm.hub.records import read_report, read_run
+from hf_lm.inference.pipeline_base import download
 from hf_lm.launching import EXIT_OUT_OF_BUDGET, find_recipes
 from hf_lm.output_folder import list_checkpoints
 from hf_lm.reporting.report import versions
@@ -125,9 +126,14 @@ def what_differs(published: Published) -> list[str]:
     return lines
 
 
-def command(published: Published, output_dir: Path, config: Path, *, seed: int | None, steps: int) -> list[str]:
-    """The command that runs it again; writes its configuration to `config`."""
+def command(
+    published: Published, output_dir: Path, config: Path, *, seed: int | None, steps: int, base: str = ""
+) -> list[str]:
+    """The command that runs it again; writes its configuration to `config`. `base` is read in place of the run's."""
     run = {name: value for name, value in published.run.items() if name not in LEFT_OUT and name != "seed"}
+    if base:
+        named = published.report["model"]["base"]
+        run |= {name: base for name in ("model", "tokenizer") if run.get(name) == named}
     run["output_dir"] = str(output_dir)
     if seed is not None or "seed" in published.run:
         run["seed"] = published.run["seed"] if seed is None else seed
@@ -143,6 +149,15 @@ def command(published: Published, output_dir: Path, config: Path, *, seed: int |
     return [sys.executable, *launcher, str(recipe), "--config", str(config)]
 
 
+def base_at_its_commit(published: Published) -> str:
+    """The folder of the checkpoint that the run started from, as it was then; "" where that was no Hub's.
+
+    Raises OSError in one line where the Hub has it no longer, or cannot be reached and no copy is here.
+    """
+    name, commit = (published.report.get("model", {}).get(key, "") for key in ("base", "base_commit"))
+    return download(name, commit, None) if name and commit else ""
+
+
 def reproduce(
     source: str,
     output_dir: str | Path,
@@ -155,10 +170,12 @@ def reproduce(
     published, out = fetch(source), Path(output_dir)
     for line in what_differs(published):
         say(f"differs here: {line}")
+    base = base_at_its_commit(published)
     minutes, device = published.report.get("seconds", 0) / 60, published.report.get("device", "its machine")
     say(f"it took {minutes:.1f} minutes on {device}")
     with tempfile.TemporaryDirectory() as place:
-        done = subprocess.run(command(published, out, Path(place) / "run.yaml", seed=seed, steps=steps), check=False)
+        config = Path(place) / "run.yaml"
+        done = subprocess.run(command(published, out, config, seed=seed, steps=steps, base=base), check=False)
     if done.returncode not in (0, EXIT_OUT_OF_BUDGET if steps else 0):
         raise RuntimeError(f"the run ended with exit code {done.returncode}: {source} was not reproduced.")
     if steps:
@@ -192,13 +209,9 @@ def compare_losses(published: Published, out: Path, steps: int) -> list[Verdict]
 
 
 def other_data(published: Published, again: Published) -> list[str]:
-    """What the two runs read that was not the same, as lines: the text, and the commit of a base on the Hub."""
+    """What the two runs read that was not the same, as lines."""
     sides = [each.report.get("data", {}).get("fingerprint") for each in (published, again)]
-    lines = ["the data have another content"] if sides[0] != sides[1] else []
-    commits = [each.report.get("model", {}).get("base_commit") for each in (published, again)]
-    if all(commits) and commits[0] != commits[1]:
-        lines.append(f"the base model was at {commits[0]:.8} there and is at {commits[1]:.8} here")
-    return lines
+    return ["the data have another content"] if sides[0] != sides[1] else []
 
 
 def compare_metrics(published: Published, again: Published) -> list[Verdict]:

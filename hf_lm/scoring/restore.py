@@ -9,14 +9,11 @@ from typing import Any
 import torch
 import yaml
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.utils.hub import cached_file, extract_commit_hash
 
 from hf_lm.data.tables import Table
 from hf_lm.files import hash_contents, hash_text
 from hf_lm.models.configuration import (
-    ABSENT_IS_NONE,
-    ADAPTER,
-    CONFIG,
+    commit_of,
     family,
     find_adapter,
     load_config,
@@ -85,8 +82,7 @@ def fingerprint(checkpoint: Checkpoint) -> str:
     base = (checkpoint.adapter or {}).get("base_model_name_or_path")
     for place in filter(None, (base, checkpoint.name)):
         if not Path(place).is_dir():
-            file = cached_file(place, CONFIG, **ABSENT_IS_NONE) or cached_file(place, ADAPTER)
-            commits.append(f"{place} {extract_commit_hash(file, None)}")
+            commits.append(f"{place} {commit_of(place)}")
             continue
         for path in sorted([*Path(place).iterdir(), *Path(place, TARGET).glob("*")]):
             about_run = path.name in ("report.json", "scores.json", "trainer_state.json")

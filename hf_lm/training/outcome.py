@@ -9,6 +9,7 @@ from transformers import EncoderDecoderModel, PreTrainedModel
 from hf_lm.arguments import TrainingArguments
 from hf_lm.files import fingerprints
 from hf_lm.models.adapters import base_of
+from hf_lm.models.configuration import commit_of
 from hf_lm.reporting.report import peak_memory_bytes, versions
 from hf_lm.tasks.task import Measured, Task
 from hf_lm.training.trainer import SafeTrainerMixin
@@ -58,7 +59,7 @@ def outcome(
             "model_type": model.config.model_type,
             "tags": finished.tags,
             **origin,
-            "base_commit": getattr(model.config, "_commit_hash", None) or "",  # of a base on the Hub
+            "base_commit": commit_of(origin.get("base", "")),  # of a base on the Hub
         },
         "proofs": proofs,
         "metrics": {split: with_baseline(task, split, scores) for split, scores in measured.items()},
