@@ -2,7 +2,6 @@
 
 accelerate launch recipes/pretrain.py                                    # built-in text, minutes on a laptop
 accelerate launch recipes/pretrain.py --dataset my_texts/ --size mini    # your own text
-accelerate launch recipes/pretrain.py --config recipes/configs/pretrain_gpt2_wikitext2.yaml
 """
 
 # /// script
@@ -16,6 +15,7 @@ from typing import Literal
 from hf_lm.arguments import Count, Decay, Layers, PretrainingArguments, Size, TrainingArguments, parse_arguments
 from hf_lm.data.sources import load_corpus
 from hf_lm.models.configuration import context_length
+from hf_lm.models.cooccurrence import start_embedding
 from hf_lm.models.gpt2 import new_gpt2
 from hf_lm.models.loading import load_causal_lm
 from hf_lm.models.recurrent import new_recurrent
@@ -38,6 +38,7 @@ class Arguments(PretrainingArguments):
     model: str = ""  # a causal checkpoint to continue from; "" initialises a model randomly
     architecture: Literal["gpt2", "lstm", "gru", "rnn"] = "gpt2"  # of a new model
     size: Literal["tiny", "mini", "small", "medium", "large", "xl"] = "tiny"  # of a new GPT-2
+    embedding_init: Literal["cooccurrence", "random"] = "cooccurrence"  # of a new model: from counts in the text
     n_layer: Layers = 0  # 0, here and in the next three, takes the value of size
     n_head: Count = 0
     n_embd: Count = 0
@@ -51,13 +52,11 @@ class Arguments(PretrainingArguments):
 
 
 def main(args: Arguments, training_args: TrainingArguments) -> dict:
-    corpus = load_corpus(
-        args.dataset, text_column=args.text_column, document_start=args.document_start, max_bytes=args.max_bytes
-    )
+    text = {"text_column": args.text_column, "document_start": args.document_start, "max_bytes": args.max_bytes}
+    corpus = load_corpus(args.dataset, **text)
     name = args.model if args.model and args.tokenizer == "bpe" else args.tokenizer
-    sizes = {"min_frequency": args.min_frequency, "max_bytes": args.tokenizer_max_bytes}
-    sizes |= {"vocab_size": args.vocab_size, "pre_tokenizer": args.pre_tokenizer}
-    tokenizer = prepare_tokenizer(name, corpus, **sizes)
+    sizes = {key: getattr(args, key) for key in ("vocab_size", "min_frequency", "pre_tokenizer")}
+    tokenizer = prepare_tokenizer(name, corpus, max_bytes=args.tokenizer_max_bytes, **sizes)
     shape = {"n_layer": args.n_layer, "n_embd": args.n_embd, "dropout": args.dropout}
     if args.model:
         model = load_causal_lm(args.model, tokenizer=tokenizer, block_size=args.block_size)
@@ -69,12 +68,13 @@ def main(args: Arguments, training_args: TrainingArguments) -> dict:
     size = args.block_size or min(1024, context_length(model.config) or 128)
     evaluation = {"eval_stride": args.eval_stride, "training_tokens": training_args.rows_in_max_steps * size}
     task = LanguageModelling(corpus, tokenizer, block_size=size, packing=args.packing, **evaluation)
+    if not args.model and args.embedding_init == "cooccurrence":
+        start_embedding(model, task.streams["train"].tokens)
     return fit(model, task, training_args)
 
 
 if __name__ == "__main__":
-    rates = {"learning_rate": 1.5e-2, "muon_learning_rate": 6e-3}
-    length = {"warmup_steps": 20, "max_steps": 675, "decay_share": 0.6}
-    evaluation = {"eval_strategy": "steps", "eval_steps": 225, "save_steps": 225}
-    settings = {"output_dir": "out/pretrain", **length, **evaluation}
+    rates = {"learning_rate": 5e-3, "adam_beta1": 0.8, "muon_learning_rate": 6e-3}
+    length = {"warmup_steps": 20, "max_steps": 675, "decay_share": 0.6, "eval_steps": 225, "save_steps": 225}
+    settings = {"output_dir": "out/pretrain", "eval_strategy": "steps", **length}
     main(*parse_arguments(Arguments, TrainingArguments, fresh=rates, **settings))

@@ -29,6 +29,7 @@ from transformers import PreTrainedModel, set_seed
 from hf_lm.arguments import TrainingArguments
 from hf_lm.data.packing import Blocks, cache_folder, collate_blocks, tokenize_documents
 from hf_lm.data.sources import load_corpus
+from hf_lm.models.cooccurrence import start_embedding
 from hf_lm.models.gpt2 import new_gpt2
 from hf_lm.tasks.losses import next_token_loss
 from hf_lm.tokenization.tokenizer import prepare_tokenizer
@@ -65,6 +66,8 @@ def trained(run: dict[str, Any], blocks: Blocks, tokenizer: Any, folder: str) ->
     set_seed(given["seed"])
     shape = {name: run[name] for name in ("n_layer", "n_head", "n_embd", "block_size", "dropout")}
     model = new_gpt2(tokenizer, **shape)
+    if run["embedding_init"] == "cooccurrence":
+        start_embedding(model, blocks.stream.tokens)
     Trainer(
         model,
         TrainingArguments(**given),
