@@ -65,6 +65,18 @@ def test_a_token_that_the_text_has_not_keeps_its_row():
     assert after is model.get_output_embeddings().weight  # still tied
 
 
+@pytest.mark.parametrize("width", [16, 256])
+def test_the_first_loss_is_near_that_of_a_uniform_guess(width):
+    set_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=24, n_positions=64, n_embd=width, n_layer=1, n_head=1)).eval()
+    start_embedding(model, text())
+    ids = torch.from_numpy(text(64).astype("int64"))[None]
+    with torch.no_grad():
+        logits = model(ids).logits
+    assert logits.max() < 1.5 * cooccurrence.LOGIT
+    assert torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:]) < 2.5 * np.log(24)
+
+
 def test_on_the_meta_device_nothing_is_counted():
     with torch.device("meta"):
         model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=8, n_embd=16, n_layer=1, n_head=1))

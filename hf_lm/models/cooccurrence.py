@@ -9,7 +9,7 @@ and symmetric weights from Levy, Goldberg and Dagan, "Improving distributional s
 import numpy as np
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import GPT2LMHeadModel, PreTrainedModel
 
 READ = 2**25  # tokens of a long text
 CONTEXTS = 2048  # neighbours that are counted: the most frequent tokens
@@ -18,13 +18,15 @@ WINDOW = 2  # tokens on each side; one at distance k counts 1/k
 SMOOTHING = 0.75  # exponent of a context's frequency: without it rare contexts weigh most
 SPARE = 32  # singular vectors found beyond those used, for exactness
 NORM = 2.25  # of a row, at every width
+LOGIT = 8.0  # the largest at the start, that of a token after itself: with a gain of 1 it would grow with the width
 
 
 @torch.no_grad()
 def start_embedding(model: PreTrainedModel, tokens: np.ndarray) -> None:
     """Write the vectors of the tokens of a text, (tokens,) ids, into the input embedding of a model.
 
-    A token that the text has not keeps its row. Of a model on the meta device there is nothing to write.
+    A token that the text has not keeps its row. The gain of GPT-2's last norm is lowered, so that the first loss is near
+    that of a uniform guess. Of a model on the meta device there is nothing to write.
     """
     layer = model.get_input_embeddings()
     assert isinstance(layer, nn.Embedding), "the new models here have one"
@@ -35,6 +37,8 @@ def start_embedding(model: PreTrainedModel, tokens: np.ndarray) -> None:
     vectors = cooccurrence_vectors(tokens[:READ], rows=rows, width=width)
     seen = vectors.any(1)
     embedding[seen] = (NORM * vectors[seen]).to(embedding)
+    if isinstance(model, GPT2LMHeadModel):
+        model.transformer.ln_f.weight.fill_(LOGIT / (NORM * width**0.5))
 
 
 def cooccurrence_vectors(tokens: np.ndarray, *, rows: int, width: int) -> torch.Tensor:
