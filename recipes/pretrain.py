@@ -35,7 +35,7 @@ class Arguments(PretrainingArguments):
     pre_tokenizer: Literal["words", "gpt2"] = "words"  # of bpe: what cuts text into words; gpt2 can become GGUF
     min_frequency: Size = 2  # occurrences that a word or a merge needs
     tokenizer_max_bytes: Size = 32_000_000  # text that the tokenizer is trained on
-    model: str = ""  # a causal checkpoint to continue from; "" initialises a model randomly
+    model: str = ""  # a causal checkpoint to continue from; "" makes a new one
     architecture: Literal["gpt2", "lstm", "gru", "rnn"] = "gpt2"  # of a new model
     size: Literal["tiny", "mini", "small", "medium", "large", "xl"] = "tiny"  # of a new GPT-2
     embedding_init: Literal["cooccurrence", "random"] = "cooccurrence"  # of a new model: from counts in the text
