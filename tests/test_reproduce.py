@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from running import ROOT, here
 from hf_lm.cli import main
 from hf_lm.data.demos.opinions import opinions
 from hf_lm.models.bert import new_bert
+from hf_lm.models.configuration import commit_of
 from hf_lm.scoring.reproduce import command, compare_losses, compare_metrics, fetch, other_data, overall
 from hf_lm.tokenization.tokenizer import new_tokenizer
 
@@ -108,6 +110,26 @@ fetch("user/edited")
     assert "user/edited: report.json says test accuracy 99" in done.stderr
 
 
+def test_the_commit_of_a_checkpoint_is_what_the_cache_holds(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    snapshot = tmp_path / "models--user--bert" / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    (tmp_path / "models--user--bert" / "refs").mkdir()
+    (tmp_path / "models--user--bert" / "refs" / "main").write_text(commit)
+    assert commit_of("user/bert") == commit
+    assert commit_of("user/other") == commit_of(str(tmp_path)) == commit_of("") == ""
+
+
+def test_the_base_is_given_to_the_recipe_as_the_folder_of_its_commit(runs, tmp_path):
+    published = fetch(str(runs / "first"))
+    command(published, tmp_path / "new", tmp_path / "run.yaml", seed=None, steps=0, base="snapshots/0123")
+    assert published.report["model"]["base"] == str(runs / "bert")
+    assert yaml.safe_load((tmp_path / "run.yaml").read_text())["model"] == "snapshots/0123"
+
+
+@pytest.mark.slow
 def test_the_base_is_read_at_the_commit_of_the_run(runs, hub, tmp_path):  # noqa: F811
     """A base on the Hub that was replaced since: the run starts from what it was, and is identical."""
     bert = {path.name: path.read_bytes() for path in (runs / "bert").iterdir()}
@@ -131,6 +153,7 @@ def test_the_base_is_read_at_the_commit_of_the_run(runs, hub, tmp_path):  # noqa
     done = subprocess.run([*again, tmp_path / "new"], env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.rstrip().endswith("identical")
+    assert re.search(r"^planned here: \d+ s and [\d,]+ MiB for the whole run$", done.stdout, re.MULTILINE)
 
     del hub.past["user/bert", before]
     done = subprocess.run([*again, tmp_path / "gone"], env=environment | {"HF_HOME": str(tmp_path / "third_home")},

@@ -25,8 +25,8 @@ LOGIT = 8.0  # the largest at the start, that of a token after itself: with a ga
 def start_embedding(model: PreTrainedModel, tokens: np.ndarray) -> None:
     """Write the vectors of the tokens of a text, (tokens,) ids, into the input embedding of a model.
 
-    A token that the text has not keeps its row. The gain of GPT-2's last norm is lowered, so that the first loss is near
-    that of a uniform guess. Of a model on the meta device there is nothing to write.
+    A token that the text has not keeps its row. The gain of GPT-2's last norm is lowered, so that the first loss is
+    near that of a uniform guess. Of a model on the meta device there is nothing to write.
     """
     layer = model.get_input_embeddings()
     assert isinstance(layer, nn.Embedding), "the new models here have one"

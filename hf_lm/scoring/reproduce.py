@@ -18,7 +18,7 @@ from hf_lm.hub.records import read_report, read_run
 from hf_lm.inference.pipeline_base import download
 from hf_lm.launching import EXIT_OUT_OF_BUDGET, find_recipes
 from hf_lm.output_folder import list_checkpoints
-from hf_lm.reporting.report import versions
+from hf_lm.reporting.report import in_hours, versions
 from hf_lm.scoring.predictions import METRICS, Example, estimates_of, read_predictions
 
 RECORDS = ["run.yaml", "report.json", "predictions.jsonl", "README.md"]
@@ -158,6 +158,16 @@ def base_at_its_commit(published: Published) -> str:
     return download(name, commit, None) if name and commit else ""
 
 
+def planned(recipe: str, config: Path) -> str:
+    """What `hf-lm plan` says of the whole run on this machine, as a line."""
+    target = config.with_name("plan.json")
+    words = [sys.executable, "-m", "hf_lm.cli", "plan", recipe, "--config", str(config), "--json", str(target)]
+    if subprocess.run(words, capture_output=True, check=False).returncode:
+        return "planned here: nothing, hf-lm plan cannot plan this run"
+    plan = json.loads(target.read_text(encoding="utf-8"))
+    return f"planned here: {in_hours(plan['seconds'])} and {plan['needed'] / 2**20:,.0f} MiB for the whole run"
+
+
 def reproduce(
     source: str,
     output_dir: str | Path,
@@ -175,7 +185,9 @@ def reproduce(
     say(f"it took {minutes:.1f} minutes on {device}")
     with tempfile.TemporaryDirectory() as place:
         config = Path(place) / "run.yaml"
-        done = subprocess.run(command(published, out, config, seed=seed, steps=steps, base=base), check=False)
+        words = command(published, out, config, seed=seed, steps=steps, base=base)
+        say(planned(published.report["recipe"], config))
+        done = subprocess.run(words, check=False)
     if done.returncode not in (0, EXIT_OUT_OF_BUDGET if steps else 0):
         raise RuntimeError(f"the run ended with exit code {done.returncode}: {source} was not reproduced.")
     if steps:
