@@ -1,7 +1,7 @@
 """Pretrain: from raw text to a GPT-2 (or a recurrent language model) that AutoModel loads.
 
-accelerate launch recipes/pretrain.py                                    # built-in text, minutes on a laptop
-accelerate launch recipes/pretrain.py --dataset my_texts/ --size mini    # your own text
+accelerate launch recipes/pretrain.py --dataset my_texts/ --size mini    # built-in text without arguments
+accelerate launch recipes/pretrain.py --config recipes/configs/pretrain_gpt2_wikitext2.yaml
 """
 
 # /// script
@@ -52,10 +52,10 @@ class Arguments(PretrainingArguments):
 
 
 def main(args: Arguments, training_args: TrainingArguments) -> dict:
-    text = {"text_column": args.text_column, "document_start": args.document_start, "max_bytes": args.max_bytes}
+    text = {key: getattr(args, key) for key in ("text_column", "document_start", "max_bytes")}
     corpus = load_corpus(args.dataset, **text)
-    name = args.model if args.model and args.tokenizer == "bpe" else args.tokenizer
     sizes = {key: getattr(args, key) for key in ("vocab_size", "min_frequency", "pre_tokenizer")}
+    name = args.model if args.model and args.tokenizer == "bpe" else args.tokenizer
     tokenizer = prepare_tokenizer(name, corpus, max_bytes=args.tokenizer_max_bytes, **sizes)
     shape = {"n_layer": args.n_layer, "n_embd": args.n_embd, "dropout": args.dropout}
     if args.model:
