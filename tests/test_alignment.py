@@ -38,7 +38,7 @@ def base(tmp_path_factory):
 def data(tmp_path_factory):
     """One file for all three: a prompt, its answer, and a worse one."""
     path = tmp_path_factory.mktemp("data") / "sums.jsonl"
-    rows = [{"prompt": row["prompt"], "chosen": row["reference"], "rejected": "none"} for row in sums(80)]
+    rows = [{"prompt": row["prompt"], "chosen": row["reference"], "rejected": "none"} for row in sums(20)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 

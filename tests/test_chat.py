@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from transformers.utils import chat_template_utils
 
 from hf_lm.arguments import TrainingArguments, parse_arguments
 from hf_lm.data.batches import pad_batch
@@ -144,6 +145,33 @@ def test_a_template_that_loops_is_refused_within_seconds(chat_tokenizer, monkeyp
     for thread in set(threading.enumerate()) - threads:
         thread.join(10)
         assert not thread.is_alive()  # it takes no time any more
+
+
+def test_a_thousand_conversations_are_rendered_in_one_thread(chat_tokenizer, monkeypatch):
+    """Starting a thread takes longer than rendering: 6,400 pairs once took 22 s for it."""
+    threads, render = [], chat_template_utils.render_jinja_template
+
+    def seen(*args, **options):
+        threads.append(threading.get_ident())
+        return render(*args, **options)
+
+    chat = [{"role": "user", "content": "Say red."}, {"role": "assistant", "content": "Red."}]
+    expected = encode_chats(chat_tokenizer, [chat])[0]
+    monkeypatch.setattr(chat_template_utils, "render_jinja_template", seen)
+    assert encode_chats(chat_tokenizer, [chat] * 1000) == [expected] * 1000
+    assert len(threads) == 1001  # and one to find the tokens around turns
+    assert len(set(threads[1:])) == 1
+    assert threading.get_ident() not in threads
+
+
+def test_of_many_conversations_the_one_whose_template_loops_is_found(chat_tokenizer, monkeypatch):
+    monkeypatch.setattr(chat_template, "SECONDS", 0.3)
+    loop = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    template = "{% if messages[0]['content'] == 'loop' %}" + loop + "{% endif %}" + chat_tokenizer.chat_template
+    chats = [[{"role": "user", "content": text}] for text in ("a", "b", "loop", "c")]
+    assert len(encode_chats(chat_tokenizer, chats[:2], template=template)) == 2
+    with pytest.raises(ValueError, match=r"the chat template took more than 0\.3 s"):
+        encode_chats(chat_tokenizer, chats, template=template)
 
 
 def test_blocks_hold_every_row_once_and_none_is_overfull():

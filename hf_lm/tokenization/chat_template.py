@@ -82,10 +82,21 @@ def _marked(tokenizer: PreTrainedTokenizerBase) -> str:
 def render(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, prompt: bool = False, template: str = ""
 ) -> list[tuple[str, bool]]:
-    """A conversation rendered by the template, in pieces: (text, whether it is the assistant's).
+    """A conversation rendered by the template, in pieces: (text, whether it is the assistant's). See `render_all`."""
+    return render_all(tokenizer, [messages], prompt=prompt, template=template)[0]
+
+
+def render_all(
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[Sequence[Message]],
+    *,
+    prompt: bool = False,
+    template: str = "",
+) -> list[list[tuple[str, bool]]]:
+    """Each conversation rendered by the template, in pieces: (text, whether it is the assistant's).
 
     `template` "" is the tokenizer's own. Raises ValueError in one line where it refuses the messages, or loops for
-    more than SECONDS.
+    more than SECONDS in one conversation.
     """
     from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -94,7 +105,7 @@ def render(
     options |= {"chat_template": template, "add_generation_prompt": prompt}
     options |= {"return_assistant_tokens_mask": bool(MARKED.search(template))}
     try:
-        rendered = _within_seconds(lambda: render_jinja_template([list(messages)], **options))
+        rendered = _each_within_seconds(lambda turns: render_jinja_template([list(turns)], **options), conversations)
     except TimeoutError:
         raise ValueError(
             f"the chat template took more than {SECONDS} s for one conversation: look at its loops, or give another."
@@ -103,37 +114,47 @@ def render(
         line = f", line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
         message = " ".join(str(getattr(error, "message", None) or error).split())
         raise ValueError(f"the chat template refuses these messages{line}: {message}") from None
-    [text], spans = cast(tuple[list[str], list[list[tuple[int, int]]]], rendered)
+    return [_pieces(text, spans[0] if spans else []) for [text], spans in rendered]
+
+
+def _pieces(text: str, spans: Sequence[tuple[int, int]]) -> list[tuple[str, bool]]:
+    """A text cut at the beginnings and ends of spans: (piece, whether it is a span), none empty."""
     end, pieces = 0, []
-    for start, stop in spans[0] if spans else ():
+    for start, stop in spans:
         pieces += [(text[end:start], False), (text[start:stop], True)]
         end = stop
     return [piece for piece in [*pieces, (text[end:], False)] if piece[0]]
 
 
-def _within_seconds(work: Callable[[], Any]) -> Any:
-    """What `work` returns or raises. TimeoutError after SECONDS, at which its Python code is ended.
+def _each_within_seconds(work: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+    """What `work` returns for each item, or raises. TimeoutError where none was done for SECONDS; it is then ended.
 
-    A thread, because signals reach the main one only, and chats are also encoded by those of a server.
+    One thread for all of them, because starting one takes ten times as long as an ordinary item; a thread at all,
+    because signals reach the main one only, and chats are also encoded by those of a server.
     """
     results: list[Any] = []
     errors: list[BaseException] = []
 
     def run() -> None:
         try:
-            results.append(work())
+            for item in items:
+                results.append(work(item))
         except BaseException as error:  # raised again by the caller
             errors.append(error)
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    thread.join(SECONDS)
-    if thread.is_alive():
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(TimeoutError))
-        raise TimeoutError
+    done = -1
+    while thread.is_alive():
+        if done == len(results):
+            timeout = ctypes.py_object(TimeoutError)
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), timeout)
+            raise TimeoutError
+        done = len(results)
+        thread.join(SECONDS)
     if errors:
         raise errors[0]
-    return results[0]
+    return results
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase, template: str = "") -> dict[int, AddedToken]:
@@ -169,13 +190,16 @@ def encode_chats(
     # The backend encodes only special tokens as text: any other one is encoded in two parts.
     shown |= {hidden[t.content]: [t.content[0], t.content[1:]] for t in controls.values() if not t.special}
     chats, texts, places = [], [], []
-    for messages in conversations:
-        safe = [
+    safe = [
+        [
             message | {"content": spelled.sub(lambda match: hidden[match[0]], message["content"])}
             for message in messages
         ]
+        for messages in conversations
+    ]
+    for rendered in render_all(tokenizer, safe, prompt=prompt, template=template):
         ids: list[Any] = []
-        for text, learned in render(tokenizer, safe, prompt=prompt, template=template):
+        for text, learned in rendered:
             end = 0
             for match in [*placed.finditer(text), None]:
                 for part in _shown(text[end : match.start() if match else None], shown):
