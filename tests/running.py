@@ -19,12 +19,6 @@ def run(*args, **arguments) -> subprocess.CompletedProcess:
     return subprocess.run(command(*args, **arguments), capture_output=True, text=True, cwd=ROOT, timeout=240)
 
 
-def last_error(done: subprocess.CompletedProcess) -> str:
-    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1, done.stderr
-    return lines[0]
-
-
 def here(recipe: str, **arguments) -> dict:
     """Run a recipe in this process, as its command line would; returns its report."""
     argv, hook = sys.argv, sys.excepthook

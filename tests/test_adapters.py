@@ -176,6 +176,7 @@ def run(build, folder, tokenizer, out, *, merge=True, **options):  # noqa: F811
     return fit(adapted, task, arguments, merge=merge)
 
 
+@pytest.mark.slow  # test_quantization trains and merges one, without the fresh processes
 def test_the_three_ways_of_loading_are_proved_on_a_quantized_base(checkpoints, tokenizer, tmp_path, monkeypatch):  # noqa: F811
     pytest.importorskip("bitsandbytes")
     import functools

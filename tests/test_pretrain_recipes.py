@@ -1,23 +1,21 @@
-"""Recipes run whole, through `accelerate launch` as a user starts them, on text made here."""
+"""The pretraining recipe runs whole, on text made here: through `accelerate launch`, and within this process."""
 
 import json
 import os
 import random
 import re
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import running
 import torch
 import yaml
-from running import ROOT, command, last_error, run
+from running import run
 from safetensors.torch import load_file
 
 from hf_lm.arguments import bf16_is_fast
+from hf_lm.training.trainer import Trainer
 
 TINY = {
     "vocab_size": 320,
@@ -48,9 +46,24 @@ def data(texts, tmp_path_factory) -> Path:
     return path
 
 
+QUICK = TINY | {"report_to": "none", "skip_proofs": "load_back"}
+
+
+def here(**arguments) -> dict:
+    return running.here("pretrain.py", **QUICK | arguments)
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory) -> Path:
+    """The output folder of an uninterrupted run in this process."""
+    out = tmp_path_factory.mktemp("out") / "whole"
+    here(dataset=data, output_dir=out)
+    return out
+
+
 @pytest.fixture(scope="module")
 def finished(data, tmp_path_factory) -> Path:
-    """The output folder of an uninterrupted run."""
+    """The output folder of a run through the launcher, with every proof."""
     out = tmp_path_factory.mktemp("out") / "pretrain"
     done = run("pretrain.py", dataset=data, output_dir=out, **TINY)
     assert done.returncode == 0, done.stderr
@@ -90,58 +103,39 @@ def test_the_report_has_numbers_with_intervals_baselines_and_proofs(finished, da
     assert str(data.parent.parent) not in (finished / "README.md").read_text()
 
 
-def test_run_yaml_repeats_the_run_exactly(finished, tmp_path):
+def test_run_yaml_repeats_the_run_exactly(whole, tmp_path):
     again = tmp_path / "again"
-    done = run("pretrain.py", config=finished / "run.yaml", output_dir=again)
-    assert done.returncode == 0, done.stderr
-    first, second = load_file(finished / "model.safetensors"), load_file(again / "model.safetensors")
+    running.here("pretrain.py", config=whole / "run.yaml", output_dir=again)
+    first, second = load_file(whole / "model.safetensors"), load_file(again / "model.safetensors")
     assert all(torch.equal(first[name], second[name]) for name in first)
-    differing = {
-        key
-        for key, value in yaml.safe_load((finished / "run.yaml").read_text()).items()
-        if yaml.safe_load((again / "run.yaml").read_text())[key] != value
-    }
-    assert differing == {"output_dir"}
+    first, second = (yaml.safe_load((folder / "run.yaml").read_text()) for folder in (whole, again))
+    assert {key for key in first if first[key] != second[key]} == {"output_dir"}
 
 
-def test_a_terminated_run_resumes_to_the_same_bits(finished, data, tmp_path):
-    out = tmp_path / "stopped"
-    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-    environment.pop("OMP_NUM_THREADS", None)  # the launcher goes by the cores: other threads, other bits
-    options = command("pretrain.py", dataset=data, output_dir=out, **TINY)[-2 * len(TINY) - 4 :]
-    # Without the launcher, which would take the signal itself; a pause per step leaves time to send it.
-    slow = (
-        "import sys, time, runpy\nfrom hf_lm.training.trainer import Trainer\nstep = Trainer.training_step\n"
-        "def slowed(self, *args):\n    print('step', self.state.global_step, flush=True)\n    time.sleep(0.3)\n"
-        "    return step(self, *args)\nTrainer.training_step = slowed\n"
-        f"sys.argv = ['pretrain.py', *sys.argv[1:]]\n"
-        f"runpy.run_path({str(ROOT / 'recipes' / 'pretrain.py')!r}, run_name='__main__')"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", slow, *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
-    for line in process.stdout:
-        if line.startswith("step 2"):
-            time.sleep(0.1)
-            process.send_signal(signal.SIGTERM)
-            break
-    rest, errors = process.communicate(timeout=120)
-    assert process.returncode == 128 + signal.SIGTERM, errors
-    stopped_after = int(re.search(r"stopped by a signal after step (\d+)", rest)[1])
-    assert 3 <= stopped_after < 6
-    assert "--resume_from_checkpoint latest" in rest
+def test_a_terminated_run_resumes_to_the_same_bits(whole, data, tmp_path, monkeypatch, capsys):
+    step = Trainer.training_step
 
-    done = run("pretrain.py", dataset=data, output_dir=out, resume_from_checkpoint="latest", **TINY)
-    assert done.returncode == 0, done.stderr
-    assert f"resuming from {out}/checkpoint-{stopped_after}" in done.stdout
-    whole, resumed = load_file(finished / "model.safetensors"), load_file(out / "model.safetensors")
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    def terminated(self, *args, **kwargs):
+        if self.state.global_step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "training_step", terminated)
+        with pytest.raises(SystemExit) as stopped:
+            here(dataset=data, output_dir=tmp_path)
+    assert stopped.value.code == 128 + signal.SIGTERM
+    printed = capsys.readouterr().out
+    assert "stopped by a signal after step 4" in printed
+    assert "--resume_from_checkpoint latest" in printed
+
+    here(dataset=data, output_dir=tmp_path, resume_from_checkpoint="latest")
+    assert f"resuming from {tmp_path}/checkpoint-4" in capsys.readouterr().out
+    first, resumed = (load_file(folder / "model.safetensors") for folder in (whole, tmp_path))
+    assert all(torch.equal(first[name], resumed[name]) for name in first)
 
 
+@pytest.mark.slow  # test_processes has it without the launcher
 def test_two_processes_give_the_loss_curve_of_one_with_twice_the_batch(finished, data, tmp_path):
     out = tmp_path / "two"
     settings = TINY | {"per_device_train_batch_size": 2, "dropout": 0.0, "skip_proofs": "learnable"}
@@ -162,24 +156,11 @@ def test_two_processes_give_the_loss_curve_of_one_with_twice_the_batch(finished,
 
 
 def test_the_recurrent_model_goes_through_the_same_recipe(data, tmp_path):
-    out = tmp_path / "rnn"
-    done = run(
-        "pretrain.py",
-        dataset=data,
-        output_dir=out,
-        architecture="lstm",
-        tokenizer="word",
-        packing="concatenate",
-        **TINY | {"max_steps": 2, "bf16": bf16_is_fast()},  # through the recurrent cell and the load-back too
-    )
-    assert done.returncode == 0, done.stderr
-    report = json.loads((out / "report.json").read_text())
+    settings = TINY | {"architecture": "lstm", "tokenizer": "word", "packing": "concatenate", "max_steps": 2}
+    settings |= {"bf16": bf16_is_fast()}  # through the recurrent cell and the load-back too
+    report = running.here("pretrain.py", dataset=data, output_dir=tmp_path, report_to="none", **settings)
     assert report["proofs"]["load_back"]["passed"]
     assert report["model"]["architecture"] == "RecurrentLMHeadModel"
-
-
-def here(**arguments) -> dict:
-    return running.here("pretrain.py", **TINY | {"report_to": "none"} | arguments)
 
 
 def test_a_finished_model_is_trained_further_with_its_own_tokenizer(finished, data, tmp_path):
@@ -221,13 +202,13 @@ def test_bad_input_ends_in_one_line(data, tmp_path, arguments, expected, capsys)
     assert expected in printed
 
 
-def test_an_existing_run_is_kept_and_a_change_refused_on_resume(finished, data):
-    again = run("pretrain.py", dataset=data, output_dir=finished, **TINY)
-    assert again.returncode != 0
-    assert "already holds a run" in last_error(again)
-    changed = run(
-        "pretrain.py", dataset=data, output_dir=finished, resume_from_checkpoint="latest", **TINY | {"dropout": 0.2}
-    )
-    assert changed.returncode != 0
-    assert "dropout 0.1 -> 0.2" in last_error(changed)
-    assert (finished / "model.safetensors").is_file()
+def test_an_existing_run_is_kept_and_a_change_refused_on_resume(whole, data, capsys):
+    with pytest.raises(SystemExit) as refused:
+        here(dataset=data, output_dir=whole)
+    assert refused.value.code == 2
+    printed = capsys.readouterr().err
+    assert "already holds a run" in printed
+    assert printed.count("\n") == 1
+    with pytest.raises(ValueError, match=r"dropout 0\.1 -> 0\.2"):
+        here(dataset=data, output_dir=whole, resume_from_checkpoint="latest", dropout=0.2)
+    assert (whole / "model.safetensors").is_file()

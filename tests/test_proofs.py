@@ -123,7 +123,6 @@ def test_load_back_finds_weights_and_tokenizers_that_changed_on_the_way(model, t
         encoded = encode_documents(tokenizer, texts[:3])
         return proofs.load_back(tmp_path, model, {"input_ids": torch.arange(20)[None]}, texts[:3], encoded)
 
-    assert check().passed
     weights = load_file(tmp_path / "model.safetensors")
     weights["transformer.h.0.mlp.c_fc.weight"] *= 1.5
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
@@ -134,16 +133,24 @@ def test_load_back_finds_weights_and_tokenizers_that_changed_on_the_way(model, t
     assert "could not load" in missing.said
 
 
-def test_load_back_needs_no_temporary_folder(model, tokenizer, tmp_path, monkeypatch):
+def test_load_back_passes_and_needs_no_temporary_folder(model, tokenizer, texts, tmp_path, monkeypatch):
     """One that is full is no sign of a bad model, and a run that is killed would leave its own there."""
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "full"))  # nothing can be written into it
     monkeypatch.setenv("TMPDIR", str(tmp_path / "full"))
-    assert proofs.load_back(tmp_path, model, {"input_ids": torch.arange(20)[None]}, [], []).passed
+    encoded = encode_documents(tokenizer, texts[:3])
+    assert proofs.load_back(tmp_path, model, {"input_ids": torch.arange(20)[None]}, texts[:3], encoded).passed
 
 
-def test_load_back_compares_nothing_at_padding(model, tokenizer, tmp_path):
+def test_load_back_compares_nothing_at_padding(model, tokenizer, tmp_path, monkeypatch):
+    answers = []  # of the fresh process, which is the same for both
+
+    def once(**request):
+        answers.append(answers[0] if answers else fresh_load.fresh_load(**request))
+        return answers[0]
+
+    monkeypatch.setattr(proofs, "fresh_load", once)
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     mask = torch.ones(2, 20, dtype=torch.long)
@@ -161,6 +168,7 @@ def test_load_back_compares_nothing_at_padding(model, tokenizer, tmp_path):
 
     assert check(moved=15)
     assert not check(moved=11)
+    assert len(answers) == 2
 
 
 def test_a_failed_proof_stops_the_run_and_a_skipped_one_is_reported():

@@ -234,14 +234,16 @@ print(tokenizer("The lazy dog")["input_ids"])
 @pytest.mark.parametrize(
     "beginning",
     [
-        "from transformers import AutoModelForCausalLM, Trainer; import hf_lm.models",
         "import sys; sys.modules['hf_lm'] = None",
+        pytest.param(
+            "from transformers import AutoModelForCausalLM, Trainer; import hf_lm.models", marks=pytest.mark.slow
+        ),
         pytest.param(
             "import hf_lm.models; from transformers import PreTrainedModel, GenerationMixin", marks=pytest.mark.slow
         ),
         pytest.param("import hf_lm.models.configuration", marks=pytest.mark.slow),
     ],
-    ids=["transformers first", "hf_lm not installed", "hf_lm first", "the project's loader"],
+    ids=["hf_lm not installed", "transformers first", "hf_lm first", "the project's loader"],
 )
 def test_it_loads_in_every_order_of_imports_and_without_hf_lm(beginning, tokenizer, tmp_path):
     model, folder = new_recurrent(tokenizer, n_embd=8).eval(), tmp_path / "model"
