@@ -4,6 +4,7 @@ import json
 import tempfile
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -254,6 +255,21 @@ def test_a_tokenizer_with_two_markers_puts_one_before_and_one_after():
         blocks.start_epoch(epoch, seed=0)
         orders.append(blocks[0]["input_ids"].tolist())
     assert {tuple(ids) for ids in orders} == {(0, 3, 4, 1, 0, 5, 1), (0, 5, 1, 0, 3, 4, 1)}  # each has its own end
+
+
+def test_a_sample_holds_whole_documents_up_to_its_size_and_grows_by_further_ones(stream):
+    everything = [stream.document(i).tolist() for i in range(len(stream))]
+    assert stream.sample(stream.total) is stream
+    smaller = Counter()
+    for tokens in (1, 100, 300, 700, stream.total - 1):
+        sample = stream.sample(tokens)
+        drawn = Counter(map(tuple, (sample.document(i) for i in range(len(sample)))))
+        assert len(sample) == 2 or sample.total <= tokens + 1  # and the last marker
+        assert smaller <= drawn <= Counter(map(tuple, everything))
+        smaller = drawn
+    places = [everything.index(sample.document(i).tolist()) for i in range(len(sample))]
+    assert places == sorted(places)
+    assert len(sample) < len(stream)
 
 
 def test_ids_take_two_bytes_as_long_as_they_fit():

@@ -23,6 +23,8 @@ from hf_lm.data.sources import load_corpus
 from hf_lm.models.adapters import add_lora
 from hf_lm.models.bert import new_bert
 from hf_lm.output_folder import is_run, list_checkpoints, remove_results
+from hf_lm.reporting.report import warnings
+from hf_lm.tasks import language_modelling
 from hf_lm.tasks.language_modelling import LanguageModelling
 from hf_lm.tokenization.tokenizer import new_tokenizer
 from hf_lm.training import trainer as trainers
@@ -249,6 +251,28 @@ def test_a_run_that_reads_less_than_its_evaluation_would_is_measured_in_whole_bl
     assert short.eval_stride == 32
     assert short.tokens_measured("test") == short.streams["test"].total  # each token is read once
     assert stride(training_tokens=1, eval_stride=8).eval_stride == 8
+
+
+def test_a_short_run_scores_a_sample_of_the_held_out_documents_and_says_so(tokenizer, model, tmp_path, monkeypatch):
+    monkeypatch.setattr(language_modelling, "LEAST", 300)
+    rows = [{"text": f"Number {i}.\n" + " ".join(str(i * n) for n in range(1, 30))} for i in range(80)]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def task(**settings):
+        return LanguageModelling(load_corpus(str(tmp_path / "texts.jsonl")), tokenizer, block_size=32, **settings)
+
+    whole, short = task(eval_stride=16), task(eval_stride=16, training_tokens=1)
+    assert short.tokens_measured("test") < whole.tokens_measured("test")
+    every = [tuple(row.values()) for row in whole.measure(model, "test").examples()]
+    some = [tuple(row.values()) for row in short.measure(model, "test").examples()]
+    assert 2 <= len(some) < len(every) == len(whole.streams["test"])
+    assert all(any(row == pytest.approx(other) for other in every) for row in some)
+    assert len(short.baseline("test")[1].nll) == len(some)  # paired with the model's
+    assert "scored" not in whole.report({})["data"]["test"]
+    assert short.report({})["data"]["test"]["scored"] == len(some)
+    said = warnings(short.report({}))
+    assert f"{len(some)} of {len(every)} documents of test were scored, drawn at random" in " ".join(said)
+    assert len(task(training_tokens=10**9).scored["test"]) == len(every)
 
 
 # Adapters of language models

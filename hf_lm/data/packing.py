@@ -70,6 +70,15 @@ class TokenStream:
             words=np.asarray(self.words)[chosen],
         )
 
+    def sample(self, tokens: int) -> "TokenStream":
+        """As many documents, drawn at random, as have no more tokens together, but two at least; all where they fit.
+
+        In their order. The same documents for each run, and among those of a larger sample.
+        """
+        drawn = np.random.default_rng(0).permutation(len(self))
+        count = max(2, int(np.searchsorted(np.cumsum(self.lengths[drawn]), tokens, side="right")))
+        return self if count >= len(self) else self.take(np.sort(drawn[:count]).tolist())
+
 
 def cache_folder(fingerprint: str, tokenizer: PreTrainedTokenizerBase, split: str) -> Path:
     """The cache of a split, named by its text (the corpus' fingerprint) and by what the tokenizer does."""

@@ -162,7 +162,7 @@ def beside(name: str, metric: dict[str, Any]) -> str:
 
 
 def warnings(report: dict[str, Any]) -> list[str]:
-    """What a reader of the numbers must know, in sentences: overlap with the training data, and truncation."""
+    """What a reader of the numbers must know, in sentences: overlap with the training data, truncation, a sample."""
     sentences, data = [], report.get("data", {})
     for split, overlap in data.get("overlap", {}).items():
         if overlap["rows"]:
@@ -175,6 +175,9 @@ def warnings(report: dict[str, Any]) -> list[str]:
         if data.get(split, {}).get("truncated"):
             share, lost = data[split]["truncated"], data[split]["tokens_lost"]
             sentences.append(f"{share:.1%} of the rows of {split} were truncated, {lost:.1%} of their tokens lost.")
+        if scored := data.get(split, {}).get("scored"):
+            text = f"{scored:,} of {data[split]['documents']:,} documents of {split} were scored"
+            sentences.append(f"{text}, drawn at random: training was short. hf-lm score reads all.")
     if left_out := [f"{n:,} {key.replace('_', ' ')}" for key, n in data.get("left_out", {}).items() if n]:
         sentences.append(f"Dropped or repaired: {', '.join(left_out)}.")
     return sentences

@@ -160,6 +160,8 @@ class FewDocuments(LanguageModelling):
         task = copy.copy(self)
         task.table = replace(self.table, rows=self.table.rows | {split: list(rows)})
         task.streams = self.streams | {split: self.streams[split].take([row["document"] for row in rows])}
+        if split in self.scored:
+            task.scored = self.scored | {split: task.streams[split]}
         task.train_dataset = Blocks(task.streams["train"], block_size=self.block_size, isolate=self.isolate)
         return task
 

@@ -2,6 +2,7 @@
 
 import copy
 import lzma
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
@@ -29,6 +30,7 @@ from hf_lm.tokenization.tokenizer import encode_documents, measure_tokenizer
 
 SEEN_BY_LZMA = 2**24  # bytes of training text that the compressor reads: more would take longer than it tells
 
+LEAST = 2**15  # tokens of a split that are scored of the shortest run too, where there are as many
 EXCERPT = 32  # documents
 
 
@@ -38,7 +40,8 @@ class LanguageModelling:
     `block_size`: tokens in a block. `packing`: "isolate" keeps the documents of a block from seeing each other,
     "concatenate" does not. `eval_stride`: tokens that an evaluation window moves by; 0 means half a block, or a whole
     one where half blocks read more tokens of the held-out splits than `training_tokens`, which training will read.
-    Tokenizing happens here, once per run and on the main process first; a second run finds the cache.
+    Of a split that has more than half of these, and more than LEAST, a sample of its documents is scored. Tokenizing
+    happens here, once per run and on the main process first; a second run finds the cache.
     """
 
     recipe, kind = "pretrain", "causal language model"
@@ -86,19 +89,21 @@ class LanguageModelling:
                 cleaned=corpus.cleaned,
                 name=split,
             )
-        read = sum(self.tokens_measured(split) for split in self.splits if split != "train")
+        most = max(LEAST, training_tokens // 2) if training_tokens else sys.maxsize
+        self.scored = {split: stream.sample(most) for split, stream in self.streams.items() if split != "train"}
+        read = sum(map(self.tokens_measured, self.scored))
         if not eval_stride and 0 < training_tokens < read:
             self.eval_stride = block_size
         self.train_dataset = Blocks(self.streams["train"], block_size=block_size, isolate=self.isolate)
 
     def measure(self, model: PreTrainedModel, split: str, accelerator: Accelerator | None = None) -> Likelihood:
         return score_documents(
-            model, self.streams[split], block_size=self.block_size, stride=self.eval_stride, accelerator=accelerator
+            model, self.scored[split], block_size=self.block_size, stride=self.eval_stride, accelerator=accelerator
         )
 
     def baseline(self, split: str) -> tuple[str, Likelihood]:
         """The name of the trivial model and its likelihood on a split."""
-        stream = unigram_likelihood(self.streams["train"], self.streams[split], vocab_size=len(self.tokenizer))
+        stream = unigram_likelihood(self.streams["train"], self.scored[split], vocab_size=len(self.tokenizer))
         return "unigram", stream
 
     def texts(self, split: str, max_characters: int = 50_000) -> list[str]:
@@ -183,13 +188,13 @@ class LanguageModelling:
 
     def tokens_measured(self, split: str) -> int:
         windows = self.block_size / self.eval_stride  # a token stands in that many windows of a long document
-        stream = self.streams[split]
+        stream = self.scored[split]
         long = float((stream.lengths > self.block_size).mean()) if len(stream) else 0.0
         return int(stream.total * (1 + (windows - 1) * long))
 
     def excerpt(self, split: str) -> Self:
-        task, stream = copy.copy(self), self.streams[split]
-        task.streams = self.streams | {split: stream.take(range(min(EXCERPT, len(stream))))}
+        task, stream = copy.copy(self), self.scored[split]
+        task.scored = self.scored | {split: stream.take(range(min(EXCERPT, len(stream))))}
         return task
 
     def render(self, feature: Feature) -> list[Part]:
@@ -202,10 +207,10 @@ class LanguageModelling:
         data["scripts"] = script_shares(self.texts("train"))
         data["languages"] = self.corpus.languages or languages_of(data["scripts"])
         for split, stream in self.streams.items():
-            data[split] = {
-                "documents": len(stream),
-                "tokens": int(stream.total),
-            } | ({"bytes": size} if (size := int(stream.bytes.sum())) else {})  # not known of token files
+            about = {"documents": len(stream), "tokens": int(stream.total)}
+            about |= {"bytes": size} if (size := int(stream.bytes.sum())) else {}  # not known of token files
+            about |= {"scored": scored} if (scored := len(self.scored.get(split, stream))) < len(stream) else {}
+            data[split] = about
         cleaned = {source: counts for stream in self.streams.values() for source, counts in stream.cleaned.items()}
         data["cleaned"] = dict(sum(map(Counter, cleaned.values()), Counter()))
         readers = self.corpus.readers | self.corpus.groups
