@@ -1,5 +1,6 @@
 """No test reaches a network or the user's caches; tiny tokenizers and models are built once."""
 
+import gc
 import os
 import tempfile
 
@@ -21,6 +22,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as cores: a thread ea
 def pytest_collection_modifyitems(items):
     """Files that run whole recipes take longest: a worker that got one last would keep the others waiting."""
     items.sort(key=lambda item: "recipes" not in item.path.name)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _libraries_are_not_searched_for_garbage():
+    """accelerate collects garbage before each training: half a second where all is imported, a third of a test."""
+    gc.collect()
+    gc.freeze()
 
 
 SENTENCES = [

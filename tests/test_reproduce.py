@@ -17,7 +17,8 @@ from hf_lm.cli import main
 from hf_lm.data.demos.opinions import opinions
 from hf_lm.models.bert import new_bert
 from hf_lm.models.configuration import commit_of
-from hf_lm.scoring.reproduce import command, compare_losses, compare_metrics, fetch, other_data, overall
+from hf_lm.scoring.reproduce import check_weights, command, compare_losses, compare_metrics, fetch, other_data, overall
+from hf_lm.tasks import language_modelling
 from hf_lm.tokenization.tokenizer import new_tokenizer
 
 FAST = {"use_cpu": True, "bf16": False, "report_to": "none", "per_device_train_batch_size": 8, "max_length": 16}
@@ -55,6 +56,19 @@ def test_the_loss_of_the_first_steps_is_compared_with_a_run_that_stopped_there(r
     verdicts = compare_losses(fetch(str(runs / "first")), runs / "stopped", 2)
     assert [each.what for each in verdicts] == ["loss at step 1", "loss at step 2"]
     assert overall(verdicts) == "identical"
+
+
+def test_the_weights_of_a_run_that_scored_a_sample_are_checked_on_that_sample(tmp_path, monkeypatch):
+    monkeypatch.setattr(language_modelling, "LEAST", 300)
+    rows = [{"text": f"Number {i}.\n" + " ".join(str(i * n) for n in range(1, 30))} for i in range(80)]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    size = {"n_layer": 1, "n_head": 1, "n_embd": 16, "block_size": 32, "vocab_size": 300}
+    fast = {name: value for name, value in FAST.items() if name != "max_length"} | {"max_steps": 2}
+    report = here("pretrain.py", dataset=tmp_path / "texts.jsonl", output_dir=tmp_path / "out", **fast | size)
+    assert 2 <= report["data"]["test"]["scored"] < report["data"]["test"]["documents"]
+    verdicts = check_weights(str(tmp_path / "out"), say=lambda line: None)
+    assert {each.what for each in verdicts} >= {"test bits_per_byte", "test perplexity"}
+    assert overall(verdicts) != "differs"
 
 
 def test_a_metric_edited_by_hand_is_refused(runs, tmp_path):

@@ -270,6 +270,7 @@ def test_a_short_run_scores_a_sample_of_the_held_out_documents_and_says_so(token
     assert len(short.baseline("test")[1].nll) == len(some)  # paired with the model's
     assert "scored" not in whole.report({})["data"]["test"]
     assert short.report({})["data"]["test"]["scored"] == len(some)
+    assert short.report({})["data"]["eval_tokens"] == 300  # with which hf-lm reproduce --check scores the same
     said = warnings(short.report({}))
     assert f"{len(some)} of {len(every)} documents of test were scored, drawn at random" in " ".join(said)
     assert len(task(training_tokens=10**9).scored["test"]) == len(every)

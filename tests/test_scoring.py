@@ -132,7 +132,7 @@ def test_a_summarizer_its_adapter_and_a_plain_model_are_scored_together(
 def test_a_changed_weight_file_is_scored_anew(causal, documents, tmp_path):
     copy = shutil.copytree(causal, tmp_path / "copy")
     model = transformers.AutoModelForCausalLM.from_pretrained(copy)
-    model.transformer.wpe.weight.data += 1
+    model.transformer.wpe.weight.data[:, 0] += 1  # of all entries: the norm would take it out again
     model.save_pretrained(copy)
     result = quietly(causal, str(copy), dataset=documents, task="perplexity")
     assert measured(result, str(copy)) != measured(result, causal)
@@ -284,7 +284,8 @@ def test_the_classes_of_a_head_are_found_by_their_names():
 def test_models_that_no_recipe_trained_are_measured_with_the_recipes_own_lengths():
     for task, settings in SETTINGS.items():
         defaults = runpy.run_path(str(RECIPES / f"{task}.py"))["Arguments"]()
-        assert settings == {name: getattr(defaults, name) for name in settings}
+        own = settings.keys() - {"eval_tokens"}  # the length of a run decides it
+        assert {name: settings[name] for name in own} == {name: getattr(defaults, name) for name in own}
 
 
 def test_an_adapter_names_its_base_and_belongs_to_the_run_around_it(summarizer, causal):

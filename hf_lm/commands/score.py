@@ -8,7 +8,8 @@ EXAMPLE = "hf-lm score out/pretrain gpt2 --dataset texts/ --metrics perplexity"
 
 COLUMNS = ("text_column", "label_column", "source", "target", "question", "context", "answers")
 LENGTHS = (
-    *("block_size", "eval_stride", "max_length", "stride", "max_source_length", "max_target_length", "num_beams"),
+    *("block_size", "eval_stride", "eval_tokens"),
+    *("max_length", "stride", "max_source_length", "max_target_length", "num_beams"),
 )
 
 

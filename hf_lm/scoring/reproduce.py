@@ -268,7 +268,9 @@ def check_weights(source: str, *, say: Callable[[str], None] = print) -> list[Ve
     if task not in METRICS:
         raise ValueError(f"a run of {task} is checked by running it again: leave --check out.")
     split = "test" if "test" in published.report["metrics"] else "validation"
-    result = score([str(published.folder)], dataset=str(published.run["dataset"]), task=task, split=split, say=say)
+    sampled = {"eval_tokens": published.report.get("data", {}).get("eval_tokens", 0)}  # of a short pretraining run
+    folder, data = str(published.folder), str(published.run["dataset"])
+    result = score([folder], dataset=data, task=task, split=split, settings=sampled, say=say)
     (measured,) = result["models"].values()
     verdicts = []
     for name, about in published.report["metrics"][split].items():

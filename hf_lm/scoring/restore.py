@@ -25,7 +25,7 @@ from hf_lm.tasks.supervised import Supervised
 from hf_lm.tasks.text_to_text import TextToText
 
 SETTINGS: dict[str, dict[str, int]] = {  # by task: what a model that no recipe trained is measured with
-    "pretrain": {"block_size": 0, "eval_stride": 0},
+    "pretrain": {"block_size": 0, "eval_stride": 0, "eval_tokens": 0},
     **{name: task.settings for name, task in TASKS.items()},
 }
 

@@ -287,6 +287,7 @@ def _measure_likelihood(checkpoint: Checkpoint, data: Data, scored: Scored) -> N
         count_words=True,
         name=data.split,
     )
+    stream = stream.sample(settings["eval_tokens"] or stream.total)
     with precision(model, settings):
         likelihood = score_documents(model, stream, block_size=settings["block_size"], stride=settings["eval_stride"])
     scored.examples = likelihood.examples()

@@ -91,6 +91,8 @@ class LanguageModelling:
             )
         most = max(LEAST, training_tokens // 2) if training_tokens else sys.maxsize
         self.scored = {split: stream.sample(most) for split, stream in self.streams.items() if split != "train"}
+        sampled = any(len(part) < len(self.streams[split]) for split, part in self.scored.items())
+        self.eval_tokens = most if sampled else 0
         read = sum(map(self.tokens_measured, self.scored))
         if not eval_stride and 0 < training_tokens < read:
             self.eval_stride = block_size
@@ -204,6 +206,8 @@ class LanguageModelling:
     def report(self, measured: Mapping[str, Likelihood]) -> dict[str, Any]:
         """The report's parts about data, tokenizer and yardsticks."""
         data = self.corpus.report() | {"eval_stride": self.eval_stride}
+        if self.eval_tokens:
+            data["eval_tokens"] = self.eval_tokens
         data["scripts"] = script_shares(self.texts("train"))
         data["languages"] = self.corpus.languages or languages_of(data["scripts"])
         for split, stream in self.streams.items():
