@@ -24,6 +24,7 @@ PLOTS = (
 )
 # What a finished run has written beside run.yaml and its checkpoints.
 RESULT = ("report.json", "README.md", "predictions.jsonl", *(f"plots/{name}.png" for name in PLOTS), *MODEL)
+RESULT += (".eval_results/*.yaml",)
 NESTED = ("adapter/target_tokenizer", "adapter", "target_tokenizer")  # each holds some of MODEL
 
 
@@ -145,7 +146,7 @@ def remove_results(folder: str | Path, *, checkpoints: bool) -> None:
     folder = Path(folder)
     for path in _results(folder):
         path.unlink()
-    for name in (*NESTED, "plots"):
+    for name in (*NESTED, "plots", ".eval_results"):
         if (folder / name).is_dir() and not any((folder / name).iterdir()):
             (folder / name).rmdir()
     for path in list_checkpoints(folder) if checkpoints else []:

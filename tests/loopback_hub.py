@@ -208,7 +208,7 @@ class LoopbackHub:
             return 404, {"error": f"Invalid rev id: {revision}"}, {"X-Error-Code": "RevisionNotFound"}
         siblings = [{"rfilename": path} for path in sorted(files)]
         about = {
-            "id": repo,
+            "id": repo.removeprefix("datasets/"),
             "modelId": repo,
             "sha": commit,
             "private": False,

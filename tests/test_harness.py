@@ -6,9 +6,15 @@ import sys
 
 import pytest
 import torch
+import yaml
+from huggingface_hub import parse_eval_result_entries
+from loopback_hub import hub  # noqa: F401
 
+from hf_lm.hub.push import published
+from hf_lm.output_folder import remove_results
 from hf_lm.reporting.report import save_report
 from hf_lm.scoring import harness
+from hf_lm.scoring.benchmarks import write_benchmarks
 
 
 def test_numbers_of_the_harness_are_kept_with_their_errors():
@@ -38,6 +44,81 @@ def test_what_the_harness_cannot_do_is_said_before_anything_is_measured(tmp_path
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(ImportError, match=r"pip install 'hf-lm\[harness\]'"):
         harness.check_harness([str(tmp_path)])
+
+
+# The Hub's leaderboards
+
+NUMBERS = {
+    "version": "0.4",
+    "tasks": {
+        "gsm8k": {
+            "exact_match (strict-match)": {"value": 0.25, "stderr": 0.01},
+            "exact_match (flexible)": {"value": 0.5},
+        },
+        "docs": {"bits_per_byte": {"value": 1.5}},
+        "hard": {"acc": {"value": 0.5}},
+    },
+    "datasets": {
+        "gsm8k": {"path": "openai/gsm8k", "name": "main", "shots": 5},
+        "docs": {"path": "json", "name": None, "shots": 0},
+        "hard": {"path": "someone/hard", "name": None, "shots": 0},
+    },
+}
+
+
+@pytest.fixture
+def online(hub, monkeypatch, tmp_path):  # noqa: F811
+    for name, value in hub.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    hub.repos["datasets/openai/gsm8k"] = {"eval.yaml": b"name: GSM8K\ntasks:\n  - id: gsm8k\n    split: test\n"}
+    hub.repos["datasets/someone/hard"] = {"rows.jsonl": b"{}"}
+    return hub
+
+
+def test_a_task_of_a_benchmark_of_the_hub_has_a_file_for_its_leaderboard(online, tmp_path):
+    said = write_benchmarks(tmp_path, NUMBERS)
+    assert [path.name for path in (tmp_path / ".eval_results").iterdir()] == ["gsm8k.yaml"]
+    (entry,) = parse_eval_result_entries(yaml.safe_load((tmp_path / ".eval_results" / "gsm8k.yaml").read_text()))
+    assert (entry.dataset_id, entry.task_id, entry.value) == ("openai/gsm8k", "gsm8k", 25.0)
+    assert entry.dataset_revision == online.oid("datasets/openai/gsm8k")
+    assert entry.notes == "exact_match (strict-match), 5-shot, lm-evaluation-harness 0.4"
+    assert said[0].startswith("gsm8k: 25.00 for the leaderboard of openai/gsm8k")
+    assert said[1].endswith("the dataset someone/hard is no benchmark of the Hub: it has no eval.yaml.")
+    assert len(said) == 2  # none about a local file
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "said"),
+    [
+        (b"tasks: [{id: one}, {id: two}]", "has the tasks one, two, none of that name"),
+        (b"tasks: 3", "has the tasks none"),
+        (b"[", "no result for the Hub's leaderboard"),
+    ],
+)
+def test_a_benchmark_without_that_task_is_one_line(online, tmp_path, benchmark, said):
+    online.repos["datasets/openai/gsm8k"] = {"eval.yaml": benchmark}
+    lines = write_benchmarks(tmp_path, NUMBERS)
+    assert said in lines[0]
+    assert "\n" not in lines[0]
+    assert not (tmp_path / ".eval_results").exists()
+
+
+def test_without_the_hub_nothing_is_written_and_this_is_said(tmp_path):
+    lines = write_benchmarks(tmp_path, NUMBERS)
+    assert [line.split(":")[0] for line in lines] == ["gsm8k", "hard"]
+    assert all("no result for the Hub's leaderboard" in line for line in lines)
+    assert not (tmp_path / ".eval_results").exists()
+
+
+def test_a_push_uploads_the_file_and_a_new_run_removes_it(tmp_path):
+    (tmp_path / ".eval_results").mkdir()
+    for name in ("gsm8k.yaml", "notes.txt"):
+        (tmp_path / ".eval_results" / name).write_text("[]")
+    assert [path.name for path in published(tmp_path)] == ["gsm8k.yaml"]
+    remove_results(tmp_path, checkpoints=False)
+    assert [path.name for path in (tmp_path / ".eval_results").iterdir()] == ["notes.txt"]
 
 
 @pytest.mark.slow

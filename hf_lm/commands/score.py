@@ -36,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     api.add_argument("--instruction", default="", help="replaces the task's own in the prompt")
     harness = parser.add_argument_group("lm-evaluation-harness")
     harness.add_argument("--harness", default="", metavar="TASK,...", help="its tasks by name, or YAML files of tasks")
-    harness.add_argument("--card", action="store_true", help="put the harness' numbers into report.json and the card")
+    harness.add_argument(
+        "--card", action="store_true", help="put the harness' numbers into the card and .eval_results/"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -66,11 +68,14 @@ def run(args: argparse.Namespace) -> None:
         again=args.again,
     )
     if tasks:
+        from hf_lm.scoring.benchmarks import write_benchmarks
         from hf_lm.scoring.harness import add_to_card, run_harness
 
         for model, entry in result["models"].items():
             entry["harness"] = run_harness(model, tasks)
             if args.card:
                 add_to_card(model, entry["harness"])
+                for sentence in write_benchmarks(model, entry["harness"]):
+                    print(sentence)
     show_scores(result)
     print("\nIn " + " and ".join(map(str, save_scores(result, args.output))))

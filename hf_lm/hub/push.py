@@ -20,6 +20,7 @@ from hf_lm.hub.credentials import find_secrets
 from hf_lm.hub.records import read_report, read_run
 
 RUN = ("README.md", "report.json", "run.yaml", "predictions.jsonl", "plots/*.png", "additional_chat_templates/*.jinja")
+RUN += (".eval_results/*.yaml",)  # of hf-lm score --harness --card
 
 
 def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False, token: str | None = None) -> str:

@@ -28,8 +28,9 @@ def check_harness(models: Sequence[str], *, card: bool = False) -> None:
 
 
 def run_harness(model: str, tasks: Sequence[str], *, limit: int = 0) -> dict[str, Any]:
-    """The harness' numbers of a causal checkpoint or adapter: {"version", "tasks": {task: {metric: value, stderr}}}.
+    """The harness' numbers of a causal checkpoint or adapter.
 
+    {"version", "tasks": {task: {metric: {"value", "stderr"}}}, "datasets": {task: {"path", "name", "shots"}}}.
     `tasks` are its names, or YAML files of tasks, which may read local files and then need no network. `limit`: the
     first examples of each task, 0 for all. Raises ValueError in one line where there is no such task or it fails.
     """
@@ -69,7 +70,14 @@ def run_harness(model: str, tasks: Sequence[str], *, limit: int = 0) -> dict[str
     except Exception as error:  # the harness raises errors of several libraries
         message = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"the harness on {model}: {message}") from error
-    return {"version": __version__, "tasks": {task: _numbers(values) for task, values in results["results"].items()}}
+    shots = results.get("n-shot", {})
+    datasets = {
+        task: {"path": path, "name": about.get("dataset_name"), "shots": shots.get(task, 0)}
+        for task, about in results.get("configs", {}).items()
+        if (path := about.get("dataset_path"))
+    }
+    numbers = {task: _numbers(values) for task, values in results["results"].items()}
+    return {"version": __version__, "tasks": numbers, "datasets": datasets}
 
 
 def _task_of(file: Path) -> str:
@@ -95,6 +103,8 @@ def _numbers(values: dict[str, Any]) -> dict[str, dict[str, float]]:
 def add_to_card(folder: str, harness: dict[str, Any]) -> None:
     """Put the harness' numbers into a run's report.json and card; those of other tasks stay."""
     report = read_report(folder) or {}
-    before = report.get("harness", {}).get("tasks", {})
-    report["harness"] = harness | {"tasks": before | harness["tasks"]}
+    before = report.get("harness", {})
+    report["harness"] = harness | {
+        key: before.get(key, {}) | harness[key] for key in ("tasks", "datasets") if key in harness
+    }
     write_card(save_report(report, folder), folder)
