@@ -298,7 +298,7 @@ class Documents:
         self.block_size, self.eval_stride, self.splits = 32, 8, ("train", "validation", "test")
         self.lengths = {"validation": [1000, 700, 900], "test": [20, 10, 30]}
         self.train_dataset = SimpleBlocks(100, 32)
-        self.streams = {split: SimpleStream(np.array(each)) for split, each in self.lengths.items()}
+        self.scored = {split: SimpleStream(np.array(each)) for split, each in self.lengths.items()}
 
 
 class SimpleBlocks(list):
