@@ -264,7 +264,7 @@ def test_a_sample_holds_whole_documents_up_to_its_size_and_grows_by_further_ones
     for tokens in (1, 100, 300, 700, stream.total - 1):
         sample = stream.sample(tokens)
         drawn = Counter(map(tuple, (sample.document(i) for i in range(len(sample)))))
-        assert len(sample) == 2 or sample.total <= tokens + 1  # and the last marker
+        assert len(sample) == packing.SAMPLED or sample.total <= tokens + 1  # and the last marker
         assert smaller <= drawn <= Counter(map(tuple, everything))
         smaller = drawn
     places = [everything.index(sample.document(i).tolist()) for i in range(len(sample))]

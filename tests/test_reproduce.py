@@ -14,6 +14,7 @@ from loopback_hub import hub  # noqa: F401
 from running import ROOT, here
 
 from hf_lm.cli import main
+from hf_lm.data import packing
 from hf_lm.data.demos.opinions import opinions
 from hf_lm.models.bert import new_bert
 from hf_lm.models.configuration import commit_of
@@ -60,6 +61,7 @@ def test_the_loss_of_the_first_steps_is_compared_with_a_run_that_stopped_there(r
 
 def test_the_weights_of_a_run_that_scored_a_sample_are_checked_on_that_sample(tmp_path, monkeypatch):
     monkeypatch.setattr(language_modelling, "LEAST", 300)
+    monkeypatch.setattr(packing, "SAMPLED", 2)
     rows = [{"text": f"Number {i}.\n" + " ".join(str(i * n) for n in range(1, 30))} for i in range(80)]
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     size = {"n_layer": 1, "n_head": 1, "n_embd": 16, "block_size": 32, "vocab_size": 300}

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from hf_lm import cli
 from hf_lm.arguments import TrainingArguments
+from hf_lm.data import packing
 from hf_lm.data.demos.opinions import opinions
 from hf_lm.data.sources import load_corpus
 from hf_lm.models.adapters import add_lora
@@ -255,6 +256,7 @@ def test_a_run_that_reads_less_than_its_evaluation_would_is_measured_in_whole_bl
 
 def test_a_short_run_scores_a_sample_of_the_held_out_documents_and_says_so(tokenizer, model, tmp_path, monkeypatch):
     monkeypatch.setattr(language_modelling, "LEAST", 300)
+    monkeypatch.setattr(packing, "SAMPLED", 2)
     rows = [{"text": f"Number {i}.\n" + " ".join(str(i * n) for n in range(1, 30))} for i in range(80)]
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -265,7 +267,7 @@ def test_a_short_run_scores_a_sample_of_the_held_out_documents_and_says_so(token
     assert short.tokens_measured("test") < whole.tokens_measured("test")
     every = [tuple(row.values()) for row in whole.measure(model, "test").examples()]
     some = [tuple(row.values()) for row in short.measure(model, "test").examples()]
-    assert 2 <= len(some) < len(every) == len(whole.streams["test"])
+    assert packing.SAMPLED == 2 <= len(some) < len(every) == len(whole.streams["test"])
     assert all(any(row == pytest.approx(other) for other in every) for row in some)
     assert len(short.baseline("test")[1].nll) == len(some)  # paired with the model's
     assert "scored" not in whole.report({})["data"]["test"]

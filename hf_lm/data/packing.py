@@ -19,6 +19,7 @@ from hf_lm.tokenization.tokenizer import encode_documents, tokenizer_fingerprint
 
 BATCH = 2**21  # characters tokenized at a time: enough to keep every core busy, little to hold
 FORMAT = "2"  # of the cache
+SAMPLED = 16  # documents of the smallest sample: an interval over fewer says little
 
 
 @dataclass(frozen=True)
@@ -71,12 +72,12 @@ class TokenStream:
         )
 
     def sample(self, tokens: int) -> "TokenStream":
-        """As many documents, drawn at random, as have no more tokens together, but two at least; all where they fit.
+        """As many documents, drawn at random, as have no more tokens together, but SAMPLED at least; or all.
 
         In their order. The same documents for each run, and among those of a larger sample.
         """
         drawn = np.random.default_rng(0).permutation(len(self))
-        count = max(2, int(np.searchsorted(np.cumsum(self.lengths[drawn]), tokens, side="right")))
+        count = max(SAMPLED, int(np.searchsorted(np.cumsum(self.lengths[drawn]), tokens, side="right")))
         return self if count >= len(self) else self.take(np.sort(drawn[:count]).tolist())
 
 

@@ -5,6 +5,7 @@ import lzma
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -28,7 +29,8 @@ from hf_lm.tasks.proofs import Proof, ProvenTrainer
 from hf_lm.tasks.rendering import Part, render_causal
 from hf_lm.tokenization.tokenizer import encode_documents, measure_tokenizer
 
-SEEN_BY_LZMA = 2**24  # bytes of training text that the compressor reads: more would take longer than it tells
+SEEN_BY_LZMA = 2**24  # bytes of training text that the compressor reads: more would take longer than it tells,
+PER_TOKEN = 16  # and after a short run this many for each token that it trained on
 
 LEAST = 2**15  # tokens of a split that are scored of the shortest run too, where there are as many
 EXCERPT = 32  # documents
@@ -68,6 +70,7 @@ class LanguageModelling:
         self.corpus, self.tokenizer, self.block_size = corpus, tokenizer, block_size
         self.splits, self.fingerprint, self.context = corpus.splits, corpus.fingerprint, block_size
         self.isolate = packing == "isolate"
+        self.training_tokens = training_tokens
         self.eval_stride = eval_stride or max(1, block_size // 2)
         next(windows(2, block_size=block_size, stride=self.eval_stride))  # a wrong stride is said now, not hours later
         self.streams = {}
@@ -228,10 +231,11 @@ class LanguageModelling:
         model's own is worth less.
         """
         test = "\n".join(self.texts("test" if "test" in self.streams else "validation", 2**20)).encode()
-        train = "\n".join(self.texts("train", SEEN_BY_LZMA)).encode()
-        alone = len(lzma.compress(test))
-        after = len(lzma.compress(train + test)) - len(lzma.compress(train))
-        return {"lzma": 8 * alone / len(test), "lzma_with_train": 8 * after / len(test)}
+        trained_on = PER_TOKEN * self.training_tokens or SEEN_BY_LZMA
+        train = "\n".join(self.texts("train", min(SEEN_BY_LZMA, max(2**20, trained_on)))).encode()
+        with ThreadPoolExecutor() as pool:  # the compressor leaves Python to others
+            both, before, alone = map(len, pool.map(lzma.compress, (train + test, train, test)))
+        return {"lzma": 8 * alone / len(test), "lzma_with_train": 8 * (both - before) / len(test)}
 
     def samples(self, model: PreTrainedModel, *, count: int = 2, max_new_tokens: int = 80) -> list[dict[str, str]]:
         """Continuations of the first words of held-out documents, drawn at temperature 0.8 with a fixed seed."""
