@@ -105,7 +105,10 @@ def test_a_benchmark_without_that_task_is_one_line(online, tmp_path, benchmark, 
     assert not (tmp_path / ".eval_results").exists()
 
 
-def test_without_the_hub_nothing_is_written_and_this_is_said(tmp_path):
+@pytest.mark.parametrize("offline", [True, False])
+def test_without_the_hub_nothing_is_written_and_this_is_said(tmp_path, monkeypatch, offline):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # where nobody listens
     lines = write_benchmarks(tmp_path, NUMBERS)
     assert [line.split(":")[0] for line in lines] == ["gsm8k", "hard"]
     assert all("no result for the Hub's leaderboard" in line for line in lines)

@@ -29,9 +29,10 @@ def write_benchmarks(folder: str | Path, harness: dict[str, Any]) -> list[str]:
         if about["path"] in FORMATS:
             continue
         try:
-            entry = _entry(task, about, harness["tasks"][task], harness["version"])
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            said.append(f"{task}: no result for the Hub's leaderboard: {str(error).strip().splitlines()[0]}")
+            entry = _entry(task, about, harness["tasks"].get(task, {}), harness["version"])
+        except Exception as error:  # of the Hub's client and what it calls, of YAML, or ours
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            said.append(f"{task}: no result for the Hub's leaderboard: {reason}")
             continue
         path = Path(folder) / FOLDER / f"{task}.yaml"
         path.parent.mkdir(exist_ok=True)
@@ -53,7 +54,10 @@ def _entry(task: str, about: dict[str, Any], numbers: dict[str, dict[str, float]
     fitting = names if len(names) == 1 else [name for name in names if name in (task, about["name"])]
     if not fitting:
         raise ValueError(f"the benchmark {found.id} has the tasks {', '.join(names) or 'none'}, none of that name.")
-    metric, number = next((name, number["value"]) for name, number in numbers.items() if "value" in number)
+    measured = [(name, number["value"]) for name, number in numbers.items() if "value" in number]
+    if not measured:
+        raise ValueError("the harness gave no number.")
+    metric, number = measured[0]
     entry = EvalResultEntry(
         dataset_id=found.id,
         task_id=fitting[0],

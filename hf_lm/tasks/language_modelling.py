@@ -32,7 +32,7 @@ from hf_lm.tokenization.tokenizer import encode_documents, measure_tokenizer
 SEEN_BY_LZMA = 2**24  # bytes of training text that the compressor reads: more would take longer than it tells,
 PER_TOKEN = 16  # and after a short run this many for each token that it trained on
 
-LEAST = 2**15  # tokens of a split that are scored of the shortest run too, where there are as many
+LEAST = 2**15  # tokens of a split that are scored after the shortest run too, where it has as many
 EXCERPT = 32  # documents
 
 
