@@ -196,6 +196,7 @@ def test_the_three_ways_of_loading_are_proved_on_a_quantized_base(checkpoints, t
     assert abs(proofs.logits_of(again, ids) - proofs.logits_of(plain, ids)).max() < 1e-5
 
 
+@pytest.mark.slow  # the recipe with LoRA proves one beside its model
 def test_an_adapter_alone_is_proved_and_needs_a_base(checkpoints, tokenizer, tmp_path):  # noqa: F811
     report = run(writer, checkpoints["bart"], tokenizer, tmp_path / "out", merge=False)
     assert report["proofs"]["load_back"]["passed"]

@@ -192,6 +192,7 @@ def test_importing_the_package_pulls_in_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.slow  # imports everything twice
 def test_a_recipe_imports_bitsandbytes_without_its_warning_and_nothing_that_measures_imports_evaluate():
     code = (
         "import logging, runpy, sys; runpy.run_path('recipes/question_answering.py'); "

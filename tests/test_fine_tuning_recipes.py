@@ -46,7 +46,12 @@ def data(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.mark.parametrize(
     ("recipe", "metric"),
-    [("sentiment", "accuracy"), ("question_answering", "f1"), ("translation", "chrf"), ("summarization", "rougeL")],
+    [
+        ("sentiment", "accuracy"),
+        ("question_answering", "f1"),
+        ("translation", "chrf"),
+        pytest.param("summarization", "rougeL", marks=pytest.mark.slow),  # as translation, with other pairs
+    ],
 )
 def test_a_recipe_leaves_a_complete_folder_whose_numbers_are_those_of_its_predictions(data, recipe, metric, tmp_path):
     report = here(f"{recipe}.py", dataset=data[recipe], output_dir=tmp_path, **FAST)

@@ -108,6 +108,7 @@ def test_data_that_moved_on_are_named(runs, tmp_path):
     assert other_data(published, fetch(str(runs / "again"))) == []
 
 
+@pytest.mark.slow  # of a folder they are tested above
 def test_a_run_on_the_hub_is_fetched_by_its_name_and_its_edits_are_found_there_too(runs, hub, tmp_path):  # noqa: F811
     hub.repos["user/run"] = {
         path.name: path.read_bytes() for path in (runs / "first").iterdir() if path.is_file() and path.name[0] != "."

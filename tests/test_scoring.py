@@ -149,6 +149,7 @@ for _ in range(3):
 """
 
 
+@pytest.mark.slow  # of a folder it is tested above
 def test_a_model_on_the_hub_is_scored_anew_when_its_repository_changed(causal, documents, tmp_path, hub):  # noqa: F811
     files = {
         path.name: path.read_bytes() for path in Path(causal).iterdir() if path.suffix in (".json", ".safetensors")

@@ -308,6 +308,7 @@ def test_lora_keeps_both_tokenizers_merged_as_an_adapter_and_in_checkpoints(made
         assert pipeline("translation", str(folder))(texts) == expected
 
 
+@pytest.mark.slow  # several fresh processes
 def test_the_folder_is_checked_published_copied_and_told_apart_with_its_second_tokenizer(trained, tmp_path):
     checked = check_folder(trained.out)
     assert any("the target tokenizer fits" in fact for fact in checked.facts)
@@ -385,6 +386,7 @@ print(json.dumps([second.encode(sys.argv[1]), target_tokenizer(load_tokenizer("u
 """
 
 
+@pytest.mark.slow  # what it pushes is loaded in a fresh process by another test
 def test_a_pushed_model_brings_its_second_tokenizer(made, trained, hub, tmp_path):  # noqa: F811
     done = push(trained.out, hub)
     assert done.returncode == 0, done.stderr
