@@ -65,6 +65,13 @@ class TrainingArguments(transformers.TrainingArguments):
         metadata={"help": "beside Muon: times --learning_rate is the rate of the embedding and the output layer"},
     )
     muon_weight_decay: Amount = field(default=0.0, metadata={"help": "decoupled weight decay of Muon's matrices"})
+    sampled_softmax: Count = field(
+        default=0,
+        metadata={
+            "help": "of pretraining: entries of the vocabulary that a training step computes logits for, drawn by their "
+            "frequency, where all of a large one would take most of the time; 0: all"
+        },
+    )
     decay_share: Share = field(
         default=0.4, metadata={"help": "share of the steps in which warmup_stable_decay lowers the rate to 0"}
     )

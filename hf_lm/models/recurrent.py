@@ -123,12 +123,14 @@ class RecurrentLMHeadModel(PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         cache: State | None = None,
+        output_hidden_states: bool = False,
         **kwargs: object,
     ) -> CausalLMOutputWithPast:
         """Logits (batch, time, vocab), the loss where there are labels, and the state after the last token.
 
         input_ids: (batch, time). Only the new tokens where a state is given.
         attention_mask: 0 marks padding, on either side; it leaves the state unchanged. May cover earlier tokens too.
+        output_hidden_states: what the output layer reads, (batch, time, hidden), as the only one of `hidden_states`.
         position_ids: position 0 starts a document, from a zero state; other values are ignored.
         past_key_values, cache: the state that an earlier call returned; its name before and since transformers 5.24.
         labels: input_ids, or -100 where no loss is wanted; they are shifted here. The loss is their mean, or
@@ -153,12 +155,15 @@ class RecurrentLMHeadModel(PreTrainedModel, GenerationMixin):
             output, state = self._run_documents(embedded, is_real, is_start, before)
 
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(self.dropout(output[:, kept]))
+        output = self.dropout(output)
+        logits = self.lm_head(output[:, kept])
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
         use_cache = self.config.use_cache if use_cache is None else use_cache
         carried: dict[str, Any] = {STATE: state if use_cache else None}
+        if output_hidden_states:
+            carried["hidden_states"] = (output,)
         return CausalLMOutputWithPast(loss=loss, logits=logits, **carried)
 
     def _run(self, embedded: torch.Tensor | PackedSequence, state: State | None) -> tuple[Any, State]:

@@ -15,11 +15,12 @@ from hf_lm.reporting.report import SHOWN
 PEAK_SECONDS = 0.3  # given to measuring the speed of the device
 
 
-def flops_per_token(model: PreTrainedModel, context: int) -> int:
+def flops_per_token(model: PreTrainedModel, context: int, sampled_softmax: int = 0) -> int:
     """Floating-point operations of a training step per token: 6 per matrix weight, and attention over `context`.
 
     Embedding tables are looked up, not multiplied, so only the output head counts of them; attention costs
-    12 n_layer n_embd context (Chowdhery et al., PaLM, arXiv 2204.02311, appendix B). A recurrent model has none.
+    12 n_layer n_embd context (Chowdhery et al., PaLM, arXiv 2204.02311, appendix B). A recurrent model has none. Of a
+    head with `sampled_softmax` as many rows are multiplied.
     """
     head = model.get_output_embeddings()
     tables = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
@@ -27,6 +28,8 @@ def flops_per_token(model: PreTrainedModel, context: int) -> int:
     weights = sum(packed(p) * p.numel() for p in model.parameters() if p.ndim == 2 and id(p) not in tables)
     if head is not None and id(head.weight) in tables:  # tied
         weights += head.weight.numel()
+    if sampled_softmax and head is not None:
+        weights -= max(0, len(head.weight) - sampled_softmax) * head.weight.shape[1]
     config = model.config
     layers, width = getattr(config, "num_hidden_layers", 0), getattr(config, "hidden_size", 0)
     attends = any("attention" in type(module).__name__.lower() for module in model.modules())

@@ -23,6 +23,7 @@ from hf_lm.arguments import TrainingArguments
 from hf_lm.data.batches import GroupedByLength
 from hf_lm.data.packing import Blocks
 from hf_lm.models.adapters import is_adapted, save_adapted
+from hf_lm.models.parts import embedding_rows
 from hf_lm.models.target_tokenizer import has_target_tokenizer, save_tokenizer
 from hf_lm.output_folder import list_checkpoints, remove_checkpoint, save_run
 from hf_lm.tasks.task import TrainingData
@@ -38,6 +39,7 @@ from hf_lm.training.checkpoints import (
 from hf_lm.training.monitor import Progress, Speedometer, flops_per_token
 from hf_lm.training.optimizers import new_muon_adamw
 from hf_lm.training.rates import choose_rate
+from hf_lm.training.sampled_softmax import sampled_softmax
 
 # For type checkers alone: what follows the mixin in the bases of a class is a Trainer of transformers or TRL.
 _Trainer = transformers.Trainer if TYPE_CHECKING else object
@@ -87,7 +89,9 @@ class SafeTrainerMixin(_Trainer):
         self.add_callback(self.stop)
         self.add_callback(OnTrainBegin(self._take_up))
         dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
-        self.speedometer = Speedometer(lambda: int(self.tokens_seen), flops_per_token(model, context), dtype)
+        self.speedometer = Speedometer(
+            lambda: int(self.tokens_seen), flops_per_token(model, context, args.sampled_softmax), dtype
+        )
         self.add_callback(self.speedometer)
         if self.pop_callback(ProgressCallback):
             self.add_callback(Progress)
@@ -361,6 +365,9 @@ class Trainer(SafeTrainerMixin, transformers.Trainer):
         **kwargs: Any,
     ) -> None:
         self.loss = loss
+        self._sampled = None
+        if args.sampled_softmax:
+            self._sampled = sampled_softmax(kwargs.get("train_dataset"), embedding_rows(model), args.sampled_softmax)
         super().__init__(model, args, **kwargs)
         self.model_accepts_loss_kwargs = True  # so that num_items_in_batch is counted,
         self._loss_shifts_labels = shifts_labels  # over the labels that are predicted
@@ -372,8 +379,14 @@ class Trainer(SafeTrainerMixin, transformers.Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | None = None,
     ) -> Any:
-        outputs = model(**{key: value for key, value in inputs.items() if key != "labels"})
-        loss = self.loss(outputs, inputs)
+        given = {key: value for key, value in inputs.items() if key != "labels"}
+        if self._sampled is not None and model.training:  # proofs take the complete softmax
+            outputs = model(**given, output_hidden_states=True, logits_to_keep=1)
+            head = self.accelerator.unwrap_model(model).get_output_embeddings()
+            loss = self._sampled(outputs.hidden_states[-1], head, inputs["labels"])
+        else:
+            outputs = model(**given)
+            loss = self.loss(outputs, inputs)
         if num_items_in_batch is None:
             labels = inputs["labels"][:, 1:] if self._loss_shifts_labels else inputs["labels"]
             loss = loss / (labels != -100).sum()
