@@ -68,8 +68,8 @@ class TrainingArguments(transformers.TrainingArguments):
     sampled_softmax: Count = field(
         default=0,
         metadata={
-            "help": "of pretraining: entries of the vocabulary that a training step computes logits for, drawn by their "
-            "frequency, where all of a large one would take most of the time; 0: all"
+            "help": "of pretraining: entries of the vocabulary that a training step computes logits for, drawn by "
+            "their frequency, where all of a large one would take most of the time; 0: all"
         },
     )
     decay_share: Share = field(

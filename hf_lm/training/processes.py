@@ -56,8 +56,8 @@ def check_engine(trainer: "SafeTrainerMixin", task: TrainingData) -> None:
         _check_deepspeed(trainer, muon)
     if args.sampled_softmax and (is_sharded(trainer) or trainer.is_deepspeed_enabled or trainer.get_tp_size() > 1):
         raise ValueError(
-            "--sampled_softmax reads rows of the complete output layer, and here no process holds it: leave it out, or "
-            "train complete copies (DDP)."
+            "--sampled_softmax reads rows of the complete output layer, and here no process holds it: leave it out, "
+            "or train complete copies (DDP)."
         )
     if trainer.get_tp_size() > 1 and not getattr(base_of(model), "tp_plan", None):
         raise ValueError(

@@ -16,7 +16,7 @@ class SampledSoftmax:
 
     An entry is in the draw with its probability p, all frequent ones with p = 1, and weighs 1 / p in the sum; a
     label counts exactly, drawn or not (Horvitz and Thompson 1952; Bengio and Senécal, "Adaptive importance sampling to
-    accelerate training of a neural probabilistic language model", 2008). The sum is unbiased and its logarithm nearly so.
+    accelerate training of a neural probabilistic language model", 2008). The sum is unbiased, its logarithm nearly so.
     """
 
     def __init__(self, counts: torch.Tensor, entries: int) -> None:
