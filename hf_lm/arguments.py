@@ -139,10 +139,9 @@ class TrainingArguments(transformers.TrainingArguments):
         return 3600 * min(hours, default=math.inf)
 
     @property
-    def rows_in_max_steps(self) -> int:
-        """Rows that all processes read in --max_steps; 0 where epochs end the training."""
-        rows = self.rows_per_step or self.train_batch_size * self.gradient_accumulation_steps * self.world_size
-        return max(0, self.max_steps) * rows
+    def rows_in_step(self) -> int:
+        """Rows that all processes read in an optimizer step."""
+        return self.rows_per_step or self.train_batch_size * self.gradient_accumulation_steps * self.world_size
 
 
 @dataclass

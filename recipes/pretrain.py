@@ -66,8 +66,8 @@ def main(args: Arguments, training_args: TrainingArguments) -> dict:
     else:
         model = new_recurrent(tokenizer, cell=args.architecture, **shape)
     size = args.block_size or min(1024, context_length(model.config) or 128)
-    evaluation = {"eval_stride": args.eval_stride, "training_tokens": training_args.rows_in_max_steps * size}
-    task = LanguageModelling(corpus, tokenizer, block_size=size, packing=args.packing, **evaluation)
+    task = LanguageModelling(corpus, tokenizer, block_size=size, packing=args.packing, eval_stride=args.eval_stride)
+    task.choose_length(training_args, model, built_in=args.dataset == "demo")
     if not args.model and args.embedding_init == "cooccurrence":
         start_embedding(model, task.streams["train"].tokens)
     return fit(model, task, training_args)
@@ -75,6 +75,6 @@ def main(args: Arguments, training_args: TrainingArguments) -> dict:
 
 if __name__ == "__main__":
     rates = {"learning_rate": 5e-3, "adam_beta1": 0.8, "muon_learning_rate": 6e-3}
-    length = {"warmup_steps": 20, "max_steps": 675, "decay_share": 0.6, "eval_steps": 225, "save_steps": 225}
-    settings = {"output_dir": "out/pretrain", "eval_strategy": "steps", **length}
-    main(*parse_arguments(Arguments, TrainingArguments, fresh=rates, **settings))
+    length = {"max_steps": 0, "num_train_epochs": 4, "warmup_steps": 20, "decay_share": 0.6}
+    settings = {"output_dir": "out/pretrain", "eval_strategy": "steps", "eval_steps": 225, "save_steps": 225}
+    main(*parse_arguments(Arguments, TrainingArguments, fresh=rates, **length, **settings))

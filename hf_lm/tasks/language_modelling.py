@@ -12,9 +12,11 @@ from typing import Any, Literal, Self
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm import dry_run
+from hf_lm.arguments import TrainingArguments
 from hf_lm.data.batches import Feature
 from hf_lm.data.packing import Blocks, cache_folder, collate_blocks, tokenize_documents
 from hf_lm.data.scripts import languages_of, script_shares
@@ -24,6 +26,7 @@ from hf_lm.evaluation.likelihood import unwrapped
 from hf_lm.evaluation.perplexity import Likelihood, score_documents, unigram_likelihood, windows
 from hf_lm.models.parts import embedding_rows
 from hf_lm.tasks import proofs
+from hf_lm.tasks.length import choose_length
 from hf_lm.tasks.losses import next_token_loss
 from hf_lm.tasks.proofs import Proof, ProvenTrainer
 from hf_lm.tasks.rendering import Part, render_causal
@@ -70,9 +73,8 @@ class LanguageModelling:
         self.corpus, self.tokenizer, self.block_size = corpus, tokenizer, block_size
         self.splits, self.fingerprint, self.context = corpus.splits, corpus.fingerprint, block_size
         self.isolate = packing == "isolate"
-        self.training_tokens = training_tokens
-        self.eval_stride = eval_stride or max(1, block_size // 2)
-        next(windows(2, block_size=block_size, stride=self.eval_stride))  # a wrong stride is said now, not hours later
+        self._stride = eval_stride
+        next(windows(2, block_size=block_size, stride=eval_stride or 1))  # a wrong stride is said now, not hours later
         self.streams = {}
         for split in self.splits:
             if split == "train" and corpus.stream:
@@ -92,14 +94,34 @@ class LanguageModelling:
                 cleaned=corpus.cleaned,
                 name=split,
             )
+        self._limit_evaluation(training_tokens)
+        self.train_dataset = Blocks(self.streams["train"], block_size=block_size, isolate=self.isolate)
+
+    def choose_length(
+        self, args: TrainingArguments, model: nn.Module, *, built_in: bool = False, planned_tokens: int = 0
+    ) -> None:
+        """Choose the steps of a training that `args` leave open (hf_lm.tasks.length), and what is scored after it.
+
+        A dry run, which may have read the beginning of the text, goes by all its bytes, or by `planned_tokens`.
+        """
+        stream = self.streams["train"]
+        tokens = planned_tokens or stream.total
+        if dry_run.active() and (read := int(stream.bytes.sum())):
+            tokens = int(tokens * max(1.0, self.corpus.size / read))
+        planned = dry_run.active() or planned_tokens > 0
+        length = {"tokens": tokens, "block_size": self.block_size, "built_in": built_in, "planned": planned}
+        self._limit_evaluation(choose_length(args, model, **length))
+
+    def _limit_evaluation(self, training_tokens: int) -> None:
+        self.training_tokens = training_tokens
+        self.eval_stride = self._stride or max(1, self.block_size // 2)
         most = max(LEAST, training_tokens // 2) if training_tokens else sys.maxsize
         self.scored = {split: stream.sample(most) for split, stream in self.streams.items() if split != "train"}
         sampled = any(len(part) < len(self.streams[split]) for split, part in self.scored.items())
         self.eval_tokens = most if sampled else 0
         read = sum(map(self.tokens_measured, self.scored))
-        if not eval_stride and 0 < training_tokens < read:
-            self.eval_stride = block_size
-        self.train_dataset = Blocks(self.streams["train"], block_size=block_size, isolate=self.isolate)
+        if not self._stride and 0 < training_tokens < read:
+            self.eval_stride = self.block_size
 
     def measure(self, model: PreTrainedModel, split: str, accelerator: Accelerator | None = None) -> Likelihood:
         return score_documents(

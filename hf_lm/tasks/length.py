@@ -1,0 +1,60 @@
+"""How many steps a language model is trained where nobody says: by its size and by the text that there is."""
+
+import math
+
+from accelerate import PartialState
+from torch import nn
+
+from hf_lm.arguments import TrainingArguments
+
+PER_PARAMETER = 20  # tokens (Hoffmann et al., "Training compute-optimal large language models", 2022)
+BUILT_IN = 675  # steps on the built-in text: a first run takes minutes
+MEASURED = 3  # times in a training
+
+
+def choose_length(
+    args: TrainingArguments,
+    model: nn.Module,
+    *,
+    tokens: int,
+    block_size: int,
+    built_in: bool = False,
+    planned: bool = False,
+) -> int:
+    """The tokens that a training on a text of `tokens` will read; 0 where epochs end it (`--max_steps -1`).
+
+    Where `args.max_steps` is 0, it becomes BUILT_IN, or as many as read the text `enough_epochs` times, and a line
+    says so. An evaluation and a checkpoint then come after each third of them, where nobody asked for others. What is
+    `planned` for other devices is left in epochs.
+    """
+    a_step = args.rows_in_step * block_size
+    if args.max_steps:
+        return max(0, args.max_steps) * a_step
+    epochs, parameters = enough_epochs(args, model, tokens=tokens), count_parameters(model)
+    steps = BUILT_IN if built_in else max(1, round(epochs * tokens / a_step))
+    chosen: dict[str, float] = {"max_steps": steps}
+    every = math.ceil(steps / MEASURED)
+    if planned and not built_in:
+        chosen, every = {"max_steps": -1, "num_train_epochs": epochs}, 1 / MEASURED
+    chosen |= {key: every for key in ("eval_steps", "save_steps") if key not in args.changed}
+    for key, number in chosen.items():
+        setattr(args, key, number)
+    args.run = args.run | chosen
+    if not planned:
+        PartialState().print(
+            f"{steps:,} steps, {steps * a_step:,} tokens: {steps * a_step / tokens:.2g} times the text, "
+            f"{steps * a_step / parameters:.2g} for each parameter (--max_steps gives another number)"
+        )
+    return steps * a_step
+
+
+def enough_epochs(args: TrainingArguments, model: nn.Module, *, tokens: int) -> float:
+    """`args.num_train_epochs`, but no more than read PER_PARAMETER tokens for each parameter.
+
+    A larger model would learn more from as much work.
+    """
+    return min(args.num_train_epochs, PER_PARAMETER * count_parameters(model) / tokens)
+
+
+def count_parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,65 @@
+"""How long a run is where nobody says: a few passes over the text, or what its parameters can take up."""
+
+import pytest
+import torch
+
+from hf_lm.arguments import TrainingArguments
+from hf_lm.tasks.length import BUILT_IN, PER_PARAMETER, choose_length, enough_epochs
+
+
+def arguments(tmp_path, **given):
+    settings = {"max_steps": 0, "num_train_epochs": 4, "per_device_train_batch_size": 4, "use_cpu": True}
+    return TrainingArguments(str(tmp_path / "out"), **settings | given)
+
+
+@pytest.fixture
+def model():
+    return torch.nn.Linear(100, 10, bias=False)  # 1,000 parameters
+
+
+def test_a_short_text_is_read_so_many_times_and_a_long_one_as_far_as_the_parameters_ask(tmp_path, model):
+    args = arguments(tmp_path)
+    assert enough_epochs(args, model, tokens=3200) == 4
+    assert enough_epochs(args, model, tokens=10**6) == PER_PARAMETER * 1000 / 10**6
+    assert enough_epochs(arguments(tmp_path, num_train_epochs=1), model, tokens=3200) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "tokens", "steps"),
+    [({}, 3200, 100), ({"gradient_accumulation_steps": 2}, 3200, 50), ({"rows_per_step": 1}, 3200, 400), ({}, 1, 1)],
+)
+def test_the_steps_follow_from_the_rows_of_one(tmp_path, model, given, tokens, steps):
+    args = arguments(tmp_path, **given)
+    choose_length(args, model, tokens=tokens, block_size=32)
+    assert args.max_steps == steps
+
+
+def test_what_is_planned_is_left_in_epochs_for_any_number_of_devices(tmp_path, model, capsys):
+    args = arguments(tmp_path)
+    assert choose_length(args, model, tokens=10**6, block_size=32, planned=True) == pytest.approx(20_000, abs=128)
+    assert (args.max_steps, args.num_train_epochs, args.eval_steps) == (-1, 0.02, 1 / 3)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_length_that_is_given_stays(tmp_path, model, capsys):
+    for steps, tokens in ((7, 7 * 4 * 32), (-1, 0)):
+        args = arguments(tmp_path, max_steps=steps, eval_steps=225)
+        assert choose_length(args, model, tokens=3200, block_size=32) == tokens
+        assert (args.max_steps, args.eval_steps) == (steps, 225)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_chosen_length_is_recorded_said_and_measured_three_times(tmp_path, model, capsys):
+    args = arguments(tmp_path, eval_steps=225, save_steps=10)
+    args.changed = {"save_steps": 10}
+    assert choose_length(args, model, tokens=3200, block_size=32) == 100 * 4 * 32
+    assert (args.max_steps, args.eval_steps, args.save_steps) == (100, 34, 10)
+    assert args.run["max_steps"] == 100
+    assert args.run["eval_steps"] == 34
+    assert capsys.readouterr().out.startswith("100 steps, 12,800 tokens: 4 times the text, 13 for each parameter")
+
+
+def test_the_built_in_text_has_a_first_run_of_minutes(tmp_path, model):
+    args = arguments(tmp_path)
+    choose_length(args, model, tokens=10**6, block_size=32, built_in=True)
+    assert (args.max_steps, args.eval_steps) == (BUILT_IN, BUILT_IN / 3)
