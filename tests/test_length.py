@@ -59,7 +59,8 @@ def test_a_chosen_length_is_recorded_said_and_measured_three_times(tmp_path, mod
     assert capsys.readouterr().out.startswith("100 steps, 12,800 tokens: 4 times the text, 13 for each parameter")
 
 
-def test_the_built_in_text_has_a_first_run_of_minutes(tmp_path, model):
+def test_the_built_in_text_has_a_first_run_of_minutes(tmp_path, model, capsys):
     args = arguments(tmp_path)
     choose_length(args, model, tokens=10**6, block_size=32, built_in=True)
     assert (args.max_steps, args.eval_steps) == (BUILT_IN, BUILT_IN / 3)
+    assert capsys.readouterr().out == ""

@@ -23,8 +23,8 @@ def choose_length(
 ) -> int:
     """The tokens that a training on a text of `tokens` will read; 0 where epochs end it (`--max_steps -1`).
 
-    Where `args.max_steps` is 0, it becomes BUILT_IN, or as many as read the text `enough_epochs` times, and a line
-    says so. An evaluation and a checkpoint then come after each third of them, where nobody asked for others. What is
+    Where `args.max_steps` is 0, it becomes BUILT_IN, or as many as read the text `enough_epochs` times, and then a
+    line says so. An evaluation and a checkpoint come after each third of them, where nobody asked for others. What is
     `planned` for other devices is left in epochs.
     """
     a_step = args.rows_in_step * block_size
@@ -40,7 +40,7 @@ def choose_length(
     for key, number in chosen.items():
         setattr(args, key, number)
     args.run = args.run | chosen
-    if not planned:
+    if not (planned or built_in):
         PartialState().print(
             f"{steps:,} steps, {steps * a_step:,} tokens: {steps * a_step / tokens:.2g} times the text, "
             f"{steps * a_step / parameters:.2g} for each parameter (--max_steps gives another number)"
