@@ -5,6 +5,7 @@ Needs the right to make namespaces (root, or CAP_NET_ADMIN and CAP_SYS_ADMIN) an
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -88,7 +89,7 @@ def test_two_machines_without_a_shared_disk_train_as_two_processes_of_one(machin
 @pytest.mark.slow
 def test_a_lost_machine_ends_the_other_within_seconds(machines, text, tmp_path):  # noqa: F811
     folders = [tmp_path / f"machine{rank}" for rank in range(2)]
-    long = {"max_steps": 100_000, "save_steps": 2, "eval_strategy": "no", "skip_proofs": "leakage"}
+    long = {"max_steps": 100_000, "save_steps": 2, "eval_strategy": "no"}
     both = [start(*one, text, **long) for one in zip(machines, range(2), folders, strict=True)]
     try:
         deadline = time.monotonic() + 600
@@ -102,7 +103,7 @@ def test_a_lost_machine_ends_the_other_within_seconds(machines, text, tmp_path):
         assert both[0].returncode not in (0, None)
         assert time.monotonic() - lost < 60
         assert started(both[0]) == []
-        assert "Traceback" not in said.split("error:")[0]
+        assert re.search(r"checkpoint-\d+ is complete|error:", said), said[-3000:]
     finally:
         for process in both:
             if process.poll() is None:

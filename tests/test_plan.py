@@ -420,6 +420,20 @@ def test_a_plan_is_the_recipes_own_run_and_leaves_nothing_behind(tiny, tmp_path)
     assert priced.energy == pytest.approx(70 * priced.seconds / 3.6e6)
 
 
+def test_a_plan_without_steps_is_as_long_as_the_run_would_be(tiny):
+    i = tiny.index("--max_steps")
+    options = [*tiny[:i], *tiny[i + 2 :]]
+    run = resolve("pretrain", options)
+    text, parameters = run.task.streams["train"].total, run.model.num_parameters()
+    assert make_plan(run, Device("cpu", 64 * GIB, {}), present=True).work.tokens == pytest.approx(4 * text, rel=0.02)
+    long = resolve("pretrain", options, tokens=10**6)  # 20 tokens for each parameter are fewer than four passes
+    for devices in (1, 4):
+        plan = make_plan(long, find_gpu("h100"), present=False, engine=Engine("ddp", devices))
+        assert plan.work.tokens == pytest.approx(20 * parameters, rel=0.02)
+    first = make_plan(resolve("pretrain", ["--use_cpu"]), Device("cpu", 64 * GIB, {}), present=True)
+    assert first.work.steps == 675
+
+
 def test_a_plan_for_several_devices_divides_the_work_and_sums_the_power(tiny):
     alone, shared = (
         make_plan(resolve("pretrain", tiny), find_gpu("h100"), present=False, engine=engine)

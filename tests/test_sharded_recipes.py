@@ -26,6 +26,7 @@ PRETRAIN = {
     "eval_steps": 3,
     "learning_rate": 1e-2,
     "per_device_train_batch_size": 2,
+    "skip_proofs": "leakage",  # documents of the text below overlap
 }
 SHARED = {"logging_steps": 1, "report_to": "none", "bf16": False, "disable_tqdm": True}
 
