@@ -18,13 +18,15 @@ REMOVED = ".removing"  # beside it: a checkpoint while it is removed
 LOCK = ".lock"  # held by the run that writes the folder
 HEADER = "# hf_lm run\n"  # first line of each run.yaml that save_run writes
 
+BENCHMARKS = ".eval_results"  # in it: results of benchmarks, as the Hub collects them
+
 PLOTS = (
     *("loss", "learning_rate", "throughput", "metric", "learning_curve", "safety"),
     *("reward", "reward_margin", "kl", "entropy", "completion_length"),
 )
 # What a finished run has written beside run.yaml and its checkpoints.
 RESULT = ("report.json", "README.md", "predictions.jsonl", *(f"plots/{name}.png" for name in PLOTS), *MODEL)
-RESULT += (".eval_results/*.yaml",)
+RESULT += (f"{BENCHMARKS}/*.yaml",)
 NESTED = ("adapter/target_tokenizer", "adapter", "target_tokenizer")  # each holds some of MODEL
 
 
@@ -146,7 +148,7 @@ def remove_results(folder: str | Path, *, checkpoints: bool) -> None:
     folder = Path(folder)
     for path in _results(folder):
         path.unlink()
-    for name in (*NESTED, "plots", ".eval_results"):
+    for name in (*NESTED, "plots", BENCHMARKS):
         if (folder / name).is_dir() and not any((folder / name).iterdir()):
             (folder / name).rmdir()
     for path in list_checkpoints(folder) if checkpoints else []:

@@ -18,9 +18,10 @@ from hf_lm.files import MODEL, VOCABULARY
 from hf_lm.hub.check import OUR_CODE, damage, differences
 from hf_lm.hub.credentials import find_secrets
 from hf_lm.hub.records import read_report, read_run
+from hf_lm.output_folder import BENCHMARKS
 
 RUN = ("README.md", "report.json", "run.yaml", "predictions.jsonl", "plots/*.png", "additional_chat_templates/*.jinja")
-RUN += (".eval_results/*.yaml",)  # of hf-lm score --harness --card
+RUN += (f"{BENCHMARKS}/*.yaml",)
 
 
 def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False, token: str | None = None) -> str:

@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 
 from hf_lm.files import write_whole
+from hf_lm.output_folder import BENCHMARKS
 
-FOLDER = ".eval_results"
 FORMATS = ("json", "csv", "parquet", "text", "arrow")  # of local files: no dataset of the Hub
 SHARES = ("acc", "acc_norm", "exact_match", "em", "f1")  # of the harness, between 0 and 1; the Hub's are in percent
 
@@ -34,7 +34,7 @@ def write_benchmarks(folder: str | Path, harness: dict[str, Any]) -> list[str]:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             said.append(f"{task}: no result for the Hub's leaderboard: {reason}")
             continue
-        path = Path(folder) / FOLDER / f"{task}.yaml"
+        path = Path(folder) / BENCHMARKS / f"{task}.yaml"
         path.parent.mkdir(exist_ok=True)
         write_whole(path, yaml.safe_dump([entry], sort_keys=False))
         said.append(f"{task}: {entry['value']:.2f} for the leaderboard of {entry['dataset']['id']}, in {path}")
