@@ -164,6 +164,16 @@ def test_the_metadata_passes_the_hub_and_comes_back_whole(card, hub, monkeypatch
     assert "# license:" in (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
+def test_the_metadata_says_of_which_documents_a_number_is(tmp_path):
+    report = REPORT | {"data": REPORT["data"] | {"test": {"documents": 60, "tokens": 100, "bytes": 300, "scored": 16}}}
+    write_card(report, tmp_path)
+    saved = metadata_load(tmp_path / "README.md")
+    [*_, result] = model_index_to_eval_results(saved["model-index"])[1]
+    assert result.dataset_args == {"documents": 16, "of": 60}
+    write_card(REPORT, tmp_path)
+    assert "args" not in metadata_load(tmp_path / "README.md")["model-index"][0]["results"][0]["dataset"]
+
+
 def test_the_metadata_names_language_data_base_and_an_example_to_try(card):
     assert card.data.language == ["zh"]
     assert card.data.datasets == ["user/reviews"]

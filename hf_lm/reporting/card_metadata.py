@@ -18,6 +18,7 @@ def metadata(report: dict[str, Any], folder: Path) -> str:
             dataset_type=known[0] if known else "text",
             dataset_name=report["data"]["source"],
             dataset_split=split,
+            dataset_args=_sample_of(report["data"].get(split, {})),
             metric_type=name,
             metric_name=_interval_name(name, metric),
             metric_value=metric["value"],
@@ -41,6 +42,11 @@ def metadata(report: dict[str, Any], folder: Path) -> str:
         card["widget"] = [{key: shortened(text, 1000) for key, text in example.items()}]
     # A licence is its owner's to give: the metadata is valid without one, and this line says where it goes.
     return f"---\n# license: apache-2.0   <- the licence that you give the model\n{card.to_yaml()}\n---"
+
+
+def _sample_of(split: dict[str, Any]) -> dict[str, int] | None:
+    """How many documents of a split were scored, where it was not all."""
+    return {"documents": split["scored"], "of": split["documents"]} if "scored" in split else None
 
 
 def _interval_name(name: str, metric: dict[str, Any]) -> str:
