@@ -110,6 +110,7 @@ class TrainingArguments(transformers.TrainingArguments):
     )
     run: dict[str, Any] = field(default_factory=dict, init=False)  # what run.yaml holds
     changed: dict[str, Any] = field(default_factory=dict, init=False)  # those that are not the recipe's default
+    chosen: set[str] = field(default_factory=set, init=False)  # those that the run chose where nobody gave them
     names_metric: bool = field(default=False, init=False)  # whether --metric_for_best_model was given
 
     def __post_init__(self) -> None:

@@ -94,6 +94,7 @@ def test_a_process_with_other_data_ends_all(tmp_path, capfd):
 
 def arguments(processes, **given):
     settings = {"rows_per_step": 0, "train_batch_size": 4, "gradient_accumulation_steps": 1, "run": {}}
+    settings |= {"chosen": set()}
     return SimpleNamespace(**settings | {"world_size": processes, "resume_with_changes": False} | given)
 
 
@@ -106,6 +107,18 @@ def test_a_run_resumed_by_other_processes_keeps_its_rows_per_step(before, now, s
     assert "rows a step" in keep_rows_per_step(again, tmp_path)
     assert again.gradient_accumulation_steps == steps
     assert again.run == first.run == {"rows_per_step": 4 * before[0] * before[1]}
+
+
+def test_a_length_that_followed_from_other_rows_is_that_of_the_resumed_run(tmp_path):
+    (tmp_path / "run.yaml").write_text("rows_per_step: 8\nmax_steps: 100\neval_steps: 34\n")
+    chosen = {"max_steps", "eval_steps", "save_steps"}
+    again = arguments(1, chosen=chosen, max_steps=200, eval_steps=67, save_steps=67)
+    keep_rows_per_step(again, tmp_path)
+    assert (again.max_steps, again.eval_steps, again.save_steps) == (100, 34, 67)
+    assert again.run == {"rows_per_step": 8, "max_steps": 100, "eval_steps": 34}
+    given = arguments(1, max_steps=200)
+    keep_rows_per_step(given, tmp_path)
+    assert given.max_steps == 200
 
 
 def test_rows_per_step_that_processes_do_not_divide_are_refused(tmp_path):

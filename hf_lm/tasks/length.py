@@ -39,7 +39,7 @@ def choose_length(
     chosen |= {key: every for key in ("eval_steps", "save_steps") if key not in args.changed}
     for key, number in chosen.items():
         setattr(args, key, number)
-    args.run = args.run | chosen
+    args.run, args.chosen = args.run | chosen, set(chosen)
     if not (planned or built_in):
         PartialState().print(
             f"{steps:,} steps, {steps * a_step:,} tokens: {steps * a_step / tokens:.2g} times the text, "

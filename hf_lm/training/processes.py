@@ -122,10 +122,11 @@ def check_processes(folder: Path, inputs: dict[str, str]) -> None:
 def keep_rows_per_step(args: TrainingArguments, checkpoint: Path | None) -> str:
     """Give each optimizer step the rows of the run that is resumed, or of --rows_per_step, by accumulation.
 
-    Sets `gradient_accumulation_steps`, and records the rows in the arguments' `run`. Returns a sentence where that
+    Sets `gradient_accumulation_steps`, and records the rows in the arguments' `run`; a length that followed from other
+    rows (hf_lm.tasks.length) becomes that of the resumed run. Returns a sentence where that
     changed the accumulation, else "". Raises ValueError where the processes' batches do not divide the rows.
     """
-    rows, source = args.rows_per_step, "--rows_per_step"
+    rows, source, saved = args.rows_per_step, "--rows_per_step", {}
     at_once = args.train_batch_size * args.world_size
     if checkpoint is not None and not args.resume_with_changes:
         saved = yaml.safe_load((checkpoint / "run.yaml").read_text(encoding="utf-8"))
@@ -139,6 +140,9 @@ def keep_rows_per_step(args: TrainingArguments, checkpoint: Path | None) -> str:
                 "--per_device_train_batch_size" + (" with --resume_with_changes." if checkpoint else ".")
             )
         args.gradient_accumulation_steps = rows // at_once
+        for name in args.chosen & saved.keys():
+            setattr(args, name, saved[name])
+            args.run = args.run | {name: saved[name]}
         message = f"{rows} rows a step: {args.gradient_accumulation_steps} batches of {at_once} are accumulated"
     args.run = args.run | {"rows_per_step": at_once * args.gradient_accumulation_steps}
     return message
