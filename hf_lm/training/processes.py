@@ -54,10 +54,11 @@ def check_engine(trainer: "SafeTrainerMixin", task: TrainingData) -> None:
         raise ValueError("fsdp_cpu_ram_efficient_loading leaves processes without weights to check: set it to false.")
     if trainer.is_deepspeed_enabled:
         _check_deepspeed(trainer, muon)
-    if args.sampled_softmax and (is_sharded(trainer) or trainer.is_deepspeed_enabled or trainer.get_tp_size() > 1):
+    split = trainer.get_tp_size() > 1 or trainer.get_cp_size() > 1
+    if args.sampled_softmax and (split or is_sharded(trainer) or trainer.is_deepspeed_enabled):
         raise ValueError(
-            "--sampled_softmax reads rows of the complete output layer, and here no process holds it: leave it out, "
-            "or train complete copies (DDP)."
+            "--sampled_softmax reads rows of the complete output layer and of complete blocks, which no process holds "
+            "here: leave it out, or train complete copies (DDP)."
         )
     if trainer.get_tp_size() > 1 and not getattr(base_of(model), "tp_plan", None):
         raise ValueError(
