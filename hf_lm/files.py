@@ -28,6 +28,7 @@ VOCABULARY = (  # one of them holds the tokens
     *("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
     "*.spm",
 )
+BENCHMARKS = ".eval_results"  # a folder in it: results of benchmarks, as the Hub collects them
 CODE = "recurrent.py"  # that a recurrent model carries
 MODEL = (
     *("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json", CODE),

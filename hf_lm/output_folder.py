@@ -11,14 +11,12 @@ from typing import Any
 import yaml
 
 from hf_lm import dry_run
-from hf_lm.files import MODEL, damage, held, holder, sync, write_whole
+from hf_lm.files import BENCHMARKS, MODEL, damage, held, holder, sync, write_whole
 
 ASIDE = ".saving"  # inside the output folder: where a checkpoint, or the final model, is written until it is complete
 REMOVED = ".removing"  # beside it: a checkpoint while it is removed
 LOCK = ".lock"  # held by the run that writes the folder
 HEADER = "# hf_lm run\n"  # first line of each run.yaml that save_run writes
-
-BENCHMARKS = ".eval_results"  # in it: results of benchmarks, as the Hub collects them
 
 PLOTS = (
     *("loss", "learning_rate", "throughput", "metric", "learning_curve", "safety"),

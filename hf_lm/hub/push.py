@@ -14,11 +14,10 @@ from typing import Any
 
 import yaml
 
-from hf_lm.files import MODEL, VOCABULARY
+from hf_lm.files import BENCHMARKS, MODEL, VOCABULARY
 from hf_lm.hub.check import OUR_CODE, damage, differences
 from hf_lm.hub.credentials import find_secrets
 from hf_lm.hub.records import read_report, read_run
-from hf_lm.output_folder import BENCHMARKS
 
 RUN = ("README.md", "report.json", "run.yaml", "predictions.jsonl", "plots/*.png", "additional_chat_templates/*.jinja")
 RUN += (f"{BENCHMARKS}/*.yaml",)

@@ -12,8 +12,7 @@ from typing import Any
 
 import yaml
 
-from hf_lm.files import write_whole
-from hf_lm.output_folder import BENCHMARKS
+from hf_lm.files import BENCHMARKS, write_whole
 
 FORMATS = ("json", "csv", "parquet", "text", "arrow")  # of local files: no dataset of the Hub
 SHARES = ("acc", "acc_norm", "exact_match", "em", "f1")  # of the harness, between 0 and 1; the Hub's are in percent

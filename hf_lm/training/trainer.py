@@ -365,12 +365,12 @@ class Trainer(SafeTrainerMixin, transformers.Trainer):
         **kwargs: Any,
     ) -> None:
         self.loss = loss
-        self._sampled = None
-        if args.sampled_softmax:
-            self._sampled = sampled_softmax(kwargs.get("train_dataset"), embedding_rows(model), args.sampled_softmax)
         super().__init__(model, args, **kwargs)
         self.model_accepts_loss_kwargs = True  # so that num_items_in_batch is counted,
         self._loss_shifts_labels = shifts_labels  # over the labels that are predicted
+        self._sampled = None
+        if args.sampled_softmax:
+            self._sampled = sampled_softmax(kwargs.get("train_dataset"), embedding_rows(model), args.sampled_softmax)
 
     def compute_loss(
         self,
