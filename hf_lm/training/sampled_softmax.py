@@ -23,16 +23,16 @@ class SampledSoftmax:
         """`counts`: (vocabulary,) of each entry in the training text; `entries`: drawn in a step, on average."""
         self.probabilities = inclusion_probabilities(counts.double().clamp(min=1.0) ** SMOOTHING, entries).float()
 
-    def __call__(self, hidden: torch.Tensor, head: nn.Module, labels: torch.Tensor) -> torch.Tensor:
+    def __call__(self, hidden: torch.Tensor, head: nn.Linear, labels: torch.Tensor) -> torch.Tensor:
         """The sum over labels, in nats; hidden (batch, time, width) at i predicts labels (batch, time) at i + 1.
 
-        `head` is the linear output layer, with complete weights.
+        `head` is the output layer, with complete weights.
         """
         self.probabilities = self.probabilities.to(hidden.device)
         predicted = labels[:, 1:] != -100
         targets, states = labels[:, 1:][predicted], hidden[:, :-1][predicted]  # (n,), (n, width)
         drawn = (torch.rand_like(self.probabilities) < self.probabilities).nonzero()[:, 0]
-        bias = head.bias if isinstance(head.bias, torch.Tensor) else None
+        bias: torch.Tensor | None = head.bias
         own = (states * head.weight[targets]).sum(1).float() + (0.0 if bias is None else bias[targets].float())
         logits = F.linear(states, head.weight[drawn], None if bias is None else bias[drawn]).float()
         logits = logits - self.probabilities[drawn].log()
