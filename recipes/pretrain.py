@@ -47,6 +47,8 @@ class Arguments(PretrainingArguments):
     embd_dropout: Decay | None = None  # of a new GPT-2, here and in the next two; none takes that of --dropout
     resid_dropout: Decay | None = None
     attn_dropout: Decay | None = None
+    word_dropout: Decay = 0.0  # of a new recurrent model: of entries of the vocabulary, in a whole batch
+    weight_dropout: Decay = 0.0  # of a new recurrent model: of the weights from one state to the next
     packing: Literal["isolate", "concatenate"] = "isolate"  # isolate: attention within a document
     eval_stride: Count = 0  # tokens between two evaluation windows; 0 is half a block, or a whole one in a short run
 
@@ -64,6 +66,7 @@ def main(args: Arguments, training_args: TrainingArguments) -> dict:
         shape |= {f"{place}_dropout": getattr(args, f"{place}_dropout") for place in ("embd", "resid", "attn")}
         model = new_gpt2(tokenizer, size=args.size, n_head=args.n_head, block_size=args.block_size, **shape)
     else:
+        shape |= {"word_dropout": args.word_dropout, "weight_dropout": args.weight_dropout}
         model = new_recurrent(tokenizer, cell=args.architecture, **shape)
     size = args.block_size or min(1024, context_length(model.config) or 128)
     task = LanguageModelling(corpus, tokenizer, block_size=size, packing=args.packing, eval_stride=args.eval_stride)

@@ -166,6 +166,56 @@ def test_gradients_stay_inside_a_document():
     assert embedded.grad[0].abs().sum(-1).ne(0).tolist() == [False] * 3 + [True] * 3 + [False] * 2
 
 
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+def test_dropout_at_a_rate_of_almost_0_changes_nothing(cell):
+    model, ids = tiny(cell, dropout=1e-9, weight_dropout=1e-9, word_dropout=1e-9), random_ids(3, 8)
+    positions = torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2], [0, 1, 0, 1, 2, 3, 4, 5], [3, 4, 5, 6, 7, 8, 9, 10]])
+    mask = torch.tensor([[1] * 8, [0, 0] + [1] * 6, [1] * 5 + [0] * 3])
+    state = model(random_ids(3, 4).flip(1)).past_key_values
+    inputs = [{}, {"past_key_values": state}]
+    inputs += [{"position_ids": positions}, {"position_ids": positions, "attention_mask": mask}]
+    inputs += [{**inputs[-1], "past_key_values": state}]
+    for each in inputs:
+        expected, trained = model.eval()(ids, **each), model.train()(ids, **each)
+        torch.testing.assert_close(trained.logits, expected.logits)
+        for part, other in zip(trained.past_key_values, expected.past_key_values, strict=True):
+            torch.testing.assert_close(part, other)
+
+
+@pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
+def test_a_document_has_one_mask_for_all_its_steps(cell):
+    model, ids = tiny(cell, dropout=0.5, hidden_size=60, n_embd=60).train(), random_ids(2, 9)
+    read = []
+    model.lm_head.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0] == 0))
+    model(ids)
+    model(ids, position_ids=torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5, 6, 7, 8]]))
+    whole, parted = read
+    rows = [whole[0], whole[1], parted[0, :4], parted[0, 4:], parted[1]]
+    for row in rows:
+        assert (row == row[:1]).all()
+        assert 0.2 < row[0].float().mean() < 0.8
+    assert len({tuple(row[0].tolist()) for row in rows}) == len(rows)
+
+
+def test_weights_and_words_are_dropped_once_a_batch():
+    ids = random_ids(1, 30).expand(2, -1)
+    model = tiny(dropout=0.0, weight_dropout=0.5)
+    expected = model(ids).logits
+    first, second = model.train()(ids).logits, model(ids).logits
+    torch.testing.assert_close(first[0], first[1])
+    assert not torch.allclose(first, second)
+    torch.testing.assert_close(first[:, 0], expected[:, 0])  # no state comes before the first token
+    assert not torch.allclose(first[:, 1], expected[:, 1])
+
+    model, read = tiny(dropout=0.0, word_dropout=0.5).train(), []
+    model.rnn.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    model(ids)
+    dropped = read[0].eq(0).all(-1)
+    assert 0.2 < dropped.float().mean() < 0.8
+    assert not set(ids[dropped].tolist()) & set(ids[~dropped].tolist())
+    torch.testing.assert_close(read[0][~dropped], 2 * model.embedding(ids)[~dropped])
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_saved_model_comes_back_tied_and_trainable(tied, tmp_path):
     model, ids = tiny(tie_word_embeddings=tied), random_ids(2, 6)

@@ -42,7 +42,9 @@ class RecurrentConfig(PreTrainedConfig):
         hidden_size: int = 200,  # width of the recurrent state
         n_layer: int = 2,
         cell: str = "lstm",
-        dropout: float = 0.2,  # of embeddings, between layers, and before the output layer
+        dropout: float = 0.2,  # of embeddings, between layers, and before the output layer; locked
+        word_dropout: float = 0.0,  # of entries of the vocabulary: their embeddings, in the whole batch
+        weight_dropout: float = 0.0,  # of the weights from one state to the next
         tie_word_embeddings: bool = True,  # the output layer shares the embedding's weights
         use_cache: bool = True,
         bos_token_id: int | None = None,
@@ -68,10 +70,71 @@ class RecurrentConfig(PreTrainedConfig):
         self.n_layer = n_layer
         self.cell = cell
         self.dropout = dropout
+        self.word_dropout = word_dropout
+        self.weight_dropout = weight_dropout
         self.use_cache = use_cache
         kwargs |= {"bos_token_id": bos_token_id, "eos_token_id": eos_token_id, "pad_token_id": pad_token_id}
         kwargs["tie_word_embeddings"] = tie_word_embeddings
         super().__init__(**kwargs)
+
+
+class Locked(nn.RNNBase):
+    """A stack of recurrent layers with the dropout of the AWD-LSTM (Merity et al. 2017, arXiv 1708.02182).
+
+    In training each sequence has one mask for all its steps (Gal and Ghahramani 2016, arXiv 1512.05287) on what the
+    first layer reads and on what each layer returns, and the weights from one state to the next have one mask a batch.
+    """
+
+    states, weights = 0.0, 0.0  # rates of dropout
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, inputs: Any, state: Any = None
+    ) -> tuple[Any, Any]:
+        """As that of torch's RNN, GRU and LSTM with `batch_first`; inputs (batch, time, width) or packed sequences."""
+        if not (self.training and (self.states or self.weights)):
+            return super().forward(inputs, state)  # pyright: ignore[reportCallIssue]
+        is_packed, is_lstm = isinstance(inputs, PackedSequence), isinstance(self, nn.LSTM)
+        data, sizes = (inputs.data, inputs.batch_sizes) if is_packed else (inputs, None)
+        count = len(data) if sizes is None else int(sizes[0])
+        row = None if sizes is None else torch.cat([torch.arange(int(size)) for size in sizes]).to(data.device)
+        parts = () if state is None else state if is_lstm else (state,)
+        if is_packed and inputs.sorted_indices is not None:
+            parts = tuple(part.index_select(1, inputs.sorted_indices) for part in parts)
+        if not parts:
+            parts = (data.new_zeros(self.num_layers, count, self.hidden_size),) * (2 if is_lstm else 1)
+
+        data, last = self._drop(data, count, row), []
+        for i, (from_input, from_state, *biases) in enumerate(self.all_weights):
+            weights = [from_input, nn.functional.dropout(from_state, self.weights), *biases]
+            before = tuple(part[i : i + 1].to(data.dtype) for part in parts)
+            common = (before if is_lstm else before[0], weights, True, 1, 0.0, True, False)  # one layer, one direction
+            run = {"LSTM": torch.lstm, "GRU": torch.gru, "RNN_TANH": torch.rnn_tanh}[self.mode]
+            data, *after = run(data, *common, True) if sizes is None else run(data, sizes, *common)
+            data = self._drop(data, count, row)
+            last.append(after)
+        final = tuple(torch.cat(part) for part in zip(*last, strict=True))
+        if is_packed:
+            if inputs.unsorted_indices is not None:
+                final = tuple(part.index_select(1, inputs.unsorted_indices) for part in final)
+            data = PackedSequence(data, sizes, inputs.sorted_indices, inputs.unsorted_indices)
+        return data, final if is_lstm else final[0]
+
+    def _drop(self, data: torch.Tensor, count: int, row: torch.Tensor | None) -> torch.Tensor:
+        """Zero the same entries in all steps of each of `count` sequences; `row`: that of each step of packed ones."""
+        mask = nn.functional.dropout(data.new_ones(count, data.shape[-1]), self.states)
+        return data * (mask[:, None] if row is None else mask[row])
+
+
+class LockedRNN(Locked, nn.RNN):
+    pass
+
+
+class LockedGRU(Locked, nn.GRU):
+    pass
+
+
+class LockedLSTM(Locked, nn.LSTM):
+    pass
 
 
 class RecurrentLMHeadModel(PreTrainedModel, GenerationMixin):
@@ -88,16 +151,10 @@ class RecurrentLMHeadModel(PreTrainedModel, GenerationMixin):
     def __init__(self, config: RecurrentConfig):
         super().__init__(config)
         self.loss_type = "ForCausalLM"
-        cell = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}[config.cell]
+        cell = {"rnn": LockedRNN, "gru": LockedGRU, "lstm": LockedLSTM}[config.cell]
         self.embedding = nn.Embedding(config.vocab_size, config.n_embd)
-        self.rnn = cell(
-            config.n_embd,
-            config.hidden_size,
-            num_layers=config.n_layer,
-            dropout=config.dropout if config.n_layer > 1 else 0.0,  # between layers; with one layer PyTorch warns
-            batch_first=True,
-        )
-        self.dropout = nn.Dropout(config.dropout)
+        self.rnn = cell(config.n_embd, config.hidden_size, num_layers=config.n_layer, batch_first=True)
+        self.rnn.states, self.rnn.weights = config.dropout, config.weight_dropout
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
         self.post_init()
 
@@ -138,7 +195,10 @@ class RecurrentLMHeadModel(PreTrainedModel, GenerationMixin):
         """
         before = past_key_values if cache is None else cache
         time = input_ids.shape[1]
-        embedded = self.dropout(self.embedding(input_ids))  # (batch, time, n_embd)
+        embedded = self.embedding(input_ids)  # (batch, time, n_embd)
+        if self.training and self.config.word_dropout:
+            kept = nn.functional.dropout(embedded.new_ones(self.config.vocab_size), self.config.word_dropout)
+            embedded = embedded * kept[input_ids][..., None]
         is_real = torch.ones_like(input_ids, dtype=torch.bool)
         if attention_mask is not None:
             is_real = attention_mask[:, -time:].bool()
@@ -155,7 +215,6 @@ class RecurrentLMHeadModel(PreTrainedModel, GenerationMixin):
             output, state = self._run_documents(embedded, is_real, is_start, before)
 
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        output = self.dropout(output)
         logits = self.lm_head(output[:, kept])
         loss = None
         if labels is not None:
@@ -219,6 +278,8 @@ def new_recurrent(
     n_embd: int = 0,  # 0 is 256
     hidden_size: int = 0,  # 0 = n_embd
     dropout: float = 0.2,
+    word_dropout: float = 0.0,
+    weight_dropout: float = 0.0,
     tie_weights: bool = True,
 ) -> RecurrentLMHeadModel:
     """A recurrent language model with random weights for the tokenizer's vocabulary.
@@ -234,6 +295,8 @@ def new_recurrent(
         n_layer=n_layer,
         cell=cell,
         dropout=dropout,
+        word_dropout=word_dropout,
+        weight_dropout=weight_dropout,
         tie_word_embeddings=tie_weights,
         **special_ids,
     )
