@@ -72,6 +72,15 @@ class TrainingArguments(transformers.TrainingArguments):
             "their frequency, where all of a large one would take most of the time; 0: all"
         },
     )
+    teachers: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "models of the same task and tokenizer, folders or Hub ids, whose mean prediction is learned"
+        },
+    )
+    teacher_weight: Share = field(
+        default=0.5, metadata={"help": "of what the teachers predict in the loss; the labels have the rest"}
+    )
     decay_share: Share = field(
         default=0.4, metadata={"help": "share of the steps in which warmup_stable_decay lowers the rate to 0"}
     )

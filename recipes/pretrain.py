@@ -1,7 +1,6 @@
 """Pretrain: from raw text to a GPT-2 (or a recurrent language model) that AutoModel loads.
 
 accelerate launch recipes/pretrain.py --dataset my_texts/ --size mini    # built-in text without arguments
-accelerate launch recipes/pretrain.py --config recipes/configs/pretrain_gpt2_wikitext2.yaml
 """
 
 # /// script
@@ -44,10 +43,9 @@ class Arguments(PretrainingArguments):
     n_embd: Count = 0
     block_size: Count = 0  # tokens of a training example
     dropout: Decay = 0.0
-    embd_dropout: Decay | None = None  # of a new GPT-2, here and in the next two; none takes that of --dropout
-    resid_dropout: Decay | None = None
+    embd_dropout: Decay | None = None  # of embeddings (of a recurrent model: of entries); a GPT-2's is --dropout's
+    resid_dropout: Decay | None = None  # of a new GPT-2, as the next; none takes that of --dropout
     attn_dropout: Decay | None = None
-    word_dropout: Decay = 0.0  # of a new recurrent model: of entries of the vocabulary, in a whole batch
     weight_dropout: Decay = 0.0  # of a new recurrent model: of the weights from one state to the next
     packing: Literal["isolate", "concatenate"] = "isolate"  # isolate: attention within a document
     eval_stride: Count = 0  # tokens between two evaluation windows; 0 is half a block, or a whole one in a short run
@@ -59,14 +57,13 @@ def main(args: Arguments, training_args: TrainingArguments) -> dict:
     sizes = {key: getattr(args, key) for key in ("vocab_size", "min_frequency", "pre_tokenizer")}
     name = args.model if args.model and args.tokenizer == "bpe" else args.tokenizer
     tokenizer = prepare_tokenizer(name, corpus, max_bytes=args.tokenizer_max_bytes, **sizes)
-    shape = {"n_layer": args.n_layer, "n_embd": args.n_embd, "dropout": args.dropout}
+    dropouts = ("resid_dropout", "attn_dropout") if args.architecture == "gpt2" else ("weight_dropout",)
+    shape = {name: getattr(args, name) for name in ("n_layer", "n_embd", "dropout", "embd_dropout", *dropouts)}
     if args.model:
         model = load_causal_lm(args.model, tokenizer=tokenizer, block_size=args.block_size)
     elif args.architecture == "gpt2":
-        shape |= {f"{place}_dropout": getattr(args, f"{place}_dropout") for place in ("embd", "resid", "attn")}
         model = new_gpt2(tokenizer, size=args.size, n_head=args.n_head, block_size=args.block_size, **shape)
     else:
-        shape |= {"word_dropout": args.word_dropout, "weight_dropout": args.weight_dropout}
         model = new_recurrent(tokenizer, cell=args.architecture, **shape)
     size = args.block_size or min(1024, context_length(model.config) or 128)
     task = LanguageModelling(corpus, tokenizer, block_size=size, packing=args.packing, eval_stride=args.eval_stride)

@@ -149,6 +149,13 @@ def test_the_loss_is_the_papers_formula(make, tmp_path):
     assert loss.item() != pytest.approx(math.log(2), rel=1e-3)
 
 
+@pytest.mark.parametrize("setting", [{"sampled_softmax": 8}, {"teachers": ["out/one"]}, {"sweep": 3}])
+def test_settings_of_our_own_loss_are_refused_in_one_line(make, tmp_path, setting):
+    model, task = make()
+    with pytest.raises(ValueError, match=f"^--{next(iter(setting))} .*$"):
+        trainer_of(model, task, tmp_path, **setting)
+
+
 @pytest.mark.parametrize("rank", [0, 2])
 def test_the_proofs_hold_and_training_prefers_the_chosen(make, tmp_path, rank):
     model, task = make(pairs(80))  # 8 in test: with fewer than 6 no difference is significant

@@ -212,3 +212,13 @@ def test_an_existing_run_is_kept_and_a_change_refused_on_resume(whole, data, cap
     with pytest.raises(ValueError, match=r"dropout 0\.1 -> 0\.2"):
         here(dataset=data, output_dir=whole, resume_from_checkpoint="latest", dropout=0.2)
     assert (whole / "model.safetensors").is_file()
+
+
+def test_a_student_learns_from_a_finished_run_which_it_may_not_replace(data, whole, tmp_path):
+    report = here(dataset=data, output_dir=tmp_path / "student", teachers=whole, seed=1)
+    plain = here(dataset=data, output_dir=tmp_path / "plain", seed=1)
+    assert yaml.safe_load((tmp_path / "student" / "run.yaml").read_text())["teachers"] == [str(whole)]
+    assert report["metrics"] != plain["metrics"]
+    with pytest.raises(FileExistsError, match=r"this run reads .*whole and would replace it"):
+        here(dataset=data, output_dir=whole, teachers=whole, overwrite_output_dir=True)
+    assert (whole / "model.safetensors").is_file()

@@ -132,11 +132,11 @@ def test_rows_per_step_that_processes_do_not_divide_are_refused(tmp_path):
     assert changed.run == {"rows_per_step": 12}
 
 
-def trainer_of(model, *, muon=0.0, fsdp=0, deepspeed=None, tensor=1, context=1, sampled=0):
+def trainer_of(model, *, muon=0.0, fsdp=0, deepspeed=None, tensor=1, context=1, sampled=0, teachers=()):
     state = SimpleNamespace(fsdp_plugin=SimpleNamespace(fsdp_version=fsdp), deepspeed_plugin=deepspeed)
     return SimpleNamespace(
         model=model,
-        args=SimpleNamespace(muon_learning_rate=muon, world_size=2, sampled_softmax=sampled),
+        args=SimpleNamespace(muon_learning_rate=muon, world_size=2, sampled_softmax=sampled, teachers=teachers),
         accelerator=SimpleNamespace(state=state),
         is_fsdp_enabled=fsdp > 0,
         is_deepspeed_enabled=deepspeed is not None,
@@ -166,6 +166,7 @@ def zero(stage, **config):
         ({"fsdp": 2, "sampled": 64}, "--sampled_softmax"),
         ({"deepspeed": zero(2), "sampled": 64}, "--sampled_softmax"),
         ({"context": 2, "sampled": 64}, "--sampled_softmax"),
+        ({"context": 2, "teachers": ["out/one"]}, "--teachers"),
     ],
 )
 def test_what_would_train_wrongly_without_an_error_is_refused_in_one_line(settings, message, model):

@@ -168,7 +168,7 @@ def test_gradients_stay_inside_a_document():
 
 @pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
 def test_dropout_at_a_rate_of_almost_0_changes_nothing(cell):
-    model, ids = tiny(cell, dropout=1e-9, weight_dropout=1e-9, word_dropout=1e-9), random_ids(3, 8)
+    model, ids = tiny(cell, dropout=1e-9, weight_dropout=1e-9, embd_dropout=1e-9), random_ids(3, 8)
     positions = torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2], [0, 1, 0, 1, 2, 3, 4, 5], [3, 4, 5, 6, 7, 8, 9, 10]])
     mask = torch.tensor([[1] * 8, [0, 0] + [1] * 6, [1] * 5 + [0] * 3])
     state = model(random_ids(3, 4).flip(1)).past_key_values
@@ -207,7 +207,7 @@ def test_weights_and_words_are_dropped_once_a_batch():
     torch.testing.assert_close(first[:, 0], expected[:, 0])  # no state comes before the first token
     assert not torch.allclose(first[:, 1], expected[:, 1])
 
-    model, read = tiny(dropout=0.0, word_dropout=0.5).train(), []
+    model, read = tiny(dropout=0.0, embd_dropout=0.5).train(), []
     model.rnn.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
     model(ids)
     dropped = read[0].eq(0).all(-1)

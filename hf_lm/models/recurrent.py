@@ -4,6 +4,7 @@ Trains, generates, saves and loads like any causal model. This file is copied in
 torch and transformers and nothing else.
 """
 
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, ClassVar
 
@@ -43,7 +44,7 @@ class RecurrentConfig(PreTrainedConfig):
         n_layer: int = 2,
         cell: str = "lstm",
         dropout: float = 0.2,  # of embeddings, between layers, and before the output layer; locked
-        word_dropout: float = 0.0,  # of entries of the vocabulary: their embeddings, in the whole batch
+        embd_dropout: float = 0.0,  # of entries of the vocabulary: their embeddings, in the whole batch
         weight_dropout: float = 0.0,  # of the weights from one state to the next
         tie_word_embeddings: bool = True,  # the output layer shares the embedding's weights
         use_cache: bool = True,
@@ -70,7 +71,7 @@ class RecurrentConfig(PreTrainedConfig):
         self.n_layer = n_layer
         self.cell = cell
         self.dropout = dropout
-        self.word_dropout = word_dropout
+        self.embd_dropout = embd_dropout
         self.weight_dropout = weight_dropout
         self.use_cache = use_cache
         kwargs |= {"bos_token_id": bos_token_id, "eos_token_id": eos_token_id, "pad_token_id": pad_token_id}
@@ -88,41 +89,49 @@ class Locked(nn.RNNBase):
     states, weights = 0.0, 0.0  # rates of dropout
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, inputs: Any, state: Any = None
-    ) -> tuple[Any, Any]:
+        self, inputs: torch.Tensor | PackedSequence, state: State | torch.Tensor | None = None
+    ) -> tuple[torch.Tensor | PackedSequence, State | torch.Tensor]:
         """As that of torch's RNN, GRU and LSTM with `batch_first`; inputs (batch, time, width) or packed sequences."""
         if not (self.training and (self.states or self.weights)):
             return super().forward(inputs, state)  # pyright: ignore[reportCallIssue]
-        is_packed, is_lstm = isinstance(inputs, PackedSequence), isinstance(self, nn.LSTM)
-        data, sizes = (inputs.data, inputs.batch_sizes) if is_packed else (inputs, None)
-        count = len(data) if sizes is None else int(sizes[0])
-        row = None if sizes is None else torch.cat([torch.arange(int(size)) for size in sizes]).to(data.device)
-        parts = () if state is None else state if is_lstm else (state,)
-        if is_packed and inputs.sorted_indices is not None:
-            parts = tuple(part.index_select(1, inputs.sorted_indices) for part in parts)
-        if not parts:
-            parts = (data.new_zeros(self.num_layers, count, self.hidden_size),) * (2 if is_lstm else 1)
+        parts = None if state is None else (state,) if isinstance(state, torch.Tensor) else state
+        if isinstance(inputs, PackedSequence):
+            into, back = inputs.sorted_indices, inputs.unsorted_indices
+            data, final = self._layers(inputs.data, inputs.batch_sizes, _reordered(parts, into))
+            output, final = PackedSequence(data, inputs.batch_sizes, into, back), _reordered(final, back)
+        else:
+            output, final = self._layers(inputs, None, parts)
+        assert final is not None, "there is a layer"
+        return output, final if isinstance(self, nn.LSTM) else final[0]
 
+    def _layers(
+        self, data: torch.Tensor, sizes: torch.Tensor | None, state: State | None
+    ) -> tuple[torch.Tensor, State | None]:
+        """All layers over `data` with their dropout; `sizes`: of packed sequences, how many have each step."""
+        count, row = len(data), None
+        if sizes is not None:
+            count, row = int(sizes[0]), torch.cat([torch.arange(int(size)) for size in sizes]).to(data.device)
+        is_lstm = isinstance(self, nn.LSTM)
+        parts = state or (data.new_zeros(self.num_layers, count, self.hidden_size),) * (2 if is_lstm else 1)
+        run: Callable = {"LSTM": torch.lstm, "GRU": torch.gru, "RNN_TANH": torch.rnn_tanh}[self.mode]
         data, last = self._drop(data, count, row), []
         for i, (from_input, from_state, *biases) in enumerate(self.all_weights):
             weights = [from_input, nn.functional.dropout(from_state, self.weights), *biases]
             before = tuple(part[i : i + 1].to(data.dtype) for part in parts)
             common = (before if is_lstm else before[0], weights, True, 1, 0.0, True, False)  # one layer, one direction
-            run = {"LSTM": torch.lstm, "GRU": torch.gru, "RNN_TANH": torch.rnn_tanh}[self.mode]
             data, *after = run(data, *common, True) if sizes is None else run(data, sizes, *common)
             data = self._drop(data, count, row)
             last.append(after)
-        final = tuple(torch.cat(part) for part in zip(*last, strict=True))
-        if is_packed:
-            if inputs.unsorted_indices is not None:
-                final = tuple(part.index_select(1, inputs.unsorted_indices) for part in final)
-            data = PackedSequence(data, sizes, inputs.sorted_indices, inputs.unsorted_indices)
-        return data, final if is_lstm else final[0]
+        return data, tuple(torch.cat(part) for part in zip(*last, strict=True))
 
     def _drop(self, data: torch.Tensor, count: int, row: torch.Tensor | None) -> torch.Tensor:
         """Zero the same entries in all steps of each of `count` sequences; `row`: that of each step of packed ones."""
         mask = nn.functional.dropout(data.new_ones(count, data.shape[-1]), self.states)
         return data * (mask[:, None] if row is None else mask[row])
+
+
+def _reordered(state: State | None, order: torch.Tensor | None) -> State | None:
+    return state if state is None or order is None else tuple(part.index_select(1, order) for part in state)
 
 
 class LockedRNN(Locked, nn.RNN):
@@ -196,8 +205,8 @@ class RecurrentLMHeadModel(PreTrainedModel, GenerationMixin):
         before = past_key_values if cache is None else cache
         time = input_ids.shape[1]
         embedded = self.embedding(input_ids)  # (batch, time, n_embd)
-        if self.training and self.config.word_dropout:
-            kept = nn.functional.dropout(embedded.new_ones(self.config.vocab_size), self.config.word_dropout)
+        if self.training and self.config.embd_dropout:
+            kept = nn.functional.dropout(embedded.new_ones(self.config.vocab_size), self.config.embd_dropout)
             embedded = embedded * kept[input_ids][..., None]
         is_real = torch.ones_like(input_ids, dtype=torch.bool)
         if attention_mask is not None:
@@ -278,7 +287,7 @@ def new_recurrent(
     n_embd: int = 0,  # 0 is 256
     hidden_size: int = 0,  # 0 = n_embd
     dropout: float = 0.2,
-    word_dropout: float = 0.0,
+    embd_dropout: float | None = None,  # none is 0
     weight_dropout: float = 0.0,
     tie_weights: bool = True,
 ) -> RecurrentLMHeadModel:
@@ -295,7 +304,7 @@ def new_recurrent(
         n_layer=n_layer,
         cell=cell,
         dropout=dropout,
-        word_dropout=word_dropout,
+        embd_dropout=embd_dropout or 0.0,
         weight_dropout=weight_dropout,
         tie_word_embeddings=tie_weights,
         **special_ids,

@@ -64,6 +64,7 @@ class DenoisedText:
 
     def __init__(self, texts: Sequence[str], task: TextToText, *, max_length: int) -> None:
         self.task, self.tokenizer, self.loss, self.shifts_labels = task, task.tokenizer, task.loss, task.shifts_labels
+        self.auto_class = task.auto_class
         vocabulary = task.tokenizer.get_vocab()
         self.sentinels = [vocabulary[name] for i in range(100) if (name := f"<extra_id_{i}>") in vocabulary]
         if not self.sentinels and task.tokenizer.mask_token_id is None:

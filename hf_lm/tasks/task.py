@@ -41,6 +41,7 @@ class TrainingData(Protocol):
     """What a Trainer needs: features, how they become a batch, and the loss of one."""
 
     tokenizer: PreTrainedTokenizerBase
+    auto_class: str  # of transformers, which loads the model
     shifts_labels: bool  # the first label of a row is not predicted: next-token prediction
     context: int  # tokens of a row on average, for the FLOPs of attention
 
@@ -63,7 +64,6 @@ class Task(TrainingData, Protocol):
     recipe: str  # the name of the recipe that trains it
     kind: str  # of model that it makes, in a reader's words
     pipeline_tag: str  # of the Hub
-    auto_class: str  # of transformers, which loads the model
     main_metric: str
     greater_is_better: bool
     unit: str  # that intervals are over: "examples", "documents"

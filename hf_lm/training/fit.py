@@ -83,7 +83,7 @@ def fit(
     args, origin = _own_arguments(training_args, task, model), origin_of(model)
     check_arguments(args, model, merge=merge)
     with contextlib.ExitStack() as lock:
-        checkpoint = open_output(args, inputs=origin.values(), lock=lock)
+        checkpoint = open_output(args, inputs=[*origin.values(), *args.teachers], lock=lock)
         inputs = inputs_of(task)
         check_processes(Path(args.output_dir), inputs)
         if checkpoint is not None and not args.resume_with_changes:

@@ -60,6 +60,8 @@ def check_engine(trainer: "SafeTrainerMixin", task: TrainingData) -> None:
             "--sampled_softmax reads rows of the complete output layer and of complete blocks, which no process holds "
             "here: leave it out, or train complete copies (DDP)."
         )
+    if args.teachers and split:
+        raise ValueError("--teachers read complete blocks, which no process has here: set tp_size and cp_size to 1.")
     if trainer.get_tp_size() > 1 and not getattr(base_of(model), "tp_plan", None):
         raise ValueError(
             f"tensor parallelism: {type(base_of(model)).__name__} has no tp_plan, and each process would train all of "

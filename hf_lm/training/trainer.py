@@ -36,6 +36,7 @@ from hf_lm.training.checkpoints import (
     save_aside,
     unscheduled_steps,
 )
+from hf_lm.training.distillation import distilled_loss
 from hf_lm.training.monitor import Progress, Speedometer, flops_per_token
 from hf_lm.training.optimizers import new_muon_adamw
 from hf_lm.training.rates import choose_rate
@@ -410,7 +411,7 @@ def supervised_trainer(
     return trainer_class(
         model,
         args,
-        loss=task.loss,
+        loss=distilled_loss(model, args, task) if args.teachers else task.loss,
         shifts_labels=task.shifts_labels,
         measure=measure,
         context=task.context,

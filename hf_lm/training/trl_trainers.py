@@ -45,6 +45,9 @@ def _config(config_class: type, args: TrainingArguments, **options: Any) -> Any:
     """Our arguments as one of TRL's configurations: each field of ours with its value, and `options` for TRL's own."""
     if args.sweep:
         raise ValueError("--sweep is for tasks with labels: here try rates one by one, with --learning_rate.")
+    for name in ("sampled_softmax", "teachers"):
+        if getattr(args, name):
+            raise ValueError(f"--{name} does not go with this recipe, whose loss is TRL's: leave it out.")
     ours = {field.name: getattr(args, field.name) for field in dataclasses.fields(args) if field.init}
     config = config_class(**ours | options)
     config.run = args.run
