@@ -34,6 +34,7 @@ class _Mode:
     arguments: Sequence[str]
     bf16: bool | None = None
     sample: Sample | None = None
+    tokens: int = 0
     arguments_only: bool = False
 
 
@@ -45,17 +46,23 @@ _mode: ContextVar[_Mode | None] = ContextVar("dry_run", default=None)
 
 
 def run_recipe(
-    recipe: str, arguments: Sequence[str] = (), *, bf16: bool | None = None, sample: Sample | None = None
+    recipe: str,
+    arguments: Sequence[str] = (),
+    *,
+    bf16: bool | None = None,
+    sample: Sample | None = None,
+    tokens: int = 0,
 ) -> FitCall:
     """Run a recipe, by its name or its file, until it calls `fit`; returns what it calls it with.
 
     `arguments` are the recipe's own, as on its command line. The recipe runs with its defaults and its
     `parse_arguments`, so that nothing here can disagree with training; the price is that the model is built.
     Self-training, which trains before it calls `fit`, ends where its first training would begin. `bf16` says whether
-    the device multiplies in bfloat16; None asks this machine. `sample`: see `sampled`. Raises what the recipe raises,
-    and ValueError where it does not call `fit`.
+    the device multiplies in bfloat16; None asks this machine. `sample`: see `sampled`. `tokens`: those of the
+    training text that the run is planned for, whatever the recipe reads here; 0 where that is the text itself. Raises
+    what the recipe raises, and ValueError where it does not call `fit`.
     """
-    return _run(_Mode(recipe, [str(token) for token in arguments], bf16, sample))
+    return _run(_Mode(recipe, [str(token) for token in arguments], bf16, sample, tokens))
 
 
 def parse_recipe(recipe: str, arguments: Sequence[str] = ()) -> Any:
@@ -117,6 +124,12 @@ def bf16() -> bool | None:
     """Whether the device that a dry run is for multiplies in bfloat16; None where this machine is to be asked."""
     mode = _mode.get()
     return None if mode is None else mode.bf16
+
+
+def planned_tokens() -> int:
+    """Tokens of the training text that a dry run is for; 0 where it is the text that the recipe reads."""
+    mode = _mode.get()
+    return 0 if mode is None else mode.tokens
 
 
 def sampled(documents: Iterable[str], folder: Path, *, split: str, size: int) -> tuple[Iterable[str], Path]:

@@ -9,7 +9,9 @@ from hf_lm.tasks.length import BUILT_IN, PER_PARAMETER, choose_length, enough_ep
 
 def arguments(tmp_path, **given):
     settings = {"max_steps": 0, "num_train_epochs": 4, "per_device_train_batch_size": 4, "use_cpu": True}
-    return TrainingArguments(str(tmp_path / "out"), **settings | given)
+    args = TrainingArguments(str(tmp_path / "out"), **settings | given)
+    args.changed = given
+    return args
 
 
 @pytest.fixture
@@ -21,7 +23,8 @@ def test_a_short_text_is_read_so_many_times_and_a_long_one_as_far_as_the_paramet
     args = arguments(tmp_path)
     assert enough_epochs(args, model, tokens=3200) == 4
     assert enough_epochs(args, model, tokens=10**6) == PER_PARAMETER * 1000 / 10**6
-    assert enough_epochs(arguments(tmp_path, num_train_epochs=1), model, tokens=3200) == 1
+    args.changed = {"num_train_epochs": 4}  # somebody asked for as many
+    assert enough_epochs(args, model, tokens=10**6) == 4
 
 
 @pytest.mark.parametrize(
@@ -57,6 +60,11 @@ def test_a_chosen_length_is_recorded_said_and_measured_three_times(tmp_path, mod
     assert args.run["max_steps"] == 100
     assert args.run["eval_steps"] == 34
     assert capsys.readouterr().out.startswith("100 steps, 12,800 tokens: 4 times the text, 13 for each parameter")
+
+
+def test_a_length_that_the_parameters_limit_says_so(tmp_path, model, capsys):
+    choose_length(arguments(tmp_path), model, tokens=10**6, block_size=32)
+    assert "20 for each parameter, where more than 20 ask for a larger model (" in capsys.readouterr().out
 
 
 def test_the_built_in_text_has_a_first_run_of_minutes(tmp_path, model, capsys):

@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 from hf_lm.arguments import TrainingArguments
 from hf_lm.data.demos import documentation as demos
 from hf_lm.dry_run import parse_recipe, run_recipe
-from hf_lm.tasks.language_modelling import LanguageModelling
 from hf_lm.tasks.task import Task
 
 SAMPLED = 32_000_000  # bytes of training text above which only the first documents are tokenized
@@ -54,7 +53,7 @@ def resolve(recipe: str, argv: Sequence[str], *, tokens: int = 0, bf16: bool | N
             argv = [*argv, *_demo_data(parse_recipe(recipe, argv), Path(folder) / "demo")]
         try:
             with torch.device("meta"):
-                called = run_recipe(recipe, argv, bf16=bf16, sample=sample)
+                called = run_recipe(recipe, argv, bf16=bf16, sample=sample, tokens=tokens)
                 model, task, args = called.model, cast(Task, called.task), called.training_args
         except ValueError as error:
             if "was not loaded from the Hub" not in str(error):
@@ -71,9 +70,6 @@ def resolve(recipe: str, argv: Sequence[str], *, tokens: int = 0, bf16: bool | N
                 -args.per_device_train_batch_size // len(rows)
             )  # enough for a batch
         run.scales = {"train": tokens / max(1, sum(task.train_lengths()))}
-        if isinstance(task, LanguageModelling) and "max_steps" not in args.changed:  # it chose those for the demo
-            args.max_steps = 0
-            task.choose_length(args, model, planned_tokens=tokens)
         run.assumed = [
             f"{tokens:,} tokens an epoch, as --tokens says: no data was read, rows are as long as they may be"
         ]

@@ -27,6 +27,7 @@ class DomainText:
             raise ValueError("the tokenizer has no mask token, so an encoder cannot learn from text without labels.")
         self.tokenizer, self.masked = tokenizer, masked
         self.loss, self.shifts_labels = (label_loss, False) if masked else (next_token_loss, True)
+        self.auto_class = "AutoModelForMaskedLM" if masked else "AutoModelForCausalLM"
         frame = special_tokens_around(tokenizer, causal=not masked)
         after = frame.after if masked or tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         room = max_length - len(frame.before) - len(after)

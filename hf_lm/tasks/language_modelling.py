@@ -97,19 +97,18 @@ class LanguageModelling:
         self._limit_evaluation(training_tokens)
         self.train_dataset = Blocks(self.streams["train"], block_size=block_size, isolate=self.isolate)
 
-    def choose_length(
-        self, args: TrainingArguments, model: nn.Module, *, built_in: bool = False, planned_tokens: int = 0
-    ) -> None:
+    def choose_length(self, args: TrainingArguments, model: nn.Module, *, built_in: bool = False) -> None:
         """Choose the steps of a training that `args` leave open (hf_lm.tasks.length), and what is scored after it.
 
-        A dry run, which may have read the beginning of the text, goes by all its bytes, or by `planned_tokens`.
+        A dry run, which may have read the beginning of the text, goes by all its bytes, or by the tokens it is for.
         """
         stream = self.streams["train"]
-        tokens = planned_tokens or stream.total
-        if dry_run.active() and (read := int(stream.bytes.sum())):
+        tokens, planned = stream.total, dry_run.planned_tokens()
+        if planned:  # the built-in text stands for another
+            tokens, built_in = planned, False
+        elif dry_run.active() and (read := int(stream.bytes.sum())):
             tokens = int(tokens * max(1.0, self.corpus.size / read))
-        planned = dry_run.active() or planned_tokens > 0
-        length = {"tokens": tokens, "block_size": self.block_size, "built_in": built_in, "planned": planned}
+        length = {"tokens": tokens, "block_size": self.block_size, "built_in": built_in, "planned": dry_run.active()}
         self._limit_evaluation(choose_length(args, model, **length))
 
     def _limit_evaluation(self, training_tokens: int) -> None:

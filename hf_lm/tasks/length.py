@@ -41,18 +41,21 @@ def choose_length(
         setattr(args, key, number)
     args.run, args.chosen = args.run | chosen, set(chosen)
     if not (planned or built_in):
+        reason = f", where more than {PER_PARAMETER} ask for a larger model" if epochs < args.num_train_epochs else ""
         PartialState().print(
             f"{steps:,} steps, {steps * a_step:,} tokens: {steps * a_step / tokens:.2g} times the text, "
-            f"{steps * a_step / parameters:.2g} for each parameter (--max_steps gives another number)"
+            f"{steps * a_step / parameters:.2g} for each parameter{reason} (--max_steps gives another number)"
         )
     return steps * a_step
 
 
 def enough_epochs(args: TrainingArguments, model: nn.Module, *, tokens: int) -> float:
-    """`args.num_train_epochs`, but no more than read PER_PARAMETER tokens for each parameter.
+    """`args.num_train_epochs`; of the recipe's default no more than read PER_PARAMETER tokens for each parameter.
 
     A larger model would learn more from as much work.
     """
+    if "num_train_epochs" in args.changed:
+        return args.num_train_epochs
     return min(args.num_train_epochs, PER_PARAMETER * count_parameters(model) / tokens)
 
 
