@@ -44,6 +44,7 @@ from hf_lm.training.processes import (
     complete,
     describe_engine,
     empty_copy,
+    full_weights,
     is_sharded,
     keep_rows_per_step,
 )
@@ -91,7 +92,7 @@ def fit(
         trainer, evaluations = build(model, task, args, build_trainer)
         trainer.inputs = inputs
         check_engine(trainer, task)
-        empty = empty_copy(model) if is_sharded(trainer) else None
+        empty = empty_copy(model) if is_sharded(trainer) or trainer.is_deepspeed_enabled else None
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         plan = announce(trainer, task, model, trainable, resumed=checkpoint is not None)
         before = task.proofs_before(trainer)
@@ -316,14 +317,14 @@ def finish_model(
 ) -> Finished:
     """Merge an adapter if asked, prove that merging changed no logits, and save the model: on every process.
 
-    The weights of a sharded model are gathered once, into `empty` on the main process, which alone merges and saves:
-    what it goes on with needs no other process.
+    The weights of a sharded model, or of DeepSpeed's optimizer, are gathered once, into `empty` on the main process,
+    which alone merges and saves: what it goes on with needs no other process.
     """
     state, folder = PartialState(), Path(args.output_dir)
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     write: Callable[[Path], None] = lambda aside: trainer.save_model(str(aside))  # noqa: E731
     if empty is not None:
-        weights = trainer.accelerator.get_state_dict(trainer.model)
+        weights = full_weights(trainer)
         if state.is_main_process:
             trainer.model = model = complete(empty, weights)
         write = lambda aside: trainer._save(str(aside)) if state.is_main_process else None  # noqa: E731

@@ -165,6 +165,23 @@ def empty_copy(model: PreTrainedModel) -> PreTrainedModel:
     return copy.deepcopy(model, memo)
 
 
+def full_weights(trainer: "SafeTrainerMixin") -> dict[str, torch.Tensor]:
+    """The complete weights of a trained model in the optimizer's precision; every process must ask.
+
+    FSDP2 gathers them on the first process. DeepSpeed keeps the float32 weights in parts, and under `--bf16` trains a
+    copy that is rounded to bfloat16.
+    """
+    if not trainer.is_deepspeed_enabled:
+        return trainer.accelerator.get_state_dict(trainer.model)
+    weights = trainer.accelerator.unwrap_model(trainer.model).state_dict(keep_vars=True)
+    for name, weight in weights.items():
+        if hasattr(weight, "get_full_hp_param"):  # DeepSpeed's, of what is trained
+            weights[name] = weight.get_full_hp_param()
+        elif weight.is_floating_point():
+            weights[name] = weight.float()
+    return {name: weight.detach() for name, weight in weights.items()}
+
+
 def complete(empty: PreTrainedModel, weights: Mapping[str, Any]) -> PreTrainedModel:
     """An `empty_copy` with the weights of a full state dict, which it takes over without a copy."""
     empty.load_state_dict(weights, strict=False, assign=True)  # tied weights may stand under one of their names
