@@ -62,9 +62,8 @@ def distilled_loss(model: PreTrainedModel, args: TrainingArguments, task: Traini
 def _load(name: str, model: PreTrainedModel, task: TrainingData) -> PreTrainedModel:
     auto_class: type = getattr(transformers, task.auto_class)
     teacher = load_weights(auto_class, name, load_config(name))
-    if load_tokenizer(name).get_vocab() != task.tokenizer.get_vocab() or embedding_rows(teacher) != embedding_rows(
-        model
-    ):
+    same = load_tokenizer(name).get_vocab() == task.tokenizer.get_vocab()
+    if not same or embedding_rows(teacher) != embedding_rows(model):
         raise ValueError(
             f"--teachers: {name} has another tokenizer than this model, so their predictions are about other tokens. "
             f"Train this one with --tokenizer {name}, or on the text that it had."
