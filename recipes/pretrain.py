@@ -1,6 +1,7 @@
 """Pretrain: from raw text to a GPT-2 (or a recurrent language model) that AutoModel loads.
 
 accelerate launch recipes/pretrain.py --dataset my_texts/ --size mini    # built-in text without arguments
+accelerate launch recipes/pretrain.py --config recipes/configs/pretrain_gpt2_wikitext2.yaml
 """
 
 # /// script
@@ -54,9 +55,8 @@ class Arguments(PretrainingArguments):
 def main(args: Arguments, training_args: TrainingArguments) -> dict:
     text = {key: getattr(args, key) for key in ("text_column", "document_start", "max_bytes")}
     corpus = load_corpus(args.dataset, **text)
-    sizes = {key: getattr(args, key) for key in ("vocab_size", "min_frequency", "pre_tokenizer")}
-    name = args.model if args.model and args.tokenizer == "bpe" else args.tokenizer
-    tokenizer = prepare_tokenizer(name, corpus, max_bytes=args.tokenizer_max_bytes, **sizes)
+    wanted = {key: getattr(args, key) for key in ("vocab_size", "min_frequency", "pre_tokenizer", "model")}
+    tokenizer = prepare_tokenizer(args.tokenizer, corpus, max_bytes=args.tokenizer_max_bytes, **wanted)
     dropouts = ("resid_dropout", "attn_dropout") if args.architecture == "gpt2" else ("weight_dropout",)
     shape = {name: getattr(args, name) for name in ("n_layer", "n_embd", "dropout", "embd_dropout", *dropouts)}
     if args.model:

@@ -120,6 +120,14 @@ def test_a_tokenizer_is_trained_once_per_corpus_and_settings(texts):
     assert len(passes) == 2
 
 
+def test_a_model_that_is_trained_further_keeps_its_tokenizer_unless_another_is_named(texts, tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path / "model")
+    corpus = Corpus("here", "further", 1000, {"train": lambda: iter(texts)})
+    wanted = {"vocab_size": 290, "min_frequency": 2, "max_bytes": 10**6, "model": str(tmp_path / "model")}
+    assert prepare_tokenizer("bpe", corpus, **wanted).get_vocab() == tokenizer.get_vocab()
+    assert prepare_tokenizer("word", corpus, **wanted).get_vocab() != tokenizer.get_vocab()
+
+
 def test_a_large_corpus_is_read_evenly_rather_than_from_its_front():
     seen = []
     documents = [f"{i} " * 50 for i in range(100)]

@@ -157,13 +157,17 @@ def prepare_tokenizer(
     min_frequency: int,
     max_bytes: int,
     pre_tokenizer: PreTokenizer = "words",  # of bpe
+    model: str = "",
 ) -> PreTrainedTokenizerBase:
     """The tokenizer that `--tokenizer` names: `bpe`, `word`, `basic_english` (trained) or a checkpoint's.
+
+    A `model` that is trained further keeps its own in place of `bpe`, the default.
 
     A trained one is cached by the corpus' content: one process trains it, and a second run reuses it. Of a corpus
     larger than `max_bytes` it reads documents spread evenly over the corpus. A corpus that is tokenized already keeps
     its tokenizer.
     """
+    name = model if model and name == "bpe" else name
     if name not in ("bpe", "word", "basic_english"):
         return load_tokenizer(name)
     if corpus.tokenizer:
