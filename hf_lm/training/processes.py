@@ -165,7 +165,7 @@ def empty_copy(model: PreTrainedModel) -> PreTrainedModel:
     return copy.deepcopy(model, memo)
 
 
-def full_weights(trainer: "SafeTrainerMixin") -> dict[str, torch.Tensor]:
+def full_weights(trainer: "SafeTrainerMixin") -> Mapping[str, Any]:
     """The complete weights of a trained model in the optimizer's precision; every process must ask.
 
     FSDP2 gathers them on the first process. DeepSpeed keeps the float32 weights in parts, and under `--bf16` trains a
