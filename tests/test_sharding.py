@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.distributed as dist
 import transformers
 from on_gloo import on_gloo
 from torch.distributed.checkpoint.state_dict import (
@@ -33,7 +34,7 @@ def new_model(kind):
     return RecurrentLMHeadModel(config)
 
 
-def new_optimizer(model):
+def new_optimizer(model, copies=1):
     return new_muon_adamw(
         model,
         adamw={"lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-8, "fused": True},
@@ -41,6 +42,7 @@ def new_optimizer(model):
         decayed={name for name, parameter in model.named_parameters() if parameter.ndim > 1},
         muon_learning_rate=2e-2,
         muon_weight_decay=0.1,
+        copies=copies,
     )
 
 
@@ -135,3 +137,32 @@ def count(rank):
 
 def test_a_step_communicates_twice_for_each_shape_of_matrix_whatever_the_layers():
     assert on_gloo(2, count) == [8, 8]  # c_attn, attention's c_proj, c_fc, c_proj
+
+
+def share_the_iterations(rank, kinds):
+    optimizers.bf16_is_fast = lambda: False
+    iterated, orthogonalise = [], optimizers.orthogonalise
+    optimizers.orthogonalise = lambda matrices: iterated.append(len(matrices)) or orthogonalise(matrices)
+    found = {}
+    for kind in kinds:
+        alone, model = new_model(kind), new_model(kind)
+        start = weights(alone)
+        pair = {"alone": (alone, new_optimizer(alone)), "copies": (model, new_optimizer(model, dist.get_world_size()))}
+        count = {}
+        for name, (trained, optimizer) in pair.items():
+            iterated.clear()
+            for number in range(3):
+                step(trained, optimizer, gradients(new_model(kind), number))
+            count[name] = sum(iterated)
+        found[kind] = distance(weights(model), weights(alone), start), count, weights(model)
+    return found
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_complete_copies_share_the_iterations_and_stay_equal(processes):
+    found = on_gloo(processes, share_the_iterations, ["gpt2", "lstm"])
+    for results in found:
+        for kind, (far, count, trained) in results.items():
+            assert far <= 1e-5, (kind, far)
+            assert count["copies"] == count["alone"] // 2, kind  # of two layers a process has one, or zeros
+            assert all(torch.equal(a, b) for a, b in zip(trained, found[0][kind][2], strict=True)), kind

@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor, Shard
 from torch.optim.adamw import adamw
@@ -24,11 +25,13 @@ class MuonAdamW(torch.optim.Optimizer):
 
     The state is {"state", "param_groups"} as of every optimizer of torch, so that accelerate and
     `torch.distributed.checkpoint` save and load it. Of parameters sharded by FSDP2 (DTensor) each matrix is iterated
-    on one process, its owner; the update is that of complete parameters.
+    on one process, its owner; the update is that of complete parameters. Where n processes train complete copies on
+    equal gradients (DDP), `copies` is n: each iterates its share of the matrices, and the updates are gathered.
     """
 
-    def __init__(self, params: list[dict[str, Any]]) -> None:
+    def __init__(self, params: list[dict[str, Any]], *, copies: int = 1) -> None:
         super().__init__(params, {})
+        self._copies = copies
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -56,7 +59,8 @@ class MuonAdamW(torch.optim.Optimizer):
             batches[param.shape, sharding].append((param, update))
         dim, n = group["parts"]
         for (shape, _), batch in batches.items():
-            updates = orthogonalise_parts(torch.stack([update for _, update in batch]), dim=dim, n=n)
+            stack = torch.stack([update for _, update in batch])
+            updates = orthogonalise_parts(stack, dim=dim, n=n, copies=self._copies)
             rate = group["lr"] * 0.2 * max(size // n if i == dim else size for i, size in enumerate(shape)) ** 0.5
             # Never a chunk of the parameter: that of a DTensor is a copy, and what is added to it is lost.
             for (param, _), update in zip(batch, updates, strict=True):
@@ -88,11 +92,12 @@ class MuonAdamW(torch.optim.Optimizer):
         )
 
 
-def orthogonalise_parts(matrices: torch.Tensor, *, dim: int, n: int) -> torch.Tensor:
+def orthogonalise_parts(matrices: torch.Tensor, *, dim: int, n: int, copies: int = 1) -> torch.Tensor:
     """Orthogonalise each of a stack of matrices, (count, rows, columns), as n matrices along its dimension `dim`.
 
     A sharded stack is dealt out so that each process of its mesh holds some of the matrices and all of their entries,
-    and is handed back as it was sharded: two collectives a stack, and a matrix is iterated once.
+    and is handed back as it was sharded: two collectives a stack, and a matrix is iterated once. Of a complete stack
+    that all of `copies` processes hold each iterates a share, zeros filling the last ones: one collective a stack.
     """
     if isinstance(matrices, DTensor):
         owned = matrices.redistribute(
@@ -103,6 +108,12 @@ def orthogonalise_parts(matrices: torch.Tensor, *, dim: int, n: int) -> torch.Te
             local, owned.device_mesh, owned.placements, run_check=False, shape=owned.shape, stride=owned.stride()
         )
         return done.redistribute(placements=matrices.placements)
+    if copies > 1:
+        share = -(-len(matrices) // copies)
+        filled = torch.cat([matrices, matrices.new_zeros(share * copies - len(matrices), *matrices.shape[1:])])
+        own = orthogonalise_parts(filled.unflatten(0, (copies, share))[dist.get_rank()], dim=dim, n=n)
+        dist.all_gather_into_tensor(filled, own)
+        return filled[: len(matrices)]
     parts = torch.stack(matrices.chunk(n, dim + 1), 1).flatten(0, 1)
     return torch.cat(orthogonalise(parts).unflatten(0, (len(matrices), n)).unbind(1), dim + 1)
 
@@ -134,6 +145,7 @@ def new_muon_adamw(
     decayed: Collection[str],  # the names of the parameters of AdamW that decay
     muon_learning_rate: float,
     muon_weight_decay: float,
+    copies: int = 1,  # processes that train complete copies of the model
 ) -> MuonAdamW:
     """The optimizer of a model: Muon for its hidden matrices (`muon_groups`), AdamW for what else is trained."""
     matrices, ends = muon_groups(model), _ends(model)
@@ -150,7 +162,7 @@ def new_muon_adamw(
     muon = {"lr": muon_learning_rate, "weight_decay": muon_weight_decay, "momentum": 0.95}
     # AdamW's stand first: the rate of the first group is the one that the logs call learning_rate.
     groups = [{"fused": None, **adamw, **group} for group in adamw_groups] + [muon | group for group in matrices]
-    return MuonAdamW([group for group in groups if group["params"]])
+    return MuonAdamW([group for group in groups if group["params"]], copies=copies)
 
 
 def muon_groups(model: PreTrainedModel) -> list[dict[str, Any]]:

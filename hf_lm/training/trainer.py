@@ -115,6 +115,11 @@ class SafeTrainerMixin(_Trainer):
         """Processes that read different rows; those of tensor and context parallelism share theirs."""
         return self.args.world_size // (self.get_tp_size() * self.get_cp_size() * self.get_sp_size())
 
+    def _trains_copies(self) -> bool:
+        """Whether each process trains a complete copy of the model on equal gradients (DDP)."""
+        split = self._data_parallel() < self.args.world_size
+        return not (split or self.is_fsdp_enabled or self.is_deepspeed_enabled)
+
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
         """As the Trainer's, but the rows that accelerate repeats to fill an epoch's last batch count nothing.
 
@@ -168,6 +173,7 @@ class SafeTrainerMixin(_Trainer):
             decayed=set(self.get_decay_parameter_names(model)),
             muon_learning_rate=self.args.muon_learning_rate,
             muon_weight_decay=self.args.muon_weight_decay,
+            copies=self.args.world_size if self._trains_copies() else 1,
         )
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
