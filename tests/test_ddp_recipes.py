@@ -12,12 +12,12 @@ from test_sharded_recipes import SHARED, run
 ALIGNMENT = {"max_steps": 2, "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
 
 
-def same_numbers(recipe, folder, **options):
+def same_numbers(recipe, folder, *, engine="ddp", **options):
     """The reports of one process and of two, each of half the rows at a time, whose metrics are compared."""
     options = {"learning_rate": 1e-9, "muon_learning_rate": 0, **SHARED, **options}
-    one, two = (
-        run(recipe, folder / str(n), processes=n, per_device_train_batch_size=8 // n, **options) for n in (1, 2)
-    )
+    fsdp = "FULL_STATE_DICT" if engine == "fsdp2" else ""
+    one = run(recipe, folder / "1", processes=1, per_device_train_batch_size=8, **options)
+    two = run(recipe, folder / "2", processes=2, per_device_train_batch_size=4, fsdp=fsdp, **options)
     for split, expected in one["metrics"].items():
         for name, metric in expected.items():
             found = two["metrics"][split][name]
@@ -31,24 +31,31 @@ def same_numbers(recipe, folder, **options):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("recipe", "rank"),
+    ("recipe", "rank", "engine"),
     [
-        *((recipe, 0) for recipe in ("sentiment", "question_answering", "translation", "summarization")),
-        ("sentiment", 4),
-        ("question_answering", 4),
+        *(
+            (recipe, rank, engine)
+            for recipe in ("sentiment", "question_answering")
+            for rank in (0, 4)
+            for engine in ("ddp", "fsdp2")
+        ),
+        ("translation", 0, "ddp"),
+        ("summarization", 0, "ddp"),
     ],
 )
-def test_a_task_on_two_processes_has_the_numbers_of_one(recipe, rank, rows, base, tmp_path):  # noqa: F811
+def test_a_task_on_two_processes_has_the_numbers_of_one(recipe, rank, engine, rows, base, tmp_path):  # noqa: F811
     options = {"model": base, "lora_rank": rank} if rank else {}
-    same_numbers(recipe, tmp_path, dataset=rows[recipe], num_train_epochs=1, **options)
+    same_numbers(recipe, tmp_path, engine=engine, dataset=rows[recipe], num_train_epochs=1, **options)
 
 
 @pytest.mark.slow
-def test_token_classification_on_two_processes_has_the_numbers_of_one(tmp_path):
-    same_numbers("token_classification", tmp_path, **ALIGNMENT)
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+def test_token_classification_on_two_processes_has_the_numbers_of_one(engine, tmp_path):
+    same_numbers("token_classification", tmp_path, engine=engine, **ALIGNMENT)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
 @pytest.mark.parametrize(
     ("recipe", "options"),
     [
@@ -58,5 +65,5 @@ def test_token_classification_on_two_processes_has_the_numbers_of_one(tmp_path):
          | {"num_generations": 4, "answers": 4, "collapse_steps": 0}),
     ],
 )  # fmt: skip
-def test_chat_and_what_follows_it_on_two_processes_have_the_numbers_of_one(recipe, options, base, data, tmp_path):  # noqa: F811
-    same_numbers(recipe, tmp_path, model=base, dataset=data, **ALIGNMENT | options)
+def test_alignment_on_two_processes_has_the_numbers_of_one(recipe, options, engine, base, data, tmp_path):  # noqa: F811
+    same_numbers(recipe, tmp_path, engine=engine, model=base, dataset=data, **ALIGNMENT | options)

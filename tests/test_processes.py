@@ -13,9 +13,18 @@ from torch.utils.data import SequentialSampler
 from hf_lm.arguments import TrainingArguments
 from hf_lm.data.batches import pad_batch
 from hf_lm.evaluation.likelihood import token_log_probs
+from hf_lm.models.bert import new_bert
+from hf_lm.models.encoder_decoder import new_bart
 from hf_lm.models.gpt2 import new_gpt2
 from hf_lm.tasks.losses import next_token_loss
-from hf_lm.training.processes import check_engine, check_processes, complete, empty_copy, keep_rows_per_step
+from hf_lm.training.processes import (
+    check_engine,
+    check_processes,
+    complete,
+    empty_copy,
+    keep_rows_per_step,
+    shard_by_layer,
+)
 from hf_lm.training.trainer import Trainer
 
 ROWS = 19  # no multiple of what a step reads
@@ -132,8 +141,11 @@ def test_rows_per_step_that_processes_do_not_divide_are_refused(tmp_path):
     assert changed.run == {"rows_per_step": 12}
 
 
-def trainer_of(model, *, muon=0.0, fsdp=0, deepspeed=None, tensor=1, context=1, sampled=0, teachers=()):
-    state = SimpleNamespace(fsdp_plugin=SimpleNamespace(fsdp_version=fsdp), deepspeed_plugin=deepspeed)
+def trainer_of(model, *, muon=0.0, fsdp=0, deepspeed=None, tensor=1, context=1, sampled=0, teachers=(), layers=None):
+    state = SimpleNamespace(
+        fsdp_plugin=SimpleNamespace(fsdp_version=fsdp, transformer_cls_names_to_wrap=layers),
+        deepspeed_plugin=deepspeed,
+    )
     return SimpleNamespace(
         model=model,
         args=SimpleNamespace(muon_learning_rate=muon, world_size=2, sampled_softmax=sampled, teachers=teachers),
@@ -185,6 +197,19 @@ def test_what_is_right_is_not_refused_and_fsdp_without_gpus_is(model, monkeypatc
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ValueError, match="FSDP was asked for"):
         check_engine(trainer_of(model), SimpleNamespace())
+
+
+def test_fsdp2_refuses_an_encoder_decoder_and_shards_the_layers_of_others(model, tokenizer):
+    with pytest.raises(ValueError, match=r"FSDP2 cannot shard BartForConditionalGeneration.*ZeRO-2"):
+        check_engine(trainer_of(new_bart(tokenizer), fsdp=2), task())
+    bert = new_bert(tokenizer, labels=["bad", "good"])
+    for net, layers in ((model, ["GPT2Block"]), (bert, ["BertLayer"])):  # BERT's list has its embeddings too
+        trainer = trainer_of(net, fsdp=2)
+        shard_by_layer(trainer)
+        assert trainer.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap == layers
+    named = trainer_of(bert, fsdp=2, layers=["BertAttention"])
+    shard_by_layer(named)
+    assert named.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap == ["BertAttention"]
 
 
 def test_an_empty_copy_is_the_model_once_it_has_its_weights(model):

@@ -47,6 +47,7 @@ from hf_lm.training.processes import (
     full_weights,
     is_sharded,
     keep_rows_per_step,
+    shard_by_layer,
 )
 from hf_lm.training.rates import choose_rate
 from hf_lm.training.selection import EarlyStopping, search_learning_rate
@@ -92,6 +93,7 @@ def fit(
         trainer, evaluations = build(model, task, args, build_trainer)
         trainer.inputs = inputs
         check_engine(trainer, task)
+        shard_by_layer(trainer)
         empty = empty_copy(model) if is_sharded(trainer) or trainer.is_deepspeed_enabled else None
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         plan = announce(trainer, task, model, trainable, resumed=checkpoint is not None)

@@ -52,6 +52,11 @@ def check_engine(trainer: "SafeTrainerMixin", task: TrainingData) -> None:
         raise ValueError("FSDP1 is not supported: set fsdp_version: 2 in the file of accelerate.")
     if trainer.is_fsdp_enabled and any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError("fsdp_cpu_ram_efficient_loading leaves processes without weights to check: set it to false.")
+    if trainer.is_fsdp_enabled and base_of(model).config.is_encoder_decoder:
+        raise ValueError(
+            f"FSDP2 cannot shard {type(base_of(model)).__name__}: both of its sides hold the same embedding, which "
+            "accelerate would put into two groups. Use ZeRO-2 (--config_file zero2), or DDP."
+        )
     if trainer.is_deepspeed_enabled:
         _check_deepspeed(trainer, muon)
     split = trainer.get_tp_size() > 1 or trainer.get_cp_size() > 1
@@ -91,6 +96,24 @@ def _check_deepspeed(trainer: "SafeTrainerMixin", muon: float) -> None:
             "ZeRO-3: the first process could not check and sample the model after training, and would wait for ever. "
             "Use ZeRO-2, or FSDP2."
         )
+
+
+def shard_by_layer(trainer: "SafeTrainerMixin") -> None:
+    """Where the launch names none, choose what FSDP2 shards: the model's layers, and nothing that holds an embedding.
+
+    accelerate shards the input embedding by itself. Of a model whose `_no_split_modules` name what holds it (BERT's
+    embeddings) it would do so twice, which ends in a TypeError.
+    """
+    if not trainer.is_fsdp_enabled or _state(trainer).fsdp_plugin.transformer_cls_names_to_wrap is not None:
+        return
+    model = base_of(trainer.model)
+    hold_embeddings = {
+        type(module).__name__
+        for module in model.modules()
+        if any(isinstance(child, nn.Embedding) for child in module.children())
+    }
+    layers = sorted(set(model._no_split_modules or ()) - hold_embeddings)
+    _state(trainer).fsdp_plugin.transformer_cls_names_to_wrap = layers
 
 
 def check_processes(folder: Path, inputs: dict[str, str]) -> None:
