@@ -112,8 +112,9 @@ def orthogonalise_parts(matrices: torch.Tensor, *, dim: int, n: int, copies: int
         share = -(-len(matrices) // copies)
         filled = torch.cat([matrices, matrices.new_zeros(share * copies - len(matrices), *matrices.shape[1:])])
         own = orthogonalise_parts(filled.unflatten(0, (copies, share))[dist.get_rank()], dim=dim, n=n)
-        dist.all_gather_into_tensor(filled, own)
-        return filled[: len(matrices)]
+        gathered = [torch.empty_like(own) for _ in range(copies)]
+        dist.all_gather(gathered, own)
+        return torch.cat(gathered)[: len(matrices)]
     parts = torch.stack(matrices.chunk(n, dim + 1), 1).flatten(0, 1)
     return torch.cat(orthogonalise(parts).unflatten(0, (len(matrices), n)).unbind(1), dim + 1)
 
