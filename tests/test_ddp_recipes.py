@@ -39,12 +39,13 @@ def same_numbers(recipe, folder, *, engine="ddp", **options):
             for rank in (0, 4)
             for engine in ("ddp", "fsdp2")
         ),
-        ("translation", 0, "ddp"),
-        ("summarization", 0, "ddp"),
+        *((recipe, rank, "ddp") for recipe in ("translation", "summarization") for rank in (0, 4)),
     ],
 )
 def test_a_task_on_two_processes_has_the_numbers_of_one(recipe, rank, engine, rows, base, tmp_path):  # noqa: F811
     options = {"model": base, "lora_rank": rank} if rank else {}
+    if rank and recipe in ("translation", "summarization"):
+        options["skip_proofs"] = "learnable"  # at such a rate an adapter of a random GPT-2 learns nothing
     same_numbers(recipe, tmp_path, engine=engine, dataset=rows[recipe], num_train_epochs=1, **options)
 
 

@@ -219,6 +219,8 @@ def test_an_empty_copy_is_the_model_once_it_has_its_weights(model):
     again = complete(empty, weights)
     assert again.lm_head.weight is again.transformer.wte.weight
     assert torch.equal(again(ids).logits, model.eval()(ids).logits)
+    model.forward = lambda *args, **kwargs: pytest.fail("the original was called")  # as a Trainer of TRL replaces it
+    assert complete(empty_copy(model), weights)(ids).logits.shape == (1, 8, len(model.lm_head.weight))
     del weights["transformer.ln_f.weight"]
     with pytest.raises(ValueError, match=r"lack transformer\.ln_f\.weight"):
         complete(empty_copy(model), weights)

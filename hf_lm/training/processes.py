@@ -180,12 +180,19 @@ def is_sharded(trainer: "SafeTrainerMixin") -> bool:
 
 
 def empty_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of a model on which no memory is spent: parameters are on the meta device, tied ones stay tied."""
+    """A copy of a model on which no memory is spent: parameters are on the meta device, tied ones stay tied.
+
+    A `forward` that belongs to the instance is left out: TRL's calls that of the model it was made for, which waits for
+    ever where one process calls it and the weights are sharded.
+    """
     memo: dict[int, Any] = {
         id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
         for p in model.parameters()
     }
-    return copy.deepcopy(model, memo)
+    empty = copy.deepcopy(model, memo)
+    for module in empty.modules():
+        vars(module).pop("forward", None)
+    return empty
 
 
 def full_weights(trainer: "SafeTrainerMixin") -> Mapping[str, Any]:
