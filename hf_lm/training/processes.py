@@ -182,7 +182,7 @@ def is_sharded(trainer: "SafeTrainerMixin") -> bool:
 def empty_copy(model: PreTrainedModel) -> PreTrainedModel:
     """A copy of a model on which no memory is spent: parameters are on the meta device, tied ones stay tied.
 
-    A `forward` that belongs to the instance is left out: TRL's calls that of the model it was made for, which waits for
+    A `forward` that belongs to the instance is left out: TRL's calls that of the model it was made for, and waits for
     ever where one process calls it and the weights are sharded.
     """
     memo: dict[int, Any] = {
