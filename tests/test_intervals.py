@@ -2,12 +2,13 @@
 
 import math
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from hf_lm.evaluation.intervals import PERCENT, POSITIVE, Estimate, OverRuns, mean, ratio
+from hf_lm.evaluation.intervals import PERCENT, POSITIVE, Estimate, OverRuns, interval_of, mean, ratio
 from hf_lm.evaluation.perplexity import _exp_or_inf
 
 NOISE = np.random.default_rng(0).normal(size=(2, 100))
@@ -43,6 +44,67 @@ def test_the_interval_of_a_mean_is_students_with_the_examples_that_carry_its_var
     assert [interval.low, interval.high] == pytest.approx([values.mean() - reach, values.mean() + reach], rel=1e-4)
     one_decides = mean(np.r_[np.zeros(30), 31.0]).interval()
     assert one_decides.high == pytest.approx(1 + stats.t.ppf(0.975, 2), rel=1e-3)  # a standard error of 1
+
+
+def reference(value, left_out, bounds, runs=()):
+    """The documented interval of a metric, with the distributions of scipy, (low, high)."""
+    (least, most), n = bounds, len(left_out)
+    positive, bounded = bounds == POSITIVE, math.isfinite(most - least)
+    apart = np.log(left_out) if positive else left_out
+    apart = apart - apart.mean()
+    among = (n - 1) / n * (apart**2).sum()  # the jackknife's variance
+    between = np.var(np.log(runs) if positive else runs, ddof=1) / len(runs) if runs else 0.0
+    share = (value - least) / (most - least) if bounded else 0.5
+    spread = share * (1 - share)
+    carry = (apart**2).sum() ** 2 / (apart**4).sum() * (1 - 3 * spread) / spread  # n for zeros and ones
+    carry = max(min(n, carry) * (n - 1) / n, 2)
+    freedom = (among + between) ** 2 / (among**2 / carry + between**2 / max(1, len(runs) - 1))
+    if bounded:
+        trials = spread * (most - least) ** 2 / (among + between) * n / (n - 1)
+        trials *= (stats.t.ppf(0.975, n - 1) / stats.t.ppf(0.975, freedom)) ** 2
+        hits, misses = share * trials, (1 - share) * trials
+        ends = stats.beta.ppf(0.025, hits, misses + 1), stats.beta.ppf(0.975, hits + 1, misses)
+        return tuple(least + (most - least) * end for end in ends)
+    reach = stats.t.ppf(0.975, freedom) * math.sqrt(among + between)
+    return (value * math.exp(-reach), value * math.exp(reach)) if positive else (value - reach, value + reach)
+
+
+@pytest.mark.parametrize("bounds", [(-math.inf, math.inf), POSITIVE, PERCENT, (-20.0, 80.0), (20.0, 120.0)])
+@pytest.mark.parametrize("heaviest", [2.0, 60.0])
+def test_intervals_of_examples_with_weights_and_of_trainings_are_those_of_the_reference(bounds, heaviest):
+    rng = np.random.default_rng(1)
+    weights = np.r_[rng.uniform(0.5, 1.5, 11), heaviest]
+    parts = [weights * rng.uniform(25.0, 75.0, 12) for _ in range(3)]
+    runs = [ratio(part, weights, bounds=bounds) for part in parts]
+    left_out = [(part.sum() - part) / (weights.sum() - weights) for part in parts]
+    one, together = runs[0].interval(), OverRuns(runs).interval()
+    assert (one.low, one.high) == pytest.approx(reference(one.value, left_out[0], bounds), rel=1e-4)
+    expected = reference(together.value, np.mean(left_out, axis=0), bounds, [run.value for run in runs])
+    assert (together.low, together.high) == pytest.approx(expected, rel=1e-4)
+
+
+def test_what_two_examples_and_one_say_of_a_share_between_other_bounds():
+    agree = mean(np.full(10, 5.0), bounds=(-20.0, 80.0)).interval()  # as 25 of 0 to 100
+    assert [agree.low, agree.high] == pytest.approx([5 - 0.3085 * 25, 5 + 0.3085 * 75], abs=0.01)
+    alone = mean(np.array([5.0]), bounds=(-20.0, 80.0)).interval()
+    assert [alone.low, alone.high] == pytest.approx([5 - 0.975 * 25, 5 + 0.975 * 75])
+    assert mean(np.array([5.0])).interval().report() == {"value": 5.0}
+    two = mean(np.array([20.0, 40.0])).interval()
+    assert two.high - 30 == pytest.approx(stats.t.ppf(0.975, 1) * 10, rel=1e-3)
+    assert mean(np.ones(4), bounds=(1.0, 5.0)).difference(mean(np.ones(4), bounds=(1.0, 9.0))).bounds == (-8.0, 4.0)
+    with pytest.raises(ValueError, match="4 and 3 examples cannot be paired"):
+        mean(np.ones(4)).difference(mean(np.ones(3)))
+
+
+def test_what_chance_adds_lowers_the_lower_bound_alone():
+    values = np.r_[np.full(30, 20.0), np.full(20, 40.0)]
+    plain = mean(values, bounds=PERCENT)
+    noisy = replace(plain, noise_of=lambda sums: 0.002 * sums[..., 0] * (sums[..., 1] == 50))  # 2.8 of 28
+    lower = interval_of(28 - 0.002 * 1400, plain.left_out(), PERCENT)
+    assert noisy.interval() == replace(plain.interval(), low=lower.low)
+    assert noisy.interval().low < plain.interval().low
+    buried = replace(plain, noise_of=lambda sums: 100.0)  # by chance alone more than the value
+    assert buried.interval().low == interval_of(0.0, plain.left_out(), PERCENT).low == 0.0
 
 
 def test_a_metric_above_zero_has_an_interval_above_zero_and_its_exponential_the_same():
