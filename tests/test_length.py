@@ -72,3 +72,22 @@ def test_the_built_in_text_has_a_first_run_of_minutes(tmp_path, model, capsys):
     choose_length(args, model, tokens=10**6, block_size=32, built_in=True)
     assert (args.max_steps, args.eval_steps) == (BUILT_IN, BUILT_IN / 3)
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "tokens", "rate", "passes"),
+    [
+        ({}, 3200, 1.25e-3, "4"),
+        ({"max_steps": 50}, 3200, 2.5e-3, "2"),
+        ({"max_steps": -1, "num_train_epochs": 5}, 3200, 1e-3, "5"),
+        ({}, 10**6, 5e-3, ""),
+        ({"max_steps": 50, "learning_rate": 1e-2}, 3200, 1e-2, ""),
+    ],
+)
+def test_the_rate_falls_with_the_passes_over_the_text(tmp_path, model, capsys, given, tokens, rate, passes):
+    args = arguments(tmp_path, **{"learning_rate": 0.0} | given)
+    choose_length(args, model, tokens=tokens, block_size=32)
+    assert args.learning_rate == pytest.approx(rate)
+    assert args.run.get("learning_rate", rate) == args.learning_rate
+    said = f"learning rate {rate:.1e}, as the text is read {passes} times (" in capsys.readouterr().out
+    assert said == bool(passes)

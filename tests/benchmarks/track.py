@@ -31,6 +31,7 @@ from hf_lm.data.packing import Blocks, cache_folder, collate_blocks, tokenize_do
 from hf_lm.data.sources import load_corpus
 from hf_lm.models.cooccurrence import start_embedding
 from hf_lm.models.gpt2 import new_gpt2
+from hf_lm.tasks.length import rate_by_passes
 from hf_lm.tasks.losses import next_token_loss
 from hf_lm.tokenization.tokenizer import prepare_tokenizer
 from hf_lm.training.trainer import Trainer
@@ -63,6 +64,8 @@ def trained(run: dict[str, Any], blocks: Blocks, tokenizer: Any, folder: str) ->
     given = {name: value for name, value in run.items() if name in own}
     given |= {"output_dir": folder, "eval_strategy": "no", "save_strategy": "no"}
     given |= {"logging_strategy": "no", "disable_tqdm": True, "report_to": "none"}
+    passes = run["max_steps"] * run["per_device_train_batch_size"] * run["block_size"] / len(blocks.stream.tokens)
+    given["learning_rate"] = given["learning_rate"] or rate_by_passes(passes)
     set_seed(given["seed"])
     shape = {name: run[name] for name in ("n_layer", "n_head", "n_embd", "block_size", "dropout")}
     model = new_gpt2(tokenizer, **shape)
