@@ -39,7 +39,7 @@ from hf_lm.launching import EXIT_OUT_OF_BUDGET
 from hf_lm.models.adapters import add_lora
 from hf_lm.models.recurrent import RecurrentConfig, RecurrentLMHeadModel
 from hf_lm.planning.calibration import random_values
-from hf_lm.planning.changes import Variation, propose
+from hf_lm.planning.changes import Variation, propose, variations_of
 from hf_lm.planning.devices import GIB, Device, find_gpu
 from hf_lm.planning.engines import Engine
 from hf_lm.planning.memory import quantized
@@ -448,6 +448,17 @@ def test_a_plan_for_several_devices_divides_the_work_and_sums_the_power(tiny):
     assert shared.report()["engine"]["replicas"] == 2
     with pytest.raises(ValueError, match="ZeRO flattens weights"):
         make_plan(resolve("pretrain", tiny), find_gpu("h100"), present=False, engine=Engine("zero3", 8))
+
+
+def test_a_plan_refuses_what_the_run_would_refuse_and_says_what_it_does_not_count(tiny):
+    card, sides = find_gpu("t4"), resolve("translation", ["--use_cpu", "true"], tokens=10**5)
+    with pytest.raises(ValueError, match="FSDP2 cannot shard BartForConditionalGeneration"):
+        make_plan(sides, card, present=False, engine=Engine("fsdp2", 8))
+    assert all(variation.engine.name == "ddp" for variation in variations_of(sides, Engine()))
+    sampled = make_plan(resolve("pretrain", [*tiny, "--sampled_softmax", "64"]), card, present=False)
+    assert "of which --sampled_softmax needs a part" in show_plan(sampled)
+    adamw = resolve("pretrain", [*tiny, "--muon_learning_rate", "0"])
+    assert "refuse to train with ZeRO-3" in show_plan(make_plan(adamw, card, present=False, engine=Engine("zero3", 8)))
 
 
 def test_calibration_runs_real_steps_and_takes_their_time(tiny, tmp_path):

@@ -24,6 +24,7 @@ from hf_lm.planning.resolve import Resolved
 from hf_lm.training.estimate import UTILISATION, Work, checkpoints_activations, precision, step_of, work_of
 from hf_lm.training.fake_step import Step, parameters_by_part
 from hf_lm.training.monitor import peak_flops
+from hf_lm.training.processes import check_shardable
 from hf_lm.training.trainer import Trainer, supervised_trainer
 
 GROWTH = 1.04  # by which the peak of a process on a CPU rises after the steps that are tried (docs/plan.md)
@@ -171,7 +172,7 @@ def make_plan(
         speed = _speed(device, args)
         times, bytes_needed = work.seconds(step, speed * utilisation), needed(step, device)
         plan = Plan(run, device, present, work, step, bytes_needed, times, utilisation, engine)
-        plan.assumed = list(run.assumed)
+        plan.assumed = [*run.assumed, *_not_counted(engine, args)]
         if engine.offload:
             alone = replace(variations[0], engine=Engine())
             plan.host = host_memory(step_with(alone, rows), engine, model=run.model, dtype=dtype)
@@ -195,6 +196,18 @@ def _check_engine(engine: Engine, run: Resolved) -> None:
         raise ValueError("ZeRO flattens weights and Muon needs matrices: --muon_learning_rate 0 or --engine fsdp2.")
     if engine.name != "ddp" and run.bits:
         raise ValueError(f"a quantized base is not sharded here: --engine ddp, or leave --quantize {run.bits} out.")
+    if engine.name == "fsdp2":
+        check_shardable(run.model)
+
+
+def _not_counted(engine: Engine, args: TrainingArguments) -> list[str]:
+    """What the plan leaves out of a run, a line each."""
+    left_out = {
+        "recipes refuse to train with ZeRO-3": engine.name == "zero3",
+        "logits of the whole vocabulary, of which --sampled_softmax needs a part": args.sampled_softmax > 0,
+        "without the forward passes and the weights of the --teachers": bool(args.teachers),
+    }
+    return [line for line, applies in left_out.items() if applies]
 
 
 def _speed(device: Device, args: TrainingArguments) -> float:

@@ -52,11 +52,8 @@ def check_engine(trainer: "SafeTrainerMixin", task: TrainingData) -> None:
         raise ValueError("FSDP1 is not supported: set fsdp_version: 2 in the file of accelerate.")
     if trainer.is_fsdp_enabled and any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError("fsdp_cpu_ram_efficient_loading leaves processes without weights to check: set it to false.")
-    if trainer.is_fsdp_enabled and base_of(model).config.is_encoder_decoder:
-        raise ValueError(
-            f"FSDP2 cannot shard {type(base_of(model)).__name__}: both of its sides hold the same embedding, which "
-            "accelerate would put into two groups. Use ZeRO-2 (--config_file zero2), or DDP."
-        )
+    if trainer.is_fsdp_enabled:
+        check_shardable(model)
     if trainer.is_deepspeed_enabled:
         _check_deepspeed(trainer, muon)
     split = trainer.get_tp_size() > 1 or trainer.get_cp_size() > 1
@@ -76,6 +73,15 @@ def check_engine(trainer: "SafeTrainerMixin", task: TrainingData) -> None:
         raise ValueError(
             "context parallelism knows no mask but the causal one: packed documents would see each other. Set "
             "--packing concatenate, or cp_size to 1."
+        )
+
+
+def check_shardable(model: PreTrainedModel) -> None:
+    """Raise ValueError for a model that FSDP2 cannot shard: one of two sides that hold the same embedding."""
+    if base_of(model).config.is_encoder_decoder:
+        raise ValueError(
+            f"FSDP2 cannot shard {type(base_of(model)).__name__}: both of its sides hold the same embedding, which "
+            "accelerate would put into two groups. Use ZeRO-2 (--config_file zero2), or DDP."
         )
 
 
