@@ -64,6 +64,13 @@ class TrainingArguments(transformers.TrainingArguments):
         default=1.0,
         metadata={"help": "beside Muon: times --learning_rate is the rate of the embedding and the output layer"},
     )
+    last_norm_rate_scale: Amount = field(
+        default=0.0,
+        metadata={
+            "help": "beside Muon: times --learning_rate is the rate of the norm before the output layer, whose gain "
+            "scales all logits; 0: 1, and of pretraining 1 / passes^2 where the text is read several times"
+        },
+    )
     muon_weight_decay: Amount = field(default=0.0, metadata={"help": "decoupled weight decay of Muon's matrices"})
     sampled_softmax: Count = field(
         default=0,

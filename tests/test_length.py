@@ -75,19 +75,17 @@ def test_the_built_in_text_has_a_first_run_of_minutes(tmp_path, model, capsys):
 
 
 @pytest.mark.parametrize(
-    ("given", "tokens", "rate", "passes"),
+    ("given", "tokens", "scale"),
     [
-        ({}, 3200, 1.25e-3, "4"),
-        ({"max_steps": 50}, 3200, 2.5e-3, "2"),
-        ({"max_steps": -1, "num_train_epochs": 5}, 3200, 1e-3, "5"),
-        ({}, 10**6, 5e-3, ""),
-        ({"max_steps": 50, "learning_rate": 1e-2}, 3200, 1e-2, ""),
+        ({}, 3200, 1 / 16),  # four times, by epochs that become steps
+        ({"max_steps": 50}, 3200, 1 / 4),
+        ({"max_steps": -1, "num_train_epochs": 5}, 3200, 1 / 25),
+        ({}, 10**6, 1.0),  # less than once
+        ({"max_steps": 50, "last_norm_rate_scale": 0.5}, 3200, 0.5),
     ],
 )
-def test_the_rate_falls_with_the_passes_over_the_text(tmp_path, model, capsys, given, tokens, rate, passes):
-    args = arguments(tmp_path, **{"learning_rate": 0.0} | given)
+def test_the_last_norm_learns_the_less_the_more_often_a_text_is_read(tmp_path, model, given, tokens, scale):
+    args = arguments(tmp_path, **given)
     choose_length(args, model, tokens=tokens, block_size=32)
-    assert args.learning_rate == pytest.approx(rate)
-    assert args.run.get("learning_rate", rate) == args.learning_rate
-    said = f"learning rate {rate:.1e}, as the text is read {passes} times (" in capsys.readouterr().out
-    assert said == bool(passes)
+    assert args.last_norm_rate_scale == pytest.approx(scale)
+    assert args.run.get("last_norm_rate_scale", scale) == args.last_norm_rate_scale

@@ -5,8 +5,10 @@ import copy
 import pytest
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from hf_lm.models.parts import last_norm
+from hf_lm.models.recurrent import RecurrentConfig, RecurrentLMHeadModel
 from hf_lm.training import optimizers
 from hf_lm.training.optimizers import MuonAdamW, muon_groups, new_muon_adamw, orthogonalise
 
@@ -172,17 +174,27 @@ def test_adamw_is_torch_adamw_bit_by_bit(gpt2, fused):
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-def test_what_decays_is_what_was_named_and_the_embedding_has_a_rate_of_its_own(gpt2):
+def test_what_decays_is_what_was_named_and_the_ends_have_rates_of_their_own(gpt2):
     names = [name for name, parameter in gpt2.named_parameters() if parameter.ndim == 2]
-    settings = {"muon_learning_rate": 2e-2, "muon_weight_decay": 0.3, "embedding_rate_scale": 3.0}
+    settings = {"muon_learning_rate": 2e-2, "muon_weight_decay": 0.3}
+    settings |= {"embedding_rate_scale": 3.0, "last_norm_rate_scale": 0.5}
     groups = new_muon_adamw(gpt2, adamw=ADAMW, weight_decay=0.1, decayed=names, **settings).param_groups
     assert [(len(group["params"]), group["lr"], group["weight_decay"]) for group in groups] == [
         (1, 1e-2, 0.1),  # the embedding of positions
-        (18, 1e-2, 0.0),  # norms and biases
+        (16, 1e-2, 0.0),  # the other norms and the biases
         (1, pytest.approx(3e-2), 0.1),  # the embedding of tokens, which is the output layer
+        (2, pytest.approx(5e-3), 0.0),  # the gain and the bias of the last norm
         (2, 2e-2, 0.3),  # c_attn
         (6, 2e-2, 0.3),
     ]
+    assert groups[3]["params"] == [gpt2.transformer.ln_f.weight, gpt2.transformer.ln_f.bias]
+
+
+def test_the_last_norm_is_that_before_the_output_layer():
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    llama = LlamaForCausalLM(LlamaConfig(vocab_size=64, **shape))
+    assert last_norm(llama) == [llama.model.norm.weight]
+    assert last_norm(RecurrentLMHeadModel(RecurrentConfig(vocab_size=64, n_embd=16, hidden_size=16))) == []
 
 
 def test_it_saves_and_resumes_exactly_and_follows_a_schedule(gpt2):

@@ -18,6 +18,15 @@ def embedding_rows(model: PreTrainedModel) -> int:
     return cast(torch.nn.Embedding, model.get_input_embeddings()).weight.shape[0]
 
 
+def last_norm(model: PreTrainedModel) -> list[torch.nn.Parameter]:
+    """The gain and bias of the norm after the last layer; nothing of a model that has none, as of an LSTM."""
+    found: list[torch.nn.Parameter] = []
+    for child in model.base_model.children():
+        if getattr(getattr(child, "weight", None), "ndim", 0) == 1:
+            found = list(child.parameters())
+    return found
+
+
 def in_body(model: PreTrainedModel, key: str) -> bool:
     """Whether a weight belongs to the body rather than to a head; in a model without head every weight does."""
     body = model.base_model_prefix

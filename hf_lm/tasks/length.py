@@ -1,4 +1,4 @@
-"""How long and at what rate a language model is trained where nobody says: by its size and by the text there is."""
+"""How long a language model is trained where nobody says, and what follows from the passes over its text."""
 
 import math
 
@@ -10,7 +10,6 @@ from hf_lm.arguments import TrainingArguments
 PER_PARAMETER = 20  # tokens (Hoffmann et al., "Training compute-optimal large language models", 2022)
 BUILT_IN = 675  # steps on the built-in text: a first run takes minutes
 MEASURED = 3  # times in a training
-RATE = 5e-3  # of AdamW, beside Muon, where a text is read once
 
 
 def choose_length(
@@ -26,12 +25,12 @@ def choose_length(
 
     Where `args.max_steps` is 0, it becomes BUILT_IN, or as many as read the text `enough_epochs` times, and then a
     line says so. An evaluation and a checkpoint come after each third of them, where nobody asked for others. What is
-    `planned` for other devices is left in epochs. Where `args.learning_rate` is 0, it becomes `rate_by_passes`.
+    `planned` for other devices is left in epochs. Where `args.last_norm_rate_scale` is 0, it follows the passes.
     """
     a_step = args.rows_in_step * block_size
     if args.max_steps:
         read = max(0, args.max_steps) * a_step
-        _choose_rate(args, read / tokens if read else args.num_train_epochs, say=not planned)
+        _choose_scale(args, read / tokens if read else args.num_train_epochs)
         return read
     epochs, parameters = enough_epochs(args, model, tokens=tokens), count_parameters(model)
     steps = BUILT_IN if built_in else max(1, round(epochs * tokens / a_step))
@@ -49,29 +48,24 @@ def choose_length(
             f"{steps:,} steps, {steps * a_step:,} tokens: {steps * a_step / tokens:.2g} times the text, "
             f"{steps * a_step / parameters:.2g} for each parameter{reason} (--max_steps gives another number)"
         )
-    _choose_rate(args, steps * a_step / tokens if built_in else epochs, say=not planned)
+    _choose_scale(args, steps * a_step / tokens if built_in else epochs)
     return steps * a_step
 
 
-def _choose_rate(args: TrainingArguments, passes: float, *, say: bool) -> None:
-    if args.learning_rate:
-        return
-    args.learning_rate = rate_by_passes(passes)
-    args.run, args.chosen = args.run | {"learning_rate": args.learning_rate}, args.chosen | {"learning_rate"}
-    if say and passes > 1:
-        PartialState().print(
-            f"learning rate {args.learning_rate:.1e}, as the text is read {passes:.2g} times "
-            "(--learning_rate gives another)"
-        )
+def _choose_scale(args: TrainingArguments, passes: float) -> None:
+    if not args.last_norm_rate_scale:
+        args.last_norm_rate_scale = last_norm_scale(passes)
+        chosen = {"last_norm_rate_scale": args.last_norm_rate_scale}
+        args.run, args.chosen = args.run | chosen, args.chosen | set(chosen)
 
 
-def rate_by_passes(passes: float) -> float:
-    """AdamW's rate, beside Muon, for a new model that reads a text so many times.
+def last_norm_scale(passes: float) -> float:
+    """The rate of the last norm, as a share of AdamW's, in a training that reads its text so many times.
 
-    What is read again is learned by heart: at four passes the best rate was a quarter of that of one (measured:
-    docs/experiments.md).
+    The gain of that norm scales all logits. On text that is read again it grows, because the model is sure of what it
+    has seen, and then it is too sure of what it has not (measured: docs/experiments.md).
     """
-    return RATE / max(1.0, passes)
+    return 1 / max(1.0, passes) ** 2
 
 
 def enough_epochs(args: TrainingArguments, model: nn.Module, *, tokens: int) -> float:

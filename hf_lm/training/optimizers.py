@@ -12,6 +12,7 @@ from torch.optim.adamw import adamw
 from transformers import PreTrainedModel
 
 from hf_lm.arguments import bf16_is_fast
+from hf_lm.models.parts import last_norm
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -142,6 +143,7 @@ def new_muon_adamw(
     *,
     adamw: dict[str, Any],  # its "lr", "betas", "eps", and "fused" where it is set
     embedding_rate_scale: float = 1.0,  # times "lr", for the input embedding and the output layer
+    last_norm_rate_scale: float = 1.0,  # and for the norm between the last layer and the output layer
     weight_decay: float,
     decayed: Collection[str],  # the names of the parameters of AdamW that decay
     muon_learning_rate: float,
@@ -149,16 +151,19 @@ def new_muon_adamw(
     copies: int = 1,  # processes that train complete copies of the model
 ) -> MuonAdamW:
     """The optimizer of a model: Muon for its hidden matrices (`muon_groups`), AdamW for what else is trained."""
-    matrices, ends = muon_groups(model), _ends(model)
+    matrices = muon_groups(model)
+    scales = dict.fromkeys(map(id, last_norm(model)), last_norm_rate_scale)
+    scales |= dict.fromkeys(_ends(model), embedding_rate_scale)
     by_muon = {id(param) for group in matrices for param in group["params"]}
     rest = [(name, p) for name, p in model.named_parameters() if p.requires_grad and id(p) not in by_muon]
     adamw_groups = [
         {
-            "params": [p for name, p in rest if (name in decayed) == decays and (id(p) in ends) == is_end],
+            "params": [p for name, p in rest if (name in decayed) == decays and scales.get(id(p), 1.0) == scale],
             "weight_decay": weight_decay if decays else 0.0,
-            "lr": adamw["lr"] * (embedding_rate_scale if is_end else 1.0),
+            "lr": adamw["lr"] * scale,
         }
-        for decays, is_end in ((True, False), (False, False), (True, True), (False, True))
+        for scale in dict.fromkeys((1.0, embedding_rate_scale, last_norm_rate_scale))
+        for decays in (True, False)
     ]
     muon = {"lr": muon_learning_rate, "weight_decay": muon_weight_decay, "momentum": 0.95}
     # AdamW's stand first: the rate of the first group is the one that the logs call learning_rate.

@@ -169,6 +169,7 @@ class SafeTrainerMixin(_Trainer):
             model,
             adamw=settings,
             embedding_rate_scale=self.args.embedding_rate_scale,
+            last_norm_rate_scale=self.args.last_norm_rate_scale or 1.0,
             weight_decay=self.args.weight_decay,
             decayed=set(self.get_decay_parameter_names(model)),
             muon_learning_rate=self.args.muon_learning_rate,

@@ -31,12 +31,13 @@ from hf_lm.data.packing import Blocks, cache_folder, collate_blocks, tokenize_do
 from hf_lm.data.sources import load_corpus
 from hf_lm.models.cooccurrence import start_embedding
 from hf_lm.models.gpt2 import new_gpt2
-from hf_lm.tasks.length import rate_by_passes
+from hf_lm.tasks.length import last_norm_scale
 from hf_lm.tasks.losses import next_token_loss
 from hf_lm.tokenization.tokenizer import prepare_tokenizer
 from hf_lm.training.trainer import Trainer
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "pretrain.py"
+DROPOUTS = ("embd_dropout", "resid_dropout", "attn_dropout")
 TRACK = "--n_layer 4 --n_head 4 --n_embd 256 --block_size 128 --per_device_train_batch_size 16 --vocab_size 4096"
 
 
@@ -65,9 +66,9 @@ def trained(run: dict[str, Any], blocks: Blocks, tokenizer: Any, folder: str) ->
     given |= {"output_dir": folder, "eval_strategy": "no", "save_strategy": "no"}
     given |= {"logging_strategy": "no", "disable_tqdm": True, "report_to": "none"}
     passes = run["max_steps"] * run["per_device_train_batch_size"] * run["block_size"] / len(blocks.stream.tokens)
-    given["learning_rate"] = given["learning_rate"] or rate_by_passes(passes)
+    given["last_norm_rate_scale"] = given.get("last_norm_rate_scale") or last_norm_scale(passes)
     set_seed(given["seed"])
-    shape = {name: run[name] for name in ("n_layer", "n_head", "n_embd", "block_size", "dropout")}
+    shape = {name: run[name] for name in ("n_layer", "n_head", "n_embd", "block_size", "dropout", *DROPOUTS)}
     model = new_gpt2(tokenizer, **shape)
     if run["embedding_init"] == "cooccurrence":
         start_embedding(model, blocks.stream.tokens)
