@@ -176,7 +176,9 @@ def test_splits_are_taken_from_file_names_and_folders(tmp_path):
     corpus = load_corpus(str(tmp_path))
     found = {split: {text[0] for text in corpus.documents(split)} for split in corpus.splits}
     assert found == {"train": {"a", "d"}, "validation": {"b"}, "test": {"c"}}
-    assert corpus.notes == []
+    assert corpus.notes == ["no split is in the name of more.jsonl: read as train"]
+    (tmp_path / "train.jsonl").rename(tmp_path / "text.jsonl")  # no name says train: all these are
+    assert load_corpus(str(tmp_path)).notes == []
 
 
 @pytest.mark.parametrize("n", [3, 40, 3000])

@@ -37,14 +37,19 @@ def find_files(name: str, *, any_ending: bool = False) -> list[Path] | None:
 
 
 def split_of(path: Path, root: Path) -> str:
-    """The split that a file's or a folder's name says: train..., valid..., val..., dev..., test..., or ...-test."""
+    """The split of a file: the one that its name says, or train."""
+    return named_split(path, root) or "train"
+
+
+def named_split(path: Path, root: Path) -> str:
+    """The split that a file or folder is named for: train..., valid..., val..., dev..., test..., or ...-test; or ""."""
     inside = path.relative_to(root).parts if path.is_relative_to(root) and path != root else (path.name,)
     for part in inside:
         stem = part.split(".")[0].lower()
         for split, words in (("validation", "valid|validation|val|dev"), ("test", "test"), ("train", "train")):
             if re.fullmatch(rf"(?:{words})(?:[-_\d].*)?|.*[-_](?:{words})", stem):
                 return split
-    return "train"
+    return ""
 
 
 def file_names(paths: list[Path], root: Path, *, most: int = 4) -> str:

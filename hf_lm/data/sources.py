@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from hf_lm.data.demos.documentation import demo_split, documentation
 from hf_lm.data.hub_datasets import download_beginning, load_hub
 from hf_lm.data.packing import TokenStream
-from hf_lm.data.paths import file_names, find_files, split_of
+from hf_lm.data.paths import file_names, find_files, named_split
 from hf_lm.data.patterns import Pattern
 from hf_lm.data.reading import beginning, column_values, read_documents, rows_to_documents, suffix
 from hf_lm.data.token_files import PREFIX, TOKENIZER, documents_of, open_tokens, read_record
@@ -154,7 +154,8 @@ def _from_files(name: str, files: list[Path], text_column: str, start: Pattern |
     root = Path(name).expanduser() if Path(name).expanduser().is_dir() else files[0].parent
     by_split: dict[str, list[Path]] = {}
     alone = len(files) == 1 and not Path(name).expanduser().is_dir()
-    named = [("train" if alone else split_of(path, root), path) for path in files]
+    said = {path: "train" if alone else named_split(path, root) for path in files}
+    named = [(split or "train", path) for path, split in said.items()]
     for split, path in named:
         by_split.setdefault(split, []).append(path)
     if "train" not in by_split:
@@ -170,6 +171,9 @@ def _from_files(name: str, files: list[Path], text_column: str, start: Pattern |
         corpus.format = " and ".join(endings) + f", a document from each line that matches {start.pattern!r}"
     corpus.origins = {split: file_names(paths, root) for split, paths in by_split.items()}
     corpus.readers = {split: _reader(corpus, paths, text_column, start) for split, paths in by_split.items()}
+    unnamed = [path for path, split in said.items() if not split]
+    if "train" in said.values() and unnamed:
+        corpus.notes.append(f"no split is in the name of {file_names(unnamed, root)}: read as train")
     if len(by_split["train"]) > 1:
         first = by_split["train"][:GROUPS]
         corpus.groups = {os.path.relpath(path, root): _reader(corpus, [path], text_column, start) for path in first}
