@@ -42,7 +42,7 @@ def split_of(path: Path, root: Path) -> str:
 
 
 def named_split(path: Path, root: Path) -> str:
-    """The split that a file or folder is named for: train..., valid..., val..., dev..., test..., or ...-test; or ""."""
+    """The split that a file or folder is named for: train..., valid..., val..., dev..., test..., ...-test; or none."""
     inside = path.relative_to(root).parts if path.is_relative_to(root) and path != root else (path.name,)
     for part in inside:
         stem = part.split(".")[0].lower()
