@@ -126,6 +126,7 @@ class TrainingArguments(transformers.TrainingArguments):
     )
     run: dict[str, Any] = field(default_factory=dict, init=False)  # what run.yaml holds
     changed: dict[str, Any] = field(default_factory=dict, init=False)  # those that are not the recipe's default
+    asked: set[str] = field(default_factory=set, init=False)  # their names, and what the command line says
     chosen: set[str] = field(default_factory=set, init=False)  # those that the run chose where nobody gave them
     names_metric: bool = field(default=False, init=False)  # whether --metric_for_best_model was given
 
@@ -134,6 +135,7 @@ class TrainingArguments(transformers.TrainingArguments):
         recorded = [f for f in fields(self) if f.init and f.name not in ONE_INVOCATION and not names_secret(f.name)]
         given = {f.name: getattr(self, f.name) for f in recorded if getattr(self, f.name) != _default(f)}
         self.run = self.changed = {name: _plain_value(value) for name, value in given.items()}
+        self.asked = set(given)
         if self.bf16 and not torch.accelerator.is_available():
             self.use_cpu = True  # or the parent says that bf16 needs a GPU
         kinds = get_type_hints(type(self), include_extras=True)
@@ -353,6 +355,7 @@ def _parse(arguments_class, training_arguments_class, argv, recipe_defaults, fre
         )
     training_args.run = run
     training_args.changed = {key: value for key, value in run.items() if value != _plain_value(defaults[key])}
+    training_args.asked = {*training_args.changed, *(key for key, where in origin.items() if where == "--")}
     return args, training_args
 
 

@@ -49,6 +49,7 @@ def test_precedence_is_dataclass_recipe_yaml_command_line(parse):
 def test_what_is_not_the_recipes_default_is_known(parse):
     _, training_args = parse("--packing", "isolate", "--learning_rate", "1e-3", config="block_size: 128\n")
     assert set(training_args.changed) - {"output_dir"} == {"block_size", "learning_rate"}
+    assert training_args.asked >= {"block_size", "learning_rate", "packing"}  # the default, but somebody said it
     assert (training_args.changed["block_size"], training_args.changed["learning_rate"]) == (128, 1e-3)
 
 

@@ -10,7 +10,7 @@ from hf_lm.tasks.length import BUILT_IN, PER_PARAMETER, choose_length, enough_ep
 def arguments(tmp_path, **given):
     settings = {"max_steps": 0, "num_train_epochs": 4, "per_device_train_batch_size": 4, "use_cpu": True}
     args = TrainingArguments(str(tmp_path / "out"), **settings | given)
-    args.changed = given
+    args.asked = set(given)
     return args
 
 
@@ -23,7 +23,7 @@ def test_a_short_text_is_read_so_many_times_and_a_long_one_as_far_as_the_paramet
     args = arguments(tmp_path)
     assert enough_epochs(args, model, tokens=3200) == 4
     assert enough_epochs(args, model, tokens=10**6) == PER_PARAMETER * 1000 / 10**6
-    args.changed = {"num_train_epochs": 4}  # somebody asked for as many
+    args.asked = {"num_train_epochs"}  # somebody asked for as many
     assert enough_epochs(args, model, tokens=10**6) == 4
 
 
@@ -54,7 +54,7 @@ def test_a_length_that_is_given_stays(tmp_path, model, capsys):
 
 def test_a_chosen_length_is_recorded_said_and_measured_three_times(tmp_path, model, capsys):
     args = arguments(tmp_path, eval_steps=225, save_steps=10)
-    args.changed = {"save_steps": 10}
+    args.asked = {"save_steps"}
     assert choose_length(args, model, tokens=3200, block_size=32) == 100 * 4 * 32
     assert (args.max_steps, args.eval_steps, args.save_steps) == (100, 34, 10)
     assert args.run["max_steps"] == 100
@@ -72,6 +72,27 @@ def test_the_built_in_text_has_a_first_run_of_minutes(tmp_path, model, capsys):
     choose_length(args, model, tokens=10**6, block_size=32, built_in=True)
     assert (args.max_steps, args.eval_steps) == (BUILT_IN, BUILT_IN / 3)
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "tokens", "rows"),
+    [
+        ({}, 100_000, 4),  # 2,048 tokens a step
+        ({}, 200_000, 8),  # 200 steps
+        ({}, 1_000_000, 16),
+        ({"per_device_train_batch_size": 16}, 100_000, 16),
+        ({"rows_per_step": 32}, 100_000, 16),
+    ],
+)
+def test_a_short_text_is_read_in_smaller_batches(tmp_path, capsys, given, tokens, rows):
+    args = arguments(tmp_path, **{"per_device_train_batch_size": 16} | given)
+    args.asked = set(given)
+    large = torch.nn.Linear(1000, 1000)
+    read = choose_length(args, large, tokens=tokens, block_size=512)
+    assert args.per_device_train_batch_size == rows
+    assert read == pytest.approx(4 * tokens, rel=0.02)
+    assert args.run.get("per_device_train_batch_size", 16) == rows
+    assert (f"{rows} rows at once instead of 16" in capsys.readouterr().out) == (rows < 16)
 
 
 @pytest.mark.parametrize(
