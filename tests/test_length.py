@@ -75,27 +75,6 @@ def test_the_built_in_text_has_a_first_run_of_minutes(tmp_path, model, capsys):
 
 
 @pytest.mark.parametrize(
-    ("given", "tokens", "rows"),
-    [
-        ({}, 100_000, 4),  # 2,048 tokens a step
-        ({}, 200_000, 8),  # 200 steps
-        ({}, 1_000_000, 16),
-        ({"per_device_train_batch_size": 16}, 100_000, 16),
-        ({"rows_per_step": 32}, 100_000, 16),
-    ],
-)
-def test_a_short_text_is_read_in_smaller_batches(tmp_path, capsys, given, tokens, rows):
-    args = arguments(tmp_path, **{"per_device_train_batch_size": 16} | given)
-    args.asked = set(given)
-    large = torch.nn.Linear(1000, 1000)
-    read = choose_length(args, large, tokens=tokens, block_size=512)
-    assert args.per_device_train_batch_size == rows
-    assert read == pytest.approx(4 * tokens, rel=0.02)
-    assert args.run.get("per_device_train_batch_size", 16) == rows
-    assert (f"{rows} rows at once instead of 16" in capsys.readouterr().out) == (rows < 16)
-
-
-@pytest.mark.parametrize(
     ("given", "tokens", "scale"),
     [
         ({}, 3200, 1 / 16),  # four times, by epochs that become steps

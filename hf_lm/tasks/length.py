@@ -10,8 +10,6 @@ from hf_lm.arguments import TrainingArguments
 PER_PARAMETER = 20  # tokens (Hoffmann et al., "Training compute-optimal large language models", 2022)
 BUILT_IN = 675  # steps on the built-in text: a first run takes minutes
 MEASURED = 3  # times in a training
-STEPS = 200  # that a training has at least, in smaller batches where the text is short,
-LEAST = 2048  # of no fewer tokens
 
 
 def choose_length(
@@ -27,24 +25,19 @@ def choose_length(
 
     Where `args.max_steps` is 0, it becomes BUILT_IN, or as many as read the text `enough_epochs` times, and then a
     line says so. An evaluation and a checkpoint come after each third of them, where nobody asked for others. What is
-    `planned` for other devices is left in epochs. Where `args.last_norm_rate_scale` is 0, it follows the passes. A
-    batch that nobody asked for has fewer rows where there would be less than STEPS steps.
+    `planned` for other devices is left in epochs. Where `args.last_norm_rate_scale` is 0, it follows the passes.
     """
+    a_step = args.rows_in_step * block_size
     if args.max_steps:
-        read = max(0, args.max_steps) * args.rows_in_step * block_size
+        read = max(0, args.max_steps) * a_step
         _choose_scale(args, read / tokens if read else args.num_train_epochs)
         return read
     epochs, parameters = enough_epochs(args, model, tokens=tokens), count_parameters(model)
-    chosen: dict[str, float] = (
-        {} if built_in else _choose_rows(args, epochs * tokens / block_size, block_size, planned)
-    )
-    a_step = args.rows_in_step * block_size
     steps = BUILT_IN if built_in else max(1, round(epochs * tokens / a_step))
+    chosen: dict[str, float] = {"max_steps": steps}
     every = math.ceil(steps / MEASURED)
     if planned and not built_in:
-        chosen, every = chosen | {"max_steps": -1, "num_train_epochs": epochs}, 1 / MEASURED
-    else:
-        chosen["max_steps"] = steps
+        chosen, every = {"max_steps": -1, "num_train_epochs": epochs}, 1 / MEASURED
     chosen |= {key: every for key in ("eval_steps", "save_steps") if key not in args.asked}
     for key, number in chosen.items():
         setattr(args, key, number)
@@ -57,23 +50,6 @@ def choose_length(
         )
     _choose_scale(args, steps * a_step / tokens if built_in else epochs)
     return steps * a_step
-
-
-def _choose_rows(args: TrainingArguments, rows: float, block_size: int, planned: bool) -> dict[str, float]:
-    """The batch size of each process, {} where it stays, for a training that reads so many rows."""
-    key, most = "per_device_train_batch_size", args.per_device_train_batch_size
-    if args.rows_per_step or args.asked & {key, "gradient_accumulation_steps"}:
-        return {}
-    a_step = max(LEAST / block_size, rows / STEPS)
-    fewer = max(1, round(a_step * most / args.rows_in_step))
-    if fewer >= most:
-        return {}
-    args.per_device_train_batch_size = fewer
-    if not planned:
-        PartialState().print(
-            f"{fewer} rows at once instead of {most}, as the text is short (--{key} gives another number)"
-        )
-    return {key: fewer}
 
 
 def _choose_scale(args: TrainingArguments, passes: float) -> None:
