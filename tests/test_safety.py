@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_lm.arguments import TrainingArguments
+from hf_lm.data.overlap import WORD
 from hf_lm.data.sources import Corpus
 from hf_lm.evaluation.classifiers import class_probabilities
 from hf_lm.evaluation.likelihood import sentence_log_probs
@@ -23,7 +24,7 @@ from hf_lm.safety.continuations import Guard, continue_prompts
 from hf_lm.safety.counterfactuals import Prompt, flip_measures, read_prompts, score_measures, swapped_pairs
 from hf_lm.safety.findings import Variant, _sentence, findings, safety_report, table, update_card
 from hf_lm.safety.measures import ALL, Measure, gap, gap_by_chance, mean_by_group
-from hf_lm.safety.memorisation import longest_matches, mask, personal_data, same_start, words_of
+from hf_lm.safety.memorisation import longest_matches, mask, personal_data, same_start
 from hf_lm.safety.mitigations import guards, training_texts
 from hf_lm.safety.scorers import (
     classifier_scorer,
@@ -427,7 +428,7 @@ def test_a_match_across_the_pieces_that_are_read_at_a_time_is_found(monkeypatch)
 
 
 def test_words_and_repetitions():
-    assert words_of("Don't 你好 go_1!") == ["Don", "'", "t", "你", "好", "go", "_", "1", "!"]
+    assert WORD.findall("Don't 你好 go_1!") == ["Don", "'", "t", "你", "好", "go_1", "!"]
     assert same_start("the cat sat on", "the cat sat onto") == (3, True)  # a last word that was cut
     assert same_start("the dog", "the cat sat on the mat") == (1, False)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 UNSPACED = r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]"  # a character is a word
+WORD = re.compile(rf"{UNSPACED}|[^\W{UNSPACED[1:-1]}]+|[^\w\s]")  # or a mark: all of a text but white space
 RUN = 8  # words that two texts must share in a row before it counts
 
 

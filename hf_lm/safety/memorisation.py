@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_lm.data.overlap import UNSPACED
+from hf_lm.data.overlap import WORD
 from hf_lm.data.sources import Corpus
 from hf_lm.evaluation.intervals import PERCENT, POSITIVE, mean
 from hf_lm.evaluation.leakage import hash_runs
@@ -20,7 +20,6 @@ from hf_lm.models.configuration import context_length
 from hf_lm.safety.measures import Measure
 from hf_lm.tokenization.tokenizer import encode_documents
 
-WORD = re.compile(rf"{UNSPACED}|[^\W_{UNSPACED[1:-1]}]+|[^\w\s]|_")
 CHUNK = 2**20  # words of training text held at a time
 LENGTHS = 16  # looked for in one reading of the training text
 LONG = 20  # words in a row that are no coincidence
@@ -31,11 +30,6 @@ CAUTION = (
 Documents = Callable[[], Iterable[str]]
 
 
-def words_of(text: str) -> list[str]:
-    """Words, marks and characters of scripts without spaces; white space alone does not count."""
-    return WORD.findall(text)
-
-
 def longest_matches(texts: Sequence[str], documents: Documents) -> np.ndarray:
     """The longest run of words of each text that also occurs in a document, (texts,); case and marks count.
 
@@ -43,7 +37,7 @@ def longest_matches(texts: Sequence[str], documents: Documents) -> np.ndarray:
     anew for every 16 lengths as long as some text has a run that long. Memory is that of the texts.
     """
     vocabulary: dict[str, int] = {}
-    encoded = [[vocabulary.setdefault(word, len(vocabulary) + 1) for word in words_of(text)] for text in texts]
+    encoded = [[vocabulary.setdefault(word, len(vocabulary) + 1) for word in WORD.findall(text)] for text in texts]
     longest = np.zeros(len(texts), np.int64)
     alive, lengths = list(range(len(texts))), range(1, LENGTHS + 1)
     while alive:
@@ -77,7 +71,7 @@ def _chunks(documents: Iterable[str], vocabulary: dict[str, int], *, overlap: in
     held: list[int] = []
     new = 0
     for text in documents:
-        words = words_of(text)
+        words = WORD.findall(text)
         held += [vocabulary.get(word, 0) for word in words]
         held.append(0)
         new += len(words) + 1
@@ -280,7 +274,7 @@ def look_up(texts: Iterable[str], corpus: Corpus | None) -> list[dict[str, str |
 
 def same_start(written: str, true: str) -> tuple[int, bool]:
     """How many words two texts begin with alike, and whether all are the same but a last, perhaps truncated, one."""
-    ours, theirs = words_of(written), words_of(true)
+    ours, theirs = WORD.findall(written), WORD.findall(true)
     pairs = zip(ours, theirs, strict=False)
     same = len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
     return same, same >= max(1, len(theirs) - 1)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from hf_lm.data.overlap import UNSPACED
+from hf_lm.data.overlap import UNSPACED, WORD
 from hf_lm.data.paths import file_names, find_files, split_of
 from hf_lm.data.reading import SUFFIXES, clean, read_lines, suffix
 from hf_lm.data.tables import DEMOS, Row, Table, drop_empty_splits, hold_out, load_table, pick_column
@@ -15,7 +15,6 @@ from hf_lm.tasks.entities import TAG, normal_tag
 
 TOKENS = ("tokens", "words", "sentence", "text")
 TAGS = ("ner_tags", "tags", "ner", "labels", "label")
-WORD = re.compile(rf"{UNSPACED}|(?:(?!{UNSPACED})\w)+|[^\w\s]")  # as text is divided where nobody has done it
 COUNTRIES = "demo:countries"
 FEW_DOCUMENTS = 20  # of fewer, sentences are held out and not documents
 QUESTIONS = {  # of the demo: how each begins and ends around the name of a country, and what its answer is
