@@ -56,7 +56,7 @@ def main(args: Arguments, training_args: TrainingArguments) -> dict:
     stages.add("filter", [*reader, steps.Count("after language", kinds=True), *kept, steps.write(at("filtered"))])
     unique = [steps.JsonlReader(str(at("filtered")))]
     if args.deduplicate:
-        stages.add("signatures", [*unique, dedup.MinhashDedupSignature(str(at("signatures")))])
+        stages.add("signatures", [*unique, steps.signatures(at("signatures"))])
         stages.add("buckets", [dedup.MinhashDedupBuckets(str(at("signatures")), str(at("buckets")))], tasks=14)
         stages.add("clusters", [dedup.MinhashDedupCluster(str(at("buckets")), str(at("copies")))], tasks=1)
         unique += [dedup.MinhashDedupFilter(str(at("copies"))), steps.Count("deduplicated")]

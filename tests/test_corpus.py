@@ -17,7 +17,6 @@ from hf_lm.tasks.language_modelling import LanguageModelling
 from hf_lm.tokenization.tokenizer import load_tokenizer
 
 pytest.importorskip("datatrove")
-pytest.importorskip("spacy")
 pytestmark = pytest.mark.slow
 
 SPELLED = "It spells <|endoftext|> in the middle of a sentence, and it is no end."
@@ -127,6 +126,20 @@ def test_a_second_start_does_only_what_is_missing(written):
     (out / "README.md").unlink()
     with pytest.raises(ValueError, match=r"was begun with another --vocab_size \(400, now 500\)"):
         here("corpus.py", **arguments | {"vocab_size": 500})
+
+
+def test_near_copies_of_a_text_without_spaces_share_most_of_their_signature(tmp_path):
+    """MinHash estimates the Jaccard similarity by the share of equal hashes (Broder, 1997)."""
+    poem = "春眠不觉晓处处闻啼鸟夜来风雨声花落知多少床前明月光疑是地上霜举头望明月低头思故乡"
+    other = "白日依山尽黄河入海流欲穷千里目更上一层楼红豆生南国春来发几枝愿君多采撷此物最相思"
+    from hf_lm.corpus.steps import signatures
+
+    step = signatures(tmp_path)
+    first, near, far = (
+        np.concatenate(step.get_signature(step.get_shingles(t))) for t in (poem, poem[:-2] + "北方", other)
+    )
+    assert (first == near).mean() > 0.7
+    assert (first == far).mean() < 0.1
 
 
 def test_slurm_gets_an_array_of_jobs_for_each_stage(written, tmp_path, monkeypatch):

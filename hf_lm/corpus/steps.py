@@ -1,10 +1,11 @@
-"""Steps of a pipeline that datatrove does not have: counting, scripts, held-out text, leakage, our tokens."""
+"""Steps of a pipeline that datatrove does not have: counting, words, scripts, held-out text, leakage, our tokens."""
 
 # datatrove comes with the extra `corpus`.
 # pyright: reportMissingImports=false
 
 import itertools
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property, lru_cache
@@ -14,6 +15,7 @@ from typing import Any, cast
 import numpy as np
 from tokenizers.processors import TemplateProcessing
 
+from hf_lm.data.overlap import UNSPACED
 from hf_lm.data.packing import markers
 from hf_lm.data.paths import find_files
 from hf_lm.data.reading import read_documents
@@ -27,6 +29,7 @@ from hf_lm.tokenization.tokenizer import encode_documents, load_tokenizer, train
 try:
     from datatrove.data import Document
     from datatrove.pipeline.base import PipelineStep
+    from datatrove.pipeline.dedup import MinhashDedupSignature
     from datatrove.pipeline.filters import (
         FineWebQualityFilter,
         GopherQualityFilter,
@@ -37,10 +40,13 @@ try:
     from datatrove.pipeline.readers import JsonlReader, ParquetReader
     from datatrove.pipeline.tokens import DocumentTokenizer
     from datatrove.pipeline.writers import JsonlWriter
+    from datatrove.utils.word_tokenizers import WhitespaceTokenizer
 except ImportError as error:
     raise ImportError(f"recipes/corpus.py needs datatrove ({error}): pip install 'hf-lm[corpus]'") from None
 
 TRAINED_ON = 32_000_000  # bytes of text that a tokenizer is trained on
+LETTERS = rf"[^\W{UNSPACED[1:-1]}]+"
+WORD = re.compile(rf"{UNSPACED}|(?<=\w)['’]{LETTERS}|{LETTERS}|--+|\.\.+|[^\w\s]")  # don't is two: don and 't
 ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 
 
@@ -110,6 +116,20 @@ class Count(PipelineStep):
             yield document
 
 
+class Words(WhitespaceTokenizer):
+    """What datatrove's filters and MinHash take for words, by one regular expression; a Chinese character is one.
+
+    datatrove's own are spaCy's English rules, which take most of the time of a corpus. The filters agree on 98 %
+    of documents of novels, whose dialogues are at a limit of Gopher's: a fifth of the words without a letter.
+    """
+
+    def word_tokenize(self, text: str) -> list[str]:
+        return WORD.findall(text)
+
+
+WORDS = cast(Any, Words())  # one for all steps, which share the words of a document
+
+
 class ScriptFilter(BaseFilter):
     """Keep documents most of whose letters are of one of these Unicode scripts: Latin, Han, Cyrillic."""
 
@@ -133,7 +153,12 @@ def quality_filter(name: str) -> BaseFilter:
     }
     if name not in known:
         raise ValueError(f"--filters {name}: there are {', '.join(known)}.{did_you_mean(name, known)}")
-    return known[name]()
+    return known[name](language=WORDS)
+
+
+def signatures(folder: Path) -> MinhashDedupSignature:
+    """datatrove's MinHash of the 5-grams of words of each document, 14 buckets of 8."""
+    return MinhashDedupSignature(str(folder), language=WORDS)
 
 
 def language_filter(languages: Sequence[str], model: str) -> LanguageFilter:
