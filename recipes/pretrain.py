@@ -14,7 +14,6 @@ from typing import Literal
 
 from hf_lm.arguments import Count, Decay, Layers, PretrainingArguments, Size, TrainingArguments, parse_arguments
 from hf_lm.data.sources import load_corpus
-from hf_lm.models.configuration import context_length
 from hf_lm.models.cooccurrence import start_embedding
 from hf_lm.models.gpt2 import new_gpt2
 from hf_lm.models.loading import load_causal_lm
@@ -29,6 +28,7 @@ class Arguments(PretrainingArguments):
     dataset: str = "demo"  # built-in text, a file, a folder, a glob, a Hub id, a=0.7,b=0.3, or tokens:FOLDER
     text_column: str = ""  # column read; "" guesses
     max_bytes: Count = 0  # text read of each split; 0 is all; a Hub dataset is then streamed, not downloaded whole
+    streaming: bool = False  # read on after these bytes (0: 256 MB), as many at a time; one dataset of the Hub
     document_start: str = ""  # regular expression for the first line of a document
     tokenizer: str = "bpe"  # bpe, word or basic_english train one; otherwise a name or path
     vocab_size: Size = 4096  # entries of a trained tokenizer
@@ -53,7 +53,7 @@ class Arguments(PretrainingArguments):
 
 
 def main(args: Arguments, training_args: TrainingArguments) -> dict:
-    text = {key: getattr(args, key) for key in ("text_column", "document_start", "max_bytes")}
+    text = {key: getattr(args, key) for key in ("text_column", "document_start", "max_bytes", "streaming")}
     corpus = load_corpus(args.dataset, **text)
     wanted = {key: getattr(args, key) for key in ("vocab_size", "min_frequency", "pre_tokenizer", "model")}
     tokenizer = prepare_tokenizer(args.tokenizer, corpus, max_bytes=args.tokenizer_max_bytes, **wanted)
@@ -65,8 +65,8 @@ def main(args: Arguments, training_args: TrainingArguments) -> dict:
         model = new_gpt2(tokenizer, size=args.size, n_head=args.n_head, block_size=args.block_size, **shape)
     else:
         model = new_recurrent(tokenizer, cell=args.architecture, **shape)
-    size = args.block_size or min(1024, context_length(model.config) or 128)
-    task = LanguageModelling(corpus, tokenizer, block_size=size, packing=args.packing, eval_stride=args.eval_stride)
+    windows = {key: getattr(args, key) for key in ("block_size", "packing", "eval_stride")}
+    task = LanguageModelling(corpus, tokenizer, config=model.config, **windows)
     task.choose_length(training_args, model, built_in=args.dataset == "demo")
     if not args.model and args.embedding_init == "cooccurrence":
         start_embedding(model, task.streams["train"].tokens)

@@ -7,6 +7,7 @@ import re
 import signal
 from pathlib import Path
 
+import datasets
 import pytest
 import running
 import torch
@@ -132,6 +133,39 @@ def test_a_terminated_run_resumes_to_the_same_bits(whole, data, tmp_path, monkey
     here(dataset=data, output_dir=tmp_path, resume_from_checkpoint="latest")
     assert f"resuming from {tmp_path}/checkpoint-4" in capsys.readouterr().out
     first, resumed = (load_file(folder / "model.safetensors") for folder in (whole, tmp_path))
+    assert all(torch.equal(first[name], resumed[name]) for name in first)
+
+
+def test_a_streamed_run_reads_window_after_window_and_resumes_to_the_same_bits(data, tmp_path, monkeypatch, capsys):
+    load, step, embedded = datasets.load_dataset, Trainer.training_step, []
+
+    def load_dataset(path, config, revision, streaming):
+        return load("json", data_files={"train": str(data)}, streaming=streaming)
+
+    def training_step(self, model, inputs, *args, **kwargs):
+        embedded.append(inputs["input_ids"].clone())
+        if self.state.global_step == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    monkeypatch.setattr(Trainer, "training_step", training_step)
+    stream = {"dataset": f"user/name@{'0123456789' * 4}", "streaming": True, "max_bytes": 6_000, "max_steps": 18}
+    stream |= {"per_device_train_batch_size": 16, "save_steps": 4}
+    stop_at = 99
+    report = here(**stream, output_dir=tmp_path / "whole")
+    windows = report["data"]["windows"]
+    assert [window["window"] for window in windows] == [1, 2]
+    assert all(window["leakage"] < 0.1 for window in windows)
+    rows_seen = torch.cat(embedded)
+    assert len(rows_seen.unique(dim=0)) > 0.98 * len(rows_seen)  # no window is the one before
+    stop_at = 9
+    with pytest.raises(SystemExit):
+        here(**stream, output_dir=tmp_path / "stopped")
+    stop_at = 99
+    here(**stream, output_dir=tmp_path / "stopped", resume_from_checkpoint="latest")
+    assert "resuming from" in capsys.readouterr().out
+    first, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "stopped"))
     assert all(torch.equal(first[name], resumed[name]) for name in first)
 
 

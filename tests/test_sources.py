@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -309,6 +310,66 @@ def test_of_a_dataset_of_the_hub_only_what_is_read_is_streamed_and_once(tmp_path
         load_corpus("user/name", max_bytes=most)  # without its commit the Hub is asked
     with pytest.raises(ValueError, match="--max_bytes 5 is for text, and --dataset tokens:x is tokenized"):
         load_corpus("tokens:x", max_bytes=5)
+
+
+@pytest.fixture
+def streamed(tmp_path, monkeypatch):
+    """A Hub dataset of 400 rows in two files, and the rows that were read of it."""
+    texts, taken, load = rows(400), [], datasets.load_dataset
+    files = [str(write_jsonl(tmp_path / f"{i}.jsonl", texts[200 * i : 200 * (i + 1)])) for i in range(2)]
+
+    def load_dataset(path, config, revision, streaming):
+        found = load("json", data_files={"train": files}, streaming=True)
+        found["train"] = found["train"].map(lambda row: taken.append(row["text"]) or row)
+        return found
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    monkeypatch.setattr("hf_lm.data.hub_datasets.default_cache", lambda: tmp_path / "cache")
+    return texts, taken
+
+
+def test_windows_of_a_stream_are_the_rows_one_after_another_and_none_is_read_twice(streamed):
+    texts, taken = streamed
+    most = sum(len(text.encode()) for text in texts) // 6
+    corpus = load_corpus(f"user/name@{COMMIT}", max_bytes=most, streaming=True)
+    held_out = {text for split in ("validation", "test") for text in corpus.documents(split)}
+    assert held_out
+    read = list(corpus.documents("train"))
+    assert list(corpus.window(0)) == read
+    for number in range(1, 5):
+        window = list(corpus.window(number))
+        assert sum(len(text.encode()) for text in window) <= most
+        read += window
+    through = texts.index(read[-1]) + 1
+    assert read == [text for text in texts[:through] if text in set(read)]
+    assert not held_out & set(read)
+    assert len(taken) == through + 5  # and the one that did not fit into each window
+
+
+def test_after_the_last_row_of_a_stream_the_first_one_follows(streamed):
+    texts, _ = streamed
+    size = sum(len(text.encode()) for text in texts)
+    corpus = load_corpus(f"user/name@{COMMIT}", max_bytes=size * 3 // 4, streaming=True)
+    second = list(corpus.window(1))
+    assert second[-1] not in second[:-1]
+    assert texts.index(second[0]) > 250 > texts.index(second[-1])
+
+
+def test_a_window_whose_predecessor_is_gone_is_streamed_again(streamed, tmp_path):
+    corpus = load_corpus(f"user/name@{COMMIT}", max_bytes=5_000, streaming=True)
+    windows = [list(corpus.window(number)) for number in range(6)]
+    assert len(list((tmp_path / "cache" / "beginnings").glob("[!.]*"))) == 3  # the first and the last two
+    assert list(corpus.window(3)) == windows[3]
+    shutil.rmtree(tmp_path / "cache")
+    assert list(corpus.window(4)) == windows[4]
+
+
+@pytest.mark.parametrize("dataset", ["demo", "a=0.5,b=0.5", "tokens:x", "here.jsonl"])
+def test_only_a_dataset_of_the_hub_is_streamed(dataset, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(tmp_path / "here.jsonl", rows(20))
+    with pytest.raises(ValueError, match="--streaming is for"):
+        load_corpus(dataset, streaming=True)
 
 
 @pytest.mark.slow

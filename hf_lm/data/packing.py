@@ -4,7 +4,7 @@ import bisect
 import json
 import queue
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -244,16 +244,26 @@ class Blocks:
 
     A block is read from the memory-mapped stream when it is asked for. With `isolate` its `position_ids` restart at
     each document, which is what keeps documents apart in the model. The first epoch has the documents in the order of
-    the stream; `start_epoch` puts them in another order. Raises ValueError if there is not one block.
+    the stream; `start_epoch` puts them in another order. With `window`, epoch n has the blocks of the stream
+    `window(n)` instead, as many as the first one: of a longer one the last are left out, of a shorter one some come
+    twice. Raises ValueError if there is not one block.
     """
 
-    def __init__(self, stream: TokenStream, *, block_size: int, isolate: bool) -> None:
+    def __init__(
+        self,
+        stream: TokenStream,
+        *,
+        block_size: int,
+        isolate: bool,
+        window: Callable[[int], TokenStream] | None = None,
+    ) -> None:
         if stream.total < block_size:
             raise ValueError(
                 f"the training text has {stream.total} tokens, fewer than one block of {block_size}: give more text "
                 "or a smaller --block_size."
             )
-        self.stream, self.block_size, self.isolate = stream, block_size, isolate
+        self.stream, self.block_size, self.isolate, self.window = stream, block_size, isolate, window
+        self.count = stream.total // block_size
         self._parts: _Parts | None = None  # of the epoch's order; None: that of the stream
 
     def start_epoch(self, epoch: int, *, seed: int) -> None:
@@ -263,10 +273,15 @@ class Blocks:
         As many tokens as fill no block are left out, before the first block or after the last one, so that a single
         document is cut elsewhere too. Takes 24 bytes of memory a document.
         """
-        self._parts = _Parts.shuffled(self.stream, self.block_size, (seed, epoch)) if epoch else None
+        if self.window:
+            self.stream = self.window(epoch)
+        elif epoch:
+            self._parts = _Parts.shuffled(self.stream, self.block_size, (seed, epoch))
+        else:
+            self._parts = None
 
     def __len__(self) -> int:
-        return self.stream.total // self.block_size
+        return self.count
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         if not 0 <= i < len(self):  # ends a loop over the blocks
@@ -276,9 +291,9 @@ class Blocks:
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
         import torch
 
-        size = self.block_size
+        size, there = self.block_size, self.stream.total // self.block_size
         read = self.stream.tokens.__getitem__ if self._parts is None else self._parts.read
-        ids = np.stack([read(slice(i * size, (i + 1) * size)) for i in indices]).astype(np.int64)
+        ids = np.stack([read(slice(i % there * size, (i % there + 1) * size)) for i in indices]).astype(np.int64)
         features = [{"input_ids": row} for row in torch.from_numpy(ids)]
         if self.isolate:
             places = np.arange(size)

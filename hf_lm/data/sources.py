@@ -14,7 +14,7 @@ import regex
 from transformers import PreTrainedTokenizerBase
 
 from hf_lm.data.demos.documentation import demo_split, documentation
-from hf_lm.data.hub_datasets import download_beginning, load_hub
+from hf_lm.data.hub_datasets import download_window, load_hub, pin
 from hf_lm.data.packing import TokenStream
 from hf_lm.data.paths import file_names, find_files, named_split
 from hf_lm.data.patterns import Pattern
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "validation", "test")
 GROUPS = 12  # files of which the report speaks one by one
+WINDOW = 2**28  # bytes of a streamed dataset that are held at a time
 FEW = 400  # documents: of fewer, held-out ones are chosen by rank, so that there is always one
 Reader = Callable[[], Iterator[str]]
 
@@ -57,6 +58,7 @@ class Corpus:
     stream: Callable[[PreTrainedTokenizerBase], TokenStream] | None = None  # of train, where it is tokenized already
     tokenizer: str = ""  # folder of the tokenizer that wrote it
     commit: str = ""  # of a dataset of the Hub
+    window: Callable[[int], Iterator[str]] | None = None  # of a streamed one: train, continued; 0 is what a reader has
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -83,6 +85,7 @@ def load_corpus(
     validation_share: float = 0.05,
     test_share: float = 0.05,
     max_bytes: int = 0,
+    streaming: bool = False,
 ) -> Corpus:
     """The corpus that `--dataset` names.
 
@@ -91,17 +94,23 @@ def load_corpus(
     token files, or a mixture of such folders by tokens. `text_column` "" guesses.
     `document_start` is a regular expression for the line that begins a document. A missing validation or test split is
     cut from train by document. `max_bytes` of text are read of each split, in its order, and no more is downloaded of
-    a Hub dataset; 0 reads all. Raises FileNotFoundError, PermissionError or ValueError in one line.
+    a Hub dataset; 0 reads all. With `streaming` they are the first window of one dataset of the Hub (WINDOW where
+    `max_bytes` is 0), and `Corpus.window` reads the next ones. Raises FileNotFoundError, PermissionError or ValueError
+    in one line.
     """
     start = Pattern(document_start, option="--document_start", flags=regex.MULTILINE) if document_start else None
     shares = {"validation": validation_share, "test": test_share}
     if any(name.startswith(PREFIX) for name, _ in _weighted(dataset)):
-        if max_bytes:
-            raise ValueError(f"--max_bytes {max_bytes} is for text, and --dataset {dataset} is tokenized already.")
+        if max_bytes or streaming:
+            option = f"max_bytes {max_bytes}" if max_bytes else "streaming"
+            raise ValueError(f"--{option} is for text, and --dataset {dataset} is tokenized already.")
         return _from_tokens(dataset, text_column)
     parts = []
+    if streaming and (len(_weighted(dataset)) > 1 or dataset == "demo" or find_files(dataset) is not None):
+        raise ValueError(f"--streaming is for one dataset of the Hub, and --dataset {dataset} is none: leave it out.")
+    max_bytes = max_bytes or (WINDOW if streaming else 0)
     for name, weight in _weighted(dataset):
-        corpus = _load_one(name, text_column, start, max_bytes)
+        corpus = _load_one(name, text_column, start, max_bytes, streaming)
         _limit(corpus, max_bytes)
         _hold_out(corpus, shares)
         parts.append((corpus, weight))
@@ -111,6 +120,7 @@ def load_corpus(
         _limit(corpus, max_bytes)
     options = f"{dataset if len(parts) > 1 else ''} {text_column} {document_start} {shares}"
     options += f" {max_bytes}" if max_bytes else ""
+    options += " streaming" if streaming else ""
     corpus.fingerprint = hash_text(f"{corpus.fingerprint} {options}").hex()
     return corpus
 
@@ -125,7 +135,7 @@ def _weighted(dataset: str) -> list[tuple[str, float]]:
     return [(dataset, 1.0)]
 
 
-def _load_one(name: str, text_column: str, start: Pattern | None, max_bytes: int) -> Corpus:
+def _load_one(name: str, text_column: str, start: Pattern | None, max_bytes: int, streaming: bool) -> Corpus:
     if name == "demo":
         return _demo()
     files = find_files(name)
@@ -133,10 +143,21 @@ def _load_one(name: str, text_column: str, start: Pattern | None, max_bytes: int
         return _from_files(name, files, text_column, start)
     if not max_bytes:
         return _from_hub(name, text_column, start)
-    folder, commit = download_beginning(name, text_column, max_bytes)
+    pinned = pin(name)
+    folder = download_window(pinned, text_column, max_bytes)
     corpus = _from_files(str(folder), sorted(folder.glob("*.jsonl")), "text", start)
-    corpus.source, corpus.format, corpus.commit = name, "a dataset of the Hub, streamed", commit
+    corpus.source, corpus.format, corpus.commit = name, "a dataset of the Hub, streamed", pinned.partition("@")[2]
     corpus.origins = {}
+    if streaming:
+
+        def window(number: int) -> Iterator[str]:
+            path = download_window(pinned, text_column, max_bytes, number) / "train.jsonl"
+            return _reader(corpus, [path], "text", start)()
+
+        corpus.window = window
+        corpus.notes.append(
+            f"streamed in windows of {max_bytes:,} bytes: tokenizer, baselines and proofs know the first one"
+        )
     return corpus
 
 
@@ -287,6 +308,8 @@ def _hold_out(corpus: Corpus, shares: dict[str, float]) -> None:
         )
     for split in ("train", *missing):
         corpus.readers[split] = lambda split=split: (text for text in base() if side(text) == split)
+    if window := corpus.window:
+        corpus.window = lambda number: (text for text in window(number) if side(text) == "train")
     corpus.origins |= dict.fromkeys(missing, "cut from train")
     corpus.notes.append(cut_note(corpus.source, missing, "document"))
 

@@ -2,28 +2,30 @@
 
 import copy
 import lzma
+import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm import dry_run
 from hf_lm.arguments import TrainingArguments
 from hf_lm.data.batches import Feature
-from hf_lm.data.packing import Blocks, cache_folder, collate_blocks, tokenize_documents
+from hf_lm.data.packing import Blocks, TokenStream, cache_folder, collate_blocks, tokenize_documents
 from hf_lm.data.scripts import languages_of, script_shares
 from hf_lm.data.sources import Corpus
 from hf_lm.evaluation.leakage import leaked_share
 from hf_lm.evaluation.likelihood import unwrapped
 from hf_lm.evaluation.perplexity import Likelihood, score_documents, unigram_likelihood, windows
+from hf_lm.models.configuration import context_length
 from hf_lm.models.parts import embedding_rows
 from hf_lm.tasks import proofs
 from hf_lm.tasks.length import choose_length
@@ -42,11 +44,13 @@ EXCERPT = 32  # documents
 class LanguageModelling:
     """What `fit` needs to train and measure a causal model on a corpus.
 
-    `block_size`: tokens in a block. `packing`: "isolate" keeps the documents of a block from seeing each other,
-    "concatenate" does not. `eval_stride`: tokens that an evaluation window moves by; 0 means half a block, or a whole
-    one where half blocks read more tokens of the held-out splits than `training_tokens`, which training will read.
-    Of a split that has more than half of these, and more than LEAST, a sample of its documents is scored. Tokenizing
-    happens here, once per run and on the main process first; a second run finds the cache.
+    `block_size`: tokens in a block; 0 takes what a model of `config` can see, 1,024 at most. `packing`: "isolate"
+    keeps the documents of a block from seeing each other, "concatenate" does not. `eval_stride`: tokens that an
+    evaluation window moves by; 0 means half a block, or a whole one where half blocks read more tokens of the held-out
+    splits than `training_tokens`, which training will read. Of a split that has more than half of these, and more than
+    LEAST, a sample of its documents is scored. Tokenizing happens here, once per run and on the main process first; a
+    second run finds the cache. Of a streamed corpus the first window is tokenized here, and each other one when its
+    epoch begins.
     """
 
     recipe, kind = "pretrain", "causal language model"
@@ -65,11 +69,13 @@ class LanguageModelling:
         corpus: Corpus,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        block_size: int,
+        block_size: int = 0,
+        config: PreTrainedConfig | None = None,
         packing: Literal["isolate", "concatenate"] = "isolate",
         eval_stride: int = 0,
         training_tokens: int = 0,  # 0: not known
     ) -> None:
+        block_size = block_size or min(1024, (config and context_length(config)) or 128)
         self.corpus, self.tokenizer, self.block_size = corpus, tokenizer, block_size
         self.splits, self.fingerprint, self.context = corpus.splits, corpus.fingerprint, block_size
         self.isolate = packing == "isolate"
@@ -95,7 +101,33 @@ class LanguageModelling:
                 name=split,
             )
         self._limit_evaluation(training_tokens)
-        self.train_dataset = Blocks(self.streams["train"], block_size=block_size, isolate=self.isolate)
+        self.windows: list[dict[str, Any]] = []  # what was read of a streamed corpus since the last start
+        window = self._window if corpus.window else None
+        self.train_dataset = Blocks(self.streams["train"], block_size=block_size, isolate=self.isolate, window=window)
+
+    def _window(self, number: int) -> TokenStream:
+        """The tokens of a window of the corpus, whose leakage is told. The cache keeps the first and the last two."""
+        if not number:
+            return self.streams["train"]
+
+        def folder(k: int) -> Path:
+            return cache_folder(f"{self.fingerprint} {k}", self.tokenizer, "train")
+
+        read = cast(Callable[[int], Iterator[str]], self.corpus.window)
+        name = f"window {number}"
+        stream = tokenize_documents(read(number), tokenizer=self.tokenizer, folder=folder(number), name=name)
+        if number > 2:
+            shutil.rmtree(folder(number - 2), ignore_errors=True)
+        if PartialState().is_main_process:
+            leakage = self._leakage(stream)
+            self.windows.append({"window": number, "tokens": int(stream.total), "leakage": leakage.largest_difference})
+            if not leakage.passed:
+                print(f"{name}: {leakage.said}", file=sys.stderr)
+        return stream
+
+    def _leakage(self, train: TokenStream) -> Proof:
+        held_out = {split: other for split, other in self.streams.items() if split != "train"}
+        return proofs.leakage({split: leaked_share(train, other) for split, other in held_out.items()})
 
     def choose_length(self, args: TrainingArguments, model: nn.Module, *, built_in: bool = False) -> None:
         """Choose the steps of a training that `args` leave open (hf_lm.tasks.length), and what is scored after it.
@@ -103,7 +135,7 @@ class LanguageModelling:
         A dry run, which may have read the beginning of the text, goes by all its bytes, or by the tokens it is for.
         """
         stream = self.streams["train"]
-        tokens, planned = stream.total, dry_run.planned_tokens()
+        tokens, planned = 0 if self.corpus.window else stream.total, dry_run.planned_tokens()
         if planned:  # the built-in text stands for another
             tokens, built_in = planned, False
         elif dry_run.active() and (read := int(stream.bytes.sum())):
@@ -144,11 +176,8 @@ class LanguageModelling:
 
     def proofs_before(self, trainer: ProvenTrainer) -> dict[str, Callable[[], Proof]]:
         stream, first = self.streams["train"], self._first_blocks()
-        held_out = {split: other for split, other in self.streams.items() if split != "train"}
         return {
-            "leakage": lambda: proofs.leakage(
-                {split: leaked_share(stream, other) for split, other in held_out.items()}
-            ),
+            "leakage": lambda: self._leakage(stream),
             **self.data_proofs(trainer.model),
             "packing_isolation": lambda: proofs.packing_isolation(
                 trainer.model, collate_blocks, self._block_of_two(), isolate=self.isolate
@@ -239,6 +268,8 @@ class LanguageModelling:
             about |= {"bytes": size} if (size := int(stream.bytes.sum())) else {}  # not known of token files
             about |= {"scored": scored} if (scored := len(self.scored.get(split, stream))) < len(stream) else {}
             data[split] = about
+        if self.windows:
+            data["windows"] = self.windows
         cleaned = {source: counts for stream in self.streams.values() for source, counts in stream.cleaned.items()}
         data["cleaned"] = dict(sum(map(Counter, cleaned.values()), Counter()))
         readers = self.corpus.readers | self.corpus.groups

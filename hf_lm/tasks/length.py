@@ -21,7 +21,7 @@ def choose_length(
     built_in: bool = False,
     planned: bool = False,
 ) -> int:
-    """The tokens that a training on a text of `tokens` will read; 0 where epochs end it (`--max_steps -1`).
+    """The tokens that a training on a text of `tokens`, 0 for one without end, will read; 0 where epochs end it.
 
     Where `args.max_steps` is 0, it becomes BUILT_IN, or as many as read the text `enough_epochs` times, and then a
     line says so. An evaluation and a checkpoint come after each third of them, where nobody asked for others. What is
@@ -30,13 +30,15 @@ def choose_length(
     a_step = args.rows_in_step * block_size
     if args.max_steps:
         read = max(0, args.max_steps) * a_step
-        _choose_scale(args, read / tokens if read else args.num_train_epochs)
+        _choose_scale(args, (read / tokens if read else args.num_train_epochs) if tokens else 1)
         return read
-    epochs, parameters = enough_epochs(args, model, tokens=tokens), count_parameters(model)
-    steps = BUILT_IN if built_in else max(1, round(epochs * tokens / a_step))
+    parameters = count_parameters(model)
+    text = tokens or PER_PARAMETER * parameters
+    epochs = enough_epochs(args, model, tokens=text)
+    steps = BUILT_IN if built_in else max(1, round(epochs * text / a_step))
     chosen: dict[str, float] = {"max_steps": steps}
     every = math.ceil(steps / MEASURED)
-    if planned and not built_in:
+    if planned and tokens and not built_in:
         chosen, every = {"max_steps": -1, "num_train_epochs": epochs}, 1 / MEASURED
     chosen |= {key: every for key in ("eval_steps", "save_steps") if key not in args.asked}
     for key, number in chosen.items():
@@ -44,11 +46,12 @@ def choose_length(
     args.run, args.chosen = args.run | chosen, set(chosen)
     if not (planned or built_in):
         reason = f", where more than {PER_PARAMETER} ask for a larger model" if epochs < args.num_train_epochs else ""
+        times = f"{steps * a_step / tokens:.2g} times the text, " if tokens else ""
         PartialState().print(
-            f"{steps:,} steps, {steps * a_step:,} tokens: {steps * a_step / tokens:.2g} times the text, "
+            f"{steps:,} steps, {steps * a_step:,} tokens: {times}"
             f"{steps * a_step / parameters:.2g} for each parameter{reason} (--max_steps gives another number)"
         )
-    _choose_scale(args, steps * a_step / tokens if built_in else epochs)
+    _choose_scale(args, steps * a_step / text if built_in else epochs)
     return steps * a_step
 
 
