@@ -46,7 +46,7 @@ class Stages:
     ) -> None:
         self.folder, self.kind, self.tasks = Path(training_args.output_dir).resolve(), executor, tasks
         self.workers = workers or (os.cpu_count() or 1 if executor == "local" else -1)
-        self.slurm = {"partition": partition, "time": time}
+        self.slurm: dict[str, Any] = {"partition": partition, "time": time}
         if executor == "slurm" and not partition:
             raise ValueError("--executor slurm needs --partition, the name of the cluster's queue.")
         self.names: list[str] = []

@@ -171,7 +171,7 @@ def language_filter(languages: Sequence[str], model: str) -> LanguageFilter:
             f"--language_model: there is no file {model!r}: give a fastText model such as lid.176.bin or GlotLID's."
         )
     step = LanguageFilter(list(languages) or None, label_only=not languages)
-    step.model.MODEL_URL = str(Path(model).resolve())
+    cast(Any, step.model).MODEL_URL = str(Path(model).resolve())
     return step
 
 
@@ -270,7 +270,10 @@ def _held_out_runs(held_out: tuple[str, ...], tokenizer_folder: str, run: int) -
             texts = read_documents(path, text_column="", document_start=None, cleaned=Counter())
             while batch := list(itertools.islice(texts, 500)):
                 hashes += [np.unique(hash_runs(np.array(ids), run)) for ids in encode_documents(tokenizer, batch)]
-    return tokenizer, np.unique(np.concatenate(hashes))
+    wanted = np.concatenate(hashes)
+    hashes.clear()
+    wanted.sort()
+    return tokenizer, wanted[np.append(True, wanted[1:] != wanted[:-1])] if len(wanted) else wanted
 
 
 class Tokenize(DocumentTokenizer):

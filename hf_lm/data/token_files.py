@@ -7,6 +7,7 @@ ends, in tokens, as uint64. `tokens.json` beside them, which `record_tokens` wri
 import bisect
 import itertools
 import json
+import mmap
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +22,8 @@ from hf_lm.tokenization.tokenizer import load_tokenizer, tokenizer_fingerprint
 
 PREFIX = "tokens:"  # of --dataset
 RECORD, TOKENIZER = "tokens.json", "tokenizer"  # in the folder of the files
-CHUNK = 2**22  # tokens or documents read at a time
+CHUNK = 2**22  # tokens read at a time
+DOCUMENTS = 2**16  # looked at at a time
 
 
 class JoinedArray:
@@ -208,8 +210,8 @@ def _check_documents(
 ) -> None:
     """Raise ValueError where the markers in a file are not exactly those that its index names."""
     ends, count, previous = 0, 0, 0
-    for start in range(0, len(index), CHUNK):
-        some = index[start : start + CHUNK]
+    for start in range(0, len(index), DOCUMENTS):
+        some = index[start : start + DOCUMENTS]
         lengths = np.diff(some, prepend=previous)
         if (lengths < 1).any():
             raise ValueError(f"{path.name}.index does not rise at document {start + int(np.argmax(lengths < 1)):,}.")
@@ -222,6 +224,7 @@ def _check_documents(
                 f"{end}): it was written with another tokenizer, or without eos_token."
             )
         previous, ends = int(some[-1]), ends + len(some)
+        _release(tokens)
     for start in range(0, len(tokens), CHUNK):
         some = tokens[start : start + CHUNK]
         if int(some.max()) >= vocab_size:
@@ -229,8 +232,15 @@ def _check_documents(
                 f"{path.name} holds the id {int(some.max())}, and the tokenizer has {vocab_size:,}: another wrote it."
             )
         count += int(np.count_nonzero(some == end))
+        _release(tokens)
     if count != ends:
         raise ValueError(
             f"{path.name} has {count - ends:,} markers (id {end}) inside documents: a text spells the marker, and it "
             "was encoded as the token. Tokenize with encode_special_tokens, as recipes/corpus.py does."
         )
+
+
+def _release(tokens: np.ndarray) -> None:
+    """Give back the memory of what was read of a mapped file, which else counts as the process's until it ends."""
+    if isinstance(tokens.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
+        tokens.base.madvise(mmap.MADV_DONTNEED)
