@@ -89,3 +89,23 @@ def test_the_last_norm_learns_the_less_the_more_often_a_text_is_read(tmp_path, m
     choose_length(args, model, tokens=tokens, block_size=32)
     assert args.last_norm_rate_scale == pytest.approx(scale)
     assert args.run.get("last_norm_rate_scale", scale) == args.last_norm_rate_scale
+    assert (args.chosen >= {"last_norm_rate_scale"}) == ("last_norm_rate_scale" not in given)
+
+
+@pytest.mark.parametrize("tokens", [BUILT_IN * 4 * 32 // 3, 10**6])
+def test_the_built_in_text_is_read_as_often_as_its_steps_do(tmp_path, model, tokens):
+    args = arguments(tmp_path)
+    choose_length(args, model, tokens=tokens, block_size=32, built_in=True)
+    assert args.last_norm_rate_scale == pytest.approx(1 / max(1, BUILT_IN * 4 * 32 / tokens) ** 2)
+
+
+@pytest.mark.parametrize("given", [{}, {"max_steps": 5000}])
+@pytest.mark.parametrize("planned", [False, True])
+def test_a_text_without_an_end_is_read_as_far_as_the_parameters_ask_and_once(tmp_path, model, given, planned, capsys):
+    args = arguments(tmp_path, **given)
+    steps = given.get("max_steps", PER_PARAMETER * 1000 // (4 * 32))
+    assert choose_length(args, model, tokens=0, block_size=32, planned=planned) == steps * 4 * 32
+    assert (args.max_steps, args.last_norm_rate_scale) == (steps, 1)
+    said = capsys.readouterr().out
+    assert "times the text" not in said
+    assert said.startswith("156 steps, 19,968 tokens: 20 for each parameter") == (not given and not planned)
