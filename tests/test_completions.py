@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_lm.evaluation import completions, likelihood
-from hf_lm.evaluation.completions import log_probs, write
+from hf_lm.evaluation.completions import generate_ids, log_probs, write
 
 
 @pytest.fixture
@@ -62,7 +62,9 @@ def test_samples_are_drawn_from_the_whole_distribution_at_the_temperature_given(
     assert (logits / temperature).softmax(-1).max() == pytest.approx(0.5, abs=0.02)
     assert temperature < 0.5  # at 1 it would hardly be drawn
     options = {"pad_id": 1, "ends": set(), "max_new_tokens": 1, "temperature": temperature}
+    before = torch.get_rng_state()
     found = [ids[0] for ids in write(model, prompts, **options)]
+    assert torch.equal(torch.get_rng_state(), before)
     assert found.count(target) / 800 == pytest.approx(0.5, abs=0.08)
     assert len(set(found)) > others / 2
     assert found == [ids[0] for ids in write(model, prompts, **options, seed=0)]
@@ -71,14 +73,33 @@ def test_samples_are_drawn_from_the_whole_distribution_at_the_temperature_given(
 
 
 def test_processes_share_the_work(model, monkeypatch):
-    given = []
-    shared = lambda *_, accelerator, **__: given.append(accelerator) or [[[5, 3, 4]]]  # noqa: E731
+    """Of samples whole batches, each of which is drawn from one random state."""
+    given, whole = [], []
+
+    def shared(*_, accelerator, **options):
+        given.append(accelerator)
+        whole.append(options["whole"])
+        assert options["max_tokens"] == 4096
+        return [[[5, 3, 4]]]
+
     monkeypatch.setattr(completions, "map_by_length", shared)
     monkeypatch.setattr(likelihood, "map_by_length", lambda *_, accelerator, **__: given.append(accelerator) or [])
     processes = object()
     log_probs(model, [{"input_ids": [5, 6], "labels": [5, 6]}], processes=processes)
     write(model, [[5]], pad_id=1, ends={3}, max_new_tokens=3, processes=processes)
-    assert given == [processes, processes]
+    write(model, [[5]], pad_id=1, ends={3}, max_new_tokens=3, temperature=0.1)
+    assert given == [processes, processes, None]
+    assert whole == [False, True]
+
+
+def test_a_seed_leaves_the_random_state_as_it_is_and_none_draws_from_it(model):
+    options = lambda rows, inputs: {"do_sample": True, "max_new_tokens": 4}  # noqa: E731
+    before = torch.get_rng_state()
+    drawn = generate_ids(model, [[5, 6]], pad_id=1, options=options, seed=7)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(7)
+    assert generate_ids(model, [[5, 6]], pad_id=1, options=options) == drawn
+    assert not torch.equal(torch.get_rng_state(), before)
 
 
 def test_log_probabilities_are_those_of_the_model_without_dropout(model):
