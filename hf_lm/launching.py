@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from hf_lm.hub.credentials import masked_arguments
 from hf_lm.parsing.suggestions import did_you_mean
@@ -195,7 +195,7 @@ def check_machine(args: argparse.Namespace, *, on_cpu: bool) -> None:
         raise ValueError(f"{machines} machines: give --machine_rank, 0 to {machines - 1}, one on each.")
 
 
-def _become(args: Any) -> NoReturn:
+def _become(args: argparse.Namespace) -> NoReturn:
     from accelerate.utils import prepare_simple_launcher_cmd_env
 
     command, environment = prepare_simple_launcher_cmd_env(args)

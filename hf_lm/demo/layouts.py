@@ -108,7 +108,7 @@ def plain_chatbot() -> gr.Chatbot:
             if part.type == "text"  # a browser may send files and components: they are dropped
         ]
 
-    def postprocess(value: Any) -> Any:
+    def postprocess(value: list[Any] | None) -> Any:
         messages: list[Any] = [
             {"role": each["role"], "content": [_part(html.escape(_text(each)))]} for each in value or ()
         ]

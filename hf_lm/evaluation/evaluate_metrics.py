@@ -20,7 +20,7 @@ class _Metric(evaluate.Metric):
     measure: type
     columns: dict[str, Any]
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, **options: object) -> None:
         self.measured = self.measure(**options)  # before the parent asks for _info
         super().__init__(keep_in_memory=True)
 

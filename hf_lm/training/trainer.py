@@ -22,10 +22,11 @@ from hf_lm import dry_run
 from hf_lm.arguments import TrainingArguments
 from hf_lm.data.batches import GroupedByLength
 from hf_lm.data.packing import Blocks
-from hf_lm.models.adapters import is_adapted, save_adapted
-from hf_lm.models.parts import embedding_rows
+from hf_lm.models.adapters import base_of, is_adapted, save_adapted
+from hf_lm.models.parts import embedding_rows, plain_attention
 from hf_lm.models.target_tokenizer import has_target_tokenizer, save_tokenizer
 from hf_lm.output_folder import list_checkpoints, remove_checkpoint, save_run
+from hf_lm.tasks.losses import next_token_loss
 from hf_lm.tasks.task import TrainingData
 from hf_lm.training.checkpoints import (
     INPUTS,
@@ -39,6 +40,7 @@ from hf_lm.training.checkpoints import (
 from hf_lm.training.distillation import distilled_loss
 from hf_lm.training.monitor import Progress, Speedometer, flops_per_token
 from hf_lm.training.optimizers import new_muon_adamw
+from hf_lm.training.output_loss import PLAIN, output_loss
 from hf_lm.training.rates import choose_rate
 from hf_lm.training.sampled_softmax import sampled_softmax
 
@@ -73,7 +75,7 @@ class SafeTrainerMixin(_Trainer):
         args.logging_nan_inf_filter = False  # it would hide a NaN; training_step stops at one
         args.dataloader_pin_memory &= torch.accelerator.is_available()  # or torch warns at every run on a CPU
         choose_rate(args, model)
-        self.measure = measure
+        self.measure, self.context = measure, context
         self.tokens_seen: int | torch.Tensor = 0  # by all processes
         self.inputs: dict[str, str] = {}  # of checkpoints.inputs_of
         self._aside: Path | None = None
@@ -96,6 +98,12 @@ class SafeTrainerMixin(_Trainer):
         self.add_callback(self.speedometer)
         if self.pop_callback(ProgressCallback):
             self.add_callback(Progress)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        if not (self.args.bf16 and self.args.device.type == "cpu"):
+            return super().train(resume_from_checkpoint, **kwargs)
+        with plain_attention(base_of(self.model), context=self.context):
+            return super().train(resume_from_checkpoint, **kwargs)
 
     # Loss
 
@@ -379,6 +387,7 @@ class Trainer(SafeTrainerMixin, transformers.Trainer):
         self._sampled = None
         if args.sampled_softmax:
             self._sampled = sampled_softmax(kwargs.get("train_dataset"), embedding_rows(model), args.sampled_softmax)
+        self._plain = args.device.type == "cpu" and model.config.model_type in PLAIN and self._trains_copies()
 
     def compute_loss(
         self,
@@ -388,10 +397,12 @@ class Trainer(SafeTrainerMixin, transformers.Trainer):
         num_items_in_batch: torch.Tensor | None = None,
     ) -> Any:
         given = {key: value for key, value in inputs.items() if key != "labels"}
-        if self._sampled is not None and model.training:  # proofs take the complete softmax
+        of_states = self._sampled or (output_loss if self._plain and self.loss is next_token_loss else None)
+        if of_states and model.training:  # proofs take the complete softmax, and evaluation the logits
             outputs = model(**given, output_hidden_states=True, logits_to_keep=1)
             head = self.accelerator.unwrap_model(model).get_output_embeddings()
-            loss = self._sampled(outputs.hidden_states[-1], head, inputs["labels"])
+            with self.accelerator.autocast():
+                loss = of_states(outputs.hidden_states[-1], head, inputs["labels"])
         else:
             outputs = model(**given)
             loss = self.loss(outputs, inputs)

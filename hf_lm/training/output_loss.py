@@ -1,0 +1,51 @@
+"""Next-token cross-entropy from the states before the output layer: on a CPU its passes over the logits stay in cache.
+
+Of a small model on a CPU the float32 copies, softmax and gradient of all logits take as long as half of its matrix
+products. Here the logits are in the precision of the products, and some rows at a time become their gradient in place.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+ROWS = 128  # of which the float32 logits are held at a time: 2 MB for 4,096 entries
+PLAIN = ("gpt2", "hf_lm_recurrent")  # whose logits are those of the output layer, not capped or scaled
+
+
+def output_loss(hidden: torch.Tensor, head: nn.Linear, labels: torch.Tensor) -> torch.Tensor:
+    """The sum over labels, in nats; hidden (batch, time, width) at i predicts labels (batch, time) at i + 1.
+
+    `head` is the output layer, with complete weights. Products are in the precision of autocast, sums in float32. The
+    loss can be differentiated once.
+    """
+    predicted = labels[:, 1:] != -100
+    return _OutputLoss.apply(hidden[:, :-1][predicted], head.weight, head.bias, labels[:, 1:][predicted])
+
+
+class _OutputLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
+    ) -> torch.Tensor:
+        logits = F.linear(states, weight, bias)  # (n, vocabulary), and row after row their gradient
+        total = torch.zeros((), dtype=torch.promote_types(logits.dtype, torch.float32))
+        for start in range(0, len(logits), ROWS):
+            part, at = logits[start : start + ROWS], targets[start : start + ROWS, None]
+            x = part.to(total.dtype)
+            own, largest = x.gather(1, at), x.amax(1, keepdim=True)
+            norm = x.sub_(largest).exp_().sum(1, keepdim=True)
+            total += (norm.log() + largest - own).sum()
+            x.div_(norm).scatter_add_(1, at, x.new_full((), -1.0).expand_as(at))
+            part.copy_(x)
+        ctx.with_bias = bias is not None
+        if any(ctx.needs_input_grad):
+            gradients = (F.linear(logits, weight.t()), F.linear(logits.t(), states.t()))
+            ctx.save_for_backward(*gradients, *((logits.sum(0),) if bias is not None else ()))
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        states, weight, *bias = (saved.to(gradients[0].dtype) * gradients[0] for saved in ctx.saved_tensors)
+        return states, weight, bias[0] if ctx.with_bias else None, None
