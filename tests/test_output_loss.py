@@ -1,5 +1,9 @@
 """The loss of training on a CPU, from the states before the output layer: the softmax of torch, and its gradients."""
 
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 from test_sampled_softmax import complete, example
@@ -102,3 +106,28 @@ def test_long_rows_and_another_choice_stay_and_documents_stay_apart(model, befor
         if before == "sdpa":
             torch.testing.assert_close(model(**inputs).logits, expected)
     assert model.config._attn_implementation == before
+
+
+FAULTS = """
+import resource, sys, torch
+from hf_lm.training.allocator import keep_freed_memory
+if sys.argv[1:]:
+    keep_freed_memory()
+def step():
+    kept = [torch.ones(2**22) for _ in range(4)]  # 16 MB each
+for _ in range(10):
+    step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_what_a_step_frees_is_not_cleared_again_by_the_kernel():
+    plain, kept = (
+        int(subprocess.run([sys.executable, "-c", FAULTS, *given], capture_output=True, text=True, check=True).stdout)
+        for given in ([], ["keep"])
+    )
+    assert kept < plain / 10

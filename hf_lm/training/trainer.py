@@ -28,6 +28,7 @@ from hf_lm.models.target_tokenizer import has_target_tokenizer, save_tokenizer
 from hf_lm.output_folder import list_checkpoints, remove_checkpoint, save_run
 from hf_lm.tasks.losses import next_token_loss
 from hf_lm.tasks.task import TrainingData
+from hf_lm.training.allocator import keep_freed_memory
 from hf_lm.training.checkpoints import (
     INPUTS,
     OnTrainBegin,
@@ -100,6 +101,8 @@ class SafeTrainerMixin(_Trainer):
             self.add_callback(Progress)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        if self.args.device.type == "cpu":
+            keep_freed_memory()
         if not (self.args.bf16 and self.args.device.type == "cpu"):
             return super().train(resume_from_checkpoint, **kwargs)
         with plain_attention(base_of(self.model), context=self.context):
