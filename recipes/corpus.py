@@ -27,7 +27,7 @@ class Arguments:
     deduplicate: bool = True  # remove near copies, by MinHash
     evaluation: list[str] = field(default_factory=list)  # files of text that must not occur in the corpus
     leakage_tokens: Size = 50  # length of a run of held-out text for which a document is dropped
-    held_out: Share = 0.02  # share of the documents for validation, and as many for test
+    held_out: Share = 0.02  # share of the documents for validation, and as many for test; of a large corpus less
     tokenizer: str = "bpe"  # trained on the corpus; otherwise a name or path
     vocab_size: Size = 4096  # entries of a trained tokenizer
     tokens_per_file: Count = 1_000_000_000  # of the merged files, in one shuffled order; 0 keeps a file a task
@@ -60,7 +60,7 @@ def main(args: Arguments, training_args: TrainingArguments) -> dict:
         stages.add("buckets", [dedup.MinhashDedupBuckets(str(at("signatures")), str(at("buckets")))], tasks=14)
         stages.add("clusters", [dedup.MinhashDedupCluster(str(at("buckets")), str(at("copies")))], tasks=1)
         unique += [dedup.MinhashDedupFilter(str(at("copies"))), steps.Count("deduplicated")]
-    stages.add("hold_out", [*unique, steps.HoldOut(folder, args.held_out), steps.write(at("unique"))])
+    stages.add("hold_out", [*unique, steps.HoldOut(folder, args.held_out, at("filtered")), steps.write(at("unique"))])
     stages.add("tokenizer", [steps.SaveTokenizer(at("unique"), tokenizer, args.tokenizer, args.vocab_size)], tasks=1)
     held_out = [folder / "validation", folder / "test"]
     clean = [steps.LeakageFilter(held_out, args.evaluation, tokenizer, run=args.leakage_tokens), steps.Count("train")]

@@ -1,5 +1,6 @@
 """recipes/corpus.py end to end on datatrove: what is kept and what is dropped, and what pretraining then reads."""
 
+import gzip
 import json
 import random
 import stat
@@ -91,6 +92,23 @@ def test_each_document_is_kept_held_out_or_counted_as_dropped(written, texts):
     assert any(SPELLED in text for text in kept + held_out)
     assert sum(len(text.encode()) for text in kept) == report["steps"][-1]["bytes"]
     assert "| train |" in (folder / "out" / "README.md").read_text()
+
+
+def test_of_a_large_corpus_no_more_than_a_few_megabytes_are_held_out(tmp_path, monkeypatch):
+    steps = pytest.importorskip("hf_lm.corpus.steps")
+    texts = tmp_path / "filtered"
+    texts.mkdir()
+    (texts / "00000.jsonl.zst").write_bytes(bytes(1000))
+    documents = [steps.Document(text=f"text {i}", id=str(i)) for i in range(2000)]
+    for most, share in ((50, 0.05), (10**6, 0.2)):  # less than is asked for, and as much
+        monkeypatch.setattr(steps, "HELD_OUT", most)
+        kept = list(steps.HoldOut(tmp_path / str(most), 0.2, texts).run(documents))
+        held_out = [
+            len(gzip.decompress(next((tmp_path / str(most) / split).iterdir()).read_bytes()).splitlines())
+            for split in ("validation", "test")
+        ]
+        assert len(kept) + sum(held_out) == 2000
+        assert held_out == pytest.approx([2000 * share] * 2, rel=0.2)
 
 
 def test_the_blocks_are_those_of_our_own_tokenization_and_the_leakage_proof_finds_nothing(written, tmp_path):

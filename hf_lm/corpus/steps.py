@@ -45,6 +45,7 @@ except ImportError as error:
     raise ImportError(f"recipes/corpus.py needs datatrove ({error}): pip install 'hf-lm[corpus]'") from None
 
 TRAINED_ON = 32_000_000  # bytes of text that a tokenizer is trained on
+HELD_OUT = 4_000_000  # bytes of compressed text in each held-out split at most, about 10 MB of text
 LETTERS = rf"[^\W{UNSPACED[1:-1]}]+"
 WORD = re.compile(rf"{UNSPACED}|(?<=\w)['’]{LETTERS}|{LETTERS}|--+|\.\.+|[^\w\s]")  # don't is two: don and 't
 ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
@@ -179,26 +180,28 @@ class HoldOut(PipelineStep):
     """Write a share of the documents as validation, as many as test, and pass the others on.
 
     The hash of a text decides. Documents that differ little were reduced to one before, so a held-out document has no
-    near copy in train.
+    near copy in train. Of a large corpus the share is less: each task that removes leakage keeps the runs of both
+    splits in memory, so a split takes HELD_OUT of the bytes that the files of `texts`, all filtered text, have.
     """
 
     name, type = "held out", "HOLD OUT"
 
-    def __init__(self, folder: Path, share: float) -> None:
+    def __init__(self, folder: Path, share: float, texts: Path) -> None:
         super().__init__()
-        self.folder, self.share = folder, share
+        self.folder, self.share, self.texts = folder, share, texts
 
     def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        share = min(self.share, HELD_OUT / max(1, sum(file.stat().st_size for file in self.texts.iterdir())))
         with (
             write(self.folder / "validation", compression="gzip") as first,
             write(self.folder / "test", compression="gzip") as second,
         ):
             for document in data:
                 place = int.from_bytes(hash_text(document.text), "big") / 2**128
-                if place >= 2 * self.share:
+                if place >= 2 * share:
                     yield document
                     continue
-                split, writer = ("validation", first) if place < self.share else ("test", second)
+                split, writer = ("validation", first) if place < share else ("test", second)
                 self.stat_update(f"{split}_documents")
                 self.stat_update(f"{split}_bytes", value=len(document.text.encode("utf-8", "surrogatepass")))
                 writer.write(document, rank)
