@@ -74,7 +74,7 @@ def main(args: Arguments, training_args: TrainingArguments) -> dict:
 
 
 if __name__ == "__main__":
-    rates = {"learning_rate": 5e-3, "adam_beta1": 0.8, "muon_learning_rate": 6e-3}
+    rates = {"learning_rate": 0.0, "adam_beta1": 0.8, "muon_learning_rate": 6e-3}  # 0.0: by the tokens of a step
     length = {"max_steps": 0, "num_train_epochs": 4, "warmup_steps": 20, "decay_share": 0.6}
     settings = {"output_dir": "out/pretrain", "eval_strategy": "steps", "eval_steps": 225, "save_steps": 225}
     main(*parse_arguments(Arguments, TrainingArguments, fresh=rates, **length, **settings))

@@ -92,6 +92,50 @@ def test_the_last_norm_learns_the_less_the_more_often_a_text_is_read(tmp_path, m
     assert (args.chosen >= {"last_norm_rate_scale"}) == ("last_norm_rate_scale" not in given)
 
 
+@pytest.mark.parametrize(
+    ("given", "tokens", "decay"),
+    [
+        ({}, 3200, 1.0),  # four times
+        ({"max_steps": 75}, 3200, 0.25),  # three times
+        ({"max_steps": 40}, 3200, 0.0),  # 1.6 times
+        ({"max_steps": -1, "num_train_epochs": 9}, 3200, 1.0),
+        ({"muon_weight_decay": 0.3}, 3200, 0.3),
+        ({"learning_rate": 1e-3}, 3200, 0.0),  # as of a pretrained model, which it would bring to zero
+        ({"muon_learning_rate": 0.0}, 3200, 0.0),
+    ],
+)
+def test_the_matrices_of_a_new_model_decay_where_a_text_is_read_more_than_twice(tmp_path, model, given, tokens, decay):
+    args = arguments(tmp_path, **{"learning_rate": 0.0, "muon_learning_rate": 6e-3} | given)
+    choose_length(args, model, tokens=tokens, block_size=32)
+    assert args.muon_weight_decay == pytest.approx(decay)
+    assert args.run.get("muon_weight_decay", 0.0) == pytest.approx(decay)
+
+
+def test_a_decay_of_zero_that_was_asked_for_stays(tmp_path, model):
+    args = arguments(tmp_path, learning_rate=0.0, muon_learning_rate=6e-3)
+    args.asked |= {"muon_weight_decay"}
+    choose_length(args, model, tokens=3200, block_size=32)
+    assert args.muon_weight_decay == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "block_size", "rate"),
+    [
+        ({}, 512, 5e-3),  # 2,048 tokens a step
+        ({}, 32, 5e-3),
+        ({}, 1024, 5e-3 * 2**0.5),
+        ({"gradient_accumulation_steps": 4}, 512, 1e-2),
+        ({"gradient_accumulation_steps": 64}, 512, 1e-2),  # no more was tried
+        ({"learning_rate": 2e-3}, 1024, 2e-3),
+    ],
+)
+def test_a_larger_step_takes_a_higher_rate(tmp_path, model, given, block_size, rate):
+    args = arguments(tmp_path, **{"learning_rate": 0.0} | given)
+    choose_length(args, model, tokens=10**6, block_size=block_size)
+    assert args.learning_rate == pytest.approx(rate)
+    assert args.run["learning_rate"] == pytest.approx(rate)
+
+
 @pytest.mark.parametrize("tokens", [BUILT_IN * 4 * 32 // 3, 10**6])
 def test_the_built_in_text_is_read_as_often_as_its_steps_do(tmp_path, model, tokens):
     args = arguments(tmp_path)

@@ -1,4 +1,4 @@
-"""How long a language model is trained where nobody says, and what follows from the passes over its text."""
+"""How long a language model is trained where nobody says, and the rates and decay that follow from it."""
 
 import math
 
@@ -10,6 +10,10 @@ from hf_lm.arguments import TrainingArguments
 PER_PARAMETER = 20  # tokens (Hoffmann et al., "Training compute-optimal large language models", 2022)
 BUILT_IN = 1410  # steps on the built-in text: a first run takes minutes
 MEASURED = 3  # times in a training
+RATE, STEP = (
+    5e-3,
+    2048,
+)  # AdamW's rate for the embedding, norms and biases beside Muon, and the tokens of a step it suits
 
 
 def choose_length(
@@ -25,12 +29,12 @@ def choose_length(
 
     Where `args.max_steps` is 0, it becomes BUILT_IN, or as many as read the text `enough_epochs` times, and then a
     line says so. An evaluation and a checkpoint come after each third of them, where nobody asked for others. What is
-    `planned` for other devices is left in epochs. Where `args.last_norm_rate_scale` is 0, it follows the passes.
+    `planned` for other devices is left in epochs. Rates and decay that nobody gave follow.
     """
     a_step = args.rows_in_step * block_size
     if args.max_steps:
         read = max(0, args.max_steps) * a_step
-        _choose_scale(args, (read / tokens if read else args.num_train_epochs) if tokens else 1)
+        choose_rates(args, (read / tokens if read else args.num_train_epochs) if tokens else 1, a_step)
         return read
     parameters = count_parameters(model)
     text = tokens or PER_PARAMETER * parameters
@@ -51,15 +55,40 @@ def choose_length(
             f"{steps:,} steps, {steps * a_step:,} tokens: {times}"
             f"{steps * a_step / parameters:.2g} for each parameter{reason} (--max_steps gives another number)"
         )
-    _choose_scale(args, steps * a_step / text if built_in else epochs)
+    choose_rates(args, steps * a_step / text if built_in else epochs, a_step)
     return steps * a_step
 
 
-def _choose_scale(args: TrainingArguments, passes: float) -> None:
+def choose_rates(args: TrainingArguments, passes: float, a_step: int) -> None:
+    """What nobody gave of rates and decay, for a text that is read so many times and steps of `a_step` tokens."""
+    chosen = {}
     if not args.last_norm_rate_scale:
-        args.last_norm_rate_scale = last_norm_scale(passes)
-        chosen = {"last_norm_rate_scale": args.last_norm_rate_scale}
-        args.run, args.chosen = args.run | chosen, args.chosen | set(chosen)
+        chosen["last_norm_rate_scale"] = last_norm_scale(passes)
+    if not args.learning_rate:  # of a new model
+        chosen["learning_rate"] = pretraining_rate(a_step)
+        if args.muon_learning_rate and "muon_weight_decay" not in args.asked:
+            chosen["muon_weight_decay"] = muon_decay(passes)
+    for key, number in chosen.items():
+        setattr(args, key, number)
+    args.run, args.chosen = args.run | chosen, args.chosen | set(chosen)
+
+
+def pretraining_rate(a_step: int) -> float:
+    """AdamW's rate beside Muon for steps of so many tokens: with the square root of a larger batch, at most twice.
+
+    Four times the tokens take twice the rate (measured for the smallest and the next size: docs/experiments.md); more
+    were not tried.
+    """
+    return RATE * min(2.0, max(1.0, a_step / STEP) ** 0.5)
+
+
+def muon_decay(passes: float) -> float:
+    """The weight decay of Muon's matrices: from 0 for a text that is read twice to 1 for one that is read four times.
+
+    It keeps a model from learning a short text by heart, and costs one that reads much of it once (measured:
+    docs/experiments.md).
+    """
+    return min(1.0, max(0.0, passes / 2 - 1) ** 2)
 
 
 def last_norm_scale(passes: float) -> float:

@@ -31,7 +31,7 @@ from hf_lm.data.packing import Blocks, cache_folder, collate_blocks, tokenize_do
 from hf_lm.data.sources import load_corpus
 from hf_lm.models.cooccurrence import start_embedding
 from hf_lm.models.gpt2 import new_gpt2
-from hf_lm.tasks.length import last_norm_scale
+from hf_lm.tasks.length import choose_rates
 from hf_lm.tasks.losses import next_token_loss
 from hf_lm.tokenization.tokenizer import prepare_tokenizer
 from hf_lm.training.trainer import Trainer
@@ -65,8 +65,9 @@ def trained(run: dict[str, Any], blocks: Blocks, tokenizer: Any, folder: str) ->
     given = {name: value for name, value in run.items() if name in own}
     given |= {"output_dir": folder, "eval_strategy": "no", "save_strategy": "no"}
     given |= {"logging_strategy": "no", "disable_tqdm": True, "report_to": "none"}
-    passes = run["max_steps"] * run["per_device_train_batch_size"] * run["block_size"] / len(blocks.stream.tokens)
-    given["last_norm_rate_scale"] = given.get("last_norm_rate_scale") or last_norm_scale(passes)
+    args = TrainingArguments(**given)
+    a_step = args.rows_in_step * run["block_size"]
+    choose_rates(args, run["max_steps"] * a_step / len(blocks.stream.tokens), a_step)
     set_seed(given["seed"])
     shape = {name: run[name] for name in ("n_layer", "n_head", "n_embd", "block_size", "dropout", *DROPOUTS)}
     model = new_gpt2(tokenizer, **shape)
@@ -74,7 +75,7 @@ def trained(run: dict[str, Any], blocks: Blocks, tokenizer: Any, folder: str) ->
         start_embedding(model, blocks.stream.tokens)
     Trainer(
         model,
-        TrainingArguments(**given),
+        args,
         loss=next_token_loss,
         shifts_labels=True,
         measure=lambda model: {},
