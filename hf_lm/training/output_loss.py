@@ -17,35 +17,36 @@ PLAIN = ("gpt2", "hf_lm_recurrent")  # whose logits are those of the output laye
 def output_loss(hidden: torch.Tensor, head: nn.Linear, labels: torch.Tensor) -> torch.Tensor:
     """The sum over labels, in nats; hidden (batch, time, width) at i predicts labels (batch, time) at i + 1.
 
-    `head` is the output layer, with complete weights. Products are in the precision of autocast, sums in float32. The
-    loss can be differentiated once.
+    `head` is the output layer, with complete weights. Products are in the precision of autocast, sums in float32; of
+    a label whose probability float32 cannot hold the loss is 87. The loss can be differentiated once.
     """
-    predicted = labels[:, 1:] != -100
-    return _OutputLoss.apply(hidden[:, :-1][predicted], head.weight, head.bias, labels[:, 1:][predicted])
+    return _OutputLoss.apply(hidden, head.weight, head.bias, F.pad(labels[:, 1:], (0, 1), value=-100))
 
 
 class _OutputLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, targets: torch.Tensor
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor
     ) -> torch.Tensor:
+        rows = (labels.flatten() != -100).nonzero().squeeze(1)
+        states, targets = hidden.flatten(0, 1)[rows], labels.flatten()[rows]
         logits = F.linear(states, weight, bias)  # (n, vocabulary), and row after row their gradient
         total = torch.zeros((), dtype=torch.promote_types(logits.dtype, torch.float32))
         for start in range(0, len(logits), ROWS):
             part, at = logits[start : start + ROWS], targets[start : start + ROWS, None]
-            x = part.to(total.dtype)
-            own, largest = x.gather(1, at), x.amax(1, keepdim=True)
-            norm = x.sub_(largest).exp_().sum(1, keepdim=True)
-            total += (norm.log() + largest - own).sum()
-            x.div_(norm).scatter_add_(1, at, x.new_full((), -1.0).expand_as(at))
-            part.copy_(x)
-        ctx.with_bias = bias is not None
+            chances = torch.softmax(part, 1, dtype=total.dtype)
+            total -= chances.gather(1, at).clamp_(min=torch.finfo(total.dtype).tiny).log_().sum()
+            part.copy_(chances.scatter_add_(1, at, chances.new_full((), -1.0).expand_as(at)))
+        ctx.with_bias, ctx.shape = bias is not None, hidden.shape
         if any(ctx.needs_input_grad):
             gradients = (F.linear(logits, weight.t()), F.linear(logits.t(), states.t()))
-            ctx.save_for_backward(*gradients, *((logits.sum(0),) if bias is not None else ()))
+            ctx.save_for_backward(rows, *gradients, *((logits.sum(0),) if bias is not None else ()))
         return total
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        states, weight, *bias = (saved.to(gradients[0].dtype) * gradients[0] for saved in ctx.saved_tensors)
-        return states, weight, bias[0] if ctx.with_bias else None, None
+        rows, *saved = ctx.saved_tensors
+        states, weight, *bias = (each.to(gradients[0].dtype) * gradients[0] for each in saved)
+        hidden = states.new_zeros(ctx.shape)
+        hidden.flatten(0, 1).index_copy_(0, rows, states)
+        return hidden, weight, bias[0] if ctx.with_bias else None, None
