@@ -26,27 +26,57 @@ def gpt2():
     return GPT2LMHeadModel(GPT2Config(vocab_size=64, n_layer=2, n_head=2, n_embd=16, n_positions=16))
 
 
-def published(matrices):
-    """Keller Jordan's iteration in float64: five times x -> 3.4445 x - 4.775 x^3 + 2.0315 x^5 of each singular value
-    over the norm of the matrix; the singular vectors stay."""
+def polynomials(values):
+    """The three quintics, one after the other; their coefficients are written here once more."""
+    for a, b, c in (8.0934, -23.6204, 17.4462), (3.5905, -2.5907, 0.4913), (2.6831, -1.9414, 0.4265):
+        values = a * values + b * values**3 + c * values**5
+    return values
+
+
+def moved(matrices):
+    """In float64, the singular values over the fourth root of the sum of their fourth powers, by the polynomials; the
+    singular vectors stay."""
     left, values, right = torch.linalg.svd(matrices.double(), full_matrices=False)
-    values = values / values.norm(dim=-1, keepdim=True)
-    for _ in range(5):
-        values = 3.4445 * values - 4.775 * values**3 + 2.0315 * values**5
-    assert 0.5 < values.min() < values.max() < 1.3
-    return left @ torch.diag_embed(values) @ right
+    values = values / values.pow(4).sum(dim=-1, keepdim=True) ** 0.25
+    return left @ torch.diag_embed(polynomials(values)) @ right
+
+
+def test_the_polynomials_bring_values_from_a_hundredth_to_one_near_one():
+    """Each leaves as much above 1 as below, twice on either side: no quintic is nearer (Chebyshev)."""
+    low, high = 0.01, 1.0
+    for a, b, c in optimizers.POLAR:
+        values = torch.linspace(low, high, 100_001, dtype=torch.float64)
+        found = a * values + b * values**3 + c * values**5
+        least, most = found.min().item(), found.max().item()
+        assert 1 - least == pytest.approx(most - 1, abs=0.01)
+        assert found[0].item() == pytest.approx(least, abs=0.01)
+        assert found[-1].item() == pytest.approx(most, abs=0.01)
+        low, high = least / 1.02, most * 1.02
+    assert most < 1.305
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("fast", [False, True])
+def test_no_singular_value_ends_above_the_bound_whatever_the_matrix_is(decay, fast, monkeypatch):
+    monkeypatch.setattr(optimizers, "bf16_is_fast", lambda: fast)
+    torch.manual_seed(0)
+    left, values, right = torch.linalg.svd(torch.randn(8, 96, 160), full_matrices=False)
+    values = values * torch.arange(1, 97).float() ** -decay
+    found = torch.linalg.svdvals(orthogonalise(left @ torch.diag_embed(values) @ right))
+    assert found.max() < 1.32
+    assert found.quantile(0.3) > (0.68 if decay < 1 else 0.3)
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (8, 24), (24, 8)])
 @pytest.mark.parametrize("fast", [False, True])
-def test_orthogonalise_moves_singular_values_by_the_published_quintic_and_turns_no_vector(shape, fast, monkeypatch):
+def test_orthogonalise_moves_singular_values_by_the_polynomials_and_turns_no_vector(shape, fast, monkeypatch):
     monkeypatch.setattr(optimizers, "bf16_is_fast", lambda: fast)
     torch.manual_seed(0)
     matrices = 5 * torch.randn(3, *shape)
     found = orthogonalise(matrices)
     assert found.dtype == matrices.dtype
-    error = (found.double() - published(matrices)).abs().max().item()
-    assert (1e-4 < error < 0.03) if fast else error < 1e-5
+    error = (found.double() - moved(matrices)).abs().max().item()
+    assert (1e-4 < error < 0.06) if fast else error < 1e-5
 
 
 def test_three_steps_are_those_of_the_formula(monkeypatch):
@@ -70,7 +100,7 @@ def test_three_steps_are_those_of_the_formula(monkeypatch):
         update = 0.1 * gradient + 0.9 * average
         loss = ((expected - target) ** 4).sum()
         expected = expected * (1 - 0.05 * 0.3)
-        steps = torch.cat([published(update[:3]), published(update[3:])])  # two matrices of 3 x 10
+        steps = torch.cat([moved(update[:3]), moved(update[3:])])  # two matrices of 3 x 10
         expected = expected - 0.05 * 0.2 * 10**0.5 * steps
         assert optimizer.step(closure).item() == pytest.approx(loss.item(), rel=1e-4)
     assert torch.allclose(weight.double(), expected, atol=1e-4)
@@ -114,14 +144,16 @@ def test_a_matrix_of_zeros_stays_one_and_the_scale_of_a_matrix_does_not_matter()
     assert torch.equal(orthogonalise(x), orthogonalise(x / 1024))  # a power of two rounds nothing
 
 
-def test_it_agrees_with_torch_muon_up_to_bfloat16():
+def test_its_step_has_the_direction_and_the_size_of_torch_muon():
     torch.manual_seed(0)
     start, gradient = torch.randn(16, 32), torch.randn(16, 32)
     ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
     ours.grad, theirs.grad = gradient.clone(), gradient.clone()
     muon([ours], lr=0.01, weight_decay=0.1).step()
     torch.optim.Muon([theirs], lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw").step()
-    assert torch.allclose(ours, theirs, atol=0.02 * (ours - start).abs().max().item() + 1e-3)
+    own, their = ours.detach() - start, theirs.detach() - start  # theirs by five steps of other polynomials
+    assert torch.cosine_similarity(own.flatten(), their.flatten(), dim=0) > 0.95
+    assert own.norm() == pytest.approx(their.norm().item(), rel=0.1)
 
 
 def test_a_fused_matrix_is_trained_as_its_parts():
