@@ -78,6 +78,13 @@ def test_a_few_bad_bytes_in_a_text_are_mended(tmp_path):
     assert "caf\ufffd" in documents(tmp_path / "a.txt")[0]
 
 
+def test_accents_in_latin_1_are_not_taken_for_gbk(tmp_path):
+    """An accent and the letter after it are one character of GBK; in Chinese both bytes of most are above ASCII."""
+    french = "Nous c\xe2usames longtemps; elle \xe9tait simple et bonne. "
+    (tmp_path / "a.txt").write_bytes(b"Words in English, as a novel has them. " * 50 + 3 * french.encode("latin-1"))
+    assert "c\ufffdusames" in documents(tmp_path / "a.txt")[0]
+
+
 def test_two_columns_of_one_name_are_refused(tmp_path):
     (tmp_path / "a.csv").write_text("text,label,text\na,1,b\n")
     (tmp_path / "b.tsv").write_text("text\ttext\na\tb\n")

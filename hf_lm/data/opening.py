@@ -70,14 +70,18 @@ def check_encoding(data: bytes, path: Path) -> None:
 
 
 def _is_gbk(data: bytes) -> bool:
-    """Whether bytes are Chinese text in GBK, but for a character that their end may cut."""
+    """Whether bytes are Chinese text in GBK, but for a character that their end may cut.
+
+    An accented letter of Latin-1 and the letter after it are a character of GBK too, but one with a byte of ASCII.
+    """
     try:
         text = codecs.getincrementaldecoder("gb18030")().decode(data)
     except UnicodeDecodeError:
         return False
     foreign = [character for character in text if character > "\x7f"]
     chinese = sum("\u3000" <= character <= "\u9fff" or character > "\uff00" for character in foreign)
-    return chinese > 0.9 * len(foreign)
+    above_ascii = sum(byte > 0x7F for byte in data)
+    return chinese > 0.9 * len(foreign) and above_ascii > 1.5 * len(foreign)
 
 
 def check_utf8(path: Path) -> None:
