@@ -230,7 +230,8 @@ def test_a_mixture_keeps_its_weights_within_a_document(tmp_path):
         longest = max(longest, len(text))
     assert abs(sizes["a"] - (sizes["a"] + sizes["b"]) * 0.7) <= longest
     assert {text[0] for text in corpus.documents("validation")} == {"a", "b"}
-    assert "70%" in corpus.notes[0]
+    assert corpus.source == "70% a.jsonl, 30% b.jsonl"
+    assert corpus.source in corpus.notes[0]
 
 
 def test_what_was_mended_is_counted_once_however_often_the_text_is_read(tmp_path):

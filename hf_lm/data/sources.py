@@ -116,7 +116,7 @@ def load_corpus(
         parts.append((corpus, weight))
     corpus = parts[0][0]
     if len(parts) > 1:
-        corpus = _mix(dataset, parts)
+        corpus = _mix(parts)
         _limit(corpus, max_bytes)
     options = f"{dataset if len(parts) > 1 else ''} {text_column} {document_start} {shares}"
     options += f" {max_bytes}" if max_bytes else ""
@@ -346,7 +346,7 @@ def cut_note(source: str, shares: dict[str, float], unit: str) -> str:
     return f"{source} has no {' and '.join(shares)} split: {shown} cut from train by {unit}"
 
 
-def _mix(dataset: str, parts: list[tuple[Corpus, float]]) -> Corpus:
+def _mix(parts: list[tuple[Corpus, float]]) -> Corpus:
     """Sources by weight: each next training document comes from the source furthest behind its share of bytes.
 
     Train ends with the first source that is used up; validation and test hold all of each source.
@@ -380,7 +380,7 @@ def _mix(dataset: str, parts: list[tuple[Corpus, float]]) -> Corpus:
     held = {split: whole(split) for split in SPLITS[1:] if any(split in corpus.readers for corpus, _ in parts)}
     content = " ".join(f"{corpus.fingerprint} {weight}" for corpus, weight in parts)
     groups = {corpus.source: corpus.readers["train"] for corpus, _ in parts}
-    mixture = Corpus(os.path.basename(dataset), content, size, {"train": train} | held, notes, cleaned, groups)
+    mixture = Corpus(mixed, content, size, {"train": train} | held, notes, cleaned, groups)
     mixture.format, mixture.columns = "; ".join(f"{corpus.source}: {corpus.format}" for corpus, _ in parts), columns
     for split in mixture.splits:
         read = [(corpus.source, corpus.origins[split]) for corpus, _ in parts if split in corpus.origins]
