@@ -15,6 +15,7 @@ import torch
 import transformers
 import yaml
 from transformers import set_seed
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from hf_lm import dry_run
 from hf_lm.hub.credentials import error_line, masked_traceback, names_secret
@@ -147,6 +148,8 @@ class TrainingArguments(transformers.TrainingArguments):
         kinds = get_type_hints(type(self), include_extras=True)
         check_ranges({name: getattr(self, name, None) for name in kinds}, kinds, origin={})
         super().__post_init__()
+        if self.deepspeed_plugin is not None:  # or from_pretrained hands out parts under ZeRO-3, before the proofs
+            unset_hf_deepspeed_config()
         if self.max_cost and self.price_per_hour <= 0:
             raise ValueError("--max_cost needs --price_per_hour, what an hour of the devices costs.")
         if self.label_smoothing_factor:

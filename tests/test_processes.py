@@ -172,7 +172,6 @@ def zero(stage, **config):
         ({"fsdp": 1}, "FSDP1 is not supported"),
         ({"deepspeed": zero(2), "muon": 1e-2}, "Muon needs matrices"),
         ({"deepspeed": zero(2, optimizer={"type": "Muon"})}, "DeepSpeed's own Muon"),
-        ({"deepspeed": zero(3)}, "ZeRO-3"),
         ({"tensor": 2}, "GPT2LMHeadModel has no tp_plan"),
         ({"context": 2}, "--packing concatenate"),
         ({"fsdp": 2, "sampled": 64}, "--sampled_softmax"),

@@ -172,7 +172,7 @@ def make_plan(
         speed = _speed(device, args)
         times, bytes_needed = work.seconds(step, speed * utilisation), needed(step, device)
         plan = Plan(run, device, present, work, step, bytes_needed, times, utilisation, engine)
-        plan.assumed = [*run.assumed, *_not_counted(engine, args)]
+        plan.assumed = [*run.assumed, *_not_counted(args)]
         if engine.offload:
             alone = replace(variations[0], engine=Engine())
             plan.host = host_memory(step_with(alone, rows), engine, model=run.model, dtype=dtype)
@@ -200,10 +200,9 @@ def _check_engine(engine: Engine, run: Resolved) -> None:
         check_shardable(run.model)
 
 
-def _not_counted(engine: Engine, args: TrainingArguments) -> list[str]:
+def _not_counted(args: TrainingArguments) -> list[str]:
     """What the plan leaves out of a run, a line each."""
     left_out = {
-        "recipes refuse to train with ZeRO-3": engine.name == "zero3",
         "logits of the whole vocabulary, of which --sampled_softmax needs a part": args.sampled_softmax > 0,
         "without the forward passes and the weights of the --teachers": bool(args.teachers),
     }

@@ -13,6 +13,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from hf_lm.arguments import TrainingArguments
 from hf_lm.models.adapters import base_of
@@ -81,7 +82,7 @@ def check_shardable(model: PreTrainedModel) -> None:
     if base_of(model).config.is_encoder_decoder:
         raise ValueError(
             f"FSDP2 cannot shard {type(base_of(model)).__name__}: both of its sides hold the same embedding, which "
-            "accelerate would put into two groups. Use ZeRO-2 (--config_file zero2), or DDP."
+            "accelerate would put into two groups. Use ZeRO-3 (--config_file zero3), or DDP."
         )
 
 
@@ -96,11 +97,6 @@ def _check_deepspeed(trainer: "SafeTrainerMixin", muon: float) -> None:
         raise ValueError(
             'DeepSpeed\'s own Muon spares only names with "embed" or "lm_head", and would orthogonalise embeddings '
             "such as GPT-2's. Take `optimizer` out of its file: --optim adamw_torch, or FSDP2 with our Muon."
-        )
-    if plugin.zero_stage == 3:
-        raise ValueError(
-            "ZeRO-3: the first process could not check and sample the model after training, and would wait for ever. "
-            "Use ZeRO-2, or FSDP2."
         )
 
 
@@ -202,20 +198,28 @@ def empty_copy(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def full_weights(trainer: "SafeTrainerMixin") -> Mapping[str, Any]:
-    """The complete weights of a trained model in the optimizer's precision; every process must ask.
+    """The complete weights of a trained model in the optimizer's precision, on the first process; each must ask.
 
-    FSDP2 gathers them on the first process. DeepSpeed keeps the float32 weights in parts, and under `--bf16` trains a
-    copy that is rounded to bfloat16.
+    DeepSpeed keeps the float32 weights in parts, and under `--bf16` trains a copy that is rounded to bfloat16. From
+    here on transformers takes no model for one of ZeRO-3: `generate` on the first process would wait for the others.
     """
     if not trainer.is_deepspeed_enabled:
         return trainer.accelerator.get_state_dict(trainer.model)
-    weights = trainer.accelerator.unwrap_model(trainer.model).state_dict(keep_vars=True)
-    for name, weight in weights.items():
-        if hasattr(weight, "get_full_hp_param"):  # DeepSpeed's, of what is trained
-            weights[name] = weight.get_full_hp_param()
-        elif weight.is_floating_point():
-            weights[name] = weight.float()
-    return {name: weight.detach() for name, weight in weights.items()}
+    from deepspeed.runtime.zero import GatheredParameters
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    weights, main = {}, PartialState().is_main_process
+    at_once = _state(trainer).deepspeed_plugin.zero_stage < 3  # a device has room for all weights
+    for name, weight in trainer.accelerator.unwrap_model(trainer.model).state_dict(keep_vars=True).items():
+        own = safe_get_full_fp32_param(weight) if weight.requires_grad else None
+        if own is None:  # frozen, or a buffer
+            with GatheredParameters(weight):
+                own = weight.detach().clone()
+        if main:
+            dtype = torch.float32 if own.is_floating_point() else own.dtype
+            weights[name] = own.detach().to(own.device if at_once else "cpu", dtype)
+    unset_hf_deepspeed_config()
+    return weights
 
 
 def complete(empty: PreTrainedModel, weights: Mapping[str, Any]) -> PreTrainedModel:
