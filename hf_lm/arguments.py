@@ -4,6 +4,8 @@ Precedence: dataclass < recipe default < YAML (`--config`) < command line. A YAM
 tokens, so file and terminal share one validator, and a misspelt key or value ends in one line that names where it is.
 """
 
+import atexit
+import gc
 import math
 import os
 import sys
@@ -292,6 +294,7 @@ def parse_arguments(
         report_errors(debug=debug)
         end_on_signals()
         end_with_launcher()
+        atexit.register(gc.freeze)  # or Python looks through all that was imported for two seconds when it ends
     try:
         defaults = SHARED_DEFAULTS | {"bf16": bf16_is_fast()} | getattr(arguments_class, "defaults", {})
         args, training_args = _parse(

@@ -4,6 +4,8 @@ Exit codes: 0, 1 for an error, 2 for a wrong usage, 130 for Ctrl-C, 143 for SIGT
 """
 
 import argparse
+import atexit
+import gc
 import os
 import sys
 from importlib import import_module
@@ -91,6 +93,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Run a subcommand. An error is one line on stderr and exit code 1; a wrong usage has exit code 2."""
     args = _parse(list(sys.argv[1:] if argv is None else argv))
+    atexit.register(gc.freeze)  # as of a recipe (hf_lm.arguments)
     try:
         import_module(f"hf_lm.commands.{args.command}").run(args)
         sys.stdout.flush()
