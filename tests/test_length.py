@@ -127,10 +127,11 @@ def test_a_decay_of_zero_that_was_asked_for_stays(tmp_path, model):
         ({"gradient_accumulation_steps": 4}, 512, 1e-2),
         ({"gradient_accumulation_steps": 64}, 512, 1e-2),  # no more was tried
         ({"learning_rate": 2e-3}, 1024, 2e-3),
+        ({"muon_learning_rate": 0.0}, 1024, 5e-3),  # where AdamW trains all
     ],
 )
 def test_a_larger_step_takes_a_higher_rate(tmp_path, model, given, block_size, rate):
-    args = arguments(tmp_path, **{"learning_rate": 0.0} | given)
+    args = arguments(tmp_path, **{"learning_rate": 0.0, "muon_learning_rate": 6e-3} | given)
     choose_length(args, model, tokens=10**6, block_size=block_size)
     assert args.learning_rate == pytest.approx(rate)
     assert args.run["learning_rate"] == pytest.approx(rate)

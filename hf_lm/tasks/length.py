@@ -10,10 +10,8 @@ from hf_lm.arguments import TrainingArguments
 PER_PARAMETER = 20  # tokens (Hoffmann et al., "Training compute-optimal large language models", 2022)
 BUILT_IN = 1410  # steps on the built-in text: a first run takes minutes
 MEASURED = 3  # times in a training
-RATE, STEP = (
-    5e-3,
-    2048,
-)  # AdamW's rate for the embedding, norms and biases beside Muon, and the tokens of a step it suits
+RATE = 5e-3  # AdamW's, which beside Muon trains the embedding, norms and biases
+STEP = 2048  # tokens of a step for which it was found
 
 
 def choose_length(
@@ -65,7 +63,7 @@ def choose_rates(args: TrainingArguments, passes: float, a_step: int) -> None:
     if not args.last_norm_rate_scale:
         chosen["last_norm_rate_scale"] = last_norm_scale(passes)
     if not args.learning_rate:  # of a new model
-        chosen["learning_rate"] = pretraining_rate(a_step)
+        chosen["learning_rate"] = pretraining_rate(a_step) if args.muon_learning_rate else RATE
         if args.muon_learning_rate and "muon_weight_decay" not in args.asked:
             chosen["muon_weight_decay"] = muon_decay(passes)
     for key, number in chosen.items():
