@@ -14,7 +14,7 @@ from hf_lm.data.demos.dialogues import sums
 from hf_lm.models.gpt2 import new_gpt2
 from hf_lm.tokenization.chat_template import set_chat_template
 from hf_lm.tokenization.tokenizer import train_bpe
-from hf_lm.training.trainer import SafeTrainerMixin
+from hf_lm.training.safe_trainer import SafeTrainerMixin
 
 pytest.importorskip("trl")
 

@@ -16,7 +16,7 @@ from hf_lm.training.fake_step import Step, measure_step
 from hf_lm.training.monitor import peak_flops
 
 if TYPE_CHECKING:
-    from hf_lm.training.trainer import SafeTrainerMixin
+    from hf_lm.training.safe_trainer import SafeTrainerMixin
 
 UTILISATION = 0.4  # share of a device's matrix speed that training reaches, where nothing was measured
 # The C allocator of a CPU keeps freed memory in pieces: what is resident is more than what lives (docs/plan.md).

@@ -50,8 +50,9 @@ from hf_lm.training.processes import (
     shard_by_layer,
 )
 from hf_lm.training.rates import choose_rate
+from hf_lm.training.safe_trainer import SafeTrainerMixin
 from hf_lm.training.selection import EarlyStopping, search_learning_rate
-from hf_lm.training.trainer import SafeTrainerMixin, supervised_trainer
+from hf_lm.training.trainer import supervised_trainer
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from hf_lm.models.adapters import base_of
 from hf_lm.models.configuration import commit_of
 from hf_lm.reporting.report import peak_memory_bytes, versions
 from hf_lm.tasks.task import Measured, Task
-from hf_lm.training.trainer import SafeTrainerMixin
+from hf_lm.training.safe_trainer import SafeTrainerMixin
 
 
 class Finished(NamedTuple):

@@ -21,7 +21,7 @@ from hf_lm.reporting.report import versions
 from hf_lm.tasks.task import TrainingData
 
 if TYPE_CHECKING:
-    from hf_lm.training.trainer import SafeTrainerMixin
+    from hf_lm.training.safe_trainer import SafeTrainerMixin
 
 
 def describe_engine(trainer: "SafeTrainerMixin") -> str:

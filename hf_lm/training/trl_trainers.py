@@ -23,7 +23,7 @@ from hf_lm.models.adapters import base_of
 from hf_lm.tasks.chat import Chat
 from hf_lm.tasks.preference import Preference
 from hf_lm.tasks.reinforce import Reinforce
-from hf_lm.training.trainer import SafeTrainerMixin
+from hf_lm.training.safe_trainer import SafeTrainerMixin
 
 
 @dataclasses.dataclass
