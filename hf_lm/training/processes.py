@@ -205,8 +205,8 @@ def full_weights(trainer: "SafeTrainerMixin") -> Mapping[str, Any]:
     """
     if not trainer.is_deepspeed_enabled:
         return trainer.accelerator.get_state_dict(trainer.model)
-    from deepspeed.runtime.zero import GatheredParameters
-    from deepspeed.utils import safe_get_full_fp32_param
+    from deepspeed.runtime.zero import GatheredParameters  # pyright: ignore[reportMissingImports]
+    from deepspeed.utils import safe_get_full_fp32_param  # pyright: ignore[reportMissingImports]
 
     weights, main = {}, PartialState().is_main_process
     at_once = _state(trainer).deepspeed_plugin.zero_stage < 3  # a device has room for all weights
