@@ -15,6 +15,7 @@ BESIDE = {
     "export": {"llama_cpp"},  # of llama-cpp-python
     "corpus": {"datatrove"},
     "recipes": {"datatrove"},
+    "training": {"deepspeed"},  # where it is the engine
 }  # only where their extra is
 
 
