@@ -59,7 +59,12 @@ def test_a_chosen_length_is_recorded_said_and_measured_three_times(tmp_path, mod
     assert (args.max_steps, args.eval_steps, args.save_steps) == (100, 34, 10)
     assert args.run["max_steps"] == 100
     assert args.run["eval_steps"] == 34
-    assert capsys.readouterr().out.startswith("100 steps, 12,800 tokens: 4 times the text, 13 for each parameter")
+    said = "100 steps, 12,800 tokens: 4 times the text, 13 for each parameter (--max_steps gives another number)\n"
+    assert capsys.readouterr().out == said
+    args = arguments(tmp_path, save_steps=10)
+    args.asked = set()
+    choose_length(args, model, tokens=3200, block_size=32)
+    assert args.save_steps == 34
 
 
 def test_a_length_that_the_parameters_limit_says_so(tmp_path, model, capsys):
