@@ -387,6 +387,23 @@ def test_a_classifier_of_several_labels_gives_each_a_probability_of_its_own(clas
     assert both(["The fox"]) == pytest.approx([1 - (1 - fine) * (1 - toxic)], abs=1e-6)
 
 
+@pytest.mark.parametrize(("context", "read"), [(12, 10), (600, 510)])
+def test_of_a_long_text_a_classifier_reads_what_its_context_holds_and_at_most_512_tokens(context, read, classifier):
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(classifier)
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(classifier, max_position_embeddings=context)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    [ids] = encode_documents(tokenizer, ["The fox and the model. " * 200])
+    ids = [tokenizer.cls_token_id, *ids[:read], tokenizer.sep_token_id]
+    with torch.no_grad():
+        expected = model(torch.tensor([ids])).logits[0].double().softmax(-1)
+    assert len(ids) == min(context, 512)
+    found = class_probabilities(model, tokenizer, ["The fox and the model. " * 200])
+    assert found[0].tolist() == pytest.approx(expected.tolist(), abs=1e-6)
+
+
 def test_labels_of_a_file_to_train_a_scorer_on_are_checked_before_training(tmp_path):
     path = tmp_path / "tweets.csv"
     path.write_text("class,tweet\n" + "".join(f"{i % 3},word {i} here\n" for i in range(40)))
