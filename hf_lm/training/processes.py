@@ -87,13 +87,13 @@ def check_shardable(model: PreTrainedModel) -> None:
 
 
 def _check_deepspeed(trainer: "SafeTrainerMixin", muon: float) -> None:
-    plugin = _state(trainer).deepspeed_plugin
+    config = _state(trainer).deepspeed_plugin.deepspeed_config
     if muon:
         raise ValueError(
             "--muon_learning_rate: DeepSpeed hands out flat parts of parameters, and Muon needs matrices. Set "
             "--muon_learning_rate 0 --optim adamw_torch, or shard with FSDP2."
         )
-    if str(plugin.deepspeed_config.get("optimizer", {}).get("type", "")).lower() == "muon":
+    if str(config.get("optimizer", {}).get("type", "")).lower() == "muon":
         raise ValueError(
             'DeepSpeed\'s own Muon spares only names with "embed" or "lm_head", and would orthogonalise embeddings '
             "such as GPT-2's. Take `optimizer` out of its file: --optim adamw_torch, or FSDP2 with our Muon."
