@@ -69,7 +69,8 @@ class Trainer(SafeTrainerMixin, transformers.Trainer):
         else:
             # num_items_in_batch counts all processes, and DDP takes the mean of their gradients: undo the mean. Those
             # of tensor parallelism have the same batch.
-            loss = loss * (self.accelerator.num_processes // self.get_tp_size()) / num_items_in_batch
+            counted = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+            loss = loss * max(1, counted // self.get_tp_size()) / num_items_in_batch
         return (loss, outputs) if return_outputs else loss
 
 
