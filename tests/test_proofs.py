@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -113,6 +114,12 @@ def test_learnable_finds_gradients_that_do_not_arrive(trainer):
     for p in trainer.model.parameters():
         p.register_hook(torch.zeros_like)
     assert not proofs.learnable(trainer, first(trainer, 1)).passed
+
+
+def test_a_batch_of_a_proof_goes_where_the_model_is():
+    host = SimpleNamespace(model=torch.nn.Linear(1, 1, device="meta"), _prepare_inputs=lambda batch: batch)
+    host.model.device = torch.device("meta")
+    assert proofs._where_it_is(host, {"labels": torch.ones(1)})["labels"].is_meta
 
 
 def test_load_back_finds_weights_and_tokenizers_that_changed_on_the_way(model, tokenizer, texts, tmp_path):

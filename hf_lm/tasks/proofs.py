@@ -112,6 +112,11 @@ def untouched(model: nn.Module) -> Iterator[None]:
             model.zero_grad(set_to_none=True)
 
 
+def _where_it_is(trainer: ProvenTrainer, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A batch on the model's device: FSDP2 and DeepSpeed leave the model on the host until training begins."""
+    return {key: value.to(trainer.model.device) for key, value in trainer._prepare_inputs(batch).items()}
+
+
 def loss_invariance(trainer: ProvenTrainer, features: list[dict[str, Any]], *, tolerance: float = 1e-4) -> Proof:
     """One batch of n rows and n accumulated batches of 1 must give the same loss and the same gradients.
 
@@ -125,9 +130,10 @@ def loss_invariance(trainer: ProvenTrainer, features: list[dict[str, Any]], *, t
     def accumulate(batches: list[dict[str, torch.Tensor]]) -> tuple[float, list[torch.Tensor]]:
         model.zero_grad(set_to_none=True)
         items = trainer._get_num_items_in_batch(batches, trainer.args.device)
+        items = items.to(model.device) if isinstance(items, torch.Tensor) else items
         loss = 0.0
         for batch in batches:
-            batch_loss = trainer.compute_loss(model, trainer._prepare_inputs(batch), num_items_in_batch=items)
+            batch_loss = trainer.compute_loss(model, _where_it_is(trainer, batch), num_items_in_batch=items)
             if items is None:
                 batch_loss = batch_loss / len(batches)
             batch_loss.backward()
@@ -276,7 +282,7 @@ def learnable(trainer: ProvenTrainer, features: list[dict[str, Any]], *, steps: 
     """A few steps down the gradient of one batch must lower its loss."""
     model = trainer.model
     weights = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-    batch = trainer._prepare_inputs(trainer.data_collator(features))
+    batch = _where_it_is(trainer, trainer.data_collator(features))
     parameters = [p for p in model.parameters() if p.requires_grad]
     losses = []
     with untouched(model):
