@@ -35,13 +35,10 @@ def same_numbers(recipe, folder, *, engine="ddp", **options):
 @pytest.mark.parametrize(
     ("recipe", "rank", "engine"),
     [
-        *(
-            (recipe, rank, engine)
-            for recipe in ("sentiment", "question_answering")
-            for rank in (0, 4)
-            for engine in ("ddp", "fsdp2")
-        ),
-        *((recipe, rank, "ddp") for recipe in ("translation", "summarization") for rank in (0, 4)),
+        (recipe, rank, engine)
+        for recipe in ("sentiment", "question_answering", "translation", "summarization")
+        for rank in (0, 4)
+        for engine in ("ddp", "fsdp2")
     ],
 )
 def test_a_task_on_two_processes_has_the_numbers_of_one(recipe, rank, engine, rows, base, tmp_path):  # noqa: F811

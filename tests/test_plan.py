@@ -37,6 +37,7 @@ from hf_lm.data.packing import Blocks, collate_blocks
 from hf_lm.evaluation.perplexity import windows
 from hf_lm.launching import EXIT_OUT_OF_BUDGET
 from hf_lm.models.adapters import add_lora
+from hf_lm.models.bert import new_bert
 from hf_lm.models.recurrent import RecurrentConfig, RecurrentLMHeadModel
 from hf_lm.planning.calibration import random_values
 from hf_lm.planning.changes import Variation, propose, variations_of
@@ -50,6 +51,7 @@ from hf_lm.reporting.report import plan_in_words
 from hf_lm.tasks.language_modelling import LanguageModelling
 from hf_lm.tasks.length import BUILT_IN
 from hf_lm.tasks.losses import label_loss, next_token_loss, span_loss
+from hf_lm.tokenization.tokenizer import new_tokenizer
 from hf_lm.training.budget import WRITING, StopAtBudget
 from hf_lm.training.checkpoints import find_checkpoint
 from hf_lm.training.estimate import fresh_optimizer, work_of
@@ -451,9 +453,13 @@ def test_a_plan_for_several_devices_divides_the_work_and_sums_the_power(tiny):
         make_plan(resolve("pretrain", tiny), find_gpu("h100"), present=False, engine=Engine("zero3", 8))
 
 
-def test_a_plan_refuses_what_the_run_would_refuse_and_says_what_it_does_not_count(tiny):
-    card, sides = find_gpu("t4"), resolve("translation", ["--use_cpu", "true"], tokens=10**5)
-    with pytest.raises(ValueError, match="FSDP2 cannot shard BartForConditionalGeneration"):
+def test_a_plan_refuses_what_the_run_would_refuse_and_says_what_it_does_not_count(tiny, tmp_path):
+    tokenizer = new_tokenizer(["a b c"], vocab_size=300)
+    for part in (new_bert(tokenizer, labels=[]), tokenizer):
+        part.save_pretrained(tmp_path / "bert")
+    card = find_gpu("t4")
+    sides = resolve("translation", ["--use_cpu", "true", "--model", str(tmp_path / "bert")], tokens=10**5)
+    with pytest.raises(ValueError, match="FSDP2 cannot shard EncoderDecoderModel"):
         make_plan(sides, card, present=False, engine=Engine("fsdp2", 8))
     assert all(variation.engine.name == "ddp" for variation in variations_of(sides, Engine()))
     sampled = make_plan(resolve("pretrain", [*tiny, "--sampled_softmax", "64"]), card, present=False)

@@ -9,6 +9,7 @@ from accelerate import PartialState
 from accelerate.state import AcceleratorState, GradientState
 from on_gloo import on_gloo
 from torch.utils.data import SequentialSampler
+from transformers import BertConfig, EncoderDecoderConfig, EncoderDecoderModel, T5Config, T5ForConditionalGeneration
 
 from hf_lm.arguments import TrainingArguments
 from hf_lm.data.batches import pad_batch
@@ -23,7 +24,8 @@ from hf_lm.training.processes import (
     complete,
     empty_copy,
     keep_rows_per_step,
-    shard_by_layer,
+    on_main_process,
+    prepare_sharding,
 )
 from hf_lm.training.trainer import Trainer
 
@@ -141,14 +143,17 @@ def test_rows_per_step_that_processes_do_not_divide_are_refused(tmp_path):
     assert changed.run == {"rows_per_step": 12}
 
 
-def trainer_of(model, *, muon=0.0, fsdp=0, deepspeed=None, tensor=1, context=1, sampled=0, teachers=(), layers=None):
-    state = SimpleNamespace(
-        fsdp_plugin=SimpleNamespace(fsdp_version=fsdp, transformer_cls_names_to_wrap=layers),
-        deepspeed_plugin=deepspeed,
+def trainer_of(
+    model, *, muon=0.0, fsdp=0, one_reads=False, deepspeed=None, tensor=1, context=1, layers=None, **options
+):
+    plugin = SimpleNamespace(
+        fsdp_version=fsdp, transformer_cls_names_to_wrap=layers, cpu_ram_efficient_loading=one_reads
     )
+    state = SimpleNamespace(fsdp_plugin=plugin, deepspeed_plugin=deepspeed)
+    options = {"sampled_softmax": 0, "teachers": (), "sweep": 0} | options
     return SimpleNamespace(
         model=model,
-        args=SimpleNamespace(muon_learning_rate=muon, world_size=2, sampled_softmax=sampled, teachers=teachers),
+        args=SimpleNamespace(muon_learning_rate=muon, world_size=2, **options),
         accelerator=SimpleNamespace(state=state),
         is_fsdp_enabled=fsdp > 0,
         is_deepspeed_enabled=deepspeed is not None,
@@ -174,10 +179,11 @@ def zero(stage, **config):
         ({"deepspeed": zero(2, optimizer={"type": "Muon"})}, "DeepSpeed's own Muon"),
         ({"tensor": 2}, "GPT2LMHeadModel has no tp_plan"),
         ({"context": 2}, "--packing concatenate"),
-        ({"fsdp": 2, "sampled": 64}, "--sampled_softmax"),
-        ({"deepspeed": zero(2), "sampled": 64}, "--sampled_softmax"),
-        ({"context": 2, "sampled": 64}, "--sampled_softmax"),
+        ({"fsdp": 2, "sampled_softmax": 64}, "--sampled_softmax"),
+        ({"deepspeed": zero(2), "sampled_softmax": 64}, "--sampled_softmax"),
+        ({"context": 2, "sampled_softmax": 64}, "--sampled_softmax"),
         ({"context": 2, "teachers": ["out/one"]}, "--teachers"),
+        ({"fsdp": 2, "one_reads": True, "sweep": 3}, "fsdp_cpu_ram_efficient_loading: --sweep"),
     ],
 )
 def test_what_would_train_wrongly_without_an_error_is_refused_in_one_line(settings, message, model):
@@ -191,24 +197,59 @@ def test_what_is_right_is_not_refused_and_fsdp_without_gpus_is(model, monkeypatc
     check_engine(trainer_of(model, muon=1e-2, fsdp=2), task())
     check_engine(trainer_of(model, deepspeed=zero(2)), task())
     check_engine(trainer_of(model, context=2), task(isolate=False))
-    with pytest.raises(ValueError, match="cpu_ram_efficient_loading"):
-        check_engine(trainer_of(empty_copy(model), fsdp=2), SimpleNamespace())
+    check_engine(trainer_of(empty_copy(model), fsdp=2, one_reads=True), task())
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ValueError, match="FSDP was asked for"):
         check_engine(trainer_of(model), SimpleNamespace())
 
 
-def test_fsdp2_refuses_an_encoder_decoder_and_shards_the_layers_of_others(model, tokenizer):
-    with pytest.raises(ValueError, match=r"FSDP2 cannot shard BartForConditionalGeneration.*ZeRO-3"):
-        check_engine(trainer_of(new_bart(tokenizer), fsdp=2), task())
+def test_fsdp2_refuses_two_checkpoints_and_one_reader_of_an_encoder_decoder(model, tokenizer):
+    sides = (
+        BertConfig(num_hidden_layers=1, hidden_size=8, num_attention_heads=2, intermediate_size=8, vocab_size=16),
+    ) * 2
+    both = EncoderDecoderModel(EncoderDecoderConfig.from_encoder_decoder_configs(*sides))
+    with pytest.raises(ValueError, match=r"FSDP2 cannot shard EncoderDecoderModel.*ZeRO-3"):
+        check_engine(trainer_of(both, fsdp=2), task())
+    bart = new_bart(tokenizer)
+    check_engine(trainer_of(bart, fsdp=2), task())
+    with pytest.raises(ValueError, match=r"accelerate cannot share the buffers of Bart.*\(final_logits_bias\)"):
+        check_engine(trainer_of(bart, fsdp=2, one_reads=True), task())
+    t5 = T5ForConditionalGeneration(T5Config(vocab_size=8, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2))
+    with pytest.raises(ValueError, match="ties the two sides of T5ForConditionalGeneration anew"):
+        check_engine(trainer_of(t5, fsdp=2, one_reads=True), task())
+    trainer = trainer_of(model, fsdp=2, one_reads=True)
+    trainer.ref_model = None
+    with pytest.raises(ValueError, match="the reference model needs complete weights"):
+        check_engine(trainer, task())
+
+
+def test_what_fsdp2_shards_are_the_layers_of_a_model(model, tokenizer):
     bert = new_bert(tokenizer, labels=["bad", "good"])
     for net, layers in ((model, ["GPT2Block"]), (bert, ["BertLayer"])):  # BERT's list has its embeddings too
         trainer = trainer_of(net, fsdp=2)
-        shard_by_layer(trainer)
+        prepare_sharding(trainer)
         assert trainer.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap == layers
     named = trainer_of(bert, fsdp=2, layers=["BertAttention"])
-    shard_by_layer(named)
+    prepare_sharding(named)
     assert named.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap == ["BertAttention"]
+
+
+def test_what_the_main_process_finds_or_raises_is_the_same_on_every_process():
+    assert on_gloo(2, _found_on_main) == [("read by 0", "no such file")] * 2
+
+
+def _found_on_main(rank):
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+    PartialState(cpu=True, backend="gloo")
+    found = on_main_process(lambda: f"read by {rank}")
+
+    def fail():
+        raise FileNotFoundError("no such file")
+
+    with pytest.raises(FileNotFoundError) as caught:
+        on_main_process(fail)
+    return found, str(caught.value)
 
 
 def test_an_empty_copy_is_the_model_once_it_has_its_weights(model):

@@ -10,13 +10,14 @@ from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.distributed.tensor.debug import CommDebugMode
 
 from hf_lm.models.recurrent import RecurrentConfig, RecurrentLMHeadModel
 from hf_lm.training import optimizers
 from hf_lm.training.optimizers import new_muon_adamw
+from hf_lm.training.processes import _share_embedding
 
 FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
@@ -166,3 +167,46 @@ def test_complete_copies_share_the_iterations_and_stay_equal(processes):
             assert far <= 1e-5, (kind, far)
             assert count["copies"] == count["alone"] // 2, kind  # of two layers a process has one, or zeros
             assert all(torch.equal(a, b) for a, b in zip(trained, found[0][kind][2], strict=True)), kind
+
+
+def encoder_decoder(kind):
+    torch.manual_seed(0)
+    ids = {"vocab_size": 64, "d_model": 32, "pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
+    if kind == "bart":
+        sizes = {f"{side}_{what}": 2 for side in ("encoder", "decoder") for what in ("layers", "attention_heads")}
+        return transformers.BartForConditionalGeneration(transformers.BartConfig(**ids, **sizes, dropout=0.0))
+    config = transformers.T5Config(**ids, d_kv=16, d_ff=64, num_layers=2, num_heads=2, dropout_rate=0.0)
+    return transformers.T5ForConditionalGeneration(config)
+
+
+def shared(rank):
+    """What differs between an encoder-decoder and the same one sharded, in groups as accelerate makes them."""
+    found = {}
+    for kind in ("t5", "bart"):
+        whole, model = encoder_decoder(kind), encoder_decoder(kind)
+        _share_embedding(model)
+        for layer in list(model.modules()):
+            if type(layer).__name__ in model._no_split_modules:
+                fully_shard(layer)
+        fully_shard([model.get_input_embeddings(), model.get_output_embeddings()], reshard_after_forward=False)
+        register_fsdp_forward_method(fully_shard(model), "generate")
+        ids = torch.randint(3, 64, (4, 9), generator=torch.Generator().manual_seed(0))
+        for net in (whole, model):
+            net(input_ids=ids, labels=ids).loss.backward()
+        weights = dict(whole.named_parameters())
+        names = [name for name, _ in model.named_parameters() if not name.endswith("k_proj.bias")]  # of no effect
+        gradients = {name: p.grad.full_tensor() for name, p in model.named_parameters()}
+        apart = max(
+            ((gradients[name] - weights[name].grad).abs().max() / weights[name].grad.norm()).item() for name in names
+        )
+        written = [net.eval().generate(ids, max_new_tokens=6).tolist() for net in (whole, model)]
+        found[kind] = (set(weights) == set(gradients), apart, written[0] == written[1])
+    return found
+
+
+def test_an_encoder_decoder_whose_sides_share_an_embedding_is_sharded_once():
+    for found in on_gloo(2, shared):
+        for kind, (same_names, apart, same_text) in found.items():
+            assert same_names, kind
+            assert same_text, kind
+            assert apart < 1e-5, kind

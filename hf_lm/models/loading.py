@@ -208,7 +208,7 @@ def load_weights(
             "classes have no names; fine-tune it first."
         )
     for key, weight in model.named_parameters():
-        if weight.is_floating_point() and not weight.isfinite().all():
+        if weight.is_floating_point() and not weight.is_meta and not weight.isfinite().all():
             raise ValueError(f"{name_or_path}: {key} holds values that are not finite numbers; give other weights.")
     at_random = [key.removesuffix(".weight") for key in sorted(missing | resized.keys())]
     _record(model, loaded_from=name_or_path, at_random=at_random)

@@ -60,7 +60,7 @@ def has_untrained_head(model: PreTrainedModel) -> bool:
     if model.get_output_embeddings() is not None or not all(map(UNNAMED.fullmatch, names)):
         return False
     biases = [p for key, p in model.named_parameters() if not in_body(model, key) and key.endswith("bias")]
-    return bool(biases) and not any(bias.any() for bias in biases)
+    return bool(biases) and not any(bias.is_meta or bias.any() for bias in biases)
 
 
 def kept_in_full_precision(model: PreTrainedModel) -> list[str]:

@@ -62,7 +62,8 @@ def variations_of(run: Resolved, engine: Engine) -> list[Variation]:
         if "quantize" in run.arguments and engine.name == "ddp":
             quantized = options | rank | {"quantize": 4}
             variations.append(Variation("QLoRA in 4 bits", adapted, checkpointing, 4, engine, quantized))
-    if not (run.bits or plain.config.is_encoder_decoder):  # FSDP2 shards neither a quantized base nor two sides
+    # FSDP2 shards neither a quantized base nor an encoder with another checkpoint as its decoder
+    if not (run.bits or plain.config.model_type == "encoder-decoder"):
         sharded = [
             Engine("fsdp2", n) for n in DEVICES if n > engine.devices or (n, engine.name) == (engine.devices, "ddp")
         ]

@@ -6,11 +6,11 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
@@ -24,7 +24,7 @@ from hf_lm.output_folder import is_run, list_checkpoints, prepare_output, remove
 from hf_lm.reporting.card import write_card
 from hf_lm.reporting.plots import draw_plots
 from hf_lm.reporting.report import in_hours, plain, save_predictions, save_report, show_report
-from hf_lm.tasks.proofs import check_skipped, logits_of, merging, prove
+from hf_lm.tasks.proofs import Proof, check_skipped, logits_of, merging, prove
 from hf_lm.tasks.task import Measured, Task
 from hf_lm.training.budget import StopAtBudget
 from hf_lm.training.checkpoints import (
@@ -42,12 +42,15 @@ from hf_lm.training.processes import (
     check_engine,
     check_processes,
     complete,
+    counting_alone,
     describe_engine,
     empty_copy,
     full_weights,
     is_sharded,
     keep_rows_per_step,
-    shard_by_layer,
+    loads_on_one,
+    on_main_process,
+    prepare_sharding,
 )
 from hf_lm.training.rates import choose_rate
 from hf_lm.training.safe_trainer import SafeTrainerMixin
@@ -94,13 +97,13 @@ def fit(
         trainer, evaluations = build(model, task, args, build_trainer)
         trainer.inputs = inputs
         check_engine(trainer, task)
-        shard_by_layer(trainer)
         empty = empty_copy(model) if is_sharded(trainer) or trainer.is_deepspeed_enabled else None
+        prepare_sharding(trainer)
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         plan = announce(trainer, task, model, trainable, resumed=checkpoint is not None)
         before = task.proofs_before(trainer)
         check_skipped(args.skip_proofs, before)
-        proofs = prove(before, skip=args.skip_proofs, say=state.print)
+        proofs = prove_all(trainer, before)
         swept = choose_learning_rate(model, task, args, build_trainer) if args.sweep and checkpoint is None else []
         replace_results(args, checkpoint)
         train(trainer, checkpoint, started=started)
@@ -159,15 +162,8 @@ def open_output(args: TrainingArguments, *, inputs: Iterable[str], lock: context
         if state.is_main_process:
             overwrite = args.overwrite_output_dir
             prepare_output(folder, resume=bool(resume), overwrite=overwrite, inputs=inputs, lock=lock)
-    chosen: list[Any] = [None]
-    if resume and state.is_main_process:
-        try:
-            chosen = [find_checkpoint(resume, folder)]
-        except OSError as error:
-            chosen = [error]
-    [checkpoint] = broadcast_object_list(chosen)  # each process would read every file
-    if isinstance(checkpoint, OSError):
-        raise checkpoint
+    # each process would read every file
+    checkpoint = on_main_process(lambda: find_checkpoint(resume, folder)) if resume else None
     written = checkpoint or (folder if resume and is_run(folder) else None)  # a killed run leaves run.yaml at least
     if written is not None and args.sweep and (rate := searched_learning_rate(written)) is not None:
         _set_learning_rate(args, rate)
@@ -201,6 +197,15 @@ def build(
         newest = lambda: evaluations[trainer.state.global_step].metrics()[task.main_metric]  # noqa: E731
         trainer.add_callback(EarlyStopping(args.early_stopping_patience, newest))
     return trainer, evaluations
+
+
+def prove_all(trainer: SafeTrainerMixin, proofs: dict[str, Callable[[], Proof]]) -> dict[str, dict[str, Any]]:
+    """Run the proofs on every process, or on the main process where it alone has weights so far."""
+    run = partial(prove, proofs, skip=trainer.args.skip_proofs, say=PartialState().print)
+    if not loads_on_one(trainer):
+        return run()
+    with counting_alone(trainer.args):
+        return on_main_process(run)
 
 
 def announce(

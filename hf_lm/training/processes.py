@@ -3,9 +3,10 @@
 import copy
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import yaml
@@ -22,6 +23,8 @@ from hf_lm.tasks.task import TrainingData
 
 if TYPE_CHECKING:
     from hf_lm.training.safe_trainer import SafeTrainerMixin
+
+T = TypeVar("T")
 
 
 def describe_engine(trainer: "SafeTrainerMixin") -> str:
@@ -51,8 +54,8 @@ def check_engine(trainer: "SafeTrainerMixin", task: TrainingData) -> None:
         )
     if trainer.is_fsdp_enabled and _state(trainer).fsdp_plugin.fsdp_version != 2:
         raise ValueError("FSDP1 is not supported: set fsdp_version: 2 in the file of accelerate.")
-    if trainer.is_fsdp_enabled and any(parameter.is_meta for parameter in model.parameters()):
-        raise ValueError("fsdp_cpu_ram_efficient_loading leaves processes without weights to check: set it to false.")
+    if loads_on_one(trainer):
+        _check_loading(trainer)
     if trainer.is_fsdp_enabled:
         check_shardable(model)
     if trainer.is_deepspeed_enabled:
@@ -78,12 +81,28 @@ def check_engine(trainer: "SafeTrainerMixin", task: TrainingData) -> None:
 
 
 def check_shardable(model: PreTrainedModel) -> None:
-    """Raise ValueError for a model that FSDP2 cannot shard: one of two sides that hold the same embedding."""
-    if base_of(model).config.is_encoder_decoder:
+    """Raise ValueError for a model that FSDP2 cannot shard: an encoder with the decoder of another checkpoint."""
+    if base_of(model).config.model_type == "encoder-decoder":
         raise ValueError(
-            f"FSDP2 cannot shard {type(base_of(model)).__name__}: both of its sides hold the same embedding, which "
-            "accelerate would put into two groups. Use ZeRO-3 (--config_file zero3), or DDP."
+            f"FSDP2 cannot shard {type(base_of(model)).__name__}: the embedding of its decoder is the output layer "
+            "too, and accelerate would put them into two groups. Use ZeRO-3 (--config_file zero3), or DDP."
         )
+
+
+def _check_loading(trainer: "SafeTrainerMixin") -> None:
+    """What cannot be trained where the weights are read on one process, and the others wait without any."""
+    reason, model = "", trainer.model
+    buffers = {name for name, _ in model.named_buffers()} & model.state_dict().keys()
+    if buffers:
+        reason = f"accelerate cannot share the buffers of {type(base_of(model)).__name__} ({min(buffers)})"
+    elif base_of(model).config.is_encoder_decoder:
+        reason = f"accelerate ties the two sides of {type(base_of(model)).__name__} anew"
+    elif hasattr(trainer, "ref_model"):
+        reason = "the reference model needs complete weights on each process"
+    elif trainer.args.sweep:
+        reason = "--sweep trains complete models"
+    if reason:
+        raise ValueError(f"fsdp_cpu_ram_efficient_loading: {reason}. Set it to false.")
 
 
 def _check_deepspeed(trainer: "SafeTrainerMixin", muon: float) -> None:
@@ -100,15 +119,19 @@ def _check_deepspeed(trainer: "SafeTrainerMixin", muon: float) -> None:
         )
 
 
-def shard_by_layer(trainer: "SafeTrainerMixin") -> None:
-    """Where the launch names none, choose what FSDP2 shards: the model's layers, and nothing that holds an embedding.
+def prepare_sharding(trainer: "SafeTrainerMixin") -> None:
+    """Where FSDP2 shards: both sides of an encoder-decoder get one embedding module, and the groups are chosen.
 
-    accelerate shards the input embedding by itself. Of a model whose `_no_split_modules` name what holds it (BERT's
-    embeddings) it would do so twice, which ends in a TypeError.
+    Where the launch names none, the groups are the model's layers, and nothing that holds an embedding: accelerate
+    shards the input embedding by itself. Of a model whose `_no_split_modules` name what holds it (BERT's embeddings)
+    it would do so twice, which ends in a TypeError.
     """
-    if not trainer.is_fsdp_enabled or _state(trainer).fsdp_plugin.transformer_cls_names_to_wrap is not None:
+    if not trainer.is_fsdp_enabled:
         return
     model = base_of(trainer.model)
+    _share_embedding(model)
+    if _state(trainer).fsdp_plugin.transformer_cls_names_to_wrap is not None:
+        return
     hold_embeddings = {
         type(module).__name__
         for module in model.modules()
@@ -116,6 +139,50 @@ def shard_by_layer(trainer: "SafeTrainerMixin") -> None:
     }
     layers = sorted(set(model._no_split_modules or ()) - hold_embeddings)
     _state(trainer).fsdp_plugin.transformer_cls_names_to_wrap = layers
+
+
+def _share_embedding(model: PreTrainedModel) -> None:
+    """Let one module hold the input embedding, and others that are tied to it ask that: torch shards a weight once."""
+    embedding = model.get_input_embeddings()
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if child is not embedding and type(child) is type(embedding) and child.weight is embedding.weight:
+                setattr(module, name, _Ask(embedding))
+
+
+class _Ask(nn.Module):
+    """Calls another module, of which it holds no parameters."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self._module = (module,)  # a tuple, which is not searched for parameters
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        return self._module[0](*inputs)
+
+
+def on_main_process(work: Callable[[], T]) -> T:
+    """What `work` returns on the main process, or the OSError or ValueError that it raises there, on every process."""
+    done: list[Any] = [None]
+    if PartialState().is_main_process:
+        try:
+            done = [work()]
+        except (OSError, ValueError) as error:
+            done = [error]
+    [found] = broadcast_object_list(done)
+    if isinstance(found, OSError | ValueError):
+        raise found
+    return found
+
+
+@contextmanager
+def counting_alone(args: TrainingArguments) -> Iterator[None]:
+    """The Trainer counts the labels of this process only, so that it computes a loss without waiting for others."""
+    before, args.average_tokens_across_devices = args.average_tokens_across_devices, False
+    try:
+        yield
+    finally:
+        args.average_tokens_across_devices = before
 
 
 def check_processes(folder: Path, inputs: dict[str, str]) -> None:
@@ -179,6 +246,14 @@ def keep_rows_per_step(args: TrainingArguments, checkpoint: Path | None) -> str:
 def is_sharded(trainer: "SafeTrainerMixin") -> bool:
     """Whether no process holds the complete weights while training."""
     return bool(trainer.is_fsdp_enabled)
+
+
+def loads_on_one(trainer: "SafeTrainerMixin") -> bool:
+    """Whether the main process alone (of each machine) reads a checkpoint; the others have no weights before sharding.
+
+    They are on the meta device until then.
+    """
+    return bool(trainer.is_fsdp_enabled and _state(trainer).fsdp_plugin.cpu_ram_efficient_loading)
 
 
 def empty_copy(model: PreTrainedModel) -> PreTrainedModel:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 from torch import nn
+from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -83,7 +84,7 @@ class SafeTrainerMixin(_Trainer):
             self.optimizer_cls_and_kwargs = (lambda: self._muon_adamw, {})
         self.stop = StopOnSignal()
         self.add_callback(self.stop)
-        self.add_callback(OnTrainBegin(self._take_up))
+        self.add_callback(OnTrainBegin(self._begin))
         dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
         self.speedometer = Speedometer(
             lambda: int(self.tokens_seen), flops_per_token(model, context, args.sampled_softmax), dtype
@@ -232,6 +233,11 @@ class SafeTrainerMixin(_Trainer):
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
         (Path(output_dir) / f"counts_{self.args.process_index}.json").write_text(json.dumps(self.counts()))
+
+    def _begin(self) -> None:
+        if self.is_fsdp_enabled and hasattr(self.model, "generate"):  # it calls an encoder by itself
+            register_fsdp_forward_method(self.model, "generate")
+        self._take_up()
 
     def _take_up(self) -> None:
         """Restore the counts of the run that is resumed, and remove the checkpoints that it was about to remove."""
