@@ -23,7 +23,7 @@ class Arguments:
     scripts: list[str] = field(default_factory=list)  # Unicode scripts kept, such as Latin Han; none keeps all
     languages: list[str] = field(default_factory=list)  # kept, as --language_model names them; none keeps all
     language_model: str = ""  # a fastText file that labels languages, such as lid.176.bin
-    filters: list[str] = field(default_factory=lambda: ["gopher", "fineweb"])  # and gopher_repetition, or none
+    filters: list[str] = field(default_factory=list)  # gopher, fineweb (these two), gopher_repetition, or none
     deduplicate: bool = True  # remove near copies, by MinHash
     evaluation: list[str] = field(default_factory=list)  # files of text that must not occur in the corpus
     leakage_tokens: Size = 50  # length of a run of held-out text for which a document is dropped
@@ -48,7 +48,7 @@ def main(args: Arguments, training_args: TrainingArguments) -> dict:
     machine = {"executor": args.executor, "workers": args.workers, "partition": args.partition, "time": args.time}
     stages = Stages(training_args, tasks=tasks, **machine)
     folder, at, tokenizer = stages.folder, stages.at, stages.folder / "tokenizer"
-    names = [name for name in args.filters if name != "none"]
+    names = steps.filter_names(args.filters, args.dataset)
     kept = [step for name in names for step in (steps.quality_filter(name), steps.Count(f"after {name}"))]
     kinds = [steps.language_filter(args.languages, args.language_model)] if args.language_model else []
     kinds += [steps.ScriptFilter(args.scripts)] if args.scripts else []
@@ -72,7 +72,7 @@ def main(args: Arguments, training_args: TrainingArguments) -> dict:
             str(at("tokens")), str(folder), "corpus", args.tokens_per_file, seed=0
         )
         stages.add("merge", [shuffled], tasks=1)
-    stages.add("report", [Report(folder, at("logs"), stages.names, training_args.run)], tasks=1)
+    stages.add("report", [Report(folder, at("logs"), list(stages.executors), training_args.run)], tasks=1)
     return stages.run()
 
 

@@ -5,11 +5,13 @@ import json
 import random
 import stat
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from running import here
 
+from hf_lm.arguments import TrainingArguments
 from hf_lm.data.packing import tokenize_documents
 from hf_lm.data.sources import load_corpus
 from hf_lm.evaluation.leakage import leaked_share
@@ -180,6 +182,33 @@ def test_slurm_gets_an_array_of_jobs_for_each_stage(written, tmp_path, monkeypat
     assert "#SBATCH --array=0-2" in scripts["filter"]
     assert "#SBATCH --array=0-13" in scripts["buckets"]
     assert "afterok:7" in (tmp_path / "calls").read_text()
+
+
+def test_the_built_in_text_becomes_a_corpus_without_options(tmp_path):
+    report = here("corpus.py", output_dir=tmp_path)
+    assert [step["step"] for step in report["steps"]] == ["read", "after language", "deduplicated", "train"]
+    assert report["tokens"]["tokens"] > 500_000
+
+
+def test_ray_makes_the_same_files(written, monkeypatch):
+    pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    folder, arguments, _ = written
+    here("corpus.py", **arguments | {"executor": "ray", "workers": 0, "output_dir": folder / "ray"})
+    files = sorted(path.name for path in (folder / "out").glob("*.ds*") if path.suffix != ".metadata")  # has its path
+    assert len(files) > 3
+    for name in files:
+        assert (folder / "ray" / name).read_bytes() == (folder / "out" / name).read_bytes()
+
+
+def test_a_stage_that_failed_ends_the_run_in_one_line(tmp_path):
+    from hf_lm.corpus.stages import Stages
+
+    stages = Stages(TrainingArguments(output_dir=str(tmp_path / "out")), executor="ray", tasks=3, workers=0)
+    failed = SimpleNamespace(run=lambda: None, world_size=3, get_incomplete_ranks=lambda skip_completed: [1])
+    stages.executors = {"filter": failed, "signatures": None}  # it is not reached
+    with pytest.raises(RuntimeError, match=r"1 of 3 tasks of the stage filter failed: .*logs/filter/logs"):
+        stages.run()
 
 
 def test_the_language_filter_takes_a_model_of_a_file_and_downloads_nothing(tmp_path):

@@ -49,8 +49,7 @@ class Stages:
         self.slurm: dict[str, Any] = {"partition": partition, "time": time}
         if executor == "slurm" and not partition:
             raise ValueError("--executor slurm needs --partition, the name of the cluster's queue.")
-        self.names: list[str] = []
-        self.last: Any = None
+        self.executors: dict[str, Any] = {}  # datatrove's, by the name of the stage
         overwrite = training_args.overwrite_output_dir
         prepare_output(self.folder, resume=False, overwrite=overwrite)
         if overwrite and is_run(self.folder):
@@ -80,30 +79,46 @@ class Stages:
             "tasks": tasks or self.tasks,
             "workers": min(self.workers, tasks or self.tasks),  # -1: no limit
             "logging_dir": str(self.at("logs") / name),
-            "depends": self.last,
         }
-        self.names.append(name)
         if self.kind == "slurm":
             from datatrove.executor import SlurmPipelineExecutor
 
-            self.last = SlurmPipelineExecutor(**options, **self.slurm, job_name=f"corpus-{name}")
+            before = next(reversed(self.executors.values()), None)
+            executor = SlurmPipelineExecutor(**options, **self.slurm, depends=before, job_name=f"corpus-{name}")
         elif self.kind == "ray":
             from datatrove.executor import RayPipelineExecutor
 
-            self.last = RayPipelineExecutor(**options)
+            executor = RayPipelineExecutor(**options)
         else:
             from datatrove.executor import LocalPipelineExecutor
 
-            self.last = LocalPipelineExecutor(**options)
+            executor = LocalPipelineExecutor(**options)
+        self.executors[name] = executor
+
+    def _run_each(self) -> None:
+        for name, executor in self.executors.items():
+            executor.run()
+            if failed := executor.get_incomplete_ranks(skip_completed=True):
+                raise RuntimeError(
+                    f"{len(failed)} of {executor.world_size} tasks of the stage {name} failed: their logs are in "
+                    f"{self.at('logs') / name / 'logs'}. Start the same command again to continue."
+                )
 
     def run(self) -> dict[str, Any]:
-        """Run all stages; returns the report, {} where Slurm's jobs are queued and will write it."""
+        """Run all stages; returns the report, {} where Slurm's jobs are queued and will write it.
+
+        Raises RuntimeError at a stage whose tasks failed: datatrove's Ray executor would wait for them without end.
+        """
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # tasks share the cores
-        self.last.run()
         path = self.folder / "report.json"
-        if not path.is_file():
-            print(f"The jobs are queued. The last one writes {path}; start again to continue what failed.")
-            return {}
+        if self.kind == "slurm":
+            [*_, last] = self.executors.values()
+            last.run()  # and what it depends on
+            if not path.is_file():
+                print(f"The jobs are queued. The last one writes {path}; start again to continue what failed.")
+                return {}
+        else:
+            self._run_each()
         report = json.loads(path.read_bytes())
         print("\n".join(summary(report)))
         print(f"To train on it: accelerate launch recipes/pretrain.py --dataset {PREFIX}{self.folder}")

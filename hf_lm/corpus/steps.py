@@ -145,6 +145,12 @@ class ScriptFilter(BaseFilter):
         return script in self.scripts or (False, f"script_{script or 'none'}")
 
 
+def filter_names(asked: Sequence[str], dataset: str) -> list[str]:
+    """The filters of --filters. Without one gopher and fineweb, but for the demo: they drop its documentation."""
+    prose = [] if dataset == "demo" else ["gopher", "fineweb"]
+    return [name for name in asked or prose if name != "none"]
+
+
 def quality_filter(name: str) -> BaseFilter:
     """datatrove's filter of that name. Raises ValueError for another."""
     known = {
