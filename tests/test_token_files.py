@@ -216,3 +216,25 @@ def test_the_fingerprint_is_of_what_a_tokenizer_does_with_text(texts, tokenizer)
     assert tokenizer_fingerprint(same) == before
     same.add_tokens(["new"])
     assert tokenizer_fingerprint(same) != before
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux alone says how much was mapped")
+def test_a_check_keeps_little_of_a_file_in_memory(tokenizer, tmp_path):
+    _, end = markers(tokenizer)
+    tokens = np.full((64_000, 500), (end + 1) % len(tokenizer), np.uint16)  # 64 MB
+    tokens[:, -1] = end
+    tokens.tofile(tmp_path / "0.ds")
+    np.arange(500, tokens.size + 1, 500, dtype=np.uint64).tofile(tmp_path / "0.ds.index")
+    del tokens
+
+    def mebibytes(kind):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(kind)) / 1024
+
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    except OSError:
+        pytest.skip("the peak cannot be reset here")
+    before = mebibytes("VmRSS")
+    assert record_tokens(tmp_path, tokenizer)["documents"] == 64_000
+    assert mebibytes("VmHWM") - before < 32

@@ -23,7 +23,7 @@ from hf_lm.tokenization.tokenizer import load_tokenizer, tokenizer_fingerprint
 PREFIX = "tokens:"  # of --dataset
 RECORD, TOKENIZER = "tokens.json", "tokenizer"  # in the folder of the files
 CHUNK = 2**22  # tokens read at a time
-DOCUMENTS = 2**16  # looked at at a time
+DOCUMENTS = 2**12  # looked at at a time: each touches pages of the file
 
 
 class JoinedArray:
