@@ -156,7 +156,7 @@ def test_an_encoder_decoder_under_fsdp2_has_the_numbers_of_ddp_and_resumes(famil
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("before", "now"), [((2, 1), (1, 1)), ((1, 2), (2, 2))])
+@pytest.mark.parametrize(("before", "now"), [((2, 1), (1, 1)), ((1, 2), (2, 2)), ((2, 2), (4, 2))])
 def test_a_run_resumed_by_another_number_of_processes_is_the_same_run(before, now, text, tmp_path):
     options = PRETRAIN | {"dataset": text, "n_head": 2}
     first, again = (
