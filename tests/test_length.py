@@ -101,15 +101,18 @@ def test_the_last_norm_learns_the_less_the_more_often_a_text_is_read(tmp_path, m
     ("given", "tokens", "decay"),
     [
         ({}, 3200, 1.0),  # four times
-        ({"max_steps": 75}, 3200, 0.25),  # three times
-        ({"max_steps": 40}, 3200, 0.0),  # 1.6 times
+        ({"max_steps": 90}, 3200, 0.64),  # 3.6 times
+        ({"max_steps": 75}, 3200, 0.3),
+        ({"max_steps": 30}, 3200, 0.1),  # 1.2 times
+        ({"max_steps": 25}, 3200, 0.0),
+        ({"max_steps": 15}, 3200, 0.0),
         ({"max_steps": -1, "num_train_epochs": 9}, 3200, 1.0),
         ({"muon_weight_decay": 0.3}, 3200, 0.3),
         ({"learning_rate": 1e-3}, 3200, 0.0),  # as of a pretrained model, which it would bring to zero
         ({"muon_learning_rate": 0.0}, 3200, 0.0),
     ],
 )
-def test_the_matrices_of_a_new_model_decay_where_a_text_is_read_more_than_twice(tmp_path, model, given, tokens, decay):
+def test_the_matrices_of_a_new_model_decay_where_a_text_is_read_more_than_once(tmp_path, model, given, tokens, decay):
     args = arguments(tmp_path, **{"learning_rate": 0.0, "muon_learning_rate": 6e-3} | given)
     choose_length(args, model, tokens=tokens, block_size=32)
     assert args.muon_weight_decay == pytest.approx(decay)
