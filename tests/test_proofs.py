@@ -128,7 +128,7 @@ def test_load_back_finds_weights_and_tokenizers_that_changed_on_the_way(model, t
 
     def check():
         encoded = encode_documents(tokenizer, texts[:3])
-        return proofs.load_back(tmp_path, model, {"input_ids": torch.arange(20)[None]}, texts[:3], encoded)
+        return proofs.load_back(tmp_path, model, {"input_ids": torch.arange(20)[None]}, texts[:3], encoded)()
 
     weights = load_file(tmp_path / "model.safetensors")
     weights["transformer.h.0.mlp.c_fc.weight"] *= 1.5
@@ -147,7 +147,7 @@ def test_load_back_passes_and_needs_no_temporary_folder(model, tokenizer, texts,
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "full"))  # nothing can be written into it
     monkeypatch.setenv("TMPDIR", str(tmp_path / "full"))
     encoded = encode_documents(tokenizer, texts[:3])
-    assert proofs.load_back(tmp_path, model, {"input_ids": torch.arange(20)[None]}, texts[:3], encoded).passed
+    assert proofs.load_back(tmp_path, model, {"input_ids": torch.arange(20)[None]}, texts[:3], encoded)().passed
 
 
 def test_load_back_compares_nothing_at_padding(model, tokenizer, tmp_path, monkeypatch):
@@ -155,9 +155,9 @@ def test_load_back_compares_nothing_at_padding(model, tokenizer, tmp_path, monke
 
     def once(**request):
         answers.append(answers[0] if answers else fresh_load.fresh_load(**request))
-        return answers[0]
+        return lambda: answers[0]
 
-    monkeypatch.setattr(proofs, "fresh_load", once)
+    monkeypatch.setattr(proofs, "begin_fresh_load", once)
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     mask = torch.ones(2, 20, dtype=torch.long)
@@ -169,7 +169,7 @@ def test_load_back_compares_nothing_at_padding(model, tokenizer, tmp_path, monke
 
         hook = model.register_forward_hook(move)
         inputs = {"input_ids": torch.arange(40).view(2, 20), "attention_mask": mask}
-        found = proofs.load_back(tmp_path, model, inputs, [], [])
+        found = proofs.load_back(tmp_path, model, inputs, [], [])()
         hook.remove()
         return found.passed
 
@@ -185,6 +185,32 @@ def test_a_failed_proof_stops_the_run_and_a_skipped_one_is_reported():
     found = prove(bad, skip=["two"], say=lambda line: None)
     assert found["one"] == {"passed": True, "said": "fine", "largest_difference": 1e-7}
     assert found["two"] == {"passed": None, "said": "switched off"}
+
+
+def test_the_first_proof_of_another_process_begins_at_once_and_the_others_in_their_turn():
+    happened = []
+
+    def proof(name):
+        def start():
+            happened.append(f"{name} begins")
+            return lambda: happened.append(f"{name} ends") or Proof(True, name)
+
+        return start
+
+    all_ = {name: proof(name) for name in ("skipped", "one", "two")}
+    waiting = proofs.begin(all_, skip=["skipped"])
+    happened.append("samples")
+    found = prove(waiting, skip=["skipped"], say=lambda line: None)
+    assert happened == ["one begins", "samples", "one ends", "two begins", "two ends"]
+    assert [proof["passed"] for proof in found.values()] == [None, True, True]
+
+
+def test_a_fresh_process_that_cannot_start_is_a_proof_that_failed(model, tokenizer, tmp_path, monkeypatch):
+    model.save_pretrained(tmp_path)
+    monkeypatch.setattr(fresh_load, "__file__", str(tmp_path / "none.py"))
+    found = proofs.load_back(tmp_path, model, {"input_ids": torch.arange(20)[None]}, ["a" * 10**6], [])()
+    assert not found.passed
+    assert "none.py" in found.said
 
 
 def test_the_fresh_process_ends_with_the_one_that_started_it():

@@ -207,7 +207,7 @@ def test_the_proof_of_the_folder_fails_with_another_tokenizer_of_what_is_written
     train_bpe(["nothing of it"], vocab_size=260).save_pretrained(folder / TARGET)
     _, task = writer(made)
     model = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
-    proof = task.proofs_after(model, folder, None)["load_back"]()
+    proof = task.proofs_after(model, folder, None)["load_back"]()()
     assert not proof.passed
     assert "gives other ids" in proof.said
 

@@ -4,6 +4,7 @@ The same file is the program of that process. It imports nothing of this package
 fail here. The process reads a request as JSON from stdin, and writes a line of JSON and then the logits to stdout.
 """
 
+import contextlib
 import gc
 import io
 import json
@@ -13,8 +14,9 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -39,16 +41,31 @@ def fresh_load(**request: object) -> tuple[dict[str, Any], Any]:
     The process uses neither a network nor an accelerator, and ends with this one. Raises ChildProcessError with the
     last line of its error.
     """
-    import numpy as np
+    return begin_fresh_load(**request)()
 
+
+def begin_fresh_load(**request: object) -> Callable[[], tuple[dict[str, Any], Any]]:
+    """As `fresh_load`, which waits only when what is returned is called: this process can go on meanwhile."""
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
     environment |= {"CUDA_VISIBLE_DEVICES": "", "PYTHONIOENCODING": "utf-8", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-I", __file__, str(os.getpid())]
-    done = subprocess.run(command, input=json.dumps(request).encode(), capture_output=True, env=environment)
-    if done.returncode:
-        lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
-        raise ChildProcessError(lines[-1] if lines else f"exit code {done.returncode}")
-    line, _, logits = done.stdout.partition(b"\n")
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=environment)
+    asked = cast(IO[bytes], process.stdin)
+    process.stdin = None  # or communicate would flush what is closed
+    with contextlib.suppress(BrokenPipeError), asked:  # it has ended, and its error says why
+        asked.write(json.dumps(request).encode())
+    return lambda: _answer(process)
+
+
+def _answer(process: subprocess.Popen[bytes]) -> tuple[dict[str, Any], Any]:
+    import numpy as np
+
+    out, errors = process.communicate()
+    if process.returncode:
+        lines = errors.decode("utf-8", "replace").strip().splitlines()
+        raise ChildProcessError(lines[-1] if lines else f"exit code {process.returncode}")
+    line, _, logits = out.partition(b"\n")
     return json.loads(line), np.load(io.BytesIO(logits)) if logits else None
 
 

@@ -209,13 +209,11 @@ class LanguageModelling:
         ids = self.streams["validation"].document(0)[: min(64, self.block_size)]
         return {"input_ids": torch.from_numpy(ids.astype("int64"))[None]}
 
-    def proofs_after(
-        self, model: PreTrainedModel, folder: Path, adapter: Path | None
-    ) -> dict[str, Callable[[], Proof]]:
+    def proofs_after(self, model: PreTrainedModel, folder: Path, adapter: Path | None) -> dict[str, proofs.Begun]:
         texts = self.texts("validation", 2_000)
         encoded = encode_documents(self.tokenizer, texts)
 
-        def load_back(saved: Path) -> Proof:
+        def load_back(saved: Path) -> Callable[[], Proof]:
             return proofs.load_back(saved, model, self.probe(), texts, encoded, auto_class=self.auto_class)
 
         found = {"load_back": lambda: load_back(folder)}

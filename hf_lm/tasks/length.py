@@ -83,8 +83,8 @@ def pretraining_rate(a_step: int) -> float:
 def muon_decay(passes: float) -> float:
     """The weight decay of Muon's matrices: 0 for a text that is read once, 0.3 for two or three times, 1 for four.
 
-    It keeps a model from learning a short text by heart. At 1 it costs a model that reads its text 1.6 times, where 0.3
-    gains (measured: docs/experiments.md).
+    It keeps a model from learning a short text by heart. At 1 it costs a model that reads its text 1.6 times, where
+    0.3 gains (measured: docs/experiments.md).
     """
     a_little, much = max(0.0, passes - 1) / 2, max(0.0, passes / 2 - 1) ** 2
     return min(1.0, max(min(0.3, a_little), much))

@@ -20,13 +20,15 @@ from hf_lm.arguments import TrainingArguments
 from hf_lm.data.batches import TokenId
 from hf_lm.evaluation.likelihood import evaluating
 from hf_lm.hub.credentials import printable
-from hf_lm.hub.fresh_load import fresh_load
+from hf_lm.hub.fresh_load import begin_fresh_load
 from hf_lm.models.quantization import quantized_bits
 from hf_lm.parsing.suggestions import did_you_mean
 
 # How far the logits of two ways to compute a model may lie apart, as a share of the largest, by the bits of its base:
 # 4 bits are multiplied out, and merged to the last digit; 8 bits round what they are multiplied with.
 APART = {0: 1e-3, 4: 1e-3, 8: 0.1}
+
+Begun = Callable[[], Callable[[], "Proof"]]  # begins a proof, and returns what waits for it
 
 PROOFS = (  # of all tasks; which a run has follows from its task and model
     *("adapter_load_back", "label_coverage", "leakage", "learnable", "load_back", "loss_invariance", "merging"),
@@ -89,6 +91,15 @@ def prove(
         say(printable(f"  proved {name.replace('_', ' ')}: {proof.said}"))
         found[name] = proof.report()
     return found
+
+
+def begin(proofs: dict[str, Begun], *, skip: list[str]) -> dict[str, Callable[[], Proof]]:
+    """Begin the first proof that another process works on, for `prove` to wait for; the others begin in their turn.
+
+    One at a time, because each holds a model.
+    """
+    first = next((name for name in proofs if name not in skip), None)
+    return {name: start() if name == first else lambda start=start: start()() for name, start in proofs.items()}
 
 
 def check_skipped(skip: Sequence[str], own: Iterable[str]) -> None:
@@ -335,14 +346,14 @@ def load_back(
     options: dict[str, Any] | None = None,
     targets: Sequence[str] = (),
     encoded_targets: Sequence[list[int]] = (),
-) -> Proof:
+) -> Callable[[], Proof]:
     """A fresh process that knows nothing of hf_lm must load the folder and give the same token ids and logits.
 
-    `inputs` are the model's, `encoded` the ids of `texts` without special tokens, `options` what loading needs to be
-    told beside the name (an adapter carries neither its number of classes nor the padding of its base); an adapter's
-    base is quantized if adapted_config.json says so. A model that carries its own code (hf_lm.models.recurrent) is
-    loaded with it: that code was written by this run. `targets` are texts of which a
-    second tokenizer, in `target_tokenizer`, must give the ids.
+    It begins now, and what is returned waits for it. `inputs` are the model's, `encoded` the ids of `texts` without
+    special tokens, `options` what loading needs to be told beside the name (an adapter carries neither its number of
+    classes nor the padding of its base); an adapter's base is quantized if adapted_config.json says so. A model that
+    carries its own code (hf_lm.models.recurrent) is loaded with it: that code was written by this run. `targets` are
+    texts of which a second tokenizer, in `target_tokenizer`, must give the ids.
     """
     folder = Path(folder)
     adapter = (folder / "adapter_config.json").is_file()
@@ -353,25 +364,32 @@ def load_back(
         if quantization := adapted.get("quantization_config"):
             options["quantization_config"] = quantization
             bits = 4 if quantization["load_in_4bit"] else 8
-    try:
-        loaded_ids, loaded = fresh_load(
-            folder=str(folder),
-            adapter=adapter,
-            trust="auto_map" in config,
-            auto_class=auto_class,
-            options=options,
-            inputs={name: tensor.tolist() for name, tensor in inputs.items()},
-            texts=texts,
-            targets=list(targets),
+    loading = begin_fresh_load(
+        folder=str(folder),
+        adapter=adapter,
+        trust="auto_map" in config,
+        auto_class=auto_class,
+        options=options,
+        inputs={name: tensor.tolist() for name, tensor in inputs.items()},
+        texts=texts,
+        targets=list(targets),
+    )
+
+    def compare() -> Proof:
+        try:
+            loaded_ids, loaded = loading()
+        except ChildProcessError as error:
+            return Proof(False, f"a fresh process could not load {folder}: {error}")
+        if [list(map(int, row)) for row in (*encoded, *encoded_targets)] != loaded_ids:
+            return Proof(False, f"the tokenizer loaded from {folder} gives other ids")
+        apart = np.abs(loaded - expected)
+        read = inputs.get("decoder_attention_mask", inputs.get("attention_mask"))
+        if read is not None and read.shape == apart.shape[:2] and apart.ndim == 3:
+            apart = apart[read.bool().cpu().numpy()]  # what stands at padding means nothing
+        difference = float(apart.max())
+        said = (
+            f"a fresh process loads the folder and gives the same ids and logits (largest difference {difference:.1e})"
         )
-    except ChildProcessError as error:
-        return Proof(False, f"a fresh process could not load {folder}: {error}")
-    if [list(map(int, row)) for row in (*encoded, *encoded_targets)] != loaded_ids:
-        return Proof(False, f"the tokenizer loaded from {folder} gives other ids")
-    apart = np.abs(loaded - expected)
-    read = inputs.get("decoder_attention_mask", inputs.get("attention_mask"))
-    if read is not None and read.shape == apart.shape[:2] and apart.ndim == 3:
-        apart = apart[read.bool().cpu().numpy()]  # what stands at padding means nothing
-    difference = float(apart.max())
-    said = f"a fresh process loads the folder and gives the same ids and logits (largest difference {difference:.1e})"
-    return Proof(difference < APART[bits] * max(1.0, float(np.abs(expected).max())), said, difference)
+        return Proof(difference < APART[bits] * max(1.0, float(np.abs(expected).max())), said, difference)
+
+    return compare

@@ -293,9 +293,7 @@ class Supervised:
         """Inputs of the model on which its logits are compared."""
         return {key: value for key, value in self.collate(self.train_dataset[:2]).items() if key != "labels"}
 
-    def proofs_after(
-        self, model: PreTrainedModel, folder: Path, adapter: Path | None
-    ) -> dict[str, Callable[[], Proof]]:
+    def proofs_after(self, model: PreTrainedModel, folder: Path, adapter: Path | None) -> dict[str, proofs.Begun]:
         texts = [self.text_of(row) for row in self.table.rows["validation"][:20]]
         encoded = encode_documents(self.tokenizer, texts)
         written: dict[str, Any] = {}
@@ -304,7 +302,7 @@ class Supervised:
             ids = encode_documents(self.tokenizer, targets, as_targets=True)
             written = {"targets": targets, "encoded_targets": ids}
 
-        def load_back(saved: Path) -> Proof:
+        def load_back(saved: Path) -> Callable[[], Proof]:
             options = {"num_labels": len(self.labels), "pad_token_id": model.config.pad_token_id}
             options = options if saved == adapter and self.labels else {}
             return proofs.load_back(

@@ -12,7 +12,7 @@ from hf_lm.data.batches import Feature
 from hf_lm.data.tables import Row, Table
 from hf_lm.evaluation.intervals import Estimate
 from hf_lm.tasks.losses import Batch
-from hf_lm.tasks.proofs import Proof, ProvenTrainer
+from hf_lm.tasks.proofs import Begun, Proof, ProvenTrainer
 from hf_lm.tasks.rendering import Part
 
 Loss = Callable[[Any, Batch], torch.Tensor]  # (outputs of the model, batch) -> sum over the batch's labels, in nats
@@ -93,10 +93,8 @@ class Task(TrainingData, Protocol):
         """What must hold before training, `data_proofs` included."""
         ...
 
-    def proofs_after(
-        self, model: PreTrainedModel, folder: Path, adapter: Path | None
-    ) -> dict[str, Callable[[], Proof]]:
-        """What must hold of the saved folder, and of the adapter's where there is one."""
+    def proofs_after(self, model: PreTrainedModel, folder: Path, adapter: Path | None) -> dict[str, Begun]:
+        """What must hold of the saved folder, and of the adapter's where there is one; another process works on it."""
         ...
 
     def probe(self) -> Batch:

@@ -24,7 +24,7 @@ from hf_lm.output_folder import is_run, list_checkpoints, prepare_output, remove
 from hf_lm.reporting.card import write_card
 from hf_lm.reporting.plots import draw_plots
 from hf_lm.reporting.report import in_hours, plain, save_predictions, save_report, show_report
-from hf_lm.tasks.proofs import Proof, check_skipped, logits_of, merging, prove
+from hf_lm.tasks.proofs import Proof, begin, check_skipped, logits_of, merging, prove
 from hf_lm.tasks.task import Measured, Task
 from hf_lm.training.budget import StopAtBudget
 from hf_lm.training.checkpoints import (
@@ -112,11 +112,10 @@ def fit(
         report: dict[str, Any] = {}
         if state.is_main_process:
             after = task.proofs_after(finished.model, Path(args.output_dir), finished.adapter)
-            proofs |= finished.proofs | prove(after, skip=args.skip_proofs, say=state.print)
-            report = outcome(
-                trainer, task, args, measured, finished, origin=origin, trainable=trainable, proofs=proofs, swept=swept
-            )
-            report |= ({"plan": plan} if plan else {}) | (extra_report or {})
+            loading = begin(after, skip=args.skip_proofs)  # meanwhile samples are drawn
+            report = outcome(trainer, task, args, measured, finished, origin=origin, trainable=trainable, swept=swept)
+            proofs |= finished.proofs | prove(loading, skip=args.skip_proofs, say=state.print)
+            report |= {"proofs": proofs} | ({"plan": plan} if plan else {}) | (extra_report or {})
             report["seconds"] = time.monotonic() - started
             report = write_results(report, task, measured, args)
             push(args)
