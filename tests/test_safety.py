@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import copy
 import json
 import math
 import random
@@ -106,12 +107,18 @@ def test_pseudo_likelihood_equals_masking_one_token_at_a_time(masked):
 
 
 @torch.no_grad()
-def test_causal_likelihood_ignores_padding_and_equals_a_loop_over_tokens(model, tokenizer):
+@pytest.mark.parametrize("begins", ["bos_token", "eos_token"])
+def test_causal_likelihood_ignores_padding_and_equals_a_loop_over_tokens(begins, model, tokenizer):
+    """The first token is predicted from the begin token, or the end token where a tokenizer has no other."""
+    tokenizer = copy.deepcopy(tokenizer)
+    if begins == "eos_token":
+        tokenizer.bos_token = None
+    first = tokenizer.convert_tokens_to_ids(getattr(tokenizer, begins))
     model.eval()
     encoded = encode_documents(tokenizer, ["春眠不觉晓", "The fox", "A model assigns a probability."])
     for ids, log_probs in zip(encoded, sentence_log_probs(model, tokenizer, encoded), strict=True):
         for place, token in enumerate(ids):
-            before = torch.tensor([[tokenizer.bos_token_id, *ids[:place]]])
+            before = torch.tensor([[first, *ids[:place]]])
             expected = model(before).logits[0, -1].log_softmax(-1)[token]
             assert log_probs[place] == pytest.approx(float(expected), abs=1e-5)
 
