@@ -1,8 +1,8 @@
 """What safety measures equals what its papers define; groups keep their intervals, texts everything but the swap."""
 
+import copy
 import csv
 import importlib.util
-import copy
 import json
 import math
 import random
