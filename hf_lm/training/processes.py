@@ -20,6 +20,7 @@ from hf_lm.arguments import TrainingArguments
 from hf_lm.models.adapters import base_of
 from hf_lm.reporting.report import versions
 from hf_lm.tasks.task import TrainingData
+from hf_lm.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from hf_lm.training.safe_trainer import SafeTrainerMixin
@@ -97,10 +98,10 @@ def _check_loading(trainer: "SafeTrainerMixin") -> None:
         reason = f"accelerate cannot share the buffers of {type(base_of(model)).__name__} ({min(buffers)})"
     elif base_of(model).config.is_encoder_decoder:
         reason = f"accelerate ties the two sides of {type(base_of(model)).__name__} anew"
-    elif hasattr(trainer, "ref_model"):
-        reason = "the reference model needs complete weights on each process"
     elif trainer.args.sweep:
         reason = "--sweep trains complete models"
+    elif not isinstance(trainer, Trainer):
+        reason = "TRL's trainers compute a loss together, and may need a complete reference model"
     if reason:
         raise ValueError(f"fsdp_cpu_ram_efficient_loading: {reason}. Set it to false.")
 
