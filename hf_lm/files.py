@@ -11,6 +11,7 @@ import shutil
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ except ImportError:  # Windows
     fcntl = None
 
 MANIFEST = "manifest.json"  # in each folder of the cache and in each checkpoint: size and SHA-256 of what it holds
+MUCH = 2**28  # bytes, which are read in about a second
+RECENT = 5  # seconds
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # what a write says that finds no space
 
 # What a run writes of a model, of an adapter and of a tokenizer: in its folder, in adapter/ and in target_tokenizer/.
@@ -93,6 +96,27 @@ def hash_contents(files: Iterable[tuple[str, Path]]) -> str:
             while data := file.read(2**22):
                 digest.update(data)
     return digest.hexdigest()
+
+
+def hash_contents_once(files: Iterable[tuple[str, Path]]) -> str:
+    """As `hash_contents`; that of MUCH is kept in the cache while no file changes in size or time, and not read again.
+
+    A file that was written in the last seconds may be written again without a sign of it: then nothing is kept.
+    """
+    files, started = list(files), time.time()
+    state = [(name, str(path.resolve()), (s := path.stat()).st_size, s.st_mtime_ns) for name, path in files]
+    if sum(size for *_, size, _ in state) < MUCH:
+        return hash_contents(files)
+    kept = default_cache() / "hashes" / hash_text(repr(state)).hex()
+    with contextlib.suppress(OSError):
+        return kept.read_text(encoding="utf-8")
+    content = hash_contents(files)
+    same = all(path.stat().st_mtime_ns == changed for (*_, changed), (_, path) in zip(state, files, strict=True))
+    if same and max(changed for *_, changed in state) / 1e9 < started - RECENT:
+        with contextlib.suppress(OSError):  # a full disk costs the next run a second reading
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(kept, content)
+    return content
 
 
 def refuse_foreign(path: str | Path, *, ours: Callable[[Path], bool], option: str) -> None:

@@ -6,6 +6,7 @@ import os
 import pytest
 from test_writing import typed
 
+from hf_lm import files
 from hf_lm.cli import main
 from hf_lm.commands.chat import talk
 from hf_lm.commands.write import assist
@@ -180,3 +181,28 @@ def test_a_stopped_file_of_predictions_is_continued_by_the_same_model_alone(tmp_
     output.write_bytes(b"")  # nothing that could be lost
     predict("sentiment", "m", str(source), str(output))
     assert output.read_bytes() == complete
+
+
+def test_the_hash_of_much_text_is_kept_until_a_file_changes_and_not_of_one_just_written(tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(files, "MUCH", 0)
+    monkeypatch.setattr(files, "default_cache", lambda: tmp_path / "cache")
+    hash_contents = files.hash_contents
+    monkeypatch.setattr(files, "hash_contents", lambda names: read.append(1) or hash_contents(names))
+    names = [(f"train {i}", tmp_path / f"{i}.txt") for i in range(2)]
+    for _, path in names:
+        path.write_text(f"text of {path.name}")
+    expected = hash_contents(names)
+    for _ in range(2):  # written a moment ago
+        assert files.hash_contents_once(names) == expected
+    assert len(read) == 2
+    for _, path in names:
+        os.utime(path, ns=(10**18, 10**18))
+    for _ in range(2):
+        assert files.hash_contents_once(names) == expected
+    assert len(read) == 3
+    names[1][1].write_text("text of 1.tx!")  # as many bytes
+    os.utime(names[1][1], ns=(10**18 + 1, 10**18 + 1))
+    assert files.hash_contents_once(names) == hash_contents(names) != expected
+    assert files.hash_contents_once([("validation 0", names[0][1])]) == hash_contents([("validation 0", names[0][1])])
+    assert len(read) == 5

@@ -20,7 +20,7 @@ from hf_lm.data.paths import file_names, find_files, named_split
 from hf_lm.data.patterns import Pattern
 from hf_lm.data.reading import beginning, column_values, read_documents, rows_to_documents, suffix
 from hf_lm.data.token_files import PREFIX, TOKENIZER, documents_of, open_tokens, read_record
-from hf_lm.files import hash_contents, hash_text
+from hf_lm.files import hash_contents, hash_contents_once, hash_text
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -181,7 +181,7 @@ def _from_files(name: str, files: list[Path], text_column: str, start: Pattern |
         by_split.setdefault(split, []).append(path)
     if "train" not in by_split:
         raise ValueError(f"--dataset {name} has no training text, only {sorted(by_split)}.")
-    content = hash_contents((f"{split} {path.name}", path) for split, path in named)
+    content = hash_contents_once((f"{split} {path.name}", path) for split, path in named)
     size = sum(
         path.stat().st_size * (3 if path.suffix in (".gz", ".zst", ".parquet") else 1) for path in by_split["train"]
     )
