@@ -34,6 +34,7 @@ from hf_lm.parsing.command_line import (
     take_flag,
 )
 from hf_lm.parsing.config_file import read_config
+from hf_lm.parsing.help_text import end_with_help
 from hf_lm.parsing.ranges import (  # noqa: F401
     Amount,
     Count,
@@ -56,9 +57,15 @@ class TrainingArguments(transformers.TrainingArguments):
     output_dir: str = field(
         default="trainer_output", metadata={"help": "folder for the model, its report and its checkpoints"}
     )
+    resume_from_checkpoint: str | None = field(
+        default=None, metadata={"help": "a checkpoint's folder, or latest: the last of --output_dir"}
+    )
     learning_rate: Amount = field(
         default=5e-5,
-        metadata={"help": "of AdamW, or of --optim; 0: of fine-tuning, by the width of the model"},
+        metadata={
+            "help": "of AdamW, or of --optim; 0: pretraining takes it from the tokens of a step, fine-tuning from "
+            "the width of the model"
+        },
     )
     muon_learning_rate: Amount = field(
         default=0.0, metadata={"help": "Muon's rate for the hidden matrices; 0 trains every weight with --optim"}
@@ -77,8 +84,8 @@ class TrainingArguments(transformers.TrainingArguments):
     muon_weight_decay: Amount = field(
         default=0.0,
         metadata={
-            "help": "decoupled weight decay of Muon's matrices; of a new model at the default rates 0 for a text "
-            "that is read twice to 1 for one that is read four times"
+            "help": "decoupled weight decay of Muon's matrices; 0: pretraining at the default rates takes it from the "
+            "passes over the text, up to 1"
         },
     )
     sampled_softmax: Count = field(
@@ -208,9 +215,9 @@ class FineTuningArguments:
         "load_best_model_at_end": True,
     }
 
-    lora_rank: Count = 0  # 0 trains every weight
-    lora_alpha: Count = 0  # 0 is twice the rank
-    lora_dropout: Decay = 0.0
+    lora_rank: Count = 0  # rank of LoRA's updates; 0 trains every weight
+    lora_alpha: Count = 0  # updates are scaled by this over the rank; 0 is twice the rank
+    lora_dropout: Decay = 0.0  # share of LoRA's input that training sets to 0
     dora: bool = False  # split each update into direction and size
     rslora: bool = False  # scale updates by 1 / sqrt(rank) rather than 1 / rank
     quantize: int = 0  # bits of the frozen base under LoRA: 4 or 8; 0 keeps full precision
@@ -261,6 +268,9 @@ class ReplyArguments(ChatArguments):
 # Training defaults of every recipe; bf16 beside them.
 SHARED_DEFAULTS: dict[str, Any] = {"logging_steps": 10, "save_total_limit": 2}
 
+# The Trainer's own that every recipe's --help shows beside ours and those that the recipe sets.
+COMMON = ("num_train_epochs", "max_steps", "per_device_train_batch_size", "seed", "push_to_hub")
+
 # About one invocation rather than about the run: they do not belong in run.yaml.
 ONE_INVOCATION = ("resume_from_checkpoint", "overwrite_output_dir", "resume_with_changes")
 
@@ -279,9 +289,9 @@ def parse_arguments(
     (`defaults`) and `recipe_defaults`, the later over the earlier. `fresh`: what holds instead where no `--model` is
     given: a randomly initialised model needs other rates than a pretrained one.
 
-    Also takes `--print_config` (show the resolved run and exit), `--allow_code` (a function that the YAML file names
-    may be imported) and a bare `--debug` (errors with a traceback; without it an error is one line). The resolved run
-    is kept in `training_args.run` and holds no token.
+    Also takes `--help` and `--help_all`, `--print_config` (show the resolved run and exit), `--allow_code` (a function
+    that the YAML file names may be imported) and a bare `--debug` (errors with a traceback; without it an error is one
+    line). The resolved run is kept in `training_args.run` and holds no token.
     A wrong key or value ends the process with exit code 2. In a dry run the tokens are its own instead of the
     process', and errors are raised.
     """
@@ -313,12 +323,10 @@ def parse_arguments(
 def _parse(arguments_class, training_arguments_class, argv, recipe_defaults, fresh):
     print_config, allow_code = take_flag(argv, "--print_config"), take_flag(argv, "--allow_code")
     main = sys.modules["__main__"]
-    parser = Parser(
-        (arguments_class, training_arguments_class), allow_abbrev=False, description=main.__doc__, prog=_program(main)
-    )
-    parser.add_argument("--config", metavar="FILE", help="YAML file with any of these keys")
-    own = {f.name for c in (arguments_class, training_arguments_class) for f in fields(c) if f.init}
     classes = (arguments_class, training_arguments_class)
+    parser = Parser(classes, allow_abbrev=False, description=main.__doc__, prog=_program(main))
+    parser.add_argument("--config")
+    own = {f.name for c in classes for f in fields(c) if f.init}
     kinds = {
         name: kind for c in classes for name, kind in get_type_hints(c, include_extras=True).items() if name in own
     }
@@ -337,6 +345,9 @@ def _parse(arguments_class, training_arguments_class, argv, recipe_defaults, fre
             refuse_code(given, kinds, where=config)
         parser.set_defaults(**given)
         origin |= dict.fromkeys(values, f"{config}: ")
+    end_with_help(
+        parser, argv, arguments_class, {*TrainingArguments.__annotations__, *recipe_defaults, *COMMON}, fresh
+    )
     namespace = parse_command_line(parser, argv, own)
     origin |= {token[2:].split("=")[0].replace("-", "_"): "--" for token in argv if token.startswith("--")}
     resolved = {key: value for key, value in vars(namespace).items() if key in own}

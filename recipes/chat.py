@@ -25,8 +25,8 @@ from hf_lm.training.fit import fit
 class Arguments(ChatArguments):
     model: str = ""  # a causal checkpoint, folder or Hub id; "" makes a tiny GPT-2, which will be weak
     dataset: str = "demo:dialogues"  # built-in dialogues, a file, a folder, a glob or a Hub id
-    prompt: str = ""  # columns; "" looks for messages, instruction and output, or prompt and completion
-    completion: str = ""
+    prompt: str = ""  # column; "" looks for messages, instruction and output, or prompt and completion
+    completion: str = ""  # column of what is learned
     max_length: Size = 512  # tokens of a conversation, and of a block
     packing: bool = True  # fill blocks with complete conversations, isolated from each other
 

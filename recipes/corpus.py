@@ -31,7 +31,7 @@ class Arguments:
     tokenizer: str = "bpe"  # trained on the corpus; otherwise a name or path
     vocab_size: Size = 4096  # entries of a trained tokenizer
     tokens_per_file: Count = 1_000_000_000  # of the merged files, in one shuffled order; 0 keeps a file a task
-    executor: Literal["local", "slurm", "ray"] = "local"
+    executor: Literal["local", "slurm", "ray"] = "local"  # what runs the tasks
     tasks: Count = 0  # parts of the work; 0 is one a file, at most 1000
     workers: Count = 0  # tasks at the same time; 0 is one a core here, and no limit on a cluster
     partition: str = ""  # Slurm's queue

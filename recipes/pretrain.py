@@ -26,9 +26,9 @@ from hf_lm.training.fit import fit
 @dataclass
 class Arguments(PretrainingArguments):
     dataset: str = "demo"  # built-in text, a file, a folder, a glob, a Hub id, a=0.7,b=0.3, or tokens:FOLDER
-    text_column: str = ""  # column read; "" guesses
+    text_column: str = ""  # column that is read; "" guesses
     max_bytes: Count = 0  # text read of each split; 0 is all; a Hub dataset is then streamed, not downloaded whole
-    streaming: bool = False  # read on after these bytes (0: 256 MB), as many at a time; one dataset of the Hub
+    streaming: bool = False  # read on after --max_bytes (0: 256 MB), as many at a time; one dataset of the Hub
     document_start: str = ""  # regular expression for the first line of a document
     tokenizer: str = "bpe"  # bpe, word or basic_english train one; otherwise a name or path
     vocab_size: Size = 4096  # entries of a trained tokenizer
@@ -39,14 +39,14 @@ class Arguments(PretrainingArguments):
     architecture: Literal["gpt2", "lstm", "gru", "rnn"] = "gpt2"  # of a new model
     size: Literal["tiny", "mini", "small", "medium", "large", "xl"] = "tiny"  # of a new GPT-2
     embedding_init: Literal["cooccurrence", "random"] = "cooccurrence"  # of a new model: from counts in the text
-    n_layer: Layers = 0  # 0, here and in the next three, takes the value of size
-    n_head: Count = 0
-    n_embd: Count = 0
+    n_layer: Layers = 0  # layers; 0, here and in the next three, takes the value of size
+    n_head: Count = 0  # attention heads
+    n_embd: Count = 0  # width of the states
     block_size: Count = 0  # tokens of a training example
-    dropout: Decay = 0.0
-    embd_dropout: Decay | None = None  # of embeddings (of a recurrent model: of entries); a GPT-2's is --dropout's
-    resid_dropout: Decay | None = None  # of a new GPT-2, as the next; none takes that of --dropout
-    attn_dropout: Decay | None = None
+    dropout: Decay = 0.0  # share of values that training sets to 0
+    embd_dropout: Decay | None = None  # of embeddings (recurrent: of whole entries); a GPT-2's is --dropout's
+    resid_dropout: Decay | None = None  # of what a layer of a new GPT-2 adds; none takes --dropout's
+    attn_dropout: Decay | None = None  # of the attention of a new GPT-2; none takes --dropout's
     weight_dropout: Decay = 0.0  # of a new recurrent model: of the weights from one state to the next
     packing: Literal["isolate", "concatenate"] = "isolate"  # isolate: attention within a document
     eval_stride: Count = 0  # tokens between two evaluation windows; 0 is half a block, or a whole one in a short run

@@ -24,9 +24,9 @@ from hf_lm.training.fit import fit
 class Arguments(FineTuningArguments):
     model: str = ""  # a checkpoint, folder or Hub id; "" makes a small fresh encoder
     dataset: str = "demo:countries"  # CLDR's facts, SQuAD's json, a file, a folder, a glob or a Hub id
-    question: str = ""  # columns; "" guesses
-    context: str = ""
-    answers: str = ""
+    question: str = ""  # column; "" guesses, as the next two
+    context: str = ""  # column of the text that holds the answer
+    answers: str = ""  # column of the answers
     max_length: Size = 384  # tokens of a window, the question included
     stride: Count = 128  # tokens that two windows share
     as_text: bool = False  # a decoder writes the answer rather than points to it; an encoder-decoder always does

@@ -26,15 +26,15 @@ from hf_lm.training.fit import fit
 class Arguments(ReplyArguments):
     model: str = ""  # a chat model, folder or Hub id; "" makes a tiny GPT-2, first trained on sums
     dataset: str = "demo:sums"  # built-in sums, a file, a folder, a glob or a Hub id
-    prompt: str = ""  # columns; "" guesses
-    reference: str = ""
+    prompt: str = ""  # column; "" guesses
+    reference: str = ""  # column that the reward compares with; "" guesses
     answer_pattern: str = ""  # regular expression whose first group in the reference is the answer
     reward: Function = "exact_answer"  # exact_answer, format, length, chrf, or module:function
     pattern: str = ""  # of the reward format: a regular expression that a complete answer must match
     target_length: Count = 0  # of the reward length: characters
     num_generations: Size = 8  # answers sampled for each prompt
     beta: Amount = 0.02  # strength of the KL penalty towards the initial model; 0 has none
-    temperature: Positive = 1.0
+    temperature: Positive = 1.0  # of sampling
     collapse_steps: Count = 10  # steps in a row without a learning signal that end a run; 0 never does
 
 

@@ -19,21 +19,21 @@ from hf_lm.self_training.experiment import SelfTraining, Settings
 from hf_lm.self_training.setups import SETUPS
 from hf_lm.training.fit import fit
 
+TASKS = Literal["sentiment", "question_answering", "translation", "summarization", "language_modelling"]
+
 
 @dataclass
 class Arguments(Settings):
     # The last weights, as in every training beside it.
     defaults: ClassVar[dict[str, Any]] = FineTuningArguments.defaults | {"load_best_model_at_end": False}
-    task: Literal["sentiment", "question_answering", "translation", "summarization", "language_modelling"] = (
-        "sentiment"  # sentiment is any class of a text
-    )
+    task: TASKS = "sentiment"  # sentiment is any class of a text
     model: str = ""  # a checkpoint, folder or Hub id; "" makes a small fresh model
     labelled: str = ""  # rows as the task's recipe reads them; "" is its demo
     unlabelled: str = ""  # texts: a .txt with one a line, a table, a Hub id; "" is the rest of the labelled rows
-    text_column: str = ""  # columns of the labelled rows, for classes and documents; "" guesses
-    label_column: str = ""
+    text_column: str = ""  # column of the labelled rows, for classes and documents; "" guesses
+    label_column: str = ""  # column learned
     source: str = ""  # the same for translation and summarization
-    target: str = ""
+    target: str = ""  # column learned
     unlabelled_column: str = ""  # column of the texts; "" guesses
     max_length: Size = 256  # tokens of a text, or of a window
     max_target_length: Size = 64  # tokens of a text that is written

@@ -27,8 +27,8 @@ class Arguments(FineTuningArguments):
     dataset: str = "demo:docstrings"  # built-in docstrings, a file, a folder, a glob or a Hub id
     source: str = ""  # column read; "" guesses
     target: str = ""  # column learned
-    max_source_length: Size = 256  # tokens
-    max_target_length: Size = 64
+    max_source_length: Size = 256  # tokens of what is read
+    max_target_length: Size = 64  # tokens of what is written
     prefix: str = ""  # read before each source; "" takes what the checkpoint was taught (T5), if it says so
     num_beams: Size = 1  # hypotheses kept while writing; 1 is greedy
 

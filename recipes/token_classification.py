@@ -23,9 +23,7 @@ from hf_lm.training.fit import fit
 @dataclass
 class Arguments(FineTuningArguments):
     model: str = ""  # a checkpoint, folder or Hub id; "" makes a small fresh encoder
-    dataset: str = (
-        "demo:countries"  # CLDR's facts, CoNLL columns, rows of words and tags, a folder, a glob or a Hub id
-    )
+    dataset: str = "demo:countries"  # CLDR's facts, CoNLL, rows of words and tags, a folder, a glob or a Hub id
     text_column: str = ""  # column of the words; "" guesses, a number counts in CoNLL files, from 0
     label_column: str = ""  # column of the tags; "" guesses, the last one in CoNLL files
     max_length: Size = 256  # tokens of a sentence

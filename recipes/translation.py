@@ -27,8 +27,8 @@ class Arguments(FineTuningArguments):
     dataset: str = "demo:phrases"  # CLDR's dates and names, a file, a folder, a glob or a Hub id
     source: str = "en"  # column read, or language of a column `translation`
     target: str = "de"  # column learned
-    max_source_length: Size = 128  # tokens
-    max_target_length: Size = 128
+    max_source_length: Size = 128  # tokens of what is read
+    max_target_length: Size = 128  # tokens of what is written
     prefix: str = ""  # read before each source; "" takes what the checkpoint was taught (T5), if it says so
     num_beams: Size = 1  # hypotheses kept while writing; 1 is greedy
 

@@ -74,7 +74,7 @@ def parse_command_line(parser: Parser, argv: list[str], own: set[str]) -> Namesp
     for token in unknown:
         if token.startswith("--"):
             key = token[2:].split("=")[0].replace("-", "_")
-            near = closest(key, own | {"config", "print_config", "allow_code", "debug", "help"})
+            near = closest(key, own | {"config", "print_config", "allow_code", "debug", "help", "help_all"})
             hint = f" Did you mean --{near}?" if near else ""
             raise ValueError(f"command line: unknown option --{key}.{hint}")
     if unknown:

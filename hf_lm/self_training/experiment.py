@@ -101,7 +101,7 @@ class Settings:
 
     shares: list[Share] = field(default_factory=lambda: [0.01, 0.1, 1.0])  # of the labels
     seeds: Size = 3  # trainings of each kind
-    method: Literal["pseudo_labels", "pretraining", "both"] = "both"
+    method: Literal["pseudo_labels", "pretraining", "both"] = "both"  # how the text is used
     threshold: Share = 0.0  # calibrated confidence from which a teacher's answer is taken; 0 is the task's own
     rounds: Size = 3  # of teacher and student, at most
     min_steps: Size = 100  # optimizer steps of a training, at least: a handful of rows is read more often
