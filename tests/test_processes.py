@@ -8,8 +8,17 @@ import yaml
 from accelerate import PartialState
 from accelerate.state import AcceleratorState, GradientState
 from on_gloo import on_gloo
+from torch.nn import functional as F
 from torch.utils.data import SequentialSampler
-from transformers import BertConfig, EncoderDecoderConfig, EncoderDecoderModel, T5Config, T5ForConditionalGeneration
+from transformers import (
+    BertConfig,
+    EncoderDecoderConfig,
+    EncoderDecoderModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from hf_lm.arguments import TrainingArguments
 from hf_lm.data.batches import pad_batch
@@ -162,6 +171,11 @@ def trainer_of(
     )
 
 
+def new_llama():
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2, "num_key_value_heads": 1}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=16, num_hidden_layers=1, **sizes))
+
+
 def ours(trainer):
     """A stand-in of our own Trainer, not of one of TRL's."""
     own = Trainer.__new__(type("Own", (Trainer,), {"is_fsdp_enabled": True, "is_deepspeed_enabled": False}))
@@ -184,7 +198,7 @@ def zero(stage, **config):
         ({"fsdp": 1}, "FSDP1 is not supported"),
         ({"deepspeed": zero(2), "muon": 1e-2}, "Muon needs matrices"),
         ({"deepspeed": zero(2, optimizer={"type": "Muon"})}, "DeepSpeed's own Muon"),
-        ({"tensor": 2}, "GPT2LMHeadModel has no tp_plan"),
+        ({"tensor": 2}, "tensor parallelism is not supported"),
         ({"context": 2}, "--packing concatenate"),
         ({"fsdp": 2, "sampled_softmax": 64}, "--sampled_softmax"),
         ({"deepspeed": zero(2), "sampled_softmax": 64}, "--sampled_softmax"),
@@ -203,11 +217,45 @@ def test_what_is_right_is_not_refused_and_fsdp_without_gpus_is(model, monkeypatc
     check_engine(trainer_of(model, muon=1e-2), task())
     check_engine(trainer_of(model, muon=1e-2, fsdp=2), task())
     check_engine(trainer_of(model, deepspeed=zero(2)), task())
-    check_engine(trainer_of(model, context=2), task(isolate=False))
+    check_engine(trainer_of(new_llama(), context=2), task(isolate=False))
     check_engine(ours(trainer_of(empty_copy(model), fsdp=2, one_reads=True)), task())
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ValueError, match="FSDP was asked for"):
         check_engine(trainer_of(model), SimpleNamespace())
+
+
+def test_context_parallelism_trains_causal_models_that_accelerate_knows(model):
+    with pytest.raises(ValueError, match="does not know the attention of GPT2LMHeadModel"):
+        check_engine(trainer_of(model, context=2), task(isolate=False))
+    padded = task(isolate=False)
+    padded.train_dataset[0]["attention_mask"] = [1, 1]
+    with pytest.raises(ValueError, match="hides neither padding nor other documents"):
+        check_engine(trainer_of(new_llama(), context=2), padded)
+
+
+def test_the_loss_of_context_parallelism_is_that_of_complete_rows():
+    processes, labels = 2, torch.randint(0, 9, (3, 16))
+    labels[0, 3:6] = -100
+    logits = torch.randn(3, 16, 9)
+    batch = {"input_ids": labels.clamp(0), "labels": labels}
+    batch["shift_labels"] = F.pad(labels, (0, 1), value=-100)[:, 1:]  # as the Trainer does before it cuts the rows
+
+    def part(whole, process):  # a process holds a piece of the beginning and one of the end, as torch cuts them
+        pieces = whole.chunk(2 * processes, dim=1)
+        return torch.cat([pieces[process], pieces[-1 - process]], dim=1)
+
+    def loss_of(process):
+        trainer = SimpleNamespace(loss=next_token_loss, _sampled=None, _plain=False)
+        trainer.args, trainer.accelerator = SimpleNamespace(average_tokens_across_devices=True), SimpleNamespace()
+        trainer.accelerator.num_processes = processes
+        model = lambda input_ids: SimpleNamespace(logits=part(logits, process))  # noqa: E731 - takes nothing else
+        held = {name: part(whole, process) for name, whole in batch.items()}
+        return Trainer.compute_loss(trainer, model, held, num_items_in_batch=torch.tensor(items))
+
+    items = int((labels[:, 1:] != -100).sum())
+    expected = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+    found = torch.stack([loss_of(process) for process in range(processes)]).mean()  # FSDP2 takes the mean
+    torch.testing.assert_close(found, expected)
 
 
 def test_fsdp2_refuses_two_checkpoints_and_one_reader_of_an_encoder_decoder(model, tokenizer):

@@ -23,7 +23,9 @@ class WithSpanLogits(Protocol):
 
 def next_token_loss(outputs: WithLogits, batch: Batch) -> torch.Tensor:
     """Causal models: logits (batch, time, vocab) at i predict labels (batch, time) at i + 1."""
-    shifted = F.pad(batch["labels"][:, 1:], (0, 1), value=-100)  # moving the labels spares a copy of the logits
+    shifted = batch.get("shift_labels")  # of the parts of rows that a process of context parallelism holds
+    if shifted is None:
+        shifted = F.pad(batch["labels"][:, 1:], (0, 1), value=-100)  # moving the labels spares a copy of the logits
     return label_loss(outputs, {"labels": shifted})
 
 

@@ -35,7 +35,7 @@ def describe_engine(trainer: "SafeTrainerMixin") -> str:
     name = "FSDP2" if trainer.is_fsdp_enabled else "DDP"
     if trainer.is_deepspeed_enabled:
         name = f"ZeRO-{_state(trainer).deepspeed_plugin.zero_stage}"
-    sizes = {"tensor": trainer.get_tp_size(), "context": trainer.get_cp_size(), "sequence": trainer.get_sp_size()}
+    sizes = {"context": trainer.get_cp_size(), "sequence": trainer.get_sp_size()}
     return "".join([f", {name}", *(f", {kind} parallelism {n}" for kind, n in sizes.items() if n > 1)])
 
 
@@ -61,23 +61,34 @@ def check_engine(trainer: "SafeTrainerMixin", task: TrainingData) -> None:
         check_shardable(model)
     if trainer.is_deepspeed_enabled:
         _check_deepspeed(trainer, muon)
-    split = trainer.get_tp_size() > 1 or trainer.get_cp_size() > 1
-    if args.sampled_softmax and (split or is_sharded(trainer) or trainer.is_deepspeed_enabled):
+    if args.sampled_softmax and (trainer.get_cp_size() > 1 or is_sharded(trainer) or trainer.is_deepspeed_enabled):
         raise ValueError(
             "--sampled_softmax reads rows of the complete output layer and of complete blocks, which no process holds "
             "here: leave it out, or train complete copies (DDP)."
         )
-    if args.teachers and split:
-        raise ValueError("--teachers read complete blocks, which no process has here: set tp_size and cp_size to 1.")
-    if trainer.get_tp_size() > 1 and not getattr(base_of(model), "tp_plan", None):
+    if trainer.get_tp_size() > 1:
         raise ValueError(
-            f"tensor parallelism: {type(base_of(model)).__name__} has no tp_plan, and each process would train all of "
-            "it. Set tp_size to 1 and shard with FSDP2."
+            "tensor parallelism is not supported: recipes load complete weights. Set tp_size to 1 and shard with "
+            "FSDP2."
         )
-    if trainer.get_cp_size() > 1 and "position_ids" in task.collate([task.train_dataset[0]]):  # of isolated documents
+    if trainer.get_cp_size() > 1:
+        _check_context_parallel(trainer, task)
+
+
+def _check_context_parallel(trainer: "SafeTrainerMixin", task: TrainingData) -> None:
+    """accelerate drops every mask of modules called self_attn, for good, and makes their attention causal."""
+    if trainer.args.teachers:
+        raise ValueError("--teachers read complete blocks, which no process has here: set cp_size to 1.")
+    if task.collate([task.train_dataset[0]]).keys() - {"input_ids", "labels"}:  # a mask, or positions of documents
         raise ValueError(
-            "context parallelism knows no mask but the causal one: packed documents would see each other. Set "
-            "--packing concatenate, or cp_size to 1."
+            "context parallelism knows no mask but the causal one, which hides neither padding nor other documents: "
+            "pretrain with --packing concatenate, or set cp_size to 1."
+        )
+    model = base_of(trainer.model)
+    if not any(name.endswith("self_attn") for name, _ in model.named_modules()):
+        raise ValueError(
+            f"context parallelism: accelerate does not know the attention of {type(model).__name__}. Take a model of "
+            "the kind of Llama, or set cp_size to 1."
         )
 
 

@@ -116,8 +116,8 @@ class SafeTrainerMixin(_Trainer):
         return loss
 
     def _data_parallel(self) -> int:
-        """Processes that read different rows; those of tensor and context parallelism share theirs."""
-        return self.args.world_size // (self.get_tp_size() * self.get_cp_size() * self.get_sp_size())
+        """Processes that read different rows; those of context and sequence parallelism share theirs."""
+        return self.args.world_size // (self.get_cp_size() * self.get_sp_size())
 
     def _trains_copies(self) -> bool:
         """Whether each process trains a complete copy of the model on equal gradients (DDP)."""

@@ -53,7 +53,7 @@ class Trainer(SafeTrainerMixin, transformers.Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | None = None,
     ) -> Any:
-        given = {key: value for key, value in inputs.items() if key != "labels"}
+        given = {key: value for key, value in inputs.items() if key not in ("labels", "shift_labels")}
         of_states = self._sampled or (output_loss if self._plain and self.loss is next_token_loss else None)
         if of_states and model.training:  # proofs take the complete softmax, and evaluation the logits
             outputs = model(**given, output_hidden_states=True, logits_to_keep=1)
@@ -67,10 +67,9 @@ class Trainer(SafeTrainerMixin, transformers.Trainer):
             labels = inputs["labels"][:, 1:] if self._loss_shifts_labels else inputs["labels"]
             loss = loss / (labels != -100).sum()
         else:
-            # num_items_in_batch counts all processes, and DDP takes the mean of their gradients: undo the mean. Those
-            # of tensor parallelism have the same batch.
+            # num_items_in_batch counts all processes, and DDP takes the mean of their gradients: undo the mean.
             counted = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-            loss = loss * max(1, counted // self.get_tp_size()) / num_items_in_batch
+            loss = loss * counted / num_items_in_batch
         return (loss, outputs) if return_outputs else loss
 
 
