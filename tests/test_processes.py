@@ -18,6 +18,7 @@ from transformers import (
     LlamaForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
+    TrainerCallback,
 )
 
 from hf_lm.arguments import TrainingArguments
@@ -46,7 +47,24 @@ class InOrder(Trainer):
         return SequentialSampler(train_dataset or self.train_dataset)
 
 
-def train(rank, folder, tokenizer, processes, batch):
+class StopAt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop |= state.global_step == self.step
+
+
+def train(rank, folder, tokenizer, processes, batch, stop=0):
+    """The losses of two epochs, 19 rows each, and of rows; with `stop` of a run that was stopped there and resumed."""
+    if stop:
+        losses, _ = train_until(stop, folder, tokenizer, processes, batch)
+        resumed, scores = train_until(0, folder, tokenizer, processes, batch, checkpoint=f"checkpoint-{stop}")
+        return losses[:stop] + resumed[stop:], scores
+    return train_until(0, folder, tokenizer, processes, batch)
+
+
+def train_until(stop, folder, tokenizer, processes, batch, checkpoint=""):
     for state in (AcceleratorState, GradientState, PartialState):  # of the process that was forked
         state._reset_state()
     torch.manual_seed(0)
@@ -67,7 +85,8 @@ def train(rank, folder, tokenizer, processes, batch):
             logging_steps=1,
             disable_tqdm=True,
             report_to="none",
-            save_strategy="no",
+            save_strategy="steps" if stop else "no",
+            save_steps=stop or 1,
         ),
         loss=next_token_loss,
         shifts_labels=True,
@@ -76,7 +95,8 @@ def train(rank, folder, tokenizer, processes, batch):
         train_dataset=features,
         data_collator=lambda features: pad_batch(features, pad_id=0),
     )
-    trainer.train()
+    trainer.add_callback(StopAt(stop))
+    trainer.train(resume_from_checkpoint=str(folder / f"{processes}" / checkpoint) if checkpoint else None)
     assert trainer.args.world_size == processes
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     scores = token_log_probs(trainer.model, features[:5], processes=trainer.accelerator, max_rows=1)
@@ -88,6 +108,13 @@ def test_two_processes_train_and_measure_as_one_and_count_no_row_of_an_epoch_twi
     two = on_gloo(2, train, tmp_path, tokenizer, 2, 4)
     assert len(losses) == 6
     for losses_of_rank, scores_of_rank in two:
+        assert losses_of_rank == pytest.approx(losses, rel=1e-5)
+        assert scores_of_rank == pytest.approx(scores, rel=1e-4)
+
+
+def test_an_epoch_that_is_resumed_in_its_middle_counts_no_row_twice(tokenizer, tmp_path):
+    ((losses, scores),) = on_gloo(1, train, tmp_path, tokenizer, 1, 8, seconds=40)
+    for losses_of_rank, scores_of_rank in on_gloo(2, train, tmp_path, tokenizer, 2, 4, 4):
         assert losses_of_rank == pytest.approx(losses, rel=1e-5)
         assert scores_of_rank == pytest.approx(scores, rel=1e-4)
 

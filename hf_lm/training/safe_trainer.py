@@ -1,9 +1,9 @@
 """What every Trainer here does beside its loss: transformers' own, mended where it was wrong (docs/upstream.md)."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import transformers
@@ -129,11 +129,14 @@ class SafeTrainerMixin(_Trainer):
 
         They lie behind the rest of the data set in that batch of all processes, and get the label -100.
         """
-        read = self.accelerator.gradient_state  # of the process: outside training, that of an earlier Trainer
-        last = self.is_in_train and read.end_of_dataloader and read.remainder > 0
-        if batch_samples and "labels" in batch_samples[-1] and last:
+        last = self.is_in_train and self.accelerator.gradient_state.end_of_dataloader
+        if batch_samples and "labels" in batch_samples[-1] and last and not self.args.dataloader_drop_last:
+            # accelerate's own `remainder` is lost where an epoch is resumed in its middle
+            batches = 1 if self.accelerator.split_batches else self._data_parallel()
+            remainder = len(cast(Sized, self.train_dataset)) % (self.args.train_batch_size * batches)
             labels, together = batch_samples[-1]["labels"], self.args.world_size // self._data_parallel()
-            labels[max(0, read.remainder - len(labels) * (self.args.process_index // together)) :] = -100
+            if remainder:
+                labels[max(0, remainder - len(labels) * (self.args.process_index // together)) :] = -100
         return super()._get_num_items_in_batch(batch_samples, device)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: torch.Tensor | float | None = None) -> Any:
