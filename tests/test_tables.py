@@ -39,6 +39,13 @@ def test_a_table_without_a_header_has_columns_by_position(tmp_path):
     assert table.rows["train"] == [{"0": 'He said "no".', "1": "neg"}, {"0": '"Yes!" she said', "1": "pos"}]
 
 
+def test_a_quoted_field_keeps_its_line_ends(tmp_path):
+    for suffix, mark in ((".csv", ","), (".tsv", "\t")):
+        path = tmp_path / f"reviews{suffix}"
+        path.write_text(f'text{mark}label\n"one\ntwo"{mark}pos\nplain{mark}neg\n')
+        assert load_table(str(path)).rows["train"][0] == {"text": "one\ntwo", "label": "pos"}
+
+
 def test_lines_of_different_length_are_refused_with_their_number(tmp_path):
     (tmp_path / "a.tsv").write_text("text\tlabel\nfine\tpos\nbroken\n")
     with pytest.raises(ValueError, match=r"a\.tsv, row 3: 1 columns, where the first row has 2"):

@@ -199,7 +199,8 @@ def _separated(path: Path) -> Iterator[list[str]]:
         return csv.reader(io.StringIO("\n".join(read_lines(path))))
     rows = [line.split("\t") for line in read_lines(path) if line]
     if len({len(row) for row in rows}) > 1:
-        quoted = [row for row in csv.reader(read_lines(path), delimiter="\t") if row]
+        csv.field_size_limit(sys.maxsize)
+        quoted = [row for row in csv.reader((f"{line}\n" for line in read_lines(path)), delimiter="\t") if row]
         rows = quoted if len({len(row) for row in quoted}) == 1 else rows
     return iter(rows)
 
