@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -107,6 +108,23 @@ def test_bilou_is_read_as_iobes_and_tags_without_a_place_are_refused():
     assert [normal_tag(tag) for tag in ("B-A", "L-A", "U-A", " O")] == ["B-A", "E-A", "S-A", "O"]
     with pytest.raises(ValueError, match="'NOUN' is not a tag of an entity"):
         normal_tag("NOUN")
+
+
+def test_an_answer_is_found_in_long_texts_in_time():
+    words = [f"word{i}" for i in range(4000)]
+    spans = [[6 * i, 6 * i + 5] for i in range(4000)]
+    row = {"text": " ".join(f"{word[:5]:5}" for word in words), "spans": spans, "tags": ["O"] * 4000}
+    started = time.perf_counter()
+    assert set(tags_from_answer(row, "PER: somebody else", {"per": "PER"})) == {"O"}
+    assert time.perf_counter() - started < 1  # 0.01 s; all spans of all lengths took minutes
+
+
+def test_a_file_of_one_long_sentence_is_read_in_time(tmp_path):
+    (tmp_path / "a.conll").write_text("word O\n" * 100_000)
+    started = time.perf_counter()
+    [row] = read_columns(tmp_path / "a.conll")
+    assert len(row["tokens"]) == 100_000
+    assert time.perf_counter() - started < 5  # 0.2 s; new lists for each word took a minute
 
 
 # Reading

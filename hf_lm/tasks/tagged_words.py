@@ -86,7 +86,7 @@ def read_columns(path: Path, *, word: str = "0", tag: str = "-1") -> Iterator[Ro
         if line.startswith("#") and not TAG.fullmatch(fields[-1].strip()):
             continue
         try:
-            tokens, tags = [*tokens, fields[int(word)]], [*tags, fields[int(tag)]]
+            read, labelled = fields[int(word)], fields[int(tag)]
         except IndexError:
             raise ValueError(
                 f"{path}, line {number}: {len(fields)} columns, where a word and its tag are needed; which ones they "
@@ -94,6 +94,8 @@ def read_columns(path: Path, *, word: str = "0", tag: str = "-1") -> Iterator[Ro
             ) from None
         if len(fields) < 2:
             raise ValueError(f"{path}, line {number}: one column, where a word and its tag are needed.")
+        tokens.append(read)
+        tags.append(labelled)
 
 
 def read_tagged_words(table: Table, *, text_column: str = "", label_column: str = "") -> None:

@@ -321,8 +321,11 @@ def tags_from_answer(row: Row, answer: str, types: Mapping[str, str]) -> list[st
             continue
         places = [*range(begin, len(words)), *range(begin)]
         for first in places:
-            last = next((i for i in range(first, len(words)) if "".join(words[first : i + 1]) == text), None)
-            if last is not None and set(tags[first : last + 1]) == {"O"}:
+            last, joined = first, words[first]
+            while len(joined) < len(text) and last + 1 < len(words):
+                last += 1
+                joined += words[last]
+            if joined == text and set(tags[first : last + 1]) == {"O"}:
                 tags[first : last + 1] = [f"B-{kind}", *[f"I-{kind}"] * (last - first)]
                 begin = last + 1
                 break
