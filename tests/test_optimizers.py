@@ -5,7 +5,14 @@ import copy
 import pytest
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTBigCodeConfig,
+    GPTBigCodeForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from hf_lm.models.parts import last_norm
 from hf_lm.models.recurrent import RecurrentConfig, RecurrentLMHeadModel
@@ -135,6 +142,18 @@ def test_the_gates_of_recurrent_layers_are_matrices_of_their_own():
     model.head = None
     model.get_output_embeddings = lambda: None
     assert len(muon_groups(model)) == 4
+
+
+def test_a_fused_matrix_of_unequal_parts_is_one_matrix():
+    sizes = {"vocab_size": 16, "n_positions": 8, "n_embd": 16, "n_layer": 1, "n_head": 4, "eos_token_id": 0}
+    model = GPTBigCodeForCausalLM(GPTBigCodeConfig(**sizes))  # one key and value for all heads: (24, 16)
+    [group] = muon_groups(model)
+    assert group["parts"] == (1, 1)
+    optimizer = muon(group["params"], lr=1e-2, parts=group["parts"])
+    model(input_ids=torch.arange(8)[None], labels=torch.arange(8)[None]).loss.backward()
+    before = model.transformer.h[0].attn.c_attn.weight.clone()
+    optimizer.step()
+    assert not torch.equal(before, model.transformer.h[0].attn.c_attn.weight)
 
 
 def test_a_matrix_of_zeros_stays_one_and_the_scale_of_a_matrix_does_not_matter():

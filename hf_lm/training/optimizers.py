@@ -189,7 +189,8 @@ def muon_groups(model: PreTrainedModel) -> list[dict[str, Any]]:
     for name, module in model.named_modules():
         if isinstance(module, (nn.Linear, Conv1D)):
             rows, columns = module.weight.shape
-            fused = columns // rows if name.endswith("c_attn") else 1  # GPT-2: (in, 3 in) holds Q, K and V
+            # GPT-2's (in, 3 in) holds Q, K and V; those of GPTBigCode have unequal sizes, and stay one matrix.
+            fused = columns // rows if name.endswith("c_attn") and columns > rows else 1
             members, parts = [module.weight], (1, fused)
         elif isinstance(module, nn.RNNBase):
             gates = 4 if isinstance(module, nn.LSTM) else 3 if isinstance(module, nn.GRU) else 1
