@@ -5,9 +5,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers.normalizers import BertNormalizer
+from transformers import BertForQuestionAnswering
 
 from hf_lm.data.tables import Table
 from hf_lm.evaluation.metrics import answer_score
+from hf_lm.models.bert import new_bert
 from hf_lm.tasks.question_answering import QuestionAnswering, read_question_answering
 from hf_lm.tasks.spans import best_spans, best_threshold, top_spans
 from hf_lm.tokenization.tokenizer import new_tokenizer
@@ -17,11 +20,14 @@ from hf_lm.tokenization.tokenizer import new_tokenizer
 def test_the_best_spans_are_those_that_a_search_over_all_finds(seed, time, longest, data):
     rows = data.draw(st.integers(1, 3))
     firsts = [data.draw(st.integers(0, time - 2)) for _ in range(rows)]
-    lengths = [data.draw(st.integers(1, time - first)) for first in firsts]
+    lengths = [data.draw(st.integers(0, time - first)) for first in firsts]  # a context may have no token
     start, end = torch.randn(2, rows, time, generator=torch.Generator().manual_seed(seed))
     given_ = {"first": torch.tensor(firsts), "length": torch.tensor(lengths), "longest": longest}
     best, tops = best_spans(start, end, **given_), top_spans(start, end, count=3, **given_)
     for row, (first, length) in enumerate(zip(firsts, lengths, strict=True)):
+        assert len(tops[row][0]) == min(3, length)  # whatever the other rows have
+        if not length:
+            continue
         places = range(first, first + length)
         scores = {(b, e): float(start[row, b] + end[row, e]) for b in places for e in places if 0 <= e - b < longest}
         score, begin, stop = (value[row].item() for value in best)
@@ -30,7 +36,6 @@ def test_the_best_spans_are_those_that_a_search_over_all_finds(seed, time, longe
         # Of different ends the k best, each with its best beginning.
         best_by_end = sorted((max(s for (_, e), s in scores.items() if e == end_) for end_ in places), reverse=True)
         found, begins, ends, null = tops[row]
-        assert len(found) == min(3, *lengths)
         assert found == pytest.approx(best_by_end[: len(found)], abs=1e-6)
         assert [scores[pair] for pair in zip(begins, ends, strict=True)] == pytest.approx(found, abs=1e-6)
         assert null == pytest.approx(float(start[row, 0] + end[row, 0]))
@@ -107,6 +112,24 @@ def test_windows_recover_every_answer_whatever_the_script(words, max_length, dat
     assert all(answer in text and len(text) <= len(answer) + 2 for text in found)
     if not found:  # then it is longer than what two windows share
         assert len(tokenizer(answer, add_special_tokens=False).input_ids) >= max_length // 3
+
+
+def test_a_context_of_which_the_tokenizer_leaves_nothing_has_no_answer():
+    rows = [
+        {"question": "who?", "context": f"number {i}", "answers": {"text": [str(i)], "answer_start": [7]}}
+        for i in range(9)
+    ]
+    silent = {"question": "who?", "context": "\u200b\u200b", "answers": {"text": [], "answer_start": []}}
+    table = Table("x", "", {"train": rows, "validation": [*rows[:4], silent], "test": rows[4:]})
+    read_question_answering(table)
+    tokenizer = new_tokenizer([row["context"] for row in rows], vocab_size=300)
+    tokenizer.backend_tokenizer.normalizer = BertNormalizer()  # which takes such characters out
+    model = new_bert(tokenizer, model_class=BertForQuestionAnswering, block_size=32)
+    task = QuestionAnswering(table, tokenizer, causal=False, max_length=32, stride=8)
+    assert len(task.windows("validation")[-1].offsets) == 0
+    texts, margins = task._texts("validation", task.predict(model, "validation", None))
+    assert texts[-1] == ""
+    assert margins[-1] < margins[:-1].min()
 
 
 def test_the_baseline_of_questions_is_the_better_of_two_constant_answers():

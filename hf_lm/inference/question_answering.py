@@ -143,6 +143,7 @@ def _questions(asked: Any) -> list[Row]:
 
 
 def _best(candidates: dict[tuple[int, int], float], context: str, top_k: int) -> Any:
+    candidates = candidates or {(0, 0): -math.inf}  # of a context of which the tokenizer leaves nothing
     ranked = sorted(candidates.items(), key=lambda item: -item[1])[:top_k]
     answers = [
         {"score": math.exp(score), "start": begin, "end": stop, "answer": context[begin:stop]}

@@ -272,11 +272,11 @@ class QuestionAnswering(_Answers, Supervised):
     def _texts(self, split: str, answers: Sequence[Any]) -> tuple[list[str], np.ndarray]:
         """The best span of each row over its windows, and by how much it is likelier than no answer, (rows,)."""
         rows, windows = self.table.rows[split], self.windows(split)
-        best, null = np.full(len(rows), -np.inf), np.full(len(rows), np.inf)
+        best, null = np.full(len(rows), -1e30), np.full(len(rows), np.inf)
         texts = [""] * len(rows)
         for window, (score, start, end, nothing, _) in zip(windows, answers, strict=True):
             null[window.row] = min(null[window.row], nothing)
-            if score > best[window.row]:
+            if score > best[window.row] and len(window.offsets):  # a tokenizer may leave nothing of a context
                 best[window.row] = score
                 begin, stop = window.offsets[start - window.first, 0], window.offsets[end - window.first, 1]
                 texts[window.row] = rows[window.row]["context"][begin:stop].strip()

@@ -27,12 +27,16 @@ def best_spans(
 def top_spans(
     start: torch.Tensor, end: torch.Tensor, *, first: torch.Tensor, length: torch.Tensor, longest: int, count: int
 ) -> list[tuple[list[float], list[int], list[int], float]]:
-    """Per row the `count` likeliest spans of different ends: scores, first and last tokens; and none's score."""
+    """Per row the `count` likeliest spans of different ends: scores, first and last tokens; and none's score.
+
+    A row of fewer tokens has fewer spans.
+    """
     scores, inside = _span_scores(start, end, first, length, longest)
-    best, last = scores.topk(min(count, int(length.min())), dim=1)
-    begins = _first_tokens(inside, last, longest)
-    null = start[:, 0] + end[:, 0]
-    return list(zip(best.tolist(), begins.tolist(), last.tolist(), null.tolist(), strict=True))
+    best, last = scores.topk(min(count, scores.shape[1]), dim=1)
+    begins, null = _first_tokens(inside, last, longest), (start[:, 0] + end[:, 0]).tolist()
+    found = [part.tolist() for part in (best, begins, last)]
+    sizes = length.clamp(max=count).tolist()
+    return [(*(part[row][:size] for part in found), null[row]) for row, size in enumerate(sizes)]
 
 
 def _span_scores(
