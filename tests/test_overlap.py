@@ -6,6 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hf_lm.data.overlap import find_overlap
+from hf_lm.data.tables import Table
+from hf_lm.tasks.sentiment import Sentiment, read_sentiment
+from hf_lm.tokenization.tokenizer import new_tokenizer
 
 LONG = "one two three four five six seven eight nine ten eleven twelve"
 
@@ -52,3 +55,37 @@ def test_every_exact_copy_is_found_and_dropping_train_rows_removes_all(train, he
 def test_overlap_is_found_by_meaning_of_characters_not_by_code_points():
     assert find_overlap(["ｆｕｌｌ ｗｉｄｔｈ"], ["Full Width"]).exact.all()
     assert np.array_equal(find_overlap(["straße"], ["STRASSE"]).exact, [True])
+
+
+def sentiment(rows, **options):
+    table = Table("x", "", {split: [dict(row) for row in some] for split, some in rows.items()})
+    labels = read_sentiment(table)
+    tokenizer = new_tokenizer([row["text"] for row in table.rows["train"]], vocab_size=300)
+    return Sentiment(table, tokenizer, labels=labels, **{"max_length": 64} | options)
+
+
+def labelled(*texts):
+    return [{"text": text, "label": "ab"[i % 2]} for i, text in enumerate(texts)]
+
+
+ROWS = {
+    "train": labelled("the sea is calm", "a cold wind blows", "snow on the hills", "the sun is out"),
+    "validation": labelled("leaves fall", "rain again"),
+    "test": labelled("the sea is calm", "fog at night"),
+}
+
+
+def test_what_was_dropped_from_train_no_longer_overlaps():
+    before, after = sentiment(ROWS), sentiment(ROWS, drop_overlap=True)
+    assert (before.overlap["test"].found.sum(), after.overlap["test"].found.sum()) == (1, 0)
+    assert len(after.table.rows["train"]) == 3
+    assert after.table.notes == ["1 training rows that also occur in a held-out split were dropped"]
+    with pytest.raises(ValueError, match="--drop_overlap would remove every training row"):
+        sentiment(ROWS | {"test": ROWS["train"]}, drop_overlap=True)
+
+
+@pytest.mark.parametrize("length", [1, 2])
+def test_a_length_that_holds_no_text_is_refused(length):
+    with pytest.raises(ValueError, match=f"--max_length {length} holds no token of a text beside 2 others: give 3 or"):
+        sentiment(ROWS, max_length=length)
+    assert {len(feature["input_ids"]) for feature in sentiment(ROWS, max_length=3).train_dataset} == {3}

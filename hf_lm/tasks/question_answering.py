@@ -23,7 +23,7 @@ from hf_lm.tasks.questions import read_question_answering
 from hf_lm.tasks.rendering import Part, token_pieces
 from hf_lm.tasks.spans import best_spans, best_threshold
 from hf_lm.tasks.start import Start
-from hf_lm.tasks.supervised import Encoded, Scores, Supervised
+from hf_lm.tasks.supervised import Encoded, Scores, Supervised, room_beside
 from hf_lm.tasks.text_to_text import TextToText, mean_loss
 from hf_lm.tokenization.tokenizer import SpecialTokens, encode_documents, encode_with_offsets, special_tokens_around
 
@@ -358,7 +358,7 @@ def windows_of(
             encoded.cut += 1
             encoded.tokens_cut += len(question) - max_question
             question = question[:max_question]
-        room = max_length - around - len(question)
+        room = room_beside(around + len(question), max_length, "--max_length")
         before = [*frame.before, *question, *frame.between]
         for start in range(0, max(1, len(ids) - stride), max(1, room - stride)):
             part = ids[start : start + room]

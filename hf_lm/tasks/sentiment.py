@@ -18,7 +18,7 @@ from hf_lm.tasks.losses import label_loss
 from hf_lm.tasks.proofs import Proof
 from hf_lm.tasks.rendering import Part, token_pieces
 from hf_lm.tasks.start import Start
-from hf_lm.tasks.supervised import Encoded, Scores, Supervised
+from hf_lm.tasks.supervised import Encoded, Scores, Supervised, room_beside
 from hf_lm.tasks.text_to_text import TextToText
 from hf_lm.tokenization.tokenizer import encode_documents, special_tokens_around
 
@@ -241,7 +241,7 @@ class Sentiment(_OneOfClasses):
 
     def encode(self, rows: Sequence[Row]) -> Encoded:
         encoded, frame = Encoded(), self.frame
-        room = self.max_length - len(frame.before) - len(frame.after)
+        room = room_beside(len(frame.before) + len(frame.after), self.max_length, "--max_length")
         for row, ids in zip(rows, encode_documents(self.tokenizer, [row["text"] for row in rows]), strict=True):
             encoded.tokens += len(ids)
             if len(ids) > room:

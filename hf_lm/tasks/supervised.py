@@ -42,6 +42,13 @@ class Scores:
         return self.estimates
 
 
+def room_beside(used: int, length: int, option: str) -> int:
+    """Tokens of a text that fit into `length` beside `used` others. Raises ValueError where none does."""
+    if length <= used:
+        raise ValueError(f"{option} {length} holds no token of a text beside {used} others: give {used + 1} or more.")
+    return length - used
+
+
 @dataclass
 class Encoded:
     """A split as features, and what was cut to make them fit."""
@@ -89,18 +96,23 @@ class Supervised:
     def __init__(self, table: Table, tokenizer: PreTrainedTokenizerBase, *, drop_overlap: bool = False) -> None:
         self.table, self.tokenizer = table, tokenizer
         self.splits, self.fingerprint = table.splits, table.fingerprint
-        self.overlap: dict[str, Overlap] = {}
-        train = [self.text_of(row) for row in table.rows["train"]]
-        for split in self.splits[1:]:
-            self.overlap[split] = find_overlap(train, [self.text_of(row) for row in table.rows[split]])
+        self.overlap = self._find_overlap()
         if drop_overlap:
             matching = np.any([found.train for found in self.overlap.values()], axis=0)
-            kept = [row for row, drop in zip(table.rows["train"], matching, strict=True) if not drop]
-            table.notes.append(f"{matching.sum():,} training rows that stand in a held-out split were dropped")
-            table.rows["train"] = kept
+            if matching.all():
+                raise ValueError(
+                    "--drop_overlap would remove every training row: each also occurs in a held-out split."
+                )
+            table.rows["train"] = [row for row, drop in zip(table.rows["train"], matching, strict=True) if not drop]
+            table.notes.append(f"{matching.sum():,} training rows that also occur in a held-out split were dropped")
+            self.overlap = self._find_overlap()
         self.encoded = {split: self.encode(table.rows[split]) for split in self.splits}
         self.train_dataset = self.encoded["train"].features
         self.context = max(1, self.encoded["train"].tokens // max(1, len(self.train_dataset)))
+
+    def _find_overlap(self) -> dict[str, Overlap]:
+        texts = {split: [self.text_of(row) for row in self.table.rows[split]] for split in self.splits}
+        return {split: find_overlap(texts["train"], texts[split]) for split in self.splits[1:]}
 
     # What a task says of itself, before there is a model
 

@@ -25,7 +25,7 @@ from hf_lm.tasks.losses import label_loss, next_token_loss
 from hf_lm.tasks.proofs import Proof
 from hf_lm.tasks.rendering import Part, render_causal, token_pieces
 from hf_lm.tasks.start import Start
-from hf_lm.tasks.supervised import Encoded, Scores, Supervised
+from hf_lm.tasks.supervised import Encoded, Scores, Supervised, room_beside
 from hf_lm.tokenization.languages import language_written
 from hf_lm.tokenization.tokenizer import INCOMPLETE, encode_documents, special_tokens_around
 
@@ -183,7 +183,8 @@ class TextToText(Supervised):
         encoded, frame = Encoded(), self.frame
         sources = encode_documents(self.tokenizer, [self.text_of(row) for row in rows])
         targets = encode_documents(self.tokenizer, [self.target_of(row) for row in rows], as_targets=True)
-        room = self.max_source_length - len(frame.before) - len(self.prefix_ids) - len(frame.after)
+        around = len(frame.before) + len(self.prefix_ids) + len(frame.after)
+        room = room_beside(around, self.max_source_length, "--max_source_length")
         for source, target in zip(sources, targets, strict=True):
             whole = len(source) + len(target)
             source, target = source[:room], target[: self.max_target_length - 1 - len(self.opening)]

@@ -18,7 +18,7 @@ from hf_lm.tasks.losses import label_loss
 from hf_lm.tasks.proofs import Proof
 from hf_lm.tasks.rendering import Part, token_pieces
 from hf_lm.tasks.start import Start
-from hf_lm.tasks.supervised import Encoded, Scores, Supervised
+from hf_lm.tasks.supervised import Encoded, Scores, Supervised, room_beside
 from hf_lm.tasks.tagged_words import load_tagged_words, read_tagged_words, words_in
 from hf_lm.tokenization.tokenizer import encode_documents, encode_with_offsets, special_tokens_around
 
@@ -150,7 +150,7 @@ class TokenClassification(Supervised):
 
     def encode(self, rows: Sequence[Row]) -> EncodedWords:
         encoded, frame = EncodedWords(), self.frame
-        room = self.max_length - len(frame.before) - len(frame.after)
+        room = room_beside(len(frame.before) + len(frame.after), self.max_length, "--max_length")
         for row, (ids, firsts) in zip(rows, first_tokens(self.tokenizer, rows), strict=True):
             encoded.tokens += len(ids)
             if len(ids) > room:
