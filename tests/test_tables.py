@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from hf_lm.data.tables import hold_out, load_table, pick_column
+from hf_lm.data.tables import Table, hold_out, load_table, pick_column
 from hf_lm.dry_run import run_recipe
 from hf_lm.tasks.question_answering import read_question_answering
 from hf_lm.tasks.sentiment import read_sentiment
@@ -111,6 +111,14 @@ def test_held_out_rows_share_no_text_with_train_and_stay_when_rows_come(tmp_path
     assert "cut from train by text" in table.notes[0]
 
 
+def test_a_few_groups_of_many_rows_leave_no_split_empty():
+    for seed in range(30):
+        rows = [{"text": f"{seed} {i % 20}", "label": str(i)} for i in range(500)]
+        table = Table("x", "", {"train": rows})
+        hold_out(table, {"validation": 0.1, "test": 0.1}, group=lambda row: row["text"], unit="text")
+        assert [len({row["text"] for row in table.rows[split]}) for split in table.splits] == [16, 2, 2]
+
+
 def test_columns_are_guessed_or_listed():
     rows = [{"review": "a", "stars": 1}]
     assert pick_column(rows, "", ("text", "review"), option="--text_column", where="x") == "review"
@@ -132,6 +140,14 @@ def test_labels_may_be_strings_or_numbers_and_rows_without_are_counted(tmp_path)
     )
     assert read_sentiment(table) == ["0", "1"]
     assert table.left_out == {"rows_without_text": 1, "rows_without_label": 2}
+
+
+def test_minus_one_is_a_class_where_many_rows_have_it(tmp_path):
+    table = table_of(tmp_path, [{"text": f"text {i}", "label": i % 3 - 1} for i in range(60)])
+    table.rows["test"] = [{"text": f"test {i}", "label": -1} for i in range(5)]  # which has no labels
+    assert read_sentiment(table) == ["0", "1", "-1"]
+    assert table.left_out["rows_without_label"] == 5
+    assert sum(map(len, table.rows.values())) == 60
 
 
 @pytest.mark.parametrize(

@@ -318,12 +318,13 @@ def choose_sides(first: list[str], shares: dict[str, float]) -> Callable[[str], 
     """Which split each text falls into when `shares` are held out of train; None where there are too few texts.
 
     The hash of a text decides, so that equal ones fall on one side, and neither their order nor adding more of them
-    moves one. `first` are all texts, or the first 400: of fewer, those held out are chosen by rank.
+    moves one. `first` are all texts, or the first 400: of fewer, or of less than 100 different ones, those held out
+    are chosen by rank.
     """
     hashes = sorted({hash_text(text) for text in first})
     if len(hashes) < len(shares) + 1:
         return None
-    if len(first) < FEW:
+    if len(first) < FEW or len(hashes) < FEW // 4:
         bounds, taken = {}, 0
         for split, share in shares.items():
             taken += max(1, round(share * len(hashes)))

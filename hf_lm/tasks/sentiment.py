@@ -29,16 +29,18 @@ LABEL = ("label", "labels", "sentiment", "class", "category", "polarity", "1")
 def read_sentiment(table: Table, *, text_column: str = "", label_column: str = "") -> list[str]:
     """Reduce a table to rows of {"text", "label"}, cut the splits it lacks, and return the names of its classes.
 
-    Rows without a text or a label are left out and counted. Raises ValueError for one class only, and where a held-out
-    split has a class that train has not.
+    Rows without a text or a label are left out and counted; -1 is a class where one row of train in twenty has it, and
+    no label elsewhere. Raises ValueError for one class only, and for a class of a held-out split that train has not.
     """
     where = f"--dataset {table.source}"
     first = table.rows["train"]
     text = pick_column(first, text_column, TEXT, option="--text_column", where=where)
     label = pick_column(first, label_column, LABEL, option="--label_column", where=where)
     table.columns = {"text": text, "label": label}
+    negative = 20 * sum(_is_minus_one(row, label) for row in first) >= len(first)
     for split, rows in table.rows.items():
-        table.rows[split] = list(_rows(rows, text, label, f"{where}, {split}", table.left_out))
+        unlabelled = {""} if negative and not all(_is_minus_one(row, label) for row in rows) else {"", "-1"}
+        table.rows[split] = list(_rows(rows, text, label, unlabelled, f"{where}, {split}", table.left_out))
     drop_empty_splits(table, f"with both {text!r} and {label!r}")
     hold_out(table, {"validation": 0.1, "test": 0.1}, group=lambda row: row["text"], unit="text")
     labels = sorted({row["label"] for row in table.rows["train"]}, key=lambda name: (len(name), name))
@@ -63,13 +65,19 @@ def _short(label: str) -> str:
     return label if len(label) <= 40 else f"{label[:39]}…"
 
 
-def _rows(rows: Sequence[Row], text: str, label: str, where: str, left_out: Counter) -> Iterator[Row]:
+def _is_minus_one(row: Row, label: str) -> bool:
+    return str(row.get(label)).strip() == "-1"
+
+
+def _rows(
+    rows: Sequence[Row], text: str, label: str, unlabelled: set[str], where: str, left_out: Counter
+) -> Iterator[Row]:
     for number, row in enumerate(rows, 1):
         words = cell(row, text, f"{where} row {number}", left_out)
         name = cell(row, label, f"{where} row {number}", left_out)
         if not words:
             left_out["rows_without_text"] += 1
-        elif name in ("", "-1"):
+        elif name in unlabelled:
             left_out["rows_without_label"] += 1
         else:
             yield {"text": words, "label": name}
