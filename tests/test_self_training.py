@@ -1,5 +1,6 @@
 """Few labels, much text: what is drawn, what a teacher may pass on, and a curve that is that of plain training."""
 
+import contextlib
 import json
 from dataclasses import replace
 
@@ -27,7 +28,8 @@ from hf_lm.dry_run import run_recipe
 from hf_lm.evaluation.calibration import fit_temperature, label_log_probs
 from hf_lm.evaluation.intervals import OverRuns, mean
 from hf_lm.inspection.recipe import inspect_recipe
-from hf_lm.self_training.experiment import LABELS, PSEUDO, enough_epochs, load_backbone
+from hf_lm.output_folder import prepare_output
+from hf_lm.self_training.experiment import LABELS, PSEUDO, SelfTraining, enough_epochs, load_backbone
 from hf_lm.self_training.pseudo_labels import select_confident
 from hf_lm.self_training.rows import draw_labelled, leave_out_known, read_unlabelled
 from hf_lm.self_training.setups import SETUPS
@@ -196,10 +198,30 @@ def test_rounds_end_and_the_curve_has_every_method_with_an_interval(ran):
         assert all(0 < one["pseudo_labels"] <= one["of"] for one in found["rounds"][: found["student"]])
 
 
+def test_the_folder_is_held_and_steps_have_the_rows_that_were_asked_for(labelled, tmp_path, monkeypatch):
+    out, steps = tmp_path / "out", []
+    learn = SelfTraining.learn
+
+    def watched(self, *args):
+        with pytest.raises(FileExistsError, match="is written by a run that has not ended"):
+            prepare_output(out, resume=False, overwrite=False, lock=contextlib.ExitStack())
+        steps.append(self.training_args.gradient_accumulation_steps * self.training_args.train_batch_size)
+        return learn(self, *args)
+
+    monkeypatch.setattr(SelfTraining, "learn", watched)
+    report = here(
+        "self_training.py", labelled=labelled, output_dir=out, method="pseudo_labels", rows_per_step=32,
+        per_device_train_batch_size=8, shares=0.5, seeds=1, rounds=1, skip_proofs="load_back", **FAST,
+    )  # fmt: skip
+    assert set(steps) == {32}
+    assert report["arguments"]["rows_per_step"] == 32
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         ({"task": "language_modelling", "method": "pseudo_labels"}, "text is its own label here"),
+        ({"max_hours": 1}, "--max_hours and --max_cost do not stop"),
         ({"unlabelled": "no.txt"}, "--unlabelled: there is no file or folder no.txt"),
         ({"shares": 0.001}, "there are 2 kinds"),
         ({"labelled": "one_class.jsonl"}, "--labelled one_class.jsonl has one class only"),

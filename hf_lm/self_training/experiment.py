@@ -1,5 +1,6 @@
 """The trainings by share and seed: labels alone, after pretraining on the text, students of teachers."""
 
+import contextlib
 import copy
 import json
 import math
@@ -28,6 +29,7 @@ from hf_lm.tasks.proofs import prove
 from hf_lm.tasks.supervised import Supervised
 from hf_lm.tasks.task import SelfTrainingTask, TrainingData
 from hf_lm.tasks.text_to_text import TextToText
+from hf_lm.training.processes import keep_rows_per_step
 from hf_lm.training.trainer import Trainer, supervised_trainer
 
 LABELS, PSEUDO, PRETRAINED = "labels alone", "pseudo-labels", "pretraining on the text"
@@ -134,6 +136,8 @@ class SelfTraining(Settings):
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"--method {self.method}: there are {', '.join(METHODS)}.")
+        if math.isfinite(self.training_args.budget):
+            raise ValueError("--max_hours and --max_cost do not stop the trainings of the curve: leave them out.")
         self.methods = METHODS[self.method]
         if self.task.confidence_threshold is None:  # text is its own label
             if self.method == "pseudo_labels":
@@ -152,6 +156,7 @@ class SelfTraining(Settings):
         if count:
             kind = "questions without answers" if self.unlabelled.questions else "texts without labels"
             self.task.table.notes.append(f"{source} gives {count:,} {kind}, none of which is held out")
+        self.lock = contextlib.ExitStack()  # of the output folder, until `fit` takes it
         self.trained: list[Trained] = []
         self.pretrained: PreTrainedModel | None = None  # on the text
         self.pretraining: dict[str, Any] = {}
@@ -168,7 +173,10 @@ class SelfTraining(Settings):
                 Path(self.training_args.output_dir),
                 resume=bool(self.training_args.resume_from_checkpoint),
                 overwrite=self.training_args.overwrite_output_dir,
+                lock=self.lock,
             )
+        if message := keep_rows_per_step(self.training_args, None):
+            self.say(message)
         PartialState().wait_for_everyone()
         self.prove_data()
         if PRETRAINED in self.methods:
@@ -333,5 +341,6 @@ class SelfTraining(Settings):
         notes = [f"trained on {best.labelled:,} labelled rows and {len(best.rows) - best.labelled:,} pseudo-labels"]
         task = self.task.with_rows("train", best.rows)
         task.table.notes = [*task.table.notes, *notes, *curve["said"]]
+        self.lock.close()
         # a result that is the teacher itself began as training on labels alone does
         return self.initial_model(best.method, best.seed), task, args
