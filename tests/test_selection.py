@@ -1,6 +1,10 @@
 """Which checkpoint and which learning rate: chosen on validation, and by more than its noise."""
 
 import json
+import os
+import random
+import signal
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +17,8 @@ from transformers import TrainerControl, TrainerState
 from hf_lm.arguments import TrainingArguments
 from hf_lm.data.demos.opinions import opinions
 from hf_lm.evaluation.intervals import mean
+from hf_lm.tasks.sentiment import Sentiment
+from hf_lm.training.budget import StopAtBudget
 from hf_lm.training.selection import EarlyStopping, search_learning_rate
 
 FAST = {"per_device_train_batch_size": 8, "use_cpu": True, "bf16": False, "report_to": "none"}
@@ -47,6 +53,35 @@ def test_the_numbers_on_validation_are_those_of_the_best_checkpoint(data, tmp_pa
     assert report["metrics"]["validation"]["accuracy"]["value"] == pytest.approx(max(evaluated))
 
 
+def test_the_best_checkpoint_is_the_one_with_the_least_calibration_error_where_that_is_named(data, tmp_path):
+    settings = FAST | {"num_train_epochs": 4, "learning_rate": 0.03, "metric_for_best_model": "calibration_error"}
+    report = here("sentiment.py", dataset=data, output_dir=tmp_path / "out", **settings)
+    evaluated = [entry["eval_calibration_error"] for entry in report["history"] if "eval_calibration_error" in entry]
+    assert report["metrics"]["validation"]["calibration_error"]["value"] == pytest.approx(min(evaluated))
+    assert min(evaluated) < max(evaluated)
+    settings["metric_for_best_model"] = "accuracies"
+    with pytest.raises(ValueError, match="--metric_for_best_model accuracies: the task measures loss, accuracy, "):
+        here("sentiment.py", dataset=data, output_dir=tmp_path / "other", **settings)
+
+
+def test_a_signal_in_the_last_evaluation_of_a_run_without_checkpoints_does_not_lose_the_model(
+    data, tmp_path, monkeypatch, capsys
+):
+    measure = Sentiment.measure
+
+    def signalled(self, *arguments):
+        if not (tmp_path / "model.safetensors").exists():
+            os.kill(os.getpid(), signal.SIGTERM)
+        monkeypatch.setattr(Sentiment, "measure", measure)
+        return measure(self, *arguments)
+
+    monkeypatch.setattr(Sentiment, "measure", signalled)
+    settings = FAST | {"num_train_epochs": 1, "save_strategy": "no", "load_best_model_at_end": False}
+    report = here("sentiment.py", dataset=data, output_dir=tmp_path, **settings)
+    assert "a signal arrived after the last step" in capsys.readouterr().out
+    assert "model.safetensors" in report["files"]
+
+
 def test_a_sweep_takes_the_best_rate_and_run_yaml_repeats_it(data, tmp_path):
     pytest.importorskip("optuna", reason="--sweep needs the extra sweep")
     report = here(
@@ -72,7 +107,11 @@ def test_a_sweep_measures_each_rate_at_its_end_where_nothing_is_evaluated_before
             self.model, self.args = model, args
             assert not args.load_best_model_at_end
 
+        def add_callback(self, callback):
+            assert isinstance(callback, StopAtBudget)
+
         def train(self):
+            torch.rand(()), random.random(), np.random.rand()
             self.model.weight.data += self.args.learning_rate
             trained.append(self.model)
             if len(trained) == 2:
@@ -84,10 +123,17 @@ def test_a_sweep_measures_each_rate_at_its_end_where_nothing_is_evaluated_before
     model, said = torch.nn.Linear(1, 1), []
     before = model.weight.detach().clone()
     args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, sweep=4, learning_rate=0.01, eval_strategy="no")
-    tried = search_learning_rate(Fake, model, args, metric="accuracy", greater_is_better=True, say=said.append)
+    options = {"metric": "accuracy", "greater_is_better": True, "started": time.monotonic(), "say": said.append}
+    state = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
+    tried = search_learning_rate(Fake, model, args, **options)
+    assert torch.equal(torch.get_rng_state(), state[0])  # the run begins as it would without the search
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == state[1:]
     assert len({id(each) for each in [model, *trained]}) == 5  # each trial trains a copy of its own
     assert torch.equal(model.weight, before)
     assert [trial["accuracy"] for trial in tried] == sorted((1 - t["learning_rate"] for t in tried), reverse=True)
     assert len(tried) == 3  # without the one that diverged
     assert sum("diverges" in line for line in said) == 1
     assert args.learning_rate == 0.01
+    args.max_hours, said[:] = 1e-9, []
+    assert len(search_learning_rate(Fake, model, args, **options)) == 1
+    assert said[-1] == "  sweep: the budget leaves no time for more than 1 of 4 rates"

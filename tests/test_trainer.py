@@ -239,6 +239,28 @@ BEST = {
 }  # fmt: skip
 
 
+def test_a_training_that_ends_in_an_error_gives_the_signals_back(make_trainer, model):
+    before = signal.getsignal(signal.SIGTERM)
+    wakeup = signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(wakeup)
+    with torch.no_grad():
+        model.transformer.wte.weight.fill_(math.nan)
+    with pytest.raises(FloatingPointError):
+        make_trainer().train()
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.set_wakeup_fd(wakeup) == wakeup
+
+
+def test_a_schedule_of_another_length_may_share_the_arguments(make_trainer):
+    trainer = make_trainer(lr_scheduler_type="warmup_stable_decay", decay_share=0.5)
+    trainer.create_optimizer()
+    for steps in (10, 100):
+        trainer.lr_scheduler = None
+        trainer.create_scheduler(steps, trainer.optimizer)
+        factors = [trainer.lr_scheduler.lr_lambdas[0](step) for step in range(steps)]
+        assert sum(factor < 1 for factor in factors) == pytest.approx(steps / 2, abs=1)
+
+
 @pytest.mark.parametrize("where", ["within an epoch", "at its end"])
 def test_a_stop_by_a_signal_changes_neither_the_evaluations_nor_the_choice(resumable, tmp_path, where):
     whole = resumable("whole", **BEST)

@@ -293,7 +293,7 @@ class StopOnSignal(StopWithCheckpoint):
     def __init__(self) -> None:
         self.signal: int | None = None
         self._previous: dict[int, Any] = {}
-        self._wakeup = -1
+        self._wakeup: int | None = None
 
     def _receive(self, number: int, frame: object) -> None:
         self.signal = number
@@ -321,6 +321,11 @@ class StopOnSignal(StopWithCheckpoint):
             self.stop(state, control)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Give the signals back to the program, if that was not done."""
         self._restore()
-        if threading.current_thread() is threading.main_thread():
+        if self._wakeup is not None:
             signal.set_wakeup_fd(self._wakeup)
+            self._wakeup = None

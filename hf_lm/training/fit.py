@@ -5,7 +5,7 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +16,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from hf_lm import dry_run
 from hf_lm.arguments import TrainingArguments
+from hf_lm.evaluation.intervals import Estimate
 from hf_lm.hub.push import check_repository, push_to_hub
 from hf_lm.launching import EXIT_OUT_OF_BUDGET
 from hf_lm.models.adapters import has_base, is_adapted, merged
@@ -74,6 +75,7 @@ def fit(
 ) -> dict[str, Any]:
     """Train a model, or peft's of one, on a task and write the complete output folder; returns the report.
 
+    Of several processes the first writes: the others return {} when the model is saved, and wait for no upload.
     `merge` adds an adapter's updates to its base; without it the folder holds the adapter alone. `build_trainer(model,
     args, task, measure)` makes the Trainer: hf_lm.training.trl_trainers has TRL's. `extra_report`: what a method
     measured before this training, as parts of the report.
@@ -104,7 +106,8 @@ def fit(
         before = task.proofs_before(trainer)
         check_skipped(args.skip_proofs, before)
         proofs = prove_all(trainer, before)
-        swept = choose_learning_rate(model, task, args, build_trainer) if args.sweep and checkpoint is None else []
+        sweeps = args.sweep and checkpoint is None
+        swept = choose_learning_rate(model, task, args, build_trainer, started=started) if sweeps else []
         replace_results(args, checkpoint)
         train(trainer, checkpoint, started=started)
         measured = measure(trainer, task, evaluations)
@@ -119,8 +122,20 @@ def fit(
             report["seconds"] = time.monotonic() - started
             report = write_results(report, task, measured, args)
             push(args)
-        state.wait_for_everyone()
         return report
+
+
+def _choose_direction(args: TrainingArguments, metrics: Mapping[str, Estimate]) -> None:
+    """Whether more is better of the metric that the best checkpoint is chosen by, unless --greater_is_better says it.
+
+    The Trainer takes every metric for one of which more is better, but for losses. Raises ValueError for a metric that
+    the task does not have.
+    """
+    name = (args.metric_for_best_model or "loss").removeprefix("eval_")
+    if name != "loss" and name not in metrics:
+        raise ValueError(f"--metric_for_best_model {name}: the task measures {', '.join(['loss', *metrics])}.")
+    if "greater_is_better" not in args.asked:
+        args.greater_is_better = name != "loss" and metrics[name].higher_is_better
 
 
 def _own_arguments(training_args: TrainingArguments, task: Task, model: PreTrainedModel) -> TrainingArguments:
@@ -186,6 +201,7 @@ def build(
         evaluations[trainer.state.global_step] = scores
         numbers = {"loss": scores.loss}
         metrics = scores.metrics()
+        _choose_direction(trainer.args, metrics)
         for name in sorted(metrics, key=lambda name: name != task.main_metric):  # the first is shown on the bar
             interval = metrics[name].interval()
             numbers |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
@@ -237,7 +253,7 @@ def announce(
 
 
 def choose_learning_rate(
-    model: PreTrainedModel, task: Task, args: TrainingArguments, build_trainer: BuildTrainer
+    model: PreTrainedModel, task: Task, args: TrainingArguments, build_trainer: BuildTrainer, *, started: float
 ) -> list[dict[str, float]]:
     """Search the learning rate and set it in the arguments; returns the rates that were tried, best first."""
     swept = search_learning_rate(
@@ -246,6 +262,7 @@ def choose_learning_rate(
         args,
         metric=task.main_metric,
         greater_is_better=task.greater_is_better,
+        started=started,
         say=PartialState().print,
     )
     _set_learning_rate(args, swept[0]["learning_rate"])
@@ -289,7 +306,10 @@ def train(trainer: SafeTrainerMixin, checkpoint: Path | None, *, started: float)
         "Continue with the same command and --resume_from_checkpoint latest, or "
         f"--config {Path(args.output_dir) / 'run.yaml'} --resume_from_checkpoint latest."
     )
-    if trainer.stop.signal is not None:  # at the last step too: what is left takes time
+    complete = bool(kept) and kept[-1].name == f"checkpoint-{step}"
+    if trainer.stop.signal is not None and not complete:  # it came after the last step, with --save_strategy no
+        say("a signal arrived after the last step, of which there is no checkpoint: the run goes on; another ends it")
+    elif trainer.stop.signal is not None:  # at the last step too: what is left takes time
         say(f"stopped by a signal after step {step}; {continuing}")
         raise SystemExit(128 + trainer.stop.signal)
     if budget is not None and budget.stopped:

@@ -48,7 +48,7 @@ def outcome(
         "versions": versions(),
         "processes": args.world_size,
         "device": describe_devices(args),
-        "arguments": args.changed,
+        "arguments": {name: args.run.get(name, value) for name, value in args.changed.items()},  # as run.yaml has them
         **task.report(measured),
         "model": {
             "architecture": type(model).__name__,

@@ -1,5 +1,6 @@
 """What every Trainer here does beside its loss: transformers' own, mended where it was wrong (docs/upstream.md)."""
 
+import contextlib
 import json
 from collections.abc import Callable, Sized
 from pathlib import Path
@@ -96,10 +97,12 @@ class SafeTrainerMixin(_Trainer):
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         if self.args.device.type == "cpu":
             keep_freed_memory()
-        if not (self.args.bf16 and self.args.device.type == "cpu"):
-            return super().train(resume_from_checkpoint, **kwargs)
-        with plain_attention(base_of(self.model), context=self.context):
-            return super().train(resume_from_checkpoint, **kwargs)
+        plain = self.args.bf16 and self.args.device.type == "cpu"
+        try:
+            with plain_attention(base_of(self.model), context=self.context) if plain else contextlib.nullcontext():
+                return super().train(resume_from_checkpoint, **kwargs)
+        finally:
+            self.stop.release()  # training may have ended in an error
 
     # Loss
 
@@ -185,14 +188,14 @@ class SafeTrainerMixin(_Trainer):
         )
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        given: Any = self.args.lr_scheduler_kwargs
         if self.args.lr_scheduler_type == SchedulerType.WARMUP_STABLE_DECAY:
-            decay: dict[str, Any] = {
-                "num_decay_steps": max(1, round(self.args.decay_share * num_training_steps)),
-                "decay_type": "linear",
-            }
-            given: Any = self.args.lr_scheduler_kwargs or {}
-            self.args.lr_scheduler_kwargs = decay | given
-        return super().create_scheduler(num_training_steps, optimizer)
+            steps = max(1, round(self.args.decay_share * num_training_steps))
+            self.args.lr_scheduler_kwargs = {"num_decay_steps": steps, "decay_type": "linear"} | (given or {})
+        try:
+            return super().create_scheduler(num_training_steps, optimizer)
+        finally:
+            self.args.lr_scheduler_kwargs = given  # which another training may share
 
     # Resuming
 

@@ -1,16 +1,21 @@
 """Which checkpoint and which learning rate: chosen on validation, and by more than its noise."""
 
 import copy
+import random
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, set_seed
 
 from hf_lm.arguments import TrainingArguments
 from hf_lm.evaluation.intervals import Estimate
+from hf_lm.launching import EXIT_OUT_OF_BUDGET
+from hf_lm.training.budget import StopAtBudget
 from hf_lm.training.checkpoints import kept_by_callbacks
 
 
@@ -53,13 +58,16 @@ def search_learning_rate(
     *,
     metric: str,
     greater_is_better: bool,
+    started: float,  # when the run started, by time.monotonic()
     say: Callable[[str], None],
 ) -> list[dict[str, float]]:
     """Train copies of a model at `training_args.sweep` rates; returns {"learning_rate", metric} of each, best first.
 
     Rates between a tenth and ten times the given one are proposed by Optuna (Akiba et al., arXiv 1907.10902), and each
-    is measured on validation after its training. A rate that diverges is left out; nothing is saved. Raises
-    ImportError without Optuna and ValueError where each rate diverged.
+    is measured on validation after its training. A rate that diverges is left out; nothing is saved. The search stops
+    where --max_hours or --max_cost leave no time for another trial and the run itself, and ends the process where they
+    do not cover the first. The random state is that of before. Raises ImportError without Optuna and ValueError where
+    each rate diverged.
     """
     try:
         import optuna
@@ -75,7 +83,9 @@ def search_learning_rate(
         rate = trial.suggest_float("learning_rate", middle / 10, middle * 10, log=True)
         [args.learning_rate] = broadcast_object_list([rate])  # all processes train at the main one's
         set_seed(args.seed)
-        trainer = build(copy.deepcopy(model), args)
+        trainer, begun = build(copy.deepcopy(model), args), time.monotonic()
+        budget = StopAtBudget(args.budget, started=started, checkpoint_bytes=0)
+        trainer.add_callback(budget)
         try:
             trainer.train()
         except FloatingPointError:
@@ -84,16 +94,28 @@ def search_learning_rate(
         if trainer.stop.signal is not None:
             say("stopped by a signal. Continue with the same command and --resume_from_checkpoint latest.")
             raise SystemExit(128 + trainer.stop.signal)
+        if budget.stopped:
+            say("--max_hours or --max_cost is spent within a trial of --sweep: give more, or a smaller --sweep.")
+            raise SystemExit(EXIT_OUT_OF_BUDGET)
         value = trainer.evaluate()[f"eval_{metric}"]
         tried.append({"learning_rate": args.learning_rate, metric: value})
         say(f"  sweep: learning rate {args.learning_rate:.2e}, {metric.replace('_', ' ')} {value:.4g}")
+        now = time.monotonic()
+        [over] = broadcast_object_list([now - started + 2 * (now - begun) > args.budget])
+        if over and len(tried) < args.sweep:
+            say(f"  sweep: the budget leaves no time for more than {len(tried)} of {args.sweep} rates")
+            trial.study.stop()
         return value
 
     study = optuna.create_study(
         direction="maximize" if greater_is_better else "minimize",
         sampler=optuna.samplers.TPESampler(seed=training_args.seed),
     )
-    study.optimize(objective, n_trials=training_args.sweep, catch=(FloatingPointError,))
+    before = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        study.optimize(objective, n_trials=training_args.sweep, catch=(FloatingPointError,))
+    random.setstate(before[0])
+    np.random.set_state(before[1])
     if not tried:
         raise ValueError(f"--sweep: each of {training_args.sweep} rates diverged; lower --learning_rate.")
     return sorted(tried, key=lambda trial: -trial[metric] if greater_is_better else trial[metric])
