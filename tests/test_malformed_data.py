@@ -266,3 +266,22 @@ def test_answers_without_a_text_are_refused():
     row = {"question": "what?", "context": "it is blue", "answers": {"answer": "blue"}}
     with pytest.raises(ValueError, match="train row 1: the answers have no text; they have 'answer'"):
         read_question_answering(table((row,)))
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".json"])
+def test_bytes_that_are_no_utf8_are_counted_in_every_format(suffix, tmp_path):
+    rows = [{"text": f"caf\u00e9 number {i} of many with more words \ufffd", "label": str(i % 2)} for i in range(30)]
+    mark = {".csv": ",", ".tsv": "\t"}.get(suffix)
+    lines = (
+        [mark.join(row.values()) for row in rows] if mark else [json.dumps(row, ensure_ascii=False) for row in rows]
+    )
+    text = "\n".join([f"text{mark}label"] * bool(mark) + lines)
+    text = f"[{','.join(lines)}]" if suffix == ".json" else text
+    path = tmp_path / f"rows{suffix}"
+    path.write_bytes(text.encode().replace("\u00e9".encode(), b"\xe9"))
+    table = load_table(str(path))
+    assert table.rows["train"][0]["text"] == "caf\ufffd number 0 of many with more words \ufffd"
+    assert table.left_out == {"invalid_utf8": 30}  # and not the U+FFFD that were there
+    cleaned = Counter()
+    assert len(list(read_documents(path, text_column="text", document_start=None, cleaned=cleaned))) == 30
+    assert cleaned == {"invalid_utf8": 30}

@@ -228,6 +228,17 @@ def test_chinese_characters_have_a_label_each_though_a_tokenizer_joins_them():
     assert task.label_proof().passed
 
 
+def test_a_token_that_reaches_into_the_next_word_is_taken_apart():
+    learned = ["\u597d\u4e16" + end for end in "\u5929\u5730"] * 200  # a token of three characters each
+    tokenizer = new_tokenizer(learned, vocab_size=300)
+    row = {"text": "\u5b99\u597d\u4e16\u5929", "spans": [[0, 2], [2, 4]], "tags": ["O", "B-LOC"]}
+    whole = tokenizer(row["text"], add_special_tokens=False).input_ids
+    [(ids, firsts)] = first_tokens(tokenizer, [row])
+    assert ids != whole
+    assert tokenizer.decode(ids[: firsts[1]]) == "\u5b99\u597d"
+    assert tokenizer.decode(ids[firsts[1] :]) == "\u4e16\u5929"
+
+
 def test_a_word_that_the_tokenizer_drops_has_no_label(words_tokenizer):
     row = {"text": "Ada  Rome", "spans": [[0, 3], [4, 4], [5, 9]], "tags": ["B-PER", "O", "B-LOC"]}
     [(ids, firsts)] = first_tokens(words_tokenizer, [row])

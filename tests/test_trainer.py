@@ -251,6 +251,11 @@ def test_a_training_that_ends_in_an_error_gives_the_signals_back(make_trainer, m
     assert signal.set_wakeup_fd(wakeup) == wakeup
 
 
+def test_workers_that_would_keep_the_order_of_the_first_epoch_are_refused(make_trainer):
+    with pytest.raises(ValueError, match="--dataloader_persistent_workers"):
+        make_trainer(dataloader_num_workers=1, dataloader_persistent_workers=True)
+
+
 def test_a_schedule_of_another_length_may_share_the_arguments(make_trainer):
     trainer = make_trainer(lr_scheduler_type="warmup_stable_decay", decay_share=0.5)
     trainer.create_optimizer()

@@ -47,7 +47,7 @@ def read_documents(
         longest = SECTION if document_start is None else LONGEST
         yield from _not_empty(cut(chunks, document_start, longest), cleaned)
     else:
-        rows = column_values(READERS[suffix(path)](path), text_column, str(path), columns)
+        rows = column_values(READERS[suffix(path)](path, cleaned), text_column, str(path), columns)
         yield from rows_to_documents(rows, document_start, cleaned)
 
 
@@ -157,8 +157,7 @@ def _text_chunks(path: Path, cleaned: Counter) -> Iterator[str]:
                 check_encoding(data, path)
                 first = False
             text = held + decoder.decode(data)
-            if "\ufffd" in text:
-                cleaned["invalid_utf8"] += text.count("\ufffd") - data.count("\ufffd".encode())
+            _count_replaced(data, text, cleaned)
             held = "\r" if text.endswith("\r") else ""
             yield clean(text[:-1] if held else text, cleaned)
         yield clean(held + decoder.decode(b"", final=True), cleaned)
@@ -166,20 +165,34 @@ def _text_chunks(path: Path, cleaned: Counter) -> Iterator[str]:
         cleaned["empty_files"] += 1
 
 
-def read_rows(path: Path, *, header: bool = True) -> list[dict[str, Any]]:
+def _count_replaced(data: bytes, text: str, cleaned: Counter) -> None:
+    """Count the bytes of `data` that are no UTF-8, each of which became U+FFFD in `text`."""
+    if "\ufffd" in text:
+        cleaned["invalid_utf8"] += text.count("\ufffd") - data.count("\ufffd".encode())
+
+
+def _decoded(data: bytes, cleaned: Counter) -> str:
+    text = data.decode("utf-8-sig", "replace")
+    _count_replaced(data, text, cleaned)
+    return text
+
+
+def read_rows(path: Path, *, header: bool = True, cleaned: Counter | None = None) -> list[dict[str, Any]]:
     """The rows of a table. Without `header` the columns of a .csv, .tsv or .txt are called `0`, `1` and so on.
 
-    A .txt is read as tab-separated. Raises ValueError, naming file and line, for what cannot be read.
+    What had to be mended is counted in `cleaned`. A .txt is read as tab-separated. Raises ValueError, naming file and
+    line, for what cannot be read.
     """
+    cleaned = Counter() if cleaned is None else cleaned
     if suffix(path) not in (".csv", ".tsv", ".txt"):
-        rows = list(READERS[suffix(path)](path))
+        rows = list(READERS[suffix(path)](path, cleaned))
         for number, row in enumerate(rows, 1):
             if not isinstance(row, dict):
                 said = f"expected an object with named columns, got a {type(row).__name__}"
                 raise ValueError(f"{path}, row {number}: {said}.")
         return rows
     try:
-        lines = list(_separated(path))
+        lines = list(_separated(path, cleaned))
     except csv.Error as error:
         raise ValueError(f"{path} cannot be read as a table: {error}.") from None
     if not lines:
@@ -192,12 +205,12 @@ def read_rows(path: Path, *, header: bool = True) -> list[dict[str, Any]]:
     return [dict(zip(names, line, strict=True)) for line in lines]
 
 
-def _separated(path: Path) -> Iterator[list[str]]:
+def _separated(path: Path, cleaned: Counter) -> Iterator[list[str]]:
     """The rows of a .csv, or of tab-separated lines; these are quoted only if that gives them equal lengths."""
     if suffix(path) == ".csv":
         csv.field_size_limit(sys.maxsize)
-        return csv.reader(io.StringIO("\n".join(read_lines(path))))
-    rows = [line.split("\t") for line in read_lines(path) if line]
+        return csv.reader(io.StringIO("\n".join(read_lines(path, cleaned))))
+    rows = [line.split("\t") for line in read_lines(path, cleaned) if line]
     if len({len(row) for row in rows}) > 1:
         csv.field_size_limit(sys.maxsize)
         quoted = [row for row in csv.reader((f"{line}\n" for line in read_lines(path)), delimiter="\t") if row]
@@ -205,10 +218,10 @@ def _separated(path: Path) -> Iterator[list[str]]:
     return iter(rows)
 
 
-def read_lines(path: Path) -> Iterator[str]:
-    """The lines of a text file, without their ends."""
+def read_lines(path: Path, cleaned: Counter | None = None) -> Iterator[str]:
+    """The lines of a text file, without their ends. What had to be mended is counted in `cleaned`."""
     held = ""
-    for chunk in _text_chunks(path, Counter()):
+    for chunk in _text_chunks(path, Counter() if cleaned is None else cleaned):
         *lines, held = (held + chunk).split("\n")
         yield from lines
     if held:
@@ -265,17 +278,17 @@ def choose_column(row: dict[str, Any], text_column: str, where: str) -> str:
     return textual[0]
 
 
-def _jsonl(path: Path) -> Iterator[dict[str, Any]]:
+def _jsonl(path: Path, cleaned: Counter) -> Iterator[dict[str, Any]]:
     check_utf8(path)
     with reading(path) as file:
         for number, line in enumerate(file, 1):
             if line.strip():
-                yield _parse(line, path, number)
+                yield _parse(line, path, number, cleaned)
 
 
-def _parse(line: bytes, path: Path, number: int) -> Any:
+def _parse(line: bytes, path: Path, number: int, cleaned: Counter) -> Any:
     try:
-        return json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8", "replace"))
+        return json.loads(_decoded(line, cleaned))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}, line {number}: not JSON: {error.msg} at column {error.colno}.") from None
     except (RecursionError, ValueError) as error:  # nested, or a number of thousands of digits
@@ -283,16 +296,18 @@ def _parse(line: bytes, path: Path, number: int) -> Any:
         raise ValueError(f"{path}, line {number}: cannot be read as JSON: {why}.") from None
 
 
-def _json(path: Path) -> Iterator[dict[str, Any]]:
+def _json(path: Path, cleaned: Counter) -> Iterator[dict[str, Any]]:
     """A list of objects, an object that holds one such list, or JSON lines."""
     check_utf8(path)
     with reading(path) as file:
         data = file.read()
     try:
-        found = json.loads(data.decode("utf-8-sig", "replace"))
+        repaired: Counter = Counter()
+        found = json.loads(_decoded(data, repaired))
+        cleaned.update(repaired)
     except (ValueError, RecursionError):
         lines = [line for line in data.splitlines() if line.strip()]
-        found = [_parse(line, path, number) for number, line in enumerate(lines, 1)]
+        found = [_parse(line, path, number, cleaned) for number, line in enumerate(lines, 1)]
     if isinstance(found, dict):
         lists = [value for value in found.values() if isinstance(value, list) and value and isinstance(value[0], dict)]
         found = lists[0] if len(lists) == 1 else [found]
@@ -301,11 +316,11 @@ def _json(path: Path) -> Iterator[dict[str, Any]]:
     yield from found
 
 
-def _csv(path: Path) -> Iterator[dict[str, Any]]:
+def _csv(path: Path, cleaned: Counter) -> Iterator[dict[str, Any]]:
     csv.field_size_limit(sys.maxsize)
     check_utf8(path)
     with reading(path) as file:
-        lines = io.TextIOWrapper(file, encoding="utf-8-sig", errors="replace", newline="")
+        lines = (_decoded(line, cleaned) for part in file for line in part.splitlines(keepends=True))
         without_nul = (line.replace("\0", "") for line in lines)
         rows = csv.DictReader(without_nul, delimiter="\t" if suffix(path) == ".tsv" else ",")
         _check_names(rows.fieldnames or [], path)
@@ -317,7 +332,7 @@ def _check_names(names: Sequence[str], path: Path) -> None:
         raise ValueError(f"{path} has {Counter(names)[twice[0]]} columns called {twice[0]!r}; give each its own name.")
 
 
-def _parquet(path: Path) -> Iterator[dict[str, Any]]:
+def _parquet(path: Path, cleaned: Counter) -> Iterator[dict[str, Any]]:
     import pyarrow
     import pyarrow.parquet as parquet
 
@@ -332,7 +347,7 @@ def _parquet(path: Path) -> Iterator[dict[str, Any]]:
             raise ValueError(f"{path} is not a parquet file, or is damaged: {str(error).splitlines()[0]}") from None
 
 
-def _arrow(path: Path) -> Iterator[dict[str, Any]]:
+def _arrow(path: Path, cleaned: Counter) -> Iterator[dict[str, Any]]:
     import pyarrow
 
     with reading(path) as file:

@@ -121,14 +121,14 @@ def load_table(
     named = [path for path in files if suffix(path) in SUFFIXES and suffix(path) != ".txt"]
     if not named and [path.suffix for path in files] == [".txt"]:  # as tables of sentence pairs are often called
         named = files
+    repaired: Counter = Counter()
     if named:
-        form, read = _read_tables(
-            named, root, header, alone=len(named) == 1 and not Path(dataset).expanduser().is_dir()
-        )
+        alone = len(named) == 1 and not Path(dataset).expanduser().is_dir()
+        form, read = _read_tables(named, root, header, repaired, alone=alone)
     elif endings == "labels":
-        form, read = "texts in files or folders that are called by their class", _read_labelled(files, root)
+        form, read = "texts in files or folders that are called by their class", _read_labelled(files, root, repaired)
     else:
-        form, read = "line-aligned files, each a column that its ending names", _read_aligned(files, root)
+        form, read = "line-aligned files, each a column that its ending names", _read_aligned(files, root, repaired)
     rows: dict[str, list[Row]] = {}
     origins: dict[str, list[Path]] = {}
     for split, paths, some in read:
@@ -141,26 +141,28 @@ def load_table(
         )
     content = hash_contents((path.name, path) for path in files)
     named_files = {split: file_names(paths, root) for split, paths in origins.items()}
-    return Table(Path(dataset).name, content, rows, format=form, origins=named_files)
+    table = Table(Path(dataset).name, content, rows, format=form, origins=named_files)
+    table.left_out.update(repaired)
+    return table
 
 
-def _read_tables(files: list[Path], root: Path, header: bool, *, alone: bool) -> tuple[str, Read]:
+def _read_tables(files: list[Path], root: Path, header: bool, repaired: Counter, *, alone: bool) -> tuple[str, Read]:
     form = "rows of " + " and ".join(sorted({suffix(path) for path in files}))
     form += "" if header else " without a header, so columns are called by their position"
     split = lambda path: "train" if alone else split_of(path, root)  # noqa: E731
-    return form, ((split(path), [path], read_rows(path, header=header)) for path in files)
+    return form, ((split(path), [path], read_rows(path, header=header, cleaned=repaired)) for path in files)
 
 
-def _read_labelled(files: list[Path], root: Path) -> Read:
+def _read_labelled(files: list[Path], root: Path, repaired: Counter) -> Read:
     for path in files:
         label = path.suffix.removeprefix(".") if path.suffix != ".txt" else path.parent.name
-        yield split_of(path, root), [path], _labelled(path, label)
+        yield split_of(path, root), [path], _labelled(path, label, repaired)
 
 
-def _read_aligned(files: list[Path], root: Path) -> Read:
+def _read_aligned(files: list[Path], root: Path, repaired: Counter) -> Read:
     for stem, paths in itertools.groupby(sorted(files), key=lambda path: path.with_suffix("")):
         together = list(paths)
-        yield split_of(stem, root), together, _aligned(together)
+        yield split_of(stem, root), together, _aligned(together, repaired)
 
 
 def _hub_rows(rows: "Dataset") -> list[Row]:
@@ -176,21 +178,21 @@ def _hub_rows(rows: "Dataset") -> list[Row]:
     return [row | {key: name(row[key], names) for key, names in labelled.items()} for row in rows.to_list()]
 
 
-def _labelled(path: Path, label: str) -> Iterable[Row]:
+def _labelled(path: Path, label: str, repaired: Counter) -> Iterable[Row]:
     if path.suffix == ".txt":  # a file is a text
-        text = "\n".join(read_lines(path)).strip()
+        text = "\n".join(read_lines(path, repaired)).strip()
         return [{"text": text, "label": label}]
-    return ({"text": line, "label": label} for line in read_lines(path))
+    return ({"text": line, "label": label} for line in read_lines(path, repaired))
 
 
-def _aligned(paths: list[Path]) -> list[Row]:
+def _aligned(paths: list[Path], repaired: Counter) -> list[Row]:
     """Line-aligned files as rows; the endings are the columns."""
     if len(paths) < 2:
         raise ValueError(
             f"{paths[0]}: do not know what a row is. Line-aligned files come in pairs (train.en, train.de); tables "
             f"end in one of {' '.join(SUFFIXES)}."
         )
-    columns = {path.suffix.removeprefix("."): list(read_lines(path)) for path in paths}
+    columns = {path.suffix.removeprefix("."): list(read_lines(path, repaired)) for path in paths}
     lengths = {name: len(lines) for name, lines in columns.items()}
     if len(set(lengths.values())) > 1:
         said = ", ".join(f"{paths[0].stem}.{name} has {n:,} lines" for name, n in lengths.items())

@@ -271,7 +271,8 @@ def first_tokens(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row]) -> lis
         inside = [place < len(ids) and offsets[place, 0] < end for place, end in zip(firsts, ends, strict=True)]
         places = [int(place) if has else None for place, has in zip(firsts, inside, strict=True)]
         used = [place for place in places if place is not None]
-        if len(set(used)) == len(used):
+        reached = [(place, end) for place, end in zip(firsts[1:], ends[:-1], strict=True) if place < len(ids)]
+        if len(set(used)) == len(used) and not any(offsets[place, 0] < end for place, end in reached):
             found.append((ids, places))
             continue
         before = [0, *ends[:-1].tolist()]

@@ -83,6 +83,11 @@ class SafeTrainerMixin(_Trainer):
         super().__init__(model=model, args=args, eval_dataset=no_rows, **kwargs)
         if args.muon_learning_rate:  # a factory, which the Trainer calls twice
             self.optimizer_cls_and_kwargs = (lambda: self._muon_adamw, {})
+        if args.dataloader_persistent_workers and isinstance(kwargs.get("train_dataset"), Blocks):
+            raise ValueError(
+                "--dataloader_persistent_workers: workers that live on would read the documents of each epoch in the "
+                "order of the first: leave it out."
+            )
         self.stop = StopOnSignal()
         self.add_callback(self.stop)
         self.add_callback(OnTrainBegin(self._begin))
