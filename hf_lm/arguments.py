@@ -57,42 +57,50 @@ class TrainingArguments(transformers.TrainingArguments):
     output_dir: str = field(
         default="trainer_output", metadata={"help": "folder for the model, its report and its checkpoints"}
     )
+    max_steps: int = field(
+        default=-1,
+        metadata={
+            "help": "optimizer steps; -1: as many as --num_train_epochs has; 0, in pretraining: as the text asks"
+        },
+    )
+    push_to_hub: bool = field(default=False, metadata={"help": "push the finished run to --hub_model_id"})
     resume_from_checkpoint: str | None = field(
         default=None, metadata={"help": "a checkpoint's folder, or latest: the last of --output_dir"}
     )
     learning_rate: Amount = field(
         default=5e-5,
         metadata={
-            "help": "of AdamW, or of --optim; 0: pretraining takes it from the tokens of a step, fine-tuning from "
-            "the width of the model"
+            "help": "learning rate of AdamW, or of --optim; 0 chooses it: in pretraining by the tokens of an "
+            "optimizer step, in fine-tuning by the width of the model"
         },
     )
     muon_learning_rate: Amount = field(
-        default=0.0, metadata={"help": "Muon's rate for the hidden matrices; 0 trains every weight with --optim"}
+        default=0.0,
+        metadata={"help": "learning rate of Muon, which trains the hidden matrices; 0: --optim trains all weights"},
     )
     embedding_rate_scale: Positive = field(
         default=1.0,
-        metadata={"help": "beside Muon: times --learning_rate is the rate of the embedding and the output layer"},
+        metadata={"help": "with Muon: learning rate of embedding and output layer, as a multiple of --learning_rate"},
     )
     last_norm_rate_scale: Amount = field(
         default=0.0,
         metadata={
-            "help": "beside Muon: times --learning_rate is the rate of the norm before the output layer, whose gain "
-            "scales all logits; 0: 1, and of pretraining 1 / passes^2 where the text is read several times"
+            "help": "with Muon: learning rate of the last norm, as a multiple of --learning_rate; 0 chooses it: "
+            "1, and 1 / passes^2 in pretraining that reads its text several times"
         },
     )
     muon_weight_decay: Amount = field(
         default=0.0,
         metadata={
-            "help": "decoupled weight decay of Muon's matrices; 0: pretraining at the default rates takes it from the "
-            "passes over the text, up to 1"
+            "help": "decoupled weight decay of Muon's matrices; if not given, pretraining at the default rates "
+            "chooses it by the passes over the text, up to 1"
         },
     )
     sampled_softmax: Count = field(
         default=0,
         metadata={
-            "help": "of pretraining: entries of the vocabulary that a training step computes logits for, drawn by "
-            "their frequency, where all of a large one would take most of the time; 0: all"
+            "help": "pretraining: number of vocabulary entries, sampled by frequency, for which a training step "
+            "computes logits; saves time with a large vocabulary; 0: all"
         },
     )
     teachers: list[str] = field(
@@ -102,7 +110,7 @@ class TrainingArguments(transformers.TrainingArguments):
         },
     )
     teacher_weight: Share = field(
-        default=0.5, metadata={"help": "of what the teachers predict in the loss; the labels have the rest"}
+        default=0.5, metadata={"help": "weight of the teachers' predictions in the loss; the labels have the rest"}
     )
     decay_share: Share = field(
         default=0.4, metadata={"help": "share of the steps in which warmup_stable_decay lowers the rate to 0"}
@@ -110,8 +118,8 @@ class TrainingArguments(transformers.TrainingArguments):
     rows_per_step: Count = field(
         default=0,
         metadata={
-            "help": "rows of an optimizer step over all processes, reached by accumulation; 0: what batch, "
-            "accumulation and processes give. A resumed run keeps its rows"
+            "help": "rows of an optimizer step over all processes, for which gradients are accumulated; 0: batch "
+            "size x accumulation x processes. A resumed run keeps its rows"
         },
     )
     early_stopping_patience: Count = field(
@@ -130,7 +138,9 @@ class TrainingArguments(transformers.TrainingArguments):
     stop_after_steps: Count = field(
         default=0, metadata={"help": "stop with a checkpoint after that step, the schedule unchanged; 0: no limit"}
     )
-    price_per_hour: Amount = field(default=0.0, metadata={"help": "of all devices together, in any currency"})
+    price_per_hour: Amount = field(
+        default=0.0, metadata={"help": "price of one hour of all devices together, in any currency"}
+    )
     skip_proofs: list[str] = field(
         default_factory=list, metadata={"help": "proofs to leave out, by name; the report then says so"}
     )
@@ -274,7 +284,7 @@ class ReplyArguments(ChatArguments):
 SHARED_DEFAULTS: dict[str, Any] = {"logging_steps": 10, "save_total_limit": 2}
 
 # The Trainer's own that every recipe's --help shows beside ours and those that the recipe sets.
-COMMON = ("num_train_epochs", "max_steps", "per_device_train_batch_size", "seed", "push_to_hub")
+COMMON = ("num_train_epochs", "per_device_train_batch_size", "seed")
 
 # About one invocation rather than about the run: they do not belong in run.yaml.
 ONE_INVOCATION = ("resume_from_checkpoint", "overwrite_output_dir", "resume_with_changes")

@@ -23,10 +23,10 @@ class Arguments:
     scripts: list[str] = field(default_factory=list)  # Unicode scripts kept, such as Latin Han; none keeps all
     languages: list[str] = field(default_factory=list)  # kept, as --language_model names them; none keeps all
     language_model: str = ""  # a fastText file that labels languages, such as lid.176.bin
-    filters: list[str] = field(default_factory=list)  # gopher, fineweb (these two), gopher_repetition, or none
+    filters: list[str] = field(default_factory=list)  # gopher, fineweb (the default), gopher_repetition, or none
     deduplicate: bool = True  # remove near copies, by MinHash
     evaluation: list[str] = field(default_factory=list)  # files of text that must not occur in the corpus
-    leakage_tokens: Size = 50  # length of a run of held-out text for which a document is dropped
+    leakage_tokens: Size = 50  # documents that share so many consecutive tokens with held-out text are dropped
     held_out: Share = 0.02  # share of the documents for validation, and as many for test; of a large corpus less
     tokenizer: str = "bpe"  # trained on the corpus; otherwise a name or path
     vocab_size: Size = 4096  # entries of a trained tokenizer

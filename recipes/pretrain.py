@@ -28,13 +28,13 @@ class Arguments(PretrainingArguments):
     dataset: str = "demo"  # built-in text, a file, a folder, a glob, a Hub id, a=0.7,b=0.3, or tokens:FOLDER
     text_column: str = ""  # column that is read; "" guesses
     max_bytes: Count = 0  # text read of each split; 0 is all; a Hub dataset is then streamed, not downloaded whole
-    streaming: bool = False  # read on after --max_bytes (0: 256 MB), as many at a time; one dataset of the Hub
+    streaming: bool = False  # stream one dataset of the Hub in windows of --max_bytes (0: 256 MB)
     document_start: str = ""  # regular expression for the first line of a document
     tokenizer: str = "bpe"  # bpe, word or basic_english train one; otherwise a name or path
-    vocab_size: Size = 4096  # entries of a trained tokenizer
-    pre_tokenizer: Literal["words", "gpt2"] = "words"  # of bpe: what cuts text into words; gpt2 can become GGUF
+    vocab_size: Size = 4096  # entries of a bpe tokenizer that is trained
+    pre_tokenizer: Literal["words", "gpt2"] = "words"  # how bpe splits text into words; export to GGUF needs gpt2
     min_frequency: Size = 2  # occurrences that a word or a merge needs
-    tokenizer_max_bytes: Size = 32_000_000  # text that the tokenizer is trained on
+    tokenizer_max_bytes: Size = 32_000_000  # bytes of text that bpe is trained on
     model: str = ""  # a causal checkpoint to continue from; "" makes a new one
     architecture: Literal["gpt2", "lstm", "gru", "rnn"] = "gpt2"  # of a new model
     size: Literal["tiny", "mini", "small", "medium", "large", "xl"] = "tiny"  # of a new GPT-2
@@ -44,7 +44,7 @@ class Arguments(PretrainingArguments):
     n_embd: Count = 0  # width of the states
     block_size: Count = 0  # tokens of a training example
     dropout: Decay = 0.0  # share of values that training sets to 0
-    embd_dropout: Decay | None = None  # of embeddings (recurrent: of whole entries); a GPT-2's is --dropout's
+    embd_dropout: Decay | None = None  # of embeddings (recurrent: of entries); none takes --dropout's for a GPT-2
     resid_dropout: Decay | None = None  # of what a layer of a new GPT-2 adds; none takes --dropout's
     attn_dropout: Decay | None = None  # of the attention of a new GPT-2; none takes --dropout's
     weight_dropout: Decay = 0.0  # of a new recurrent model: of the weights from one state to the next

@@ -22,7 +22,7 @@ from hf_lm.training.fit import fit
 
 @dataclass
 class Arguments(FineTuningArguments):
-    model: str = ""  # a checkpoint, folder or Hub id; "" makes a small fresh encoder
+    model: str = ""  # a checkpoint, folder or Hub id; "" makes a small randomly initialised encoder
     dataset: str = "demo:countries"  # CLDR's facts, SQuAD's json, a file, a folder, a glob or a Hub id
     question: str = ""  # column; "" guesses, as the next two
     context: str = ""  # column of the text that holds the answer

@@ -29,15 +29,15 @@ class Arguments(PretrainingArguments):
     max_prompts: Count = 400  # of a file; 0 takes all
     samples: Size = 25  # continuations of a prompt
     max_new_tokens: Size = 20  # of a continuation
-    train_text: str = ""  # what the model was trained on, to look for it, and what a mitigation trains on
+    train_text: str = ""  # training text of the model: searched for in its output, and what mitigations train on
     document_start: str = ""  # regular expression of the line that begins a document of it
     scorer: str = ""  # a text classifier for toxicity; "" counts words
     scorer_label: list[str] = field(default_factory=list)  # its labels that mean toxic
     scorer_data: str = ""  # or a labelled file to train one on
     sentiment: str = ""  # a text classifier for sentiment; "words" counts words of two lists; "" measures none
     sentiment_label: list[str] = field(default_factory=list)  # its labels that mean positive
-    mitigate: list[str] = field(default_factory=list)  # bad_words best_of, and counterfactual filter, which train
-    swap: list[str] = field(default_factory=lambda: ["gender"])  # also religion, ethnicity: for counterfactual
+    mitigate: list[str] = field(default_factory=list)  # bad_words, best_of; counterfactual and filter train
+    swap: list[str] = field(default_factory=lambda: ["gender"])  # of counterfactual; also religion, ethnicity
     best_of: Size = 4  # texts of which the least toxic is kept
     update_card: bool = False  # put the findings into the card of --model
 

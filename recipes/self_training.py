@@ -27,12 +27,12 @@ class Arguments(Settings):
     # The last weights, as in every training beside it.
     defaults: ClassVar[dict[str, Any]] = FineTuningArguments.defaults | {"load_best_model_at_end": False}
     task: TASKS = "sentiment"  # sentiment is any class of a text
-    model: str = ""  # a checkpoint, folder or Hub id; "" makes a small fresh model
+    model: str = ""  # a checkpoint, folder or Hub id; "" makes a small randomly initialised model
     labelled: str = ""  # rows as the task's recipe reads them; "" is its demo
     unlabelled: str = ""  # texts: a .txt with one a line, a table, a Hub id; "" is the rest of the labelled rows
     text_column: str = ""  # column of the labelled rows, for classes and documents; "" guesses
     label_column: str = ""  # column learned
-    source: str = ""  # the same for translation and summarization
+    source: str = ""  # column of the source, for translation and summarization; "" guesses
     target: str = ""  # column learned
     unlabelled_column: str = ""  # column of the texts; "" guesses
     max_length: Size = 256  # tokens of a text, or of a window

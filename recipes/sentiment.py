@@ -22,7 +22,7 @@ from hf_lm.training.fit import fit
 
 @dataclass
 class Arguments(FineTuningArguments):
-    model: str = ""  # a checkpoint, folder or Hub id; "" makes a small fresh encoder
+    model: str = ""  # a checkpoint, folder or Hub id; "" makes a small randomly initialised encoder
     dataset: str = "demo:opinions"  # built-in opinions, a file, a folder, a glob or a Hub id
     text_column: str = ""  # column read; "" guesses, a number counts in a file without a header
     label_column: str = ""  # column learned

@@ -22,7 +22,7 @@ from hf_lm.training.fit import fit
 
 @dataclass
 class Arguments(FineTuningArguments):
-    model: str = ""  # a checkpoint, folder or Hub id; "" makes a small fresh encoder
+    model: str = ""  # a checkpoint, folder or Hub id; "" makes a small randomly initialised encoder
     dataset: str = "demo:countries"  # CLDR's facts, CoNLL, rows of words and tags, a folder, a glob or a Hub id
     text_column: str = ""  # column of the words; "" guesses, a number counts in CoNLL files, from 0
     label_column: str = ""  # column of the tags; "" guesses, the last one in CoNLL files

@@ -22,15 +22,15 @@ from hf_lm.training.fit import fit
 
 @dataclass
 class Arguments(FineTuningArguments):
-    model: str = ""  # a checkpoint, folder or Hub id; "" makes a small fresh encoder-decoder
-    decoder: str = ""  # a checkpoint that writes what --model, an encoder, reads: GPT-2; "" leaves both to --model
+    model: str = ""  # a checkpoint, folder or Hub id; "" makes a small randomly initialised encoder-decoder
+    decoder: str = ""  # checkpoint of the decoder, such as GPT-2, for an encoder as --model; "" takes --model alone
     dataset: str = "demo:phrases"  # CLDR's dates and names, a file, a folder, a glob or a Hub id
     source: str = "en"  # column read, or language of a column `translation`
     target: str = "de"  # column learned
-    max_source_length: Size = 128  # tokens of what is read
-    max_target_length: Size = 128  # tokens of what is written
-    prefix: str = ""  # read before each source; "" takes what the checkpoint was taught (T5), if it says so
-    num_beams: Size = 1  # hypotheses kept while writing; 1 is greedy
+    max_source_length: Size = 128  # tokens of the source
+    max_target_length: Size = 128  # tokens of the target
+    prefix: str = ""  # text before each source; "" takes the prefix in the checkpoint's configuration (T5)
+    num_beams: Size = 1  # beams of generation; 1 is greedy
 
 
 def main(args: Arguments, training_args: TrainingArguments) -> dict:

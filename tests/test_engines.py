@@ -106,7 +106,7 @@ def test_activations_and_logits_are_those_of_one_device_and_checkpointing_lowers
         (("fsdp2", 0), "--devices is 0"),
         (("fsdp2", 8, 3), "--replicas 3 does not divide --devices 8"),
         (("zero2", 8, 2), "FSDP2's hybrid sharding"),
-        (("ddp", 8, 1, True), "--replicas and --offload are of an engine that shards"),
+        (("ddp", 8, 1, True), "--offload needs --engine fsdp2, zero2 or zero3"),
     ],
 )
 def test_an_engine_that_cannot_be_is_one_line(arguments, error):

@@ -134,7 +134,7 @@ def free_port(host: str, port: int) -> int:
             return probe.getsockname()[1]
 
     if not 0 <= port < 65536:
-        raise ValueError(f"--port {port} is not a port; give one from 1024 to 65535.")
+        raise ValueError(f"--port {port} is not a port; give one from 1024 to 65535, or 0 for any that is free.")
     try:
         return bound(port)
     except socket.gaierror:

@@ -32,7 +32,7 @@ def label_log_probs(
     *,
     temperatures: Sequence[float] = (1.0,),
     accelerator: Processes | None = None,
-    description: str = "how sure",
+    description: str = "computing confidence",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Summed log-probabilities of the labels of each feature, (features, temperatures), and how many there are.
 

@@ -179,7 +179,7 @@ def load_weights(
     if quantize and find_adapter(name_or_path):
         raise ValueError(
             f"--quantize {quantize}: {name_or_path} is an adapter, which is merged in full precision at loading; "
-            "merge it into a folder of its own first (hf_lm.models.adapters.merge_adapter)."
+            "merge it first: hf-lm merge ADAPTER FOLDER."
         )
     if type(config) not in auto_class._model_mapping:
         task = auto_class.__name__.removeprefix("AutoModelFor")

@@ -35,7 +35,9 @@ class Engine:
         if self.devices < 1:
             raise ValueError(f"--devices is {self.devices}; it must be 1 or more.")
         if self.name == "ddp" and (self.replicas > 1 or self.offload):
-            raise ValueError("--replicas and --offload are of an engine that shards: --engine fsdp2, zero2 or zero3.")
+            raise ValueError(
+                "--offload needs --engine fsdp2, zero2 or zero3, which shard, and --replicas --engine fsdp2."
+            )
         if self.replicas > 1 and self.name != "fsdp2":
             raise ValueError(f"--replicas {self.replicas} is FSDP2's hybrid sharding: --engine fsdp2.")
         if self.replicas < 1 or self.devices % self.replicas:

@@ -75,7 +75,8 @@ def _introduction(report: dict[str, Any], folder: Path) -> str:
             "",
             "```python",
             'messages = [{"role": "user", "content": "What is json.dumps for?"}]',
-            'prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")',
+            'options = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}',
+            "prompt = tokenizer.apply_chat_template(messages, **options)",
             "print(tokenizer.decode(model.generate(**prompt)[0], skip_special_tokens=True))",
             "```",
         ]

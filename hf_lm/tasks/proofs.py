@@ -87,7 +87,9 @@ def prove(
             continue
         proof = check()
         if not proof.passed:
-            raise ValueError(f"the proof {name} failed: {proof.said} (--skip_proofs {name} goes on regardless)")
+            raise ValueError(
+                f"the proof {name} failed: {proof.said} (--skip_proofs {name} continues without this check)"
+            )
         say(printable(f"  proved {name.replace('_', ' ')}: {proof.said}"))
         found[name] = proof.report()
     return found

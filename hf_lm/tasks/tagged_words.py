@@ -89,8 +89,8 @@ def read_columns(path: Path, *, word: str = "0", tag: str = "-1") -> Iterator[Ro
             read, labelled = fields[int(word)], fields[int(tag)]
         except IndexError:
             raise ValueError(
-                f"{path}, line {number}: {len(fields)} columns, where a word and its tag are needed; which ones they "
-                "are is said with --text_column and --label_column, numbers from 0."
+                f"{path}, line {number}: {len(fields)} columns, where a word and its tag are needed; give "
+                "the two columns with --text_column and --label_column, counted from 0."
             ) from None
         if len(fields) < 2:
             raise ValueError(f"{path}, line {number}: one column, where a word and its tag are needed.")

@@ -3,7 +3,8 @@
 import copy
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -91,12 +92,7 @@ def search_learning_rate(
         except FloatingPointError:
             say(f"  sweep: learning rate {args.learning_rate:.2e} diverges")
             raise
-        if trainer.stop.signal is not None:
-            say("stopped by a signal. Continue with the same command and --resume_from_checkpoint latest.")
-            raise SystemExit(128 + trainer.stop.signal)
-        if budget.stopped:
-            say("--max_hours or --max_cost is spent within a trial of --sweep: give more, or a smaller --sweep.")
-            raise SystemExit(EXIT_OUT_OF_BUDGET)
+        _end_if_stopped(trainer, budget, say)
         value = trainer.evaluate()[f"eval_{metric}"]
         tried.append({"learning_rate": args.learning_rate, metric: value})
         say(f"  sweep: learning rate {args.learning_rate:.2e}, {metric.replace('_', ' ')} {value:.4g}")
@@ -111,11 +107,26 @@ def search_learning_rate(
         direction="maximize" if greater_is_better else "minimize",
         sampler=optuna.samplers.TPESampler(seed=training_args.seed),
     )
-    before = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    with _random_state_kept():
         study.optimize(objective, n_trials=training_args.sweep, catch=(FloatingPointError,))
-    random.setstate(before[0])
-    np.random.set_state(before[1])
     if not tried:
         raise ValueError(f"--sweep: each of {training_args.sweep} rates diverged; lower --learning_rate.")
     return sorted(tried, key=lambda trial: -trial[metric] if greater_is_better else trial[metric])
+
+
+def _end_if_stopped(trainer: Any, budget: StopAtBudget, say: Callable[[str], None]) -> None:
+    if trainer.stop.signal is not None:
+        say("stopped by a signal. Continue with the same command and --resume_from_checkpoint latest.")
+        raise SystemExit(128 + trainer.stop.signal)
+    if budget.stopped:
+        say("--max_hours or --max_cost is spent within a trial of --sweep: give more, or a smaller --sweep.")
+        raise SystemExit(EXIT_OUT_OF_BUDGET)
+
+
+@contextmanager
+def _random_state_kept() -> Iterator[None]:
+    before = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        yield
+    random.setstate(before[0])
+    np.random.set_state(before[1])
