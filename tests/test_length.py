@@ -162,3 +162,15 @@ def test_a_text_without_an_end_is_read_as_far_as_the_parameters_ask_and_once(tmp
     said = capsys.readouterr().out
     assert "times the text" not in said
     assert said.startswith("156 steps, 19,968 tokens: 20 for each parameter") == (not given and not planned)
+
+
+@pytest.mark.parametrize("steps", [1, 12, 32, 45, 200])
+def test_a_warm_up_that_nobody_gave_ends_where_the_rate_begins_to_fall(steps, tmp_path, model):
+    given = {"warmup_steps": 20, "lr_scheduler_type": "warmup_stable_decay", "decay_share": 0.6}
+    args = arguments(tmp_path, max_steps=steps, **given)
+    args.asked = {"max_steps"}
+    choose_length(args, model, tokens=10**6, block_size=32)
+    assert args.warmup_steps == min(20, max(1, round(0.4 * steps)))
+    args = arguments(tmp_path, max_steps=steps, **given)  # asked for
+    choose_length(args, model, tokens=10**6, block_size=32)
+    assert args.warmup_steps == 20

@@ -429,3 +429,17 @@ def test_an_unreadable_file_is_named(tmp_path):
     path.chmod(0)
     with pytest.raises(PermissionError, match=r"a\.jsonl"):
         load_corpus(str(path))
+
+
+@pytest.mark.parametrize("size", [3_000, 120_000, 1_100_000])
+def test_one_text_file_has_several_held_out_documents(size, tmp_path):
+    lines = [f"Line {i} of a novel, in which nothing much happens.\n" for i in range(size // 48)]
+    (tmp_path / "novel.txt").write_text("".join(lines))
+    corpus = load_corpus(str(tmp_path / "novel.txt"))
+    documents = {split: list(corpus.documents(split)) for split in corpus.splits}
+    assert sorted("".join(map("".join, documents.values()))) == sorted("".join(lines))  # nothing is lost
+    if size > 10_000:
+        assert len(documents["validation"]) >= 4
+        assert len(documents["test"]) >= 4
+        share = sum(map(len, documents["test"])) / size
+        assert share == pytest.approx(0.05, abs=0.02)

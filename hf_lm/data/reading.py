@@ -34,17 +34,18 @@ def read_documents(
     document_start: Pattern | None,
     cleaned: Counter,
     columns: dict[str, str] | None = None,
+    section: int = SECTION,
 ) -> Iterator[str]:
     """The documents of a file, none empty. What had to be mended is counted in `cleaned`, the column read noted in
     `columns`.
 
-    A text file is one document, cut into sections of at most 64 KiB characters where a paragraph, a line or a word
+    A text file is one document, cut into sections of at most `section` characters where a paragraph, a line or a word
     ends; a row of any other format is one document. With `document_start`, the lines of the whole file are joined and
     a document begins at each line that matches. Raises ValueError, naming file and line, for what cannot be read.
     """
     if suffix(path) == ".txt":
         chunks: Iterable[str] = _text_chunks(path, cleaned)
-        longest = SECTION if document_start is None else LONGEST
+        longest = section if document_start is None else LONGEST
         yield from _not_empty(cut(chunks, document_start, longest), cleaned)
     else:
         rows = column_values(READERS[suffix(path)](path, cleaned), text_column, str(path), columns)

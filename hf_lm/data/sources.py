@@ -18,7 +18,7 @@ from hf_lm.data.hub_datasets import download_window, load_hub, pin
 from hf_lm.data.packing import TokenStream
 from hf_lm.data.paths import file_names, find_files, named_split
 from hf_lm.data.patterns import Pattern
-from hf_lm.data.reading import beginning, column_values, read_documents, rows_to_documents, suffix
+from hf_lm.data.reading import SECTION, beginning, column_values, read_documents, rows_to_documents, suffix
 from hf_lm.data.token_files import PREFIX, TOKENIZER, documents_of, open_tokens, read_record
 from hf_lm.files import hash_contents, hash_contents_once, hash_text
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 SPLITS = ("train", "validation", "test")
 GROUPS = 12  # files of which the report speaks one by one
 WINDOW = 2**28  # bytes of a streamed dataset that are held at a time
+SECTIONS, SHORTEST = 100, 1024  # into which a text file that is all of a data set is cut, and characters of one
 FEW = 400  # documents: of fewer, held-out ones are chosen by rank, so that there is always one
 Reader = Callable[[], Iterator[str]]
 
@@ -185,13 +186,17 @@ def _from_files(name: str, files: list[Path], text_column: str, start: Pattern |
     size = sum(
         path.stat().st_size * (3 if path.suffix in (".gz", ".zst", ".parquet") else 1) for path in by_split["train"]
     )
+    section = SECTION
+    if alone and start is None:  # of which validation and test must be cut
+        section = min(SECTION, max(SHORTEST, size // SECTIONS))
+        content += f" {section}" if section < SECTION else ""
     corpus = Corpus(Path(name).name, content, size, {})
     endings = sorted({suffix(path) for paths in by_split.values() for path in paths})
     corpus.format = " and ".join(endings) + (", a document a row" if endings != [".txt"] else ", a document a file")
     if start is not None:
         corpus.format = " and ".join(endings) + f", a document from each line that matches {start.pattern!r}"
     corpus.origins = {split: file_names(paths, root) for split, paths in by_split.items()}
-    corpus.readers = {split: _reader(corpus, paths, text_column, start) for split, paths in by_split.items()}
+    corpus.readers = {split: _reader(corpus, paths, text_column, start, section) for split, paths in by_split.items()}
     unnamed = [path for path, split in said.items() if not split]
     if "train" in said.values() and unnamed:
         corpus.notes.append(f"no split is in the name of {file_names(unnamed, root)}: read as train")
@@ -236,15 +241,16 @@ def _from_tokens(dataset: str, text_column: str) -> Corpus:
     return corpus
 
 
-def _reader(corpus: Corpus, paths: list[Path], text_column: str, start: Pattern | None = None) -> Reader:
+def _reader(
+    corpus: Corpus, paths: list[Path], text_column: str, start: Pattern | None = None, section: int = SECTION
+) -> Reader:
     """A reader of files one after the other, which notes in the corpus what was mended and read."""
 
     def read() -> Iterator[str]:
         for path in paths:
             counted = Counter()
-            yield from read_documents(
-                path, text_column=text_column, document_start=start, cleaned=counted, columns=corpus.columns
-            )
+            options = {"text_column": text_column, "document_start": start, "columns": corpus.columns}
+            yield from read_documents(path, **options, cleaned=counted, section=section)
             corpus.cleaned[str(path)] = counted
 
     return read

@@ -4,6 +4,7 @@ import math
 
 from accelerate import PartialState
 from torch import nn
+from transformers.trainer_utils import SchedulerType
 
 from hf_lm.arguments import TrainingArguments
 
@@ -32,6 +33,7 @@ def choose_length(
     a_step = args.rows_in_step * block_size
     if args.max_steps:
         read = max(0, args.max_steps) * a_step
+        shorten_warmup(args, args.max_steps)
         choose_rates(args, (read / tokens if read else args.num_train_epochs) if tokens else 1, a_step)
         return read
     parameters = count_parameters(model)
@@ -54,7 +56,17 @@ def choose_length(
             f"{steps * a_step / parameters:.2g} for each parameter{reason} (--max_steps gives another number)"
         )
     choose_rates(args, steps * a_step / text if built_in else epochs, a_step)
+    shorten_warmup(args, args.max_steps)
     return steps * a_step
+
+
+def shorten_warmup(args: TrainingArguments, steps: int) -> None:
+    """A warm-up that nobody gave ends where warmup_stable_decay begins to lower the rate: else the rate jumps."""
+    begin = max(1, round((1 - args.decay_share) * steps))
+    jumps = args.lr_scheduler_type == SchedulerType.WARMUP_STABLE_DECAY and args.warmup_steps > begin
+    if steps > 0 and jumps and "warmup_steps" not in args.asked:
+        args.warmup_steps = begin
+        args.run, args.chosen = args.run | {"warmup_steps": begin}, args.chosen | {"warmup_steps"}
 
 
 def choose_rates(args: TrainingArguments, passes: float, a_step: int) -> None:
