@@ -8,7 +8,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -285,6 +285,22 @@ def _held_out_runs(held_out: tuple[str, ...], tokenizer_folder: str, run: int) -
     return tokenizer, wanted[np.append(True, wanted[1:] != wanted[:-1])] if len(wanted) else wanted
 
 
+@lru_cache(1)  # of a process: what each of its tasks loads anew is never given back
+def _tokenizer(folder: str) -> Any:
+    """The tokenizer of a folder, which puts our markers around each text."""
+    ours = load_tokenizer(folder)
+    begin, end = markers(ours)
+    tokenizer = cast(Any, ours).backend_tokenizer
+    tokenizer.post_processor = TemplateProcessing(
+        single="$A <END>" if begin == end else "<BEGIN> $A <END>",
+        special_tokens=[("<BEGIN>", begin), ("<END>", end)],
+    )
+    tokenizer.encode_special_tokens = True
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
 class Tokenize(DocumentTokenizer):
     """datatrove's tokenizer with our markers; a text that spells a special token is encoded as text.
 
@@ -295,16 +311,6 @@ class Tokenize(DocumentTokenizer):
         super().__init__(str(output_folder), str(tokenizer / "tokenizer.json"), batch_size=500, **options)
         self.folder = tokenizer
 
-    @cached_property
-    def tokenizer(self) -> Any:
-        ours = load_tokenizer(str(self.folder))
-        begin, end = markers(ours)
-        tokenizer = cast(Any, ours).backend_tokenizer
-        tokenizer.post_processor = TemplateProcessing(
-            single="$A <END>" if begin == end else "<BEGIN> $A <END>",
-            special_tokens=[("<BEGIN>", begin), ("<END>", end)],
-        )
-        tokenizer.encode_special_tokens = True
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        return tokenizer
+    @property
+    def tokenizer(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return _tokenizer(str(self.folder))
