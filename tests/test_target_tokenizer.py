@@ -113,7 +113,7 @@ def test_labels_are_the_target_and_its_end_by_the_tokenizer_that_writes(made, de
     proof = task.label_proof()
     assert proof.passed
     assert proof.said == "the labels of 64 rows decode to the target and its end, 0 of them cut, no prompt in them"
-    assert not task.tokenizer_warning
+    assert not task.warnings
 
 
 def test_only_the_attention_between_the_halves_is_new(made):

@@ -335,10 +335,12 @@ def _limits(report: dict[str, Any]) -> str:
         limits.append(f"The letters of its training data are {scripts}: it knows little of other scripts.")
     safety = report.get("safety", {}).get("findings", [])
     measured = "" if safety else "Neither its bias nor the toxicity of its output has been measured in this run. "
-    general = (
-        "A language model repeats what its training text holds, errors and prejudices included. "
-        f"{measured}The numbers above hold for text like the test split and for no other. It may reproduce training "
-        "text word for word."
-    )
+    if report.get("pipeline_tag") in ("text-classification", "token-classification", "question-answering"):
+        measured = "" if safety else "Its bias has not been measured in this run. "
+        general = "It repeats the labels of its training data, errors and prejudices included. "
+    else:
+        general = "A language model repeats what its training text holds, errors and prejudices included. "
+        measured += "It may reproduce training text word for word. "
+    general += f"{measured}The numbers above hold for text like the test split and for no other."
     items = [f"- {in_table(limit)}" for limit in [*limits, *safety]]
     return "\n".join(["## Limits", "", general, "", *items]).rstrip()

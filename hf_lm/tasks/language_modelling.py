@@ -5,7 +5,7 @@ import lzma
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -59,7 +59,7 @@ class LanguageModelling:
     unit = "documents"  # that the intervals are over
     loss = staticmethod(next_token_loss)
     shifts_labels = True
-    tokenizer_warning = ""
+    warnings: Sequence[str] = ()
     max_length = 0  # blocks are not padded
     report_seconds = 8.0  # samples, and a general compressor over the text
     collate = staticmethod(collate_blocks)

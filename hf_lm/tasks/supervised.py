@@ -88,7 +88,7 @@ class Supervised:
     unit = "examples"
     shifts_labels = False
     loss: Loss | None = None
-    tokenizer_warning = ""
+    warnings: Sequence[str] = ()
     max_length = 0
     report_seconds = 0.0
     labels: Sequence[str] = ()  # classes, in the order of the head
@@ -108,6 +108,13 @@ class Supervised:
             self.overlap = self._find_overlap()
         self.encoded = {split: self.encode(table.rows[split]) for split in self.splits}
         self.train_dataset = self.encoded["train"].features
+        train = self.encoded["train"].report()
+        if train["tokens_lost"] >= 0.05:
+            rows, lost = (
+                f"{train['truncated']:.0%} of the training rows",
+                f"{train['tokens_lost']:.0%} of their tokens",
+            )
+            self.warnings = [f"{rows} are truncated, and {lost} lost: a larger length keeps more"]
         self.context = max(1, self.encoded["train"].tokens // max(1, len(self.train_dataset)))
 
     def _find_overlap(self) -> dict[str, Overlap]:

@@ -68,7 +68,7 @@ class Task(TrainingData, Protocol):
     greater_is_better: bool
     unit: str  # that intervals are over: "examples", "documents"
     fingerprint: str  # of the text: a resumed run must read the same
-    tokenizer_warning: str  # what the tokenizer cannot represent, with a remedy; "" where it can
+    warnings: Sequence[str]  # what is lost of the data before training, with a remedy
     max_length: int  # tokens of a feature at most; 0 where features have no common limit
     report_seconds: float  # that the report's samples and yardsticks take, about
 

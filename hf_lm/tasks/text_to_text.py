@@ -117,8 +117,9 @@ class TextToText(Supervised):
         self.max_length = self.max_source_length + self.max_target_length + len(self.cue_ids) * self.causal
         self.num_beams = num_beams
         super().__init__(table, tokenizer, drop_overlap=drop_overlap)
-        self.tokenizer_warning = self._say_what_is_lost(halves=model.config.model_type == "encoder-decoder")
-        table.notes += [self.tokenizer_warning] if self.tokenizer_warning else []
+        if lost := self._say_what_is_lost(halves=model.config.model_type == "encoder-decoder"):
+            self.warnings = [*self.warnings, lost]
+            table.notes.append(lost)
         self.prefix = prefix
         self.longest = max(int((np.array(feature["labels"]) != -100).sum()) for feature in self.train_dataset)
         self.generation = self.configure_generation(model)

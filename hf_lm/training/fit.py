@@ -235,8 +235,10 @@ def announce(
         f"{type(model).__name__}: {parameters:,} parameters, {trainable:,} ({trainable / parameters:.1%}) trained, on "
         f"{describe_devices(trainer.args)}{describe_engine(trainer)}"
     )
-    if task.tokenizer_warning:
-        say(f"  warning: {task.tokenizer_warning}")
+    if task.recipe != "pretrain" and not origin_of(model):
+        say("  no --model was given: the weights are random, and learn from these examples alone")
+    for sentence in task.warnings:
+        say(f"  warning: {sentence}")
     if resumed or not PartialState().is_main_process:
         return None
     try:
