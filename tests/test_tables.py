@@ -142,6 +142,12 @@ def test_labels_may_be_strings_or_numbers_and_rows_without_are_counted(tmp_path)
     assert table.left_out == {"rows_without_text": 1, "rows_without_label": 2}
 
 
+def test_a_column_of_numbers_is_no_column_of_classes(tmp_path):
+    table = table_of(tmp_path, [{"text": f"text {i}", "label": i / 7} for i in range(60)])
+    with pytest.raises(ValueError, match=r"'label' has 4\d different values in 4\d training rows .*numbers or text\?"):
+        read_sentiment(table)
+
+
 def test_minus_one_is_a_class_where_many_rows_have_it(tmp_path):
     table = table_of(tmp_path, [{"text": f"text {i}", "label": i % 3 - 1} for i in range(60)])
     table.rows["test"] = [{"text": f"test {i}", "label": -1} for i in range(5)]  # which has no labels

@@ -71,12 +71,18 @@ def _calibration_error(probabilities: np.ndarray, true: np.ndarray, bins: int = 
     place = np.eye(bins)[np.minimum((confidence * bins).astype(int), bins - 1)]
     variance = confidence * (1 - confidence)
     statistics = np.concatenate([place * gap[:, None], place * variance[:, None], np.ones((len(true), 1))], axis=1)
+
+    def share(of_bins: np.ndarray, sums: np.ndarray) -> np.ndarray:
+        """In percent of the examples; not a number where there is none, as without the only one."""
+        total = np.where(sums[..., -1] > 0, sums[..., -1], np.nan)
+        return 100 * of_bins.sum(-1) / total
+
     return Estimate(
         statistics,
-        lambda sums: 100 * np.abs(sums[..., :bins]).sum(-1) / sums[..., -1],
+        lambda sums: share(np.abs(sums[..., :bins]), sums),
         higher_is_better=False,
         bounds=PERCENT,
-        noise_of=lambda sums: 100 * np.sqrt(2 / np.pi * sums[..., bins:-1]).sum(-1) / sums[..., -1],
+        noise_of=lambda sums: share(np.sqrt(2 / np.pi * sums[..., bins:-1]), sums),
     )
 
 

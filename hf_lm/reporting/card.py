@@ -273,7 +273,8 @@ def _training(report: dict[str, Any], folder: Path) -> str:
     if report.get("recipe"):
         lines += ["", "This run, with every argument that is not the recipe's default:"]
         lines += ["", fenced(_command(report["recipe"], report.get("arguments", {})), "bash")]
-        name = run_name if (run_name := (read_run(folder) or {}).get("hub_model_id")) else folder.name
+        here = folder.name if folder.is_absolute() else folder.as_posix()
+        name = (read_run(folder) or {}).get("hub_model_id") or here
         lines += ["", "Run again and compared with the numbers above:", "", fenced(f"hf-lm reproduce {name}", "bash")]
     if run := read_run(folder):
         # Absolute paths are of no use to a reader and may be private.

@@ -66,6 +66,8 @@ def fetch(source: str, *, weights: bool = False) -> Published:
     """
     folder = Path(source)
     if not folder.is_dir():
+        if "/" not in source:
+            raise FileNotFoundError(f"there is no folder {source} here, and a run on the Hub is called user/name.")
         from huggingface_hub import snapshot_download
 
         name, _, revision = source.partition("@")

@@ -24,6 +24,7 @@ from hf_lm.tokenization.tokenizer import encode_documents, special_tokens_around
 
 TEXT = ("text", "sentence", "review", "content", "comment", "tweet", "0")
 LABEL = ("label", "labels", "sentiment", "class", "category", "polarity", "1")
+FEW_CLASSES = 20  # of more, each has two training rows on average
 
 
 def read_sentiment(table: Table, *, text_column: str = "", label_column: str = "") -> list[str]:
@@ -47,6 +48,12 @@ def read_sentiment(table: Table, *, text_column: str = "", label_column: str = "
     if len(labels) < 2:
         raise ValueError(
             f"{where} has one class only, {_short(labels[0])!r} in {label!r}: there is nothing to tell apart."
+        )
+    if len(labels) > FEW_CLASSES and 2 * len(labels) > len(table.rows["train"]):
+        raise ValueError(
+            f"{where}: {label!r} has {len(labels):,} different values in {len(table.rows['train']):,} training rows "
+            f"({_few(labels)}): numbers or text? A class needs rows of its own; name another column with "
+            "--label_column."
         )
     for split in table.splits:
         if unseen := sorted({row["label"] for row in table.rows[split]} - set(labels)):
