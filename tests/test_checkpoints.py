@@ -243,6 +243,8 @@ def test_another_configuration_is_refused_with_what_differs(tmp_path):
     check_same_run(checkpoint, {"learning_rate": 1e-3, "block_size": 64, "logging_steps": 1})  # changes no number
     with pytest.raises(ValueError, match=r"learning_rate 0.001 -> 0.002, seed None -> 7"):
         check_same_run(checkpoint, {"learning_rate": 2e-3, "block_size": 64, "seed": 7})
+    with pytest.raises(ValueError, match=r"by another configuration \(seed None -> 7\)"):
+        check_same_run(checkpoint, {"learning_rate": 2e-3, "block_size": 64, "seed": 7}, {"learning_rate"})
 
 
 def make_result(folder: Path) -> Path:

@@ -4,8 +4,10 @@ An option is described where it is declared: by its `help`, or by the comment th
 """
 
 import inspect
+import os
 import re
 import shutil
+import sys
 import textwrap
 from argparse import Action, ArgumentParser
 from collections.abc import Container, Iterable
@@ -58,8 +60,15 @@ def end_with_help(
     text += ["", "Every run:", *entries(name for name in options if name in shared)]
     text += [_entry(option, what) for option, what in GENERAL.items()]
     everything = "--help_all" in argv
-    text += ["", "The Trainer:", *entries(rest)] if everything else ["", f"--help_all: {len(rest)} of the Trainer too"]
-    print("\n".join(text))
+    text += (
+        ["", "The Trainer:", *entries(rest)]
+        if everything
+        else ["", f"--help_all lists {len(rest)} more, of the Trainer."]
+    )
+    try:
+        print("\n".join(text), flush=True)
+    except BrokenPipeError:  # `... --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     raise SystemExit(0)
 
 

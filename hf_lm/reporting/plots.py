@@ -187,8 +187,11 @@ def _metric(axes: "Axes", metric: str, report: dict[str, Any]) -> None:
     low, high = (_series(history, f"eval_{metric}_{end}") for end in ("low", "high"))
     axes.plot(*zip(*values, strict=True), "o-", color=ORANGE, markersize=4, label="model, with 95 % interval")
     if len(low) == len(high) == len(values):
-        steps = [step for step, _ in values]
-        axes.fill_between(steps, [v for _, v in low], [v for _, v in high], color=ORANGE, alpha=0.18, linewidth=0)
+        steps, lows, highs = [step for step, _ in values], [v for _, v in low], [v for _, v in high]
+        if len(values) > 1:
+            axes.fill_between(steps, lows, highs, color=ORANGE, alpha=0.18, linewidth=0)
+        else:  # a band of one point has no width
+            axes.vlines(steps, lows, highs, color=ORANGE, linewidth=1.5)
     baseline = report.get("metrics", {}).get("validation", {}).get(metric, {}).get("baseline")
     if baseline and "value" in baseline:
         axes.axhline(baseline["value"], color=GREY, linestyle="--", linewidth=1, label=baseline["name"])

@@ -239,11 +239,10 @@ def tokenizer_round_trip(
             )
     if largest >= rows:
         return Proof(False, f"the tokenizer gives id {largest}, the model has {rows} embedding rows")
-    said = f"{sum(len(text.encode()) for text in texts):,} bytes come back unchanged from {total:,} ids below {rows}"
+    tokens, size = f"{total:,} tokens, each id below {rows}", sum(len(text.encode()) for text in texts)
+    said = f"{size:,} bytes come back unchanged from {tokens}"
     if not lossless:
-        said = (
-            f"{total:,} ids below {rows}, {unknown / max(1, total):.1%} of them unknown words; decoded text is stable"
-        )
+        said = f"{tokens}, {unknown / max(1, total):.1%} of them unknown words; decoded text is stable"
     return Proof(True, said)
 
 
@@ -257,7 +256,7 @@ def vocabulary(
     if ids.max() >= rows:
         return Proof(False, f"the tokenizer gives id {ids.max()}, the model has {rows} embedding rows")
     unknown = 0.0 if tokenizer.unk_token_id is None else float((ids == tokenizer.unk_token_id).mean())
-    said = f"{len(ids):,} ids below {rows}, {unknown:.1%} of them unknown"
+    said = f"{len(ids):,} tokens, each id below {rows}, {unknown:.1%} of them unknown"
     if unknown > limit:
         said += f"; above {limit:.0%} the model cannot read this text: take one made for its language"
     return Proof(unknown <= limit, said)

@@ -42,6 +42,13 @@ class Scores:
         return self.estimates
 
 
+def _is_right(prediction: str, reference: str | list[str]) -> bool:
+    """Whether a prediction is word for word a reference; where a question has none, whether it is empty."""
+    if isinstance(reference, str):
+        return prediction == reference
+    return prediction in reference or not (reference or prediction)
+
+
 def room_beside(used: int, length: int, option: str) -> int:
     """Tokens of a text that fit into `length` beside `used` others. Raises ValueError where none does."""
     if length <= used:
@@ -407,7 +414,12 @@ class Supervised:
                 data["overlap"][split]["metrics_without"] = without
         *_, last = measured.values()
         answered = [example for example in last.examples if {"reference", "prediction"} <= set(example)]
-        worst = sorted(answered, key=lambda example: example["score"])[:WORST]
+        wrong = {
+            (example["input"], str(example["reference"]), example["prediction"]): example
+            for example in answered
+            if not _is_right(example["prediction"], example["reference"])
+        }
+        worst = sorted(wrong.values(), key=lambda example: example["score"])[:WORST]
         return {"data": data, "example": self.example(), "examples": answered[:FIRST], "worst": worst}
 
     def example(self) -> dict[str, str]:

@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -114,12 +114,16 @@ def rotate(newest: Path, *, keep: int | None, best: str | None, unscheduled: lis
         remove_checkpoint(path)
 
 
-def check_same_run(checkpoint: Path, run: dict[str, Any]) -> None:
-    """Raise ValueError, listing what differs, if a checkpoint was written by another configuration."""
+def check_same_run(checkpoint: Path, run: dict[str, Any], chosen: Collection[str] = ()) -> None:
+    """Raise ValueError, listing what differs, if a checkpoint was written by another configuration.
+
+    What was `chosen` because of other arguments is listed only where nothing else differs.
+    """
     before = read_run(checkpoint)
     if before is None:
         raise ValueError(f"{checkpoint} has no run.yaml: it was not written by hf_lm. Use it with --model instead.")
     keys = [key for key in {**before, **run} if key not in MAY_DIFFER and before.get(key) != run.get(key)]
+    keys = [key for key in keys if key not in chosen] or keys
     if keys:
         differences = ", ".join(f"{key} {before.get(key)!r} -> {run.get(key)!r}" for key in keys)
         raise ValueError(

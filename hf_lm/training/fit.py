@@ -183,7 +183,7 @@ def open_output(args: TrainingArguments, *, inputs: Iterable[str], lock: context
         _set_learning_rate(args, rate)
     message = keep_rows_per_step(args, None if args.resume_with_changes else written)
     if written is not None and not args.resume_with_changes:
-        check_same_run(written, args.run)
+        check_same_run(written, args.run, args.chosen)
     if message:
         state.print(message)
     return checkpoint
