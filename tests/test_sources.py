@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from loopback_hub import hub  # noqa: F401  (a fixture)
 from hf_lm.data.patterns import Pattern
 from hf_lm.data.reading import cut, read_documents
 from hf_lm.data.sources import load_corpus
+from hf_lm.tasks.language_modelling import LanguageModelling
+from hf_lm.tokenization.tokenizer import new_tokenizer
 
 
 def rows(n: int, word: str = "document") -> list[str]:
@@ -443,3 +446,13 @@ def test_one_text_file_has_several_held_out_documents(size, tmp_path):
         assert len(documents["test"]) >= 4
         share = sum(map(len, documents["test"])) / size
         assert share == pytest.approx(0.05, abs=0.02)
+
+
+def test_held_out_splits_that_are_far_too_large_are_said(tmp_path):
+    for i in range(3):
+        (tmp_path / f"{i}.txt").write_text(f"A sentence of file {i}, once more. " * 300)
+    corpus = load_corpus(str(tmp_path))
+    tokenizer = new_tokenizer(corpus.documents("train"), vocab_size=300)
+    task = LanguageModelling(corpus, tokenizer, block_size=16)
+    assert len(task.warnings) == 2
+    assert re.match(r"validation holds 3\d% of the text, in 1 of 3 documents: give files called", task.warnings[0])

@@ -100,10 +100,24 @@ class LanguageModelling:
                 cleaned=corpus.cleaned,
                 name=split,
             )
+        self.warnings = self._large_shares()
         self._limit_evaluation(training_tokens)
         self.windows: list[dict[str, Any]] = []  # what was read of a streamed corpus since the last start
         window = self._window if corpus.window else None
         self.train_dataset = Blocks(self.streams["train"], block_size=block_size, isolate=self.isolate, window=window)
+
+    def _large_shares(self) -> list[str]:
+        """Of splits that were cut from train by document and are far larger than was asked for: documents are few."""
+        total, documents = (
+            sum(each) for each in zip(*((s.total, len(s)) for s in self.streams.values()), strict=True)
+        )
+        large = [
+            f"{split} holds {stream.total / total:.0%} of the text, in {len(stream)} of {documents} documents"
+            for split, stream in self.streams.items()
+            if self.corpus.origins.get(split) == "cut from train" and stream.total > 0.15 * total
+        ]
+        advice = "give files called validation and test, or say with --document_start where documents begin"
+        return [f"{sentence}: {advice}" for sentence in large]
 
     def _window(self, number: int) -> TokenStream:
         """The tokens of a window of the corpus, whose leakage is told. The cache keeps the first and the last two."""

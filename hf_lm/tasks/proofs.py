@@ -265,7 +265,7 @@ def vocabulary(
 def leakage(shares: dict[str, float], *, limit: float = 0.1) -> Proof:
     """Held-out splits must not stand in the training text: no more than `limit` of their tokens, word for word."""
     said = " and ".join(f"{share:.1%} of {split}" for split, share in shares.items())
-    said += " stand in train word for word, in runs of 50 tokens or more"
+    said += " occur in train word for word, in runs of 50 tokens or more"
     worst = max(shares.values(), default=0.0)
     if worst > limit:
         said += f"; above {limit:.0%} a number on them says little: take the repetitions out of the data"
