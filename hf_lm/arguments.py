@@ -284,7 +284,7 @@ class ReplyArguments(ChatArguments):
 SHARED_DEFAULTS: dict[str, Any] = {"logging_steps": 10, "save_total_limit": 2}
 
 # The Trainer's own that every recipe's --help shows beside ours and those that the recipe sets.
-COMMON = ("num_train_epochs", "per_device_train_batch_size", "seed")
+COMMON = ("num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "report_to", "seed")
 
 # About one invocation rather than about the run: they do not belong in run.yaml.
 ONE_INVOCATION = ("resume_from_checkpoint", "overwrite_output_dir", "resume_with_changes")

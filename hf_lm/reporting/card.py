@@ -62,24 +62,7 @@ def _introduction(report: dict[str, Any], folder: Path) -> str:
     if two:
         lines += [f'{TARGET} = AutoTokenizer.from_pretrained(name, subfolder="{TARGET}")  # of the target']
     lines += ["```"]
-    if example := example_of(report):
-        quoted = {key: json.dumps(shortened(text, 200), ensure_ascii=False) for key, text in example.items()}
-        given = ", ".join(text if key == "text" else f"{key}={text}" for key, text in quoted.items())
-        given += ", max_new_tokens=40" if report.get("pipeline_tag") == "text-generation" else ""
-        lines += ["", "or, in three lines:", "", "```python", "from hf_lm import pipeline", ""]
-        lines += [f'answer = pipeline("{report["pipeline_tag"]}", model=".")', f"print(answer({given}))", "```"]
-    if (folder / "chat_template.jinja").is_file():
-        lines += [
-            "",
-            "It answers in the form of its chat template:",
-            "",
-            "```python",
-            'messages = [{"role": "user", "content": "What is json.dumps for?"}]',
-            'options = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}',
-            "prompt = tokenizer.apply_chat_template(messages, **options)",
-            "print(tokenizer.decode(model.generate(**prompt)[0], skip_special_tokens=True))",
-            "```",
-        ]
+    lines += _with_pipeline(report, folder)
     if adapter:
         lines += ["", "This is an adapter: loading it needs peft, and its base model."]
     if recurrent:
@@ -88,6 +71,39 @@ def _introduction(report: dict[str, Any], folder: Path) -> str:
             "The model carries its own code (recurrent.py); after `import hf_lm.models` it loads without that trust.",
         ]
     return "\n".join(lines)
+
+
+def _with_pipeline(report: dict[str, Any], folder: Path) -> list[str]:
+    """How the model is used through `pipeline`, and a chat model through its template, on held-out input."""
+    chats, asked = (
+        (folder / "chat_template.jinja").is_file(),
+        next(iter(report.get("samples", [])), {}).get("prompt", ""),
+    )
+    message = json.dumps([{"role": "user", "content": shortened(asked.strip() or "Hello.", 200)}], ensure_ascii=False)
+    lines: list[str] = []
+    if chats:
+        lines += ["", "or, in three lines:", "", "```python", "from hf_lm import pipeline", ""]
+        lines += [f'answer = pipeline("{report["pipeline_tag"]}", model=".")']
+        lines += [f"print(answer({message}, max_new_tokens=40))", "```"]
+    elif example := example_of(report):
+        quoted = {key: json.dumps(shortened(text, 200), ensure_ascii=False) for key, text in example.items()}
+        given = ", ".join(text if key == "text" else f"{key}={text}" for key, text in quoted.items())
+        given += ", max_new_tokens=40" if report.get("pipeline_tag") == "text-generation" else ""
+        lines += ["", "or, in three lines:", "", "```python", "from hf_lm import pipeline", ""]
+        lines += [f'answer = pipeline("{report["pipeline_tag"]}", model=".")', f"print(answer({given}))", "```"]
+    if chats:
+        lines += [
+            "",
+            "It answers in the form of its chat template:",
+            "",
+            "```python",
+            f"messages = {message}",
+            'options = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}',
+            "prompt = tokenizer.apply_chat_template(messages, **options)",
+            "print(tokenizer.decode(model.generate(**prompt, max_new_tokens=40)[0], skip_special_tokens=True))",
+            "```",
+        ]
+    return lines
 
 
 def _bases(model: dict[str, Any]) -> str:
