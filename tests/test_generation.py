@@ -370,6 +370,17 @@ def test_a_question_without_context_is_refused_with_its_row(tmp_path):
         read_columns(str(path), ("question", "context"))
 
 
+def test_columns_of_other_names_are_listed_in_the_order_of_the_task(tmp_path):
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"passage": "me", "q": "who?"}\n')
+    expected = [{"question": "who?", "context": "me"}]
+    assert read_columns(str(path), ("question", "context"), "q,passage") == expected
+    with pytest.raises(ValueError, match=r"has no column 'question'.*Set --column QUESTION,CONTEXT"):
+        read_columns(str(path), ("question", "context"))
+    with pytest.raises(ValueError, match="give the columns of question and context, in this order"):
+        read_columns(str(path), ("question", "context"), "q")
+
+
 def test_ctrl_c_in_a_file_of_prompts_keeps_what_is_written(model, tokenizer, tmp_path, monkeypatch, capsys):
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)

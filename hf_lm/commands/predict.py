@@ -9,8 +9,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("task", help="the name of its recipe, such as sentiment")
     parser.add_argument("model", help="a folder or a Hub id")
     parser.add_argument("input", help="a .txt file with an input a line, or a table (.jsonl .csv .tsv .parquet ...)")
-    parser.add_argument("--output", default="predictions.jsonl", help="an existing one is continued")
-    parser.add_argument("--column", default="", help="column of the table that is read; guessed if not given")
+    parser.add_argument(
+        "--output", default="predictions.jsonl", help="default predictions.jsonl; an existing one is continued"
+    )
+    parser.add_argument(
+        "--column",
+        default="",
+        help="column that is read, guessed if not given; of question answering QUESTION,CONTEXT",
+    )
 
 
 def run(args: argparse.Namespace) -> None:

@@ -29,12 +29,12 @@ def predict(task: str, model: str, source: str, output: str, *, column: str = ""
     """Write a line of JSON per input, in order: {"input", "prediction", ..., "model", "task"}; returns their number.
 
     `source` is a .txt file with an input a line, or a table, whose `column` is read ("" guesses; question answering
-    reads `question` and `context`). `write_lines` says how an existing output is continued.
+    reads `question` and `context`, or the two columns that are listed with a comma). `write_lines` says how an existing output is continued.
     """
     from hf_lm.tasks.by_name import task_named
 
     asked = task_named(task)
-    inputs = read_texts(source, column) if len(asked.inputs) == 1 else read_columns(source, asked.inputs)
+    inputs = read_texts(source, column) if len(asked.inputs) == 1 else read_columns(source, asked.inputs, column)
 
     def start() -> Answer:
         from hf_lm.inference.pipelines import pipeline
@@ -199,15 +199,26 @@ def read_texts(source: str, column: str = "") -> list[str]:
     return [_text(row, name, source, number) for number, row in enumerate(rows, 1)]
 
 
-def read_columns(source: str, names: Sequence[str]) -> list[dict[str, str]]:
-    """The columns of these names of each row of a table. Raises FileNotFoundError or ValueError in one line."""
+def read_columns(source: str, names: Sequence[str], columns: str = "") -> list[dict[str, str]]:
+    """Each row of a table as {name: text}; the columns have these names, or those that `columns` lists, with commas.
+
+    Raises FileNotFoundError or ValueError in one line.
+    """
+    listed = columns.split(",") if columns else names
+    if len(listed) != len(names):
+        raise ValueError(
+            f"--column {columns}: give the columns of {' and '.join(names)}, in this order, with a comma."
+        )
     path = _existing(source)
     if suffix(path) == ".txt" or suffix(path) not in SUFFIXES:
         raise ValueError(f"{source}: this task needs a table with the columns {' and '.join(names)}.")
     rows = _rows(path)
-    for name in names:
-        pick_column(rows, name, (), option="that name", where=source)
-    return [{name: _text(row, name, source, number) for name in names} for number, row in enumerate(rows, 1)]
+    option = f"--column {','.join(name.upper() for name in names)}"
+    found = [pick_column(rows, name, (), option=option, where=source) for name in listed]
+    return [
+        {name: _text(row, column, source, number) for name, column in zip(names, found, strict=True)}
+        for number, row in enumerate(rows, 1)
+    ]
 
 
 def _text(row: dict[str, Any], name: str, source: str, number: int) -> str:
