@@ -134,6 +134,15 @@ def test_a_sweep_measures_each_rate_at_its_end_where_nothing_is_evaluated_before
     assert len(tried) == 3  # without the one that diverged
     assert sum("diverges" in line for line in said) == 1
     assert args.learning_rate == 0.01
-    args.max_hours, said[:] = 1e-9, []
+    args.max_hours, said[:] = 1e-9, []  # the fake trainer does not stop within a trial
     assert len(search_learning_rate(Fake, model, args, **options)) == 1
     assert said[-1] == "  sweep: the budget leaves no time for more than 1 of 4 rates"
+
+
+def test_a_budget_that_ends_within_a_trial_ends_the_run_without_a_checkpoint(data, tmp_path, capsys):
+    pytest.importorskip("optuna", reason="--sweep needs the extra sweep")
+    with pytest.raises(SystemExit) as ended:
+        here("sentiment.py", dataset=data, output_dir=tmp_path / "out", sweep=2, max_hours=1e-6, **FAST)
+    assert ended.value.code == 75
+    assert "is spent within a trial of --sweep" in capsys.readouterr().out
+    assert not list((tmp_path / "out").glob("checkpoint-*"))

@@ -52,6 +52,13 @@ class EarlyStopping(TrainerCallback):
         kept_by_callbacks(state)[self.KEY] = {"best": self.best.tolist(), "waited": self.waited}
 
 
+class _EndOfTrial(StopAtBudget):
+    """Ends a trial at the budget of the run, without a checkpoint."""
+
+    def _save(self, state: TrainerState, control: TrainerControl) -> None:
+        pass
+
+
 def search_learning_rate(
     build: Callable[[PreTrainedModel, TrainingArguments], Any],
     model: PreTrainedModel,
@@ -85,7 +92,7 @@ def search_learning_rate(
         [args.learning_rate] = broadcast_object_list([rate])  # all processes train at the main one's
         set_seed(args.seed)
         trainer, begun = build(copy.deepcopy(model), args), time.monotonic()
-        budget = StopAtBudget(args.budget, started=started, checkpoint_bytes=0)
+        budget = _EndOfTrial(args.budget, started=started, checkpoint_bytes=0)
         trainer.add_callback(budget)
         try:
             trainer.train()
