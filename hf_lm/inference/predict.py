@@ -28,9 +28,9 @@ Answer = Callable[[list[Any]], Iterable[dict[str, Any]]]  # from inputs to what 
 def predict(task: str, model: str, source: str, output: str, *, column: str = "") -> int:
     """Write a line of JSON per input, in order: {"input", "prediction", ..., "model", "task"}; returns their number.
 
-    `source` is a .txt file with an input a line, or a table, whose `column` is read: "" guesses; question answering reads
-    `question` and `context`, or the two columns that are listed with a comma. `write_lines` says how an existing output
-    is continued.
+    `source` is a .txt file with an input a line, or a table, whose `column` is read: "" guesses; question answering
+    reads `question` and `context`, or the two columns that are listed with a comma. `write_lines` says how an
+    existing output is continued.
     """
     from hf_lm.tasks.by_name import task_named
 
