@@ -92,12 +92,13 @@ def draw_interval(axes: "Axes", metric: dict[str, Any], place: float, colour: st
 def draw_plots(report: dict[str, Any], folder: str | Path) -> list[Path]:
     """Draw plots/*.png of what the report's history holds; returns their paths."""
     history, metric = report.get("history", []), report.get("main_metric", "")
+    shown, form = SHOWN.get(metric, (metric, ""))
     curves = {  # as TUNING
         "loss": ("loss", "Loss", "nats per token"),
         "learning_rate": ("learning_rate", "Learning rate", ""),
         "throughput": ("tokens_per_second", "Throughput", "tokens per second"),
         **TUNING,
-        "metric": (f"eval_{metric}", "Validation", SHOWN.get(metric, (metric,))[0]),
+        "metric": (f"eval_{metric}", "Validation", shown + " (%)" * form.endswith("%")),
     }
     drawn = []
     for name, (key, title, label) in curves.items():
@@ -108,12 +109,13 @@ def draw_plots(report: dict[str, Any], folder: str | Path) -> list[Path]:
             if name == "metric":
                 _metric(axes, metric, report)
             else:
-                shown = "training" if name == "loss" else None
-                axes.plot(*zip(*series, strict=True), color=BLUE, linewidth=1.5, label=shown)
+                training = "training" if name == "loss" else None
+                axes.plot(*zip(*series, strict=True), color=BLUE, linewidth=1.5, label=training)
             if name == "loss" and (validation := _series(history, "eval_loss")):
                 axes.plot(*zip(*validation, strict=True), "o-", color=ORANGE, markersize=4, label="validation")
             axes.set(title=title, xlabel="optimizer step", ylabel=label, xlim=(0, None))
             axes.set_ylim(bottom=0 if name == "throughput" else None)
+            axes.locator_params("x", integer=True)
     if curve := report.get("learning_curve"):
         drawn.append(Path(folder) / "plots" / "learning_curve.png")
         with figure(drawn[-1]) as [axes]:
