@@ -4,6 +4,7 @@ import bisect
 import json
 import queue
 import threading
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -104,8 +105,8 @@ def tokenize_documents(
 ) -> TokenStream:
     """Tokenize documents into `folder`, or open what stands there already without reading a document.
 
-    Memory stays flat: text is read by one thread while another tokenizes, some megabytes at a time. A folder that is
-    damaged is made again (`hf_lm.files.fill_cache`). Raises ValueError if there are no documents.
+    Memory grows by 24 bytes a document: text is read by one thread while another tokenizes, some megabytes at a time.
+    A folder that is damaged is made again (`hf_lm.files.fill_cache`). Raises ValueError if there are no documents.
     """
 
     def write(aside: Path) -> None:
@@ -128,7 +129,7 @@ def _write(
 ) -> dict[str, Any]:
     begin, end = markers(tokenizer)
     dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
-    starts, sizes, words = [], [], []
+    starts, sizes, words = array("q"), array("q"), array("q")
     position = 0
     with (folder / "tokens.bin").open("wb") as file:
         for batch in _read_ahead(_batches(documents)):
