@@ -1,6 +1,7 @@
 """No token lost but the tail, no padding, documents kept apart, and nothing done twice."""
 
 import json
+import pickle
 import tempfile
 import threading
 import time
@@ -296,3 +297,21 @@ def test_the_stream_stays_on_disk(tokenizer, texts, tmp_path):
     with pytest.raises(ValueError, match="read-only"):
         stream.tokens[0] = 1
     assert json.loads((tmp_path / "s" / "stream.json").read_text())["dtype"] == "uint16"
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_a_worker_that_is_not_forked_opens_the_tokens_itself(tokenizer, tmp_path, epoch):
+    texts = [f"document {i} " * 50 for i in range(400)]
+    stream = tokenize_documents(texts, tokenizer=tokenizer, folder=tmp_path / "s")
+    blocks = Blocks(stream, block_size=16, isolate=True, window=lambda number: stream)
+    blocks.window = None
+    blocks.start_epoch(epoch, seed=0)
+    blocks.window = lambda number: stream  # which cannot be pickled
+    sent = pickle.dumps(blocks)
+    assert len(sent) < stream.tokens.nbytes / 2
+    there = pickle.loads(sent)
+    assert len(there) == len(blocks)
+    for mine, theirs in zip(blocks, there, strict=True):
+        assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    part = stream.take([0, 1])  # in memory
+    assert np.array_equal(pickle.loads(pickle.dumps(part)).tokens, part.tokens)

@@ -23,6 +23,9 @@ FORMAT = "2"  # of the cache
 SAMPLED = 16  # documents of the smallest sample: an interval over fewer says little
 
 
+TOKENS = "tokens.bin"  # of a folder that tokenize_documents fills
+
+
 @dataclass(frozen=True)
 class TokenStream:
     """Documents as one run of token ids on disk: `<|endoftext|>` before each, and once more at the end.
@@ -37,6 +40,13 @@ class TokenStream:
     begin: int  # id of the marker before a document
     end: int  # id of the one after it
     cleaned: dict[str, dict[str, int]] = field(default_factory=dict)  # by source: what was mended in it while reading
+
+    def __reduce__(self) -> Any:
+        """For another process: it opens the files, where these are the whole of a folder of `tokenize_documents`."""
+        tokens = self.tokens
+        if isinstance(tokens, np.memmap) and tokens.filename and Path(tokens.filename).name == TOKENS:
+            return _open, (Path(tokens.filename).parent,)
+        return super().__reduce__()
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -131,7 +141,7 @@ def _write(
     dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
     starts, sizes, words = array("q"), array("q"), array("q")
     position = 0
-    with (folder / "tokens.bin").open("wb") as file:
+    with (folder / TOKENS).open("wb") as file:
         for batch in _read_ahead(_batches(documents)):
             encoded = encode_documents(tokenizer, batch)
             out = []
@@ -158,7 +168,7 @@ def _write(
 
 def _open(folder: Path) -> TokenStream:
     about = json.loads((folder / "stream.json").read_text())
-    tokens = np.memmap(folder / "tokens.bin", about["dtype"], mode="r")
+    tokens = np.memmap(folder / TOKENS, about["dtype"], mode="r")
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("starts", "bytes", "words")}
     return TokenStream(tokens, **arrays, begin=about["begin"], end=about["end"], cleaned=about["cleaned"])
 
@@ -280,6 +290,16 @@ class Blocks:
             self._parts = _Parts.shuffled(self.stream, self.block_size, (seed, epoch))
         else:
             self._parts = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For workers that are not forked: they open the tokens themselves, and begin no epoch."""
+        parts = None if self._parts is None else replace(self._parts, tokens=np.zeros(0, np.uint16))
+        return vars(self) | {"window": None, "_parts": parts}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if self._parts is not None:
+            self._parts = replace(self._parts, tokens=self.stream.tokens)
 
     def __len__(self) -> int:
         return self.count
