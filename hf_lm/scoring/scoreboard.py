@@ -112,10 +112,10 @@ def sentence(comparison: Comparison, unit: str = "examples") -> str:
         number = "{:.2g}"
     gain = number.format(sign * difference.value)
     if difference.low is None or difference.high is None:
-        interval = "too few " + unit
-    else:
-        low, high = sorted((sign * difference.low, sign * difference.high))
-        interval = f"95 % interval {number.format(low)} to {number.format(high)}"
+        few = f"too few {unit} to test it ({comparison.examples:,})"
+        return f"{a} and {b} cannot be compared: {gain} {label} for {better}, and {few}."
+    low, high = sorted((sign * difference.low, sign * difference.high))
+    interval = f"95 % interval {number.format(low)} to {number.format(high)}"
     p = comparison.corrected
     evidence = f"{interval}, " + ("p < 0.001" if p < 0.001 else f"p = {p:.{3 if p < 0.1 else 2}f}")
     if comparison.comparisons > 1:
