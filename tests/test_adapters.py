@@ -153,7 +153,7 @@ def test_an_adapter_whose_base_is_missing_is_said_in_one_line(adapters, tokenize
             with pytest.raises((OSError, ValueError), match=said) as raised:
                 load(str(tmp_path / "lost"))
             assert "\n" not in str(raised.value)
-    with pytest.raises(ValueError, match=r"--quantize 4: .* is an adapter, .* merge it into a folder of its own"):
+    with pytest.raises(ValueError, match=r"--quantize 4: .* is an adapter, .* merge it first: hf-lm merge"):
         load_text_to_text(str(adapters["writer", "bart"].folder), tokenizer=tokenizer, quantize=4)
 
 
