@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from hf_lm.hub.credentials import error_line, masked_traceback
-from hf_lm.parsing.suggestions import did_you_mean
+from hf_lm.parsing.suggestions import UsageError, did_you_mean
 from hf_lm.version import __version__
 
 COMMANDS = (  # as `hf-lm --help` lists them; each is a module of hf_lm.commands
@@ -109,7 +109,7 @@ def main(argv: list[str] | None = None) -> None:
             sys.excepthook = masked_traceback
             raise
         print(f"error: {error_line(error)}", file=sys.stderr)
-        raise SystemExit(1) from None
+        raise SystemExit(2 if isinstance(error, UsageError) else 1) from None
 
 
 if __name__ == "__main__":

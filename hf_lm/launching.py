@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from hf_lm.hub.credentials import masked_arguments
-from hf_lm.parsing.suggestions import did_you_mean
+from hf_lm.parsing.suggestions import UsageError, did_you_mean
 from hf_lm.signals import IN_PLACE
 
 # The exit code of a run that its budget stopped: EX_TEMPFAIL, which schedulers read as "again, later".
@@ -79,7 +79,7 @@ def _recipe(name: str) -> Recipe:
     recipes = find_recipes()
     if name not in recipes:
         hint = did_you_mean(name, recipes)
-        raise ValueError(f"there is no recipe {name!r}; there are {', '.join(recipes)}.{hint}")
+        raise UsageError(f"there is no recipe {name!r}; there are {', '.join(recipes)}.{hint}")
     return recipes[name]
 
 
@@ -215,7 +215,7 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], Path, list[str]]:
     if arguments[0].startswith("-"):  # accelerate's options come first, and some have values
         at = next((i for i, token in enumerate(arguments) if is_script(token)), -1)
         if at < 0:
-            raise ValueError(f"no recipe is named; there are {', '.join(recipes)}. hf-lm run NAME --OPTION VALUE")
+            raise UsageError(f"no recipe is named; there are {', '.join(recipes)}. hf-lm run NAME --OPTION VALUE")
     path = recipe_path(arguments[at])
     before, rest = list(arguments[:at]), []
     tokens = iter(arguments[at + 1 :])

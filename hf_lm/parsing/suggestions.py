@@ -4,6 +4,10 @@ import difflib
 from collections.abc import Iterable
 
 
+class UsageError(ValueError):
+    """What was typed names nothing that there is: the exit code is 2."""
+
+
 def did_you_mean(word: str, words: Iterable[str]) -> str:
     """The sentence " Did you mean 'x'?" with the word that is most similar; "" where none is similar enough."""
     near = closest(word, words)
