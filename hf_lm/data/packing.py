@@ -158,12 +158,11 @@ def _write(
             bar.update(sum(sizes[-len(batch) :]))
         if begin == end and starts:
             np.asarray([end], dtype).tofile(file)
-            position += 1
     if not starts:
         raise ValueError(f"there are no documents to tokenize in {name}.")
     for name, values in (("starts", starts), ("bytes", sizes), ("words", words)):
         np.save(folder / f"{name}.npy", np.asarray(values, np.int64))
-    return {"dtype": np.dtype(dtype).name, "tokens": position, "begin": begin, "end": end}
+    return {"dtype": np.dtype(dtype).name, "begin": begin, "end": end}
 
 
 def _open(folder: Path) -> TokenStream:
