@@ -31,7 +31,7 @@ from hf_lm.data.packing import Blocks, cache_folder, collate_blocks, tokenize_do
 from hf_lm.data.sources import load_corpus
 from hf_lm.models.cooccurrence import start_embedding
 from hf_lm.models.gpt2 import new_gpt2
-from hf_lm.tasks.length import choose_rates
+from hf_lm.tasks.length import choose_rates, shorten_warmup
 from hf_lm.tasks.losses import next_token_loss
 from hf_lm.tokenization.tokenizer import prepare_tokenizer
 from hf_lm.training.trainer import Trainer
@@ -68,6 +68,8 @@ def trained(run: dict[str, Any], blocks: Blocks, tokenizer: Any, folder: str) ->
     args = TrainingArguments(**given)
     a_step = args.rows_in_step * run["block_size"]
     choose_rates(args, run["max_steps"] * a_step / len(blocks.stream.tokens), a_step)
+    args.asked.discard("warmup_steps")  # that of the recipe, which it ends before the decay of a short run
+    shorten_warmup(args, run["max_steps"])
     set_seed(given["seed"])
     shape = {name: run[name] for name in ("n_layer", "n_head", "n_embd", "block_size", "dropout", *DROPOUTS)}
     model = new_gpt2(tokenizer, **shape)
