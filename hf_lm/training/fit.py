@@ -5,7 +5,7 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +16,6 @@ from transformers.utils.logging import disable_progress_bar
 
 from hf_lm import dry_run
 from hf_lm.arguments import TrainingArguments
-from hf_lm.evaluation.intervals import Estimate
 from hf_lm.hub.push import check_repository, push_to_hub
 from hf_lm.launching import EXIT_OUT_OF_BUDGET
 from hf_lm.models.adapters import has_base, is_adapted, merged
@@ -55,7 +54,7 @@ from hf_lm.training.processes import (
 )
 from hf_lm.training.rates import choose_rate
 from hf_lm.training.safe_trainer import SafeTrainerMixin
-from hf_lm.training.selection import EarlyStopping, search_learning_rate
+from hf_lm.training.selection import EarlyStopping, choose_direction, search_learning_rate
 from hf_lm.training.trainer import supervised_trainer
 
 logger = logging.getLogger(__name__)
@@ -125,19 +124,6 @@ def fit(
         return report
 
 
-def _choose_direction(args: TrainingArguments, metrics: Mapping[str, Estimate]) -> None:
-    """Whether more is better of the metric that the best checkpoint is chosen by, unless --greater_is_better says it.
-
-    The Trainer takes every metric for one of which more is better, but for losses. Raises ValueError for a metric that
-    the task does not have.
-    """
-    name = (args.metric_for_best_model or "loss").removeprefix("eval_")
-    if name != "loss" and name not in metrics:
-        raise ValueError(f"--metric_for_best_model {name}: the task measures {', '.join(['loss', *metrics])}.")
-    if "greater_is_better" not in args.asked:
-        args.greater_is_better = name != "loss" and metrics[name].higher_is_better
-
-
 def _own_arguments(training_args: TrainingArguments, task: Task, model: PreTrainedModel) -> TrainingArguments:
     """A copy of the caller's arguments, with a learning rate.
 
@@ -201,7 +187,7 @@ def build(
         evaluations[trainer.state.global_step] = scores
         numbers = {"loss": scores.loss}
         metrics = scores.metrics()
-        _choose_direction(trainer.args, metrics)
+        choose_direction(trainer.args, metrics)
         for name in sorted(metrics, key=lambda name: name != task.main_metric):  # the first is shown on the bar
             interval = metrics[name].interval()
             numbers |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}

@@ -3,7 +3,7 @@
 import copy
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -50,6 +50,19 @@ class EarlyStopping(TrainerCallback):
             self.waited += 1
             control.should_training_stop |= self.waited >= self.patience
         kept_by_callbacks(state)[self.KEY] = {"best": self.best.tolist(), "waited": self.waited}
+
+
+def choose_direction(args: TrainingArguments, metrics: Mapping[str, Estimate]) -> None:
+    """Whether more is better of the metric that the best checkpoint is chosen by, unless --greater_is_better says it.
+
+    The Trainer takes every metric for one of which more is better, but for losses. Raises ValueError for a metric that
+    the task does not have.
+    """
+    name = (args.metric_for_best_model or "loss").removeprefix("eval_")
+    if name != "loss" and name not in metrics:
+        raise ValueError(f"--metric_for_best_model {name}: the task measures {', '.join(['loss', *metrics])}.")
+    if "greater_is_better" not in args.asked:
+        args.greater_is_better = name != "loss" and metrics[name].higher_is_better
 
 
 class _EndOfTrial(StopAtBudget):
