@@ -20,7 +20,8 @@ from hf_lm.tasks import proofs
 from hf_lm.tasks.losses import next_token_loss
 from hf_lm.tasks.proofs import Proof, ProvenTrainer
 from hf_lm.tasks.rendering import Part, render_causal
-from hf_lm.tasks.supervised import Encoded, Scores, Supervised
+from hf_lm.tasks.rows import Encoded, Scores
+from hf_lm.tasks.supervised import Supervised
 from hf_lm.tokenization.chat_template import encode_chats, ends_of
 
 

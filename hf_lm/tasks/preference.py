@@ -21,7 +21,7 @@ from hf_lm.tasks.chat import answer_samples, set_generation
 from hf_lm.tasks.proofs import Proof, ProvenTrainer
 from hf_lm.tasks.reference import BesideReference
 from hf_lm.tasks.rendering import Part, token_pieces
-from hf_lm.tasks.supervised import Encoded, Scores
+from hf_lm.tasks.rows import Encoded, Scores
 from hf_lm.tokenization.chat_template import encode_chats, ends_of
 
 SIDES = ("chosen", "rejected")

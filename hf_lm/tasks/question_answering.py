@@ -21,9 +21,10 @@ from hf_lm.tasks.losses import span_logits, span_loss
 from hf_lm.tasks.proofs import Proof
 from hf_lm.tasks.questions import read_question_answering
 from hf_lm.tasks.rendering import Part, token_pieces
+from hf_lm.tasks.rows import Encoded, Scores, room_beside
 from hf_lm.tasks.spans import best_spans, best_threshold
 from hf_lm.tasks.start import Start
-from hf_lm.tasks.supervised import Encoded, Scores, Supervised, room_beside
+from hf_lm.tasks.supervised import Supervised
 from hf_lm.tasks.text_to_text import TextToText, mean_loss
 from hf_lm.tokenization.tokenizer import SpecialTokens, encode_documents, encode_with_offsets, special_tokens_around
 

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -21,6 +21,7 @@ from hf_lm.models.target_tokenizer import has_target_tokenizer
 from hf_lm.tasks import proofs
 from hf_lm.tasks.proofs import Proof, ProvenTrainer
 from hf_lm.tasks.rendering import Part, count_tokens
+from hf_lm.tasks.rows import Encoded, Scores, is_right
 from hf_lm.tasks.start import Start, start_fresh, start_from
 from hf_lm.tasks.task import Loss
 from hf_lm.tokenization.tokenizer import encode_documents
@@ -28,47 +29,6 @@ from hf_lm.tokenization.tokenizer import encode_documents
 WORST = 20  # examples that the report shows
 FIRST = 5  # and these, as they come
 EXCERPT = 2**14  # tokens: a batch of an evaluation (hf_lm.data.batches)
-
-
-@dataclass
-class Scores:
-    """What was measured on a split. `examples` are rows of predictions.jsonl, the worst scored lowest by `score`."""
-
-    estimates: dict[str, Estimate]
-    examples: list[dict[str, Any]]
-    loss: float | None = None
-
-    def metrics(self) -> dict[str, Estimate]:
-        return self.estimates
-
-
-def _is_right(prediction: str, reference: str | list[str]) -> bool:
-    """Whether a prediction is word for word a reference; where a question has none, whether it is empty."""
-    if isinstance(reference, str):
-        return prediction == reference
-    return prediction in reference or not (reference or prediction)
-
-
-def room_beside(used: int, length: int, option: str) -> int:
-    """Tokens of a text that fit into `length` beside `used` others. Raises ValueError where none does."""
-    if length <= used:
-        raise ValueError(f"{option} {length} holds no token of a text beside {used} others: give {used + 1} or more.")
-    return length - used
-
-
-@dataclass
-class Encoded:
-    """A split as features, and what was cut to make them fit."""
-
-    features: list[Feature] = field(default_factory=list)
-    cut: int = 0  # rows
-    tokens: int = 0  # before cutting
-    tokens_cut: int = 0
-
-    def report(self) -> dict[str, Any]:
-        rows = len(self.features)
-        lost = self.tokens_cut / max(1, self.tokens)
-        return {"rows": rows, "tokens": self.tokens, "truncated": self.cut / max(1, rows), "tokens_lost": lost}
 
 
 class Supervised:
@@ -417,7 +377,7 @@ class Supervised:
         wrong = {
             (example["input"], str(example["reference"]), example["prediction"]): example
             for example in answered
-            if not _is_right(example["prediction"], example["reference"])
+            if not is_right(example["prediction"], example["reference"])
         }
         worst = sorted(wrong.values(), key=lambda example: example["score"])[:WORST]
         return {"data": data, "example": self.example(), "examples": answered[:FIRST], "worst": worst}

@@ -24,8 +24,9 @@ from hf_lm.models.target_tokenizer import decode_targets, has_target_tokenizer, 
 from hf_lm.tasks.losses import label_loss, next_token_loss
 from hf_lm.tasks.proofs import Proof
 from hf_lm.tasks.rendering import Part, render_causal, token_pieces
+from hf_lm.tasks.rows import Encoded, Scores, room_beside
 from hf_lm.tasks.start import Start
-from hf_lm.tasks.supervised import Encoded, Scores, Supervised, room_beside
+from hf_lm.tasks.supervised import Supervised
 from hf_lm.tokenization.languages import language_written
 from hf_lm.tokenization.tokenizer import INCOMPLETE, encode_documents, special_tokens_around
 

@@ -17,8 +17,9 @@ from hf_lm.tasks.entities import by_type, entities_of, entity_estimates, sentenc
 from hf_lm.tasks.losses import label_loss
 from hf_lm.tasks.proofs import Proof
 from hf_lm.tasks.rendering import Part, token_pieces
+from hf_lm.tasks.rows import Encoded, Scores, room_beside
 from hf_lm.tasks.start import Start
-from hf_lm.tasks.supervised import Encoded, Scores, Supervised, room_beside
+from hf_lm.tasks.supervised import Supervised
 from hf_lm.tasks.tagged_words import load_tagged_words, read_tagged_words, words_in
 from hf_lm.tokenization.tokenizer import encode_documents, encode_with_offsets, special_tokens_around
 

@@ -10,8 +10,8 @@ import numpy as np
 from hf_lm.data.tables import Row, Table, hold_out, pick_column
 from hf_lm.evaluation.intervals import Estimate
 from hf_lm.evaluation.metrics import Translation as Metric
+from hf_lm.tasks.rows import Scores
 from hf_lm.tasks.start import Start
-from hf_lm.tasks.supervised import Scores
 from hf_lm.tasks.text_to_text import TextToText, to_sources_and_targets
 
 LANGUAGE = r"[a-z]{2,3}([-_]\w+)?"  # a code such as en, zh-CN or eng_Latn
