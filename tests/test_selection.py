@@ -17,6 +17,7 @@ from transformers import TrainerControl, TrainerState
 from hf_lm.arguments import TrainingArguments
 from hf_lm.data.demos.opinions import opinions
 from hf_lm.evaluation.intervals import mean
+from hf_lm.hub.push import check_finished
 from hf_lm.tasks.sentiment import Sentiment
 from hf_lm.training.budget import StopAtBudget
 from hf_lm.training.selection import EarlyStopping, search_learning_rate
@@ -94,6 +95,8 @@ def test_a_sweep_takes_the_best_rate_and_run_yaml_repeats_it(data, tmp_path):
     run = yaml.safe_load((tmp_path / "run.yaml").read_text())
     assert run["learning_rate"] == pytest.approx(tried[0]["learning_rate"])
     assert run["sweep"] == 0
+    assert report["arguments"]["sweep"] == 0
+    assert check_finished(tmp_path) is None  # it can be pushed
 
 
 def test_a_sweep_measures_each_rate_at_its_end_where_nothing_is_evaluated_before(tmp_path):
