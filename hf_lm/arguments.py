@@ -169,7 +169,7 @@ class TrainingArguments(transformers.TrainingArguments):
         super().__post_init__()
         if self.deepspeed_plugin is not None:  # or from_pretrained hands out parts under ZeRO-3, before the proofs
             unset_hf_deepspeed_config()
-        if self.world_size == 1 < int(os.environ.get("WORLD_SIZE", "1")):
+        if self.world_size == 1 < int(os.environ.get("WORLD_SIZE", "1")) and "LOCAL_RANK" in os.environ:
             raise ValueError(
                 f"this is one of {os.environ['WORLD_SIZE']} processes, and accelerate takes it for the only one: "
                 "without GPUs give --use_cpu."

@@ -185,3 +185,16 @@ def test_a_bare_debug_is_ours_and_one_with_a_value_is_the_trainers(parse):
 
 def test_bf16_works_without_a_gpu(tmp_path):
     assert TrainingArguments(output_dir=str(tmp_path), bf16=True, report_to="none").bf16
+
+
+def test_one_of_several_processes_that_is_taken_for_the_only_one_is_refused(tmp_path):
+    """As under `torchrun` on a machine without GPUs."""
+    code = "from hf_lm.arguments import TrainingArguments as A\n"
+    code += "try: A('out', bf16=False)\nexcept ValueError as error: print(error)"
+    (tmp_path / "one.py").write_text(code)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*launcher, str(tmp_path / "one.py")], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
+    expected = "this is one of 2 processes, and accelerate takes it for the only one: without GPUs give --use_cpu."
+    assert done.stdout.splitlines() == [expected] * 2
