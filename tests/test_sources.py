@@ -362,10 +362,42 @@ def test_after_the_last_row_of_a_stream_the_first_one_follows(streamed):
 def test_a_window_whose_predecessor_is_gone_is_streamed_again(streamed, tmp_path):
     corpus = load_corpus(f"user/name@{COMMIT}", max_bytes=5_000, streaming=True)
     windows = [list(corpus.window(number)) for number in range(6)]
-    assert len(list((tmp_path / "cache" / "beginnings").glob("[!.]*"))) == 3  # the first and the last two
+    assert len(list((tmp_path / "cache" / "beginnings").glob("[!.]*"))) == 4  # the first and the last three
     assert list(corpus.window(3)) == windows[3]
     shutil.rmtree(tmp_path / "cache")
     assert list(corpus.window(4)) == windows[4]
+
+
+def test_the_next_window_is_read_while_one_is_trained_on_and_no_more_than_the_training_needs(
+    streamed, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("hf_lm.tasks.language_modelling.cache_folder", lambda name, *_: tmp_path / name.split()[-1])
+    corpus = load_corpus(f"user/name@{COMMIT}", max_bytes=5_000, streaming=True)
+    corpus.fingerprint = "text"
+    tokenizer = new_tokenizer(corpus.documents("train"), vocab_size=300)
+    task = LanguageModelling(corpus, tokenizer, block_size=16)
+    task.training_tokens = 3 * 16 * len(task.train_dataset)  # three epochs
+    for epoch, there in ((0, {"1"}), (1, {"1", "2"}), (2, {"1", "2"})):
+        task.train_dataset.start_epoch(epoch, seed=0)
+        if task._reading is not None:
+            task._reading.join()
+        assert {path.name for path in tmp_path.iterdir() if path.name.isdigit()} == there
+    ahead = task.train_dataset.stream.tokens.tolist()
+    shutil.rmtree(tmp_path / "2")
+    task.train_dataset.start_epoch(2, seed=0)
+    assert task.train_dataset.stream.tokens.tolist() == ahead
+
+
+def test_reading_ahead_ends_with_the_process():
+    code = (
+        "import itertools, threading, time\n"
+        "from hf_lm.data.reading import until_exit\n"
+        "rows = until_exit(time.sleep(0.01) for _ in itertools.count())\n"
+        "threading.Thread(target=lambda: sum(1 for _ in rows)).start()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert "the process ends" in done.stderr
 
 
 @pytest.mark.parametrize("dataset", ["demo", "a=0.5,b=0.5", "tokens:x", "here.jsonl"])

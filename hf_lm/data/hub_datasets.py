@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from hf_lm.data.reading import SUFFIXES, column_values
+from hf_lm.data.reading import SUFFIXES, column_values, until_exit
 from hf_lm.files import default_cache, fill_cache, hash_text
 
 if TYPE_CHECKING:
@@ -53,8 +53,8 @@ def download_window(pinned: str, text_column: str, max_bytes: int, number: int =
     Window 0 is the first `max_bytes` of each split, a file `<split>.jsonl` each; the next ones are `train.jsonl`, each
     the text after the one before. After the last row the first one follows. Rows are streamed in the order of the Hub:
     no more is downloaded than is read, and a folder that is there is not streamed again. The state of `datasets` after
-    a window is kept with it, so that the next one begins there. Only the first window and the last two are kept; where
-    the one before is missing, all are streamed again.
+    a window is kept with it, so that the next one begins there. Only the first window and the last three are kept;
+    where the one before is missing, all are streamed again.
     """
 
     def folder(k: int) -> Path:
@@ -80,8 +80,8 @@ def download_window(pinned: str, text_column: str, max_bytes: int, number: int =
     known = next((k for k in range(number, 0, -1) if (folder(k) / AFTER).is_file()), 0)
     for k in range(known, number + 1):
         fill_cache(folder(k), lambda aside, k=k: write(aside, k))
-        if k > 2:
-            shutil.rmtree(folder(k - 2), ignore_errors=True)
+        if k > 3:
+            shutil.rmtree(folder(k - 3), ignore_errors=True)
     return folder(number)
 
 
@@ -107,7 +107,7 @@ def _write_texts(
 
 def _until_error(rows: Iterable[dict[str, Any]], name: str) -> Iterator[dict[str, Any]]:
     try:
-        yield from rows
+        yield from until_exit(rows)
     except Exception as error:  # of the network, or of the format
         raise _not_loaded(name, error) from None
 

@@ -7,6 +7,7 @@ import itertools
 import json
 import re
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -238,6 +239,14 @@ def beginning(texts: Iterable[str], max_bytes: int) -> Iterator[str]:
             return
         left -= size
         yield text
+
+
+def until_exit(rows: Iterable[Any]) -> Iterator[Any]:
+    """The rows, for a thread that reads ahead: an error when the main thread has ended, which waits for others."""
+    for row in rows:
+        if not threading.main_thread().is_alive():
+            raise RuntimeError("the process ends")
+        yield row
 
 
 def column_values(

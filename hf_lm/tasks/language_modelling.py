@@ -1,9 +1,11 @@
 """Causal language modelling: documents packed into blocks, every token predicted from those before it."""
 
+import contextlib
 import copy
 import lzma
 import shutil
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +22,7 @@ from hf_lm import dry_run
 from hf_lm.arguments import TrainingArguments
 from hf_lm.data.batches import Feature
 from hf_lm.data.packing import Blocks, TokenStream, cache_folder, collate_blocks, tokenize_documents
+from hf_lm.data.reading import until_exit
 from hf_lm.data.scripts import languages_of, script_shares
 from hf_lm.data.sources import Corpus
 from hf_lm.evaluation.leakage import leaked_share
@@ -49,8 +52,8 @@ class LanguageModelling:
     evaluation window moves by; 0 means half a block, or a whole one where half blocks read more tokens of the held-out
     splits than `training_tokens`, which training will read. Of a split that has more than half of these, and more than
     LEAST, a sample of its documents is scored. Tokenizing happens here, once per run and on the main process first; a
-    second run finds the cache. Of a streamed corpus the first window is tokenized here, and each other one when its
-    epoch begins.
+    second run finds the cache. Of a streamed corpus the first window is tokenized here, and each other one while the
+    one before is trained on.
     """
 
     recipe, kind = "pretrain", "causal language model"
@@ -103,6 +106,7 @@ class LanguageModelling:
         self.warnings = self._large_shares()
         self._limit_evaluation(training_tokens)
         self.windows: list[dict[str, Any]] = []  # what was read of a streamed corpus since the last start
+        self._reading: threading.Thread | None = None  # the next one
         window = self._window if corpus.window else None
         self.train_dataset = Blocks(self.streams["train"], block_size=block_size, isolate=self.isolate, window=window)
 
@@ -120,24 +124,40 @@ class LanguageModelling:
         return [f"{sentence}: {advice}" for sentence in large]
 
     def _window(self, number: int) -> TokenStream:
-        """The tokens of a window of the corpus, whose leakage is told. The cache keeps the first and the last two."""
-        if not number:
-            return self.streams["train"]
+        """The tokens of a window of the corpus, whose leakage is told. Meanwhile the next one is read.
 
+        The cache keeps the first and the last three: the one before the newest is that of a checkpoint.
+        """
+        state = PartialState()
+        if self._reading is not None:
+            self._reading.join()
+        stream = self._tokenize_window(number) if number else self.streams["train"]
+        if number and state.is_main_process:
+            leakage = self._leakage(stream)
+            self.windows.append({"window": number, "tokens": int(stream.total), "leakage": leakage.largest_difference})
+            if not leakage.passed:
+                print(f"window {number}: {leakage.said}", file=sys.stderr)
+        trained_on = (number + 1) * len(self.train_dataset) * self.block_size
+        if state.is_local_main_process and trained_on < self.training_tokens:
+            self._reading = threading.Thread(target=self._read_ahead, args=(number + 1,))
+            self._reading.start()
+        return stream
+
+    def _tokenize_window(self, number: int) -> TokenStream:
         def folder(k: int) -> Path:
             return cache_folder(f"{self.fingerprint} {k}", self.tokenizer, "train")
 
         read = cast(Callable[[int], Iterator[str]], self.corpus.window)
+        documents = until_exit(read(number))
         name = f"window {number}"
-        stream = tokenize_documents(read(number), tokenizer=self.tokenizer, folder=folder(number), name=name)
-        if number > 2:
-            shutil.rmtree(folder(number - 2), ignore_errors=True)
-        if PartialState().is_main_process:
-            leakage = self._leakage(stream)
-            self.windows.append({"window": number, "tokens": int(stream.total), "leakage": leakage.largest_difference})
-            if not leakage.passed:
-                print(f"{name}: {leakage.said}", file=sys.stderr)
+        stream = tokenize_documents(documents, tokenizer=self.tokenizer, folder=folder(number), name=name)
+        if number > 3:
+            shutil.rmtree(folder(number - 3), ignore_errors=True)
         return stream
+
+    def _read_ahead(self, number: int) -> None:
+        with contextlib.suppress(Exception):  # whoever needs the window meets it again
+            self._tokenize_window(number)
 
     def _leakage(self, train: TokenStream) -> Proof:
         held_out = {split: other for split, other in self.streams.items() if split != "train"}
