@@ -16,6 +16,7 @@ from typing import Any, ClassVar, TypeVar, get_type_hints
 import torch
 import transformers
 import yaml
+from accelerate import ParallelismConfig
 from transformers import set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
@@ -191,9 +192,16 @@ class TrainingArguments(transformers.TrainingArguments):
         return 3600 * min(hours, default=math.inf)
 
     @property
+    def data_parallel(self) -> int:
+        """Processes that read different rows; those of context and sequence parallelism share theirs."""
+        asked = os.environ.get("ACCELERATE_USE_PARALLELISM_CONFIG", "").lower() == "true"  # what accelerate goes by
+        sizes = self.parallelism_config or (ParallelismConfig() if asked else None)
+        return self.world_size // (sizes.non_data_parallel_size if sizes else 1)
+
+    @property
     def rows_in_step(self) -> int:
         """Rows that all processes read in an optimizer step."""
-        return self.rows_per_step or self.train_batch_size * self.gradient_accumulation_steps * self.world_size
+        return self.rows_per_step or self.train_batch_size * self.gradient_accumulation_steps * self.data_parallel
 
 
 @dataclass

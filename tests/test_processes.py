@@ -142,7 +142,8 @@ def test_a_process_with_other_data_ends_all(tmp_path, capfd):
 def arguments(processes, **given):
     settings = {"rows_per_step": 0, "train_batch_size": 4, "gradient_accumulation_steps": 1, "run": {}}
     settings |= {"chosen": set()}
-    return SimpleNamespace(**settings | {"world_size": processes, "resume_with_changes": False} | given)
+    settings |= {"world_size": processes, "data_parallel": processes}
+    return SimpleNamespace(**settings | {"resume_with_changes": False} | given)
 
 
 @pytest.mark.parametrize(("before", "now", "steps"), [((2, 1), (1, 1), 2), ((1, 2), (2, 2), 1), ((4, 1), (2, 1), 2)])
@@ -154,6 +155,17 @@ def test_a_run_resumed_by_other_processes_keeps_its_rows_per_step(before, now, s
     assert "rows a step" in keep_rows_per_step(again, tmp_path)
     assert again.gradient_accumulation_steps == steps
     assert again.run == first.run == {"rows_per_step": 4 * before[0] * before[1]}
+
+
+def test_processes_that_share_rows_count_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(TrainingArguments, "world_size", property(lambda self: 4))
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, per_device_train_batch_size=8)
+    assert (args.data_parallel, args.rows_in_step) == (4, 32)
+    monkeypatch.setenv("ACCELERATE_USE_PARALLELISM_CONFIG", "true")
+    monkeypatch.setenv("PARALLELISM_CONFIG_CP_SIZE", "2")
+    assert (args.data_parallel, args.rows_in_step) == (2, 16)
+    keep_rows_per_step(args, None)
+    assert args.run["rows_per_step"] == 16
 
 
 def test_a_length_that_followed_from_other_rows_is_that_of_the_resumed_run(tmp_path):

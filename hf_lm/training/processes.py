@@ -234,7 +234,7 @@ def keep_rows_per_step(args: TrainingArguments, checkpoint: Path | None) -> str:
     changed the accumulation, else "". Raises ValueError where the processes' batches do not divide the rows.
     """
     rows, source, saved = args.rows_per_step, "--rows_per_step", {}
-    at_once = args.train_batch_size * args.world_size
+    at_once = args.train_batch_size * args.data_parallel
     if checkpoint is not None and not args.resume_with_changes:
         saved = yaml.safe_load((checkpoint / "run.yaml").read_text(encoding="utf-8"))
         rows, source = saved.get("rows_per_step") or rows, f"{checkpoint}: rows_per_step"

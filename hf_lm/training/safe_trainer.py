@@ -117,19 +117,15 @@ class SafeTrainerMixin(_Trainer):
         for key, mask in (("input_ids", "attention_mask"), ("decoder_input_ids", "decoder_attention_mask")):
             if key in inputs:
                 read = inputs[mask].sum() if mask in inputs else inputs[key].numel()  # padding is not read
-                self.tokens_seen += read * self._data_parallel()
+                self.tokens_seen += read * self.args.data_parallel
         loss = super().training_step(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
             self._stop_at("loss", loss)
         return loss
 
-    def _data_parallel(self) -> int:
-        """Processes that read different rows; those of context and sequence parallelism share theirs."""
-        return self.args.world_size // (self.get_cp_size() * self.get_sp_size())
-
     def _trains_copies(self) -> bool:
         """Whether each process trains a complete copy of the model on equal gradients (DDP)."""
-        split = self._data_parallel() < self.args.world_size
+        split = self.args.data_parallel < self.args.world_size
         return not (split or self.is_fsdp_enabled or self.is_deepspeed_enabled)
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
@@ -140,9 +136,9 @@ class SafeTrainerMixin(_Trainer):
         last = self.is_in_train and self.accelerator.gradient_state.end_of_dataloader
         if batch_samples and "labels" in batch_samples[-1] and last and not self.args.dataloader_drop_last:
             # accelerate's own `remainder` is lost where an epoch is resumed in its middle
-            batches = 1 if self.accelerator.split_batches else self._data_parallel()
+            batches = 1 if self.accelerator.split_batches else self.args.data_parallel
             remainder = len(cast(Sized, self.train_dataset)) % (self.args.train_batch_size * batches)
-            labels, together = batch_samples[-1]["labels"], self.args.world_size // self._data_parallel()
+            labels, together = batch_samples[-1]["labels"], self.args.world_size // self.args.data_parallel
             if remainder:
                 labels[max(0, remainder - len(labels) * (self.args.process_index // together)) :] = -100
         return super()._get_num_items_in_batch(batch_samples, device)
@@ -168,7 +164,7 @@ class SafeTrainerMixin(_Trainer):
             return super()._get_train_sampler(train_dataset)
         rows: Any = self.train_dataset if train_dataset is None else train_dataset
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        at_once = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        at_once = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.data_parallel
         return GroupedByLength([len(row["input_ids"]) for row in rows], at_once, seed=seed)
 
     # Optimizer and schedule
