@@ -16,9 +16,9 @@ from hf_lm.evaluation.likelihood import labelled
 from hf_lm.evaluation.rewards import Reward
 from hf_lm.models.configuration import context_length
 from hf_lm.tasks import proofs
+from hf_lm.tasks.answers import BesideReference
 from hf_lm.tasks.chat import answer_samples, set_generation
 from hf_lm.tasks.proofs import Proof, ProvenTrainer
-from hf_lm.tasks.reference import BesideReference
 from hf_lm.tasks.rows import Encoded, Scores
 from hf_lm.tokenization.chat_template import encode_chats, ends_of
 
