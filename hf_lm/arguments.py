@@ -55,102 +55,37 @@ Arguments = TypeVar("Arguments")
 class TrainingArguments(transformers.TrainingArguments):
     """The Trainer's own arguments and the few that hf_lm adds. They work for every recipe."""
 
-    output_dir: str = field(
-        default="trainer_output", metadata={"help": "folder for the model, its report and its checkpoints"}
-    )
-    max_steps: int = field(
-        default=-1,
-        metadata={
-            "help": "optimizer steps; -1: as many as --num_train_epochs has; 0, in pretraining: as the text asks"
-        },
-    )
-    push_to_hub: bool = field(default=False, metadata={"help": "push the finished run to --hub_model_id"})
-    resume_from_checkpoint: str | None = field(
-        default=None, metadata={"help": "a checkpoint's folder, or latest: the last of --output_dir"}
-    )
-    learning_rate: Amount = field(
-        default=5e-5,
-        metadata={
-            "help": "learning rate of AdamW, or of --optim; 0 chooses it: in pretraining by the tokens of an "
-            "optimizer step, in fine-tuning by the width of the model"
-        },
-    )
-    muon_learning_rate: Amount = field(
-        default=0.0,
-        metadata={"help": "learning rate of Muon, which trains the hidden matrices; 0: --optim trains all weights"},
-    )
-    embedding_rate_scale: Positive = field(
-        default=1.0,
-        metadata={"help": "with Muon: learning rate of embedding and output layer, as a multiple of --learning_rate"},
-    )
-    last_norm_rate_scale: Amount = field(
-        default=0.0,
-        metadata={
-            "help": "with Muon: learning rate of the last norm, as a multiple of --learning_rate; 0 chooses it: "
-            "1, and 1 / passes^2 in pretraining that reads its text several times"
-        },
-    )
-    muon_weight_decay: Amount = field(
-        default=0.0,
-        metadata={
-            "help": "decoupled weight decay of Muon's matrices; if not given, pretraining at the default rates "
-            "chooses it by the passes over the text, up to 1"
-        },
-    )
-    sampled_softmax: Count = field(
-        default=0,
-        metadata={
-            "help": "pretraining: number of vocabulary entries, sampled by frequency, for which a training step "
-            "computes logits; saves time with a large vocabulary; 0: all"
-        },
-    )
-    teachers: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "models of the same task and tokenizer, folders or Hub ids, whose mean prediction is learned"
-        },
-    )
-    teacher_weight: Share = field(
-        default=0.5, metadata={"help": "weight of the teachers' predictions in the loss; the labels have the rest"}
-    )
-    decay_share: Share = field(
-        default=0.4, metadata={"help": "share of the steps in which warmup_stable_decay lowers the rate to 0"}
-    )
-    rows_per_step: Count = field(
-        default=0,
-        metadata={
-            "help": "rows of an optimizer step over all processes, for which gradients are accumulated; 0: batch "
-            "size x accumulation x processes. A resumed run keeps its rows"
-        },
-    )
-    early_stopping_patience: Count = field(
-        default=0, metadata={"help": "stop after that many evaluations without a gain beyond noise; 0 never does"}
-    )
-    sweep: Count = field(
-        default=0,
-        metadata={"help": "try that many learning rates around the given one first, each in a complete training"},
-    )
-    max_hours: Amount = field(
-        default=0.0, metadata={"help": "stop with a checkpoint before the run has taken that many hours; 0: no limit"}
-    )
-    max_cost: Amount = field(
-        default=0.0, metadata={"help": "stop with a checkpoint before the run has cost more than that; 0: no limit"}
-    )
-    stop_after_steps: Count = field(
-        default=0, metadata={"help": "stop with a checkpoint after that step, the schedule unchanged; 0: no limit"}
-    )
-    price_per_hour: Amount = field(
-        default=0.0, metadata={"help": "price of one hour of all devices together, in any currency"}
-    )
-    skip_proofs: list[str] = field(
-        default_factory=list, metadata={"help": "proofs to leave out, by name; the report then says so"}
-    )
-    overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "replace a run that --output_dir already holds"}
-    )
-    resume_with_changes: bool = field(
-        default=False, metadata={"help": "resume although the checkpoint was written by another configuration"}
-    )
+    output_dir: str = "trainer_output"  # folder for the model, its report and its checkpoints
+    max_steps: int = -1  # optimizer steps; -1: as many as --num_train_epochs has; 0, in pretraining: as the text asks
+    push_to_hub: bool = False  # push the finished run to --hub_model_id
+    resume_from_checkpoint: str | None = None  # a checkpoint's folder, or latest: the last of --output_dir
+    learning_rate: Amount = 5e-5  # learning rate of AdamW, or of --optim; 0 chooses it: in pretraining by the tokens
+    # of an optimizer step, in fine-tuning by the width of the model
+    muon_learning_rate: Amount = 0.0  # learning rate of Muon, which trains the hidden matrices; 0: --optim trains all
+    # weights
+    embedding_rate_scale: Positive = 1.0  # with Muon: learning rate of embedding and output layer, as a multiple of
+    # --learning_rate
+    last_norm_rate_scale: Amount = 0.0  # with Muon: learning rate of the last norm, as a multiple of --learning_rate;
+    # 0 chooses it: 1, and 1 / passes^2 in pretraining that reads its text several times
+    muon_weight_decay: Amount = 0.0  # decoupled weight decay of Muon's matrices; if not given, pretraining at the
+    # default rates chooses it by the passes over the text, up to 1
+    sampled_softmax: Count = 0  # pretraining: number of vocabulary entries, sampled by frequency, for which a training
+    # step computes logits; saves time with a large vocabulary; 0: all
+    teachers: list[str] = field(default_factory=list)  # models of the same task and tokenizer, folders or Hub ids,
+    # whose mean prediction is learned
+    teacher_weight: Share = 0.5  # weight of the teachers' predictions in the loss; the labels have the rest
+    decay_share: Share = 0.4  # share of the steps in which warmup_stable_decay lowers the rate to 0
+    rows_per_step: Count = 0  # rows of an optimizer step over all processes, for which gradients are accumulated; 0:
+    # batch size x accumulation x processes. A resumed run keeps its rows
+    early_stopping_patience: Count = 0  # stop after that many evaluations without a gain beyond noise; 0 never does
+    sweep: Count = 0  # try that many learning rates around the given one first, each in a complete training
+    max_hours: Amount = 0.0  # stop with a checkpoint before the run has taken that many hours; 0: no limit
+    max_cost: Amount = 0.0  # stop with a checkpoint before the run has cost more than that; 0: no limit
+    stop_after_steps: Count = 0  # stop with a checkpoint after that step, the schedule unchanged; 0: no limit
+    price_per_hour: Amount = 0.0  # price of one hour of all devices together, in any currency
+    skip_proofs: list[str] = field(default_factory=list)  # proofs to leave out, by name; the report then says so
+    overwrite_output_dir: bool = False  # replace a run that --output_dir already holds
+    resume_with_changes: bool = False  # resume although the checkpoint was written by another configuration
     run: dict[str, Any] = field(default_factory=dict, init=False)  # what run.yaml holds
     changed: dict[str, Any] = field(default_factory=dict, init=False)  # those that are not the recipe's default
     asked: set[str] = field(default_factory=set, init=False)  # their names, and what the command line says

@@ -9,10 +9,12 @@ import re
 import shutil
 import sys
 import textwrap
-from argparse import Action, ArgumentParser
+from argparse import Action
 from collections.abc import Container, Iterable
 
-COMMENT = re.compile(r"^ {4}(\w+): .*?  # (.+)$", re.MULTILINE)
+from transformers import HfArgumentParser
+
+COMMENT = re.compile(r"^ {4}(\w+): .*?  # (.+(?:\n {4}# .+)*)$", re.MULTILINE)  # and the lines of it that follow
 INDENT = 30  # columns before a description
 LONG = 50  # characters; more choices than that are not listed
 GENERAL = {
@@ -24,18 +26,19 @@ GENERAL = {
 
 
 def comments(owner: type) -> dict[str, str]:
-    """Of each field of a dataclass and its bases, the comment in its line; nothing where there is no source."""
+    """Of each field of a dataclass and its bases, the comment in its line and below it; nothing where there is no source."""
     found: dict[str, str] = {}
     for base in reversed(owner.__mro__):
         try:
-            found |= dict(COMMENT.findall(inspect.getsource(base)))
+            texts = COMMENT.findall(inspect.getsource(base))
+            found |= {name: text.replace("\n    #", "") for name, text in texts}
         except (OSError, TypeError):  # built in, or typed at a prompt
             continue
     return found
 
 
 def end_with_help(
-    parser: ArgumentParser, argv: list[str], recipe: type, shared: Container[str], fresh: dict[str, object]
+    parser: HfArgumentParser, argv: list[str], recipe: type, shared: Container[str], fresh: dict[str, object]
 ) -> None:
     """Print the help and exit, where argv asks for it.
 
@@ -44,7 +47,7 @@ def end_with_help(
     """
     if not {"-h", "--help", "--help_all"} & set(argv):
         return
-    described = comments(recipe)
+    described = {name: text for owner in parser.dataclass_types for name, text in comments(owner).items()}
     options: dict[str, Action] = {}
     for action in parser._actions:
         options.setdefault(action.dest, action)  # the --no_ form of a boolean has the same and comes later
