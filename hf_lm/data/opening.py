@@ -5,55 +5,23 @@ import csv
 import gzip
 import io
 import zlib
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 CHUNK = 2**20  # bytes read at a time
 
 
 def open_bytes(path: Path) -> BinaryIO | gzip.GzipFile:
-    """A file for reading, decompressed where its ending says so. Raises ImportError for .zst without zstandard."""
+    """A file for reading, decompressed where its ending says so. A .zst file that is truncated raises OSError."""
     if path.suffix == ".gz":
         return gzip.open(path, "rb")
     if path.suffix == ".zst":
-        try:
-            import zstandard
-        except ImportError:
-            raise ImportError(f"{path} needs the package zstandard: pip install 'hf-lm[zst]'.") from None
-        return io.BufferedReader(_Zstd(path.open("rb"), zstandard.ZstdDecompressor), CHUNK)
+        from pyarrow import input_stream
+
+        return io.BufferedReader(input_stream(str(path), compression="zstd"), CHUNK)
     return path.open("rb")
-
-
-class _Zstd(io.RawIOBase):
-    """All frames of a .zst file. Raises EOFError where one is truncated, which zstandard's own reader hides."""
-
-    def __init__(self, file: BinaryIO, decompressor: Callable[[], Any]) -> None:
-        self.file, self.decompressor = file, decompressor
-        self.frame, self.compressed, self.text = None, b"", b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: bytearray | memoryview) -> int:
-        while not self.text:
-            data = self.compressed or self.file.read(2**16)
-            self.compressed = b""
-            if not data:
-                if self.frame is not None:
-                    raise EOFError("it ends in the middle of a frame; it was not copied or downloaded completely")
-                return 0
-            self.frame = self.frame or self.decompressor().decompressobj()
-            self.text = self.frame.decompress(data)
-            if self.frame.eof:
-                self.compressed, self.frame = self.frame.unused_data, None
-        size = min(len(buffer), len(self.text))
-        buffer[:size], self.text = self.text[:size], self.text[size:]
-        return size
-
-    def close(self) -> None:
-        self.file.close()
-        super().close()
 
 
 def check_encoding(data: bytes, path: Path) -> None:
@@ -89,20 +57,14 @@ def check_utf8(path: Path) -> None:
         check_encoding(file.read(2**16), path)
 
 
-class reading:
+@contextmanager
+def reading(path: Path) -> Iterator[BinaryIO | gzip.GzipFile]:
     """Open a file, and turn what the decompressors raise into one line that names it."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> BinaryIO | gzip.GzipFile:
-        self.file = open_bytes(self.path)
-        return self.file
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        self.file.close()
-        damaged = (gzip.BadGzipFile, zlib.error, EOFError)
-        if kind is csv.Error:
-            raise ValueError(f"{self.path} cannot be read as a table: {error}.") from None
-        if kind is not None and (issubclass(kind, damaged) or kind.__name__ == "ZstdError"):
-            raise ValueError(f"{self.path} is damaged: {error}") from None
+    damaged = OSError if path.suffix == ".zst" else (gzip.BadGzipFile, zlib.error, EOFError)
+    with open_bytes(path) as file:
+        try:
+            yield file
+        except csv.Error as error:
+            raise ValueError(f"{path} cannot be read as a table: {error}.") from None
+        except damaged as error:
+            raise ValueError(f"{path} is damaged: {error}") from None

@@ -26,7 +26,7 @@ GENERAL = {
 
 
 def comments(owner: type) -> dict[str, str]:
-    """Of each field of a dataclass and its bases, the comment in its line and below it; nothing where there is no source."""
+    """Of each field of a dataclass and its bases, the comment that begins in its line; none without its source."""
     found: dict[str, str] = {}
     for base in reversed(owner.__mro__):
         try:
