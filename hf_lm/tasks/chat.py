@@ -13,19 +13,19 @@ from hf_lm.data.batches import Feature, Processes, pad_batch
 from hf_lm.data.conversations import as_text
 from hf_lm.data.packing import fill_blocks
 from hf_lm.data.tables import Row, Table
-from hf_lm.evaluation.completions import log_probs, write
+from hf_lm.evaluation.completions import log_probs
 from hf_lm.evaluation.intervals import POSITIVE, ratio
 from hf_lm.models.configuration import context_length
 from hf_lm.tasks import proofs
+from hf_lm.tasks.answers import Answers
 from hf_lm.tasks.losses import next_token_loss
 from hf_lm.tasks.proofs import Proof, ProvenTrainer
 from hf_lm.tasks.rendering import Part, render_causal
 from hf_lm.tasks.rows import Encoded, Scores
-from hf_lm.tasks.supervised import Supervised
 from hf_lm.tokenization.chat_template import encode_chats, ends_of
 
 
-class Chat(Supervised):
+class Chat(Answers):
     """Rows are {"messages"}; the loss is over what the assistant says and the token that ends it.
 
     `max_length`: tokens of a conversation; longer ones are cut at the end, and one whose question alone is longer is
@@ -35,10 +35,9 @@ class Chat(Supervised):
     """
 
     kind = "model that answers in a conversation"
-    recipe, pipeline_tag, main_metric = "chat", "text-generation", "answer_perplexity"
+    recipe, main_metric = "chat", "answer_perplexity"
     greater_is_better = False
     unit = "conversations"
-    auto_class = "AutoModelForCausalLM"
     loss = staticmethod(next_token_loss)
     shifts_labels = True
 
@@ -82,10 +81,7 @@ class Chat(Supervised):
             self.context = self.max_length
         longest = max(sum(label != -100 for label in feature["labels"]) for feature in features)
         self.max_new_tokens = min(context_length(model.config) // 2 or longest, int(1.2 * longest) + 1)
-        set_generation(model, self.ends, tokenizer, self.max_new_tokens)
-
-    def text_of(self, row: Row) -> str:
-        return as_text(row["messages"])
+        self.set_generation(model, tokenizer)
 
     def encode(self, rows: Sequence[Row]) -> Encoded:
         encoded = Encoded()
@@ -217,12 +213,7 @@ class Chat(Supervised):
     def render_row(self, row: dict[str, Any]) -> list[Part]:
         return render_causal(self.tokenizer, row)
 
-    def samples(self, model: PreTrainedModel) -> list[dict[str, str]]:
-        questions = [self.first_question(row) for row in self.table.rows[self.splits[-1]]]
-        return answer_samples(model, self.tokenizer, questions, ends=self.ends, max_new_tokens=self.max_new_tokens)
-
-    @staticmethod
-    def first_question(row: Row) -> list[dict[str, str]]:
+    def question(self, row: Row) -> list[dict[str, str]]:
         """A conversation up to its first answer."""
         roles = [message["role"] for message in row["messages"]]
         return row["messages"][: max(1, roles.index("assistant"))]
@@ -233,40 +224,8 @@ class Chat(Supervised):
             found["data"]["notes"].append(
                 f"train is packed into {len(self.blocks):,} blocks of {self.max_length} tokens"
             )
-        found["sampled"] = "Answers to held-out questions, greedy, not chosen. The question stands in brackets."
         found["chat_template"] = self.tokenizer.chat_template
         return found
-
-
-def set_generation(
-    model: PreTrainedModel, ends: set[int], tokenizer: PreTrainedTokenizerBase, max_new_tokens: int
-) -> None:
-    """Let the published model stop where an answer ends, and after `max_new_tokens`."""
-    model.generation_config.update(
-        max_new_tokens=max_new_tokens,
-        max_length=None,
-        eos_token_id=sorted(ends) if len(ends) > 1 else min(ends),
-        pad_token_id=tokenizer.pad_token_id,
-    )
-
-
-def answer_samples(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    questions: Sequence[list[dict[str, str]]],
-    *,
-    ends: set[int],
-    max_new_tokens: int,
-    count: int = 4,
-) -> list[dict[str, str]]:
-    """What a model answers, greedily, to `count` of the questions, spread over them."""
-    asked = questions[:: max(1, len(questions) // count)][:count]
-    encoded = [ids for ids, _ in encode_chats(tokenizer, asked, prompt=True)]
-    room = max(1, (context_length(model.config) or 2**20) - max_new_tokens)
-    prompts = [ids[-room:] for ids in encoded]
-    written = write(model, prompts, pad_id=tokenizer.pad_token_id, ends=ends, max_new_tokens=max_new_tokens)
-    texts = tokenizer.batch_decode(written, skip_special_tokens=True)
-    return [{"prompt": as_text(one) + "\n", "continuation": text} for one, text in zip(asked, texts, strict=True)]
 
 
 def _runs(labels: Sequence[int]) -> list[list[int]]:

@@ -11,14 +11,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_lm.data.batches import Feature, Processes, pad_batch
 from hf_lm.data.conversations import as_text
 from hf_lm.data.tables import Row, Table
-from hf_lm.evaluation.completions import log_probs, write
+from hf_lm.evaluation.completions import log_probs
 from hf_lm.evaluation.intervals import PERCENT, Estimate, mean
 from hf_lm.evaluation.likelihood import labelled
 from hf_lm.evaluation.rewards import Scorer
 from hf_lm.models.configuration import context_length
 from hf_lm.tasks import proofs
 from hf_lm.tasks.answers import BesideReference
-from hf_lm.tasks.chat import answer_samples, set_generation
 from hf_lm.tasks.proofs import Proof, ProvenTrainer
 from hf_lm.tasks.rendering import Part, token_pieces
 from hf_lm.tasks.rows import Encoded, Scores
@@ -55,9 +54,8 @@ class Preference(BesideReference):
     """
 
     kind = "model that answers in a conversation, tuned to preferences"
-    recipe, pipeline_tag, main_metric = "preference", "text-generation", "reward_accuracy"
+    recipe, main_metric = "preference", "reward_accuracy"
     unit = "pairs, or prompts answered"
-    auto_class = "AutoModelForCausalLM"
 
     def __init__(
         self,
@@ -88,7 +86,7 @@ class Preference(BesideReference):
                     "tokens, or the answers equal. Raise --max_length, or take a model with more positions."
                 )
         super().__init__(table, tokenizer, drop_overlap=drop_overlap)
-        set_generation(model, self.ends, tokenizer, self.max_new_tokens)
+        self.set_generation(model, tokenizer)
 
     def _encoded_rows(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, table: Table) -> list[Row]:
         prompts = encode_chats(tokenizer, [row["messages"] for row in rows], prompt=True)
@@ -165,15 +163,7 @@ class Preference(BesideReference):
         return [list(prompt) for prompt in prompts if len(prompt) <= room][: self.answers]
 
     def _write(self, model: PreTrainedModel, split: str, processes: Processes | None) -> list[list[int]]:
-        return write(
-            model,
-            self._asked(split),
-            pad_id=self.tokenizer.pad_token_id,
-            ends=self.ends,
-            max_new_tokens=self.max_new_tokens,
-            temperature=1.0,
-            processes=processes,
-        )
+        return self.write(model, self._asked(split), temperature=1.0, processes=processes)
 
     def predict(
         self, model: PreTrainedModel, split: str, accelerator: Processes | None
@@ -318,18 +308,10 @@ class Preference(BesideReference):
         pairs = zip(SIDES, batch["input_ids"], batch["completion_mask"], strict=True)
         return [Part(side, token_pieces(self.tokenizer, ids, [bool(i) for i in mask])) for side, ids, mask in pairs]
 
-    def samples(self, model: PreTrainedModel) -> list[dict[str, str]]:
-        rows = self.table.rows[self.splits[-1]]
-        questions = [row["messages"] for row in rows]
-        return answer_samples(model, self.tokenizer, questions, ends=self.ends, max_new_tokens=self.max_new_tokens)
-
     def report(self, measured: Mapping[str, Scores]) -> dict[str, Any]:
         bias = self.length_bias()
         self.table.notes.append(
             f"chosen answers have {bias['chosen']:.1f} tokens on average and rejected ones {bias['rejected']:.1f}; "
             f"to prefer the longer one is right in {bias['longer_is_chosen']:.0f} % of the training pairs"
         )
-        found = super().report(measured)
-        found["length_bias"] = bias
-        found["sampled"] = "Answers to held-out questions, greedy, not chosen. The question stands in brackets."
-        return found
+        return super().report(measured) | {"length_bias": bias}

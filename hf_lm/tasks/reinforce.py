@@ -1,23 +1,21 @@
 """Reinforce: answers are sampled, a reward checks them, and what was better than its group becomes likelier (GRPO)."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm.data.batches import Processes, pad_batch
-from hf_lm.data.conversations import as_text
 from hf_lm.data.tables import Row, Table
-from hf_lm.evaluation.completions import log_probs, write
+from hf_lm.evaluation.completions import log_probs
 from hf_lm.evaluation.intervals import mean
 from hf_lm.evaluation.likelihood import labelled
 from hf_lm.evaluation.rewards import Reward
 from hf_lm.models.configuration import context_length
 from hf_lm.tasks import proofs
 from hf_lm.tasks.answers import BesideReference
-from hf_lm.tasks.chat import answer_samples, set_generation
 from hf_lm.tasks.proofs import Proof, ProvenTrainer
 from hf_lm.tasks.rows import Encoded, Scores
 from hf_lm.tokenization.chat_template import encode_chats, ends_of
@@ -42,9 +40,8 @@ class Reinforce(BesideReference):
     """
 
     kind = "model that answers in a conversation, tuned by rewards"
-    recipe, pipeline_tag, main_metric = "reinforce", "text-generation", "reward"
+    recipe, main_metric = "reinforce", "reward"
     unit = "prompts"
-    auto_class = "AutoModelForCausalLM"
 
     def __init__(
         self,
@@ -86,10 +83,7 @@ class Reinforce(BesideReference):
             table.rows[split] = kept
         super().__init__(table, tokenizer, drop_overlap=drop_overlap)
         self.context += max_new_tokens
-        set_generation(model, self.ends, tokenizer, max_new_tokens)
-
-    def text_of(self, row: Row) -> str:
-        return as_text(row["messages"])
+        self.set_generation(model, tokenizer)
 
     def encode(self, rows: Sequence[Row]) -> Encoded:
         """What TRL's trainer reads of a row; it finds the ids in `prompt_ids`."""
@@ -112,15 +106,7 @@ class Reinforce(BesideReference):
         return [self.prompt_ids[row["prompt"]] for row in self.encoded[split].features[: self.answers]] * self.draws
 
     def _write(self, model: PreTrainedModel, split: str, processes: Processes | None) -> list[list[int]]:
-        return write(
-            model,
-            self._asked(split),
-            pad_id=self.tokenizer.pad_token_id,
-            ends=self.ends,
-            max_new_tokens=self.max_new_tokens,
-            temperature=self.temperature,
-            processes=processes,
-        )
+        return self.write(model, self._asked(split), temperature=self.temperature, processes=processes)
 
     def _rewarded(self, split: str, written: list[list[int]]) -> np.ndarray:
         """(prompts, 2): the mean reward and the mean length in tokens of the answers to each prompt."""
@@ -190,11 +176,3 @@ class Reinforce(BesideReference):
     def probe(self) -> dict[str, torch.Tensor]:
         prompts = [self.prompt_ids[row["prompt"]] for row in self.train_dataset[:2]]
         return pad_batch([{"input_ids": ids} for ids in prompts], pad_id=self.tokenizer.pad_token_id)
-
-    def samples(self, model: PreTrainedModel) -> list[dict[str, str]]:
-        questions = [row["messages"] for row in self.table.rows[self.splits[-1]]]
-        return answer_samples(model, self.tokenizer, questions, ends=self.ends, max_new_tokens=self.max_new_tokens)
-
-    def report(self, measured: Mapping[str, Scores]) -> dict[str, Any]:
-        sampled = "Answers to held-out questions, greedy, not chosen. The question stands in brackets."
-        return super().report(measured) | {"sampled": sampled}
