@@ -18,7 +18,7 @@ from tokenizers.processors import TemplateProcessing
 from hf_lm.data.overlap import UNSPACED
 from hf_lm.data.packing import markers
 from hf_lm.data.paths import find_files
-from hf_lm.data.reading import read_documents
+from hf_lm.data.reading import beginning, read_documents
 from hf_lm.data.scripts import main_script
 from hf_lm.data.sources import load_corpus
 from hf_lm.evaluation.leakage import hash_runs, holding_runs
@@ -230,18 +230,10 @@ class SaveTokenizer(PipelineStep):
         files = sorted(self.texts.glob("*.jsonl*"))
         if not files:
             raise ValueError("no document passed the filters, so there is nothing to tokenize: see --filters.")
-        limit = TRAINED_ON // len(files)
-        texts = (text for file in files for text in _some(file, limit))
+        read = JsonlReader(str(self.texts)).read_file
+        of_files = ((document.text for document in read(file.name)) for file in files)
+        texts = itertools.chain.from_iterable(beginning(text, TRAINED_ON // len(files)) for text in of_files)
         train_bpe(texts, vocab_size=self.vocab_size, max_bytes=TRAINED_ON).save_pretrained(self.folder)
-
-
-def _some(file: Path, max_bytes: int) -> Iterator[str]:
-    total = 0
-    for document in JsonlReader(str(file.parent)).read_file(file.name):
-        if total >= max_bytes:
-            return
-        total += len(document.text.encode("utf-8", "surrogatepass"))
-        yield document.text
 
 
 class LeakageFilter(BaseFilter):

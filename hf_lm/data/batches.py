@@ -84,15 +84,6 @@ class GroupedByLength(Sampler[int]):
         return iter(torch.cat([batches[i] for i in shuffled + rest]).tolist())
 
 
-def in_order(pieces: Sequence[tuple[list[int], Sequence[Any]]], count: int) -> list[Any]:
-    """Results that came by batch of indices, in the order of the rows."""
-    found: list[Any] = [None] * count
-    for rows, results in pieces:
-        for i, result in zip(rows, results, strict=True):
-            found[i] = result
-    return found
-
-
 def map_by_length(
     work: Callable[[list[int]], Sequence[Any]],
     lengths: Sequence[int],
@@ -132,4 +123,5 @@ def map_by_length(
         from accelerate.utils import gather_object
 
         pieces = gather_object(pieces)
-    return in_order(pieces, len(lengths))
+    by_row = {i: result for rows, results in pieces for i, result in zip(rows, results, strict=True)}
+    return [by_row[i] for i in range(len(lengths))]

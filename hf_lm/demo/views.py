@@ -33,6 +33,7 @@ from hf_lm.tokenization.tokenizer import encode_documents, load_tokenizer
 
 LONGEST_INPUT = 100_000  # characters
 OFFERED = 3  # alternatives
+SPANS = 5  # answers to a question
 WRITTEN = {"translation": "Translation", "summarization": "Summary", "text2text-generation": "Text to text"}
 
 Shown = tuple[str, str, list[tuple[str, str]]]  # text, note, (label, text) of each alternative
@@ -119,12 +120,6 @@ class ChatView(LanguageModelView):
 
     title = "Chat"
 
-    def __init__(
-        self, name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, report: dict | None = None
-    ) -> None:
-        super().__init__(name, model, tokenizer, report)
-        Conversation(model, tokenizer)  # a template that cannot be used is an error before the page opens
-
     def answer(self, text: str, history: list[Message], system: str = "") -> Generator[tuple[str, str]]:
         """(the answer so far, a note), piece by piece; each call samples another answer.
 
@@ -189,11 +184,9 @@ class AnswersView(View):
 
     title = "Question answering"
 
-    def __init__(
-        self, name: str, made: QuestionAnsweringPipeline, report: dict | None = None, *, count: int = 5
-    ) -> None:
+    def __init__(self, name: str, made: QuestionAnsweringPipeline, report: dict | None = None) -> None:
         super().__init__(name, report)
-        self.pipeline, self.count = made, count
+        self.pipeline = made
 
     def answer(self, question: str, context: str) -> tuple[str, str]:
         """(HTML: the context with the answer marked, and the next best; a note)."""
@@ -201,7 +194,7 @@ class AnswersView(View):
             _check_length(text)
             if not text.strip():
                 raise ValueError(f"the {name} is empty.")
-        options = {"top_k": self.count, "handle_impossible_answer": True, "align_to_words": False}  # as measured
+        options = {"top_k": SPANS, "handle_impossible_answer": True, "align_to_words": False}  # as measured
         answers = self.pipeline(question=question, context=context, **options)
         best = answers[0]
         note = "" if best["answer"] else "The model finds no answer in this text."
@@ -218,7 +211,10 @@ def load_view(name: str, *, device: str | torch.device | None = None) -> View:
     kind, task = kind_of(config, report)
     if kind == "writer":
         model, tokenizer = load_writer(name, device=device)
-        return (ChatView if tokenizer.chat_template else WritingView)(name, model, tokenizer, report)
+        if not tokenizer.chat_template:
+            return WritingView(name, model, tokenizer, report)
+        Conversation(model, tokenizer)  # a template that cannot be used is an error before the page opens
+        return ChatView(name, model, tokenizer, report)
     if device is None:
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     load_tokenizer(name)  # raises in one line where it cannot be used

@@ -4,6 +4,7 @@ paired comparison need. All but mcc (-1 to 1) are in percent.
 hf_lm.evaluation.evaluate_metrics has the same numbers as `evaluate.Metric`s.
 """
 
+import difflib
 import re
 import string
 import unicodedata
@@ -263,12 +264,4 @@ def _mixed_tokens(text: str) -> list[str]:
 
 def _longest_common_run(one: list[str], other: list[str]) -> int:
     """The length of the longest run of tokens that both have."""
-    best, before = 0, [0] * (len(other) + 1)
-    for token in one:
-        now = [0] * (len(other) + 1)
-        for j, other_token in enumerate(other):
-            if token == other_token:
-                now[j + 1] = before[j] + 1
-                best = max(best, now[j + 1])
-        before = now
-    return best
+    return difflib.SequenceMatcher(None, one, other, autojunk=False).find_longest_match().size

@@ -29,11 +29,7 @@ class QuestionAnsweringPipeline(BasePipeline):
     times that of the last, in the window that gives the most; with `handle_impossible_answer` the answer may be empty.
     """
 
-    auto_classes = {  # noqa: RUF012
-        "decoder": AutoModelForQuestionAnswering,
-        "encoder": AutoModelForQuestionAnswering,
-        "encoder-decoder": AutoModelForQuestionAnswering,
-    }
+    auto_classes = dict.fromkeys(("decoder", "encoder", "encoder-decoder"), AutoModelForQuestionAnswering)
 
     def __call__(
         self,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, GenerationConfig
 
-from hf_lm.data.batches import map_by_length, pad_batch
+from hf_lm.evaluation.completions import generate_ids
 from hf_lm.inference.pipeline_base import BasePipeline
 from hf_lm.models.configuration import context_length
 from hf_lm.models.target_tokenizer import target_tokenizer
@@ -139,20 +139,15 @@ class TextToTextPipeline(BasePipeline):
             [*special.before, *prefix, *ids[:longest], *cue, *special.after]
             for ids in encode_documents(self.tokenizer, inputs)
         ]
-
-        def write(rows: list[int]) -> list[list[dict[str, Any]]]:
-            features = [{"input_ids": prompts[i]} for i in rows]
-            batch = pad_batch(features, pad_id=self.pad_id, left=self.causal).items()
-            batch = {key: value.to(self.device) for key, value in batch}
-            ids = self.model.generate(**batch, generation_config=config, **arguments)
-            ids = ids[:, len(prompts[rows[0]]) :] if self.causal else ids  # the first row is the longest
-            if return_tensors:
-                answers = [{f"{self.key}_token_ids": row} for row in ids]
-            else:
-                texts = target.batch_decode(ids, **decoding)
-                answers = [{f"{self.key}_text": text.strip()} for text in texts]
-            per_row = len(answers) // len(rows)
-            return [answers[i : i + per_row] for i in range(0, len(answers), per_row)]
-
-        lengths = [len(prompt) for prompt in prompts]
-        return map_by_length(write, lengths, description=self.task, max_rows=batch_size or self.batch_size)
+        sequences = generate_ids(
+            self.model,
+            prompts,
+            pad_id=self.pad_id,
+            options=lambda rows, inputs: {"generation_config": config, **arguments},
+            max_rows=batch_size or self.batch_size,
+            description=self.task,
+        )
+        if return_tensors:
+            return [[{f"{self.key}_token_ids": torch.tensor(ids)} for ids in some] for some in sequences]
+        texts = [target.batch_decode(some, **decoding) for some in sequences]
+        return [[{f"{self.key}_text": text.strip()} for text in some] for some in texts]

@@ -9,14 +9,12 @@ from transformers.pytorch_utils import Conv1D
 
 
 def quantization_options(bits: int, *, keep: list[str]) -> dict[str, Any]:
-    """Options of `from_pretrained` that load a model in `bits`, except the modules `keep`; {} for 0.
+    """Options of `from_pretrained` that load a model in `bits`, except the modules `keep`.
 
     4 is NF4 with quantized constants, dequantized before the product. 8 is LLM.int8 (arXiv 2208.07339), which also
     rounds activations and takes their outliers from the batch: the output for a row depends a little on the other
     rows. Raises ValueError for other numbers, ImportError without bitsandbytes.
     """
-    if bits == 0:
-        return {}
     if bits not in (4, 8):
         raise ValueError(f"--quantize is {bits}; it must be 4 or 8, or 0 for full precision.")
     try:

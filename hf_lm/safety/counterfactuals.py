@@ -108,9 +108,7 @@ def _bold(path: Path) -> list[Prompt]:
     ]
 
 
-def _prompt(row: object, path: Path) -> Prompt:
-    if not isinstance(row, dict):
-        raise ValueError(f"--prompts {path} holds no rows with columns; give {FORMATS}.")
+def _prompt(row: dict[str, Any], path: Path) -> Prompt:
     text = row.get("prompt", row.get("text"))
     if isinstance(text, dict):  # RealToxicityPrompts
         toxic = text.get("toxicity")

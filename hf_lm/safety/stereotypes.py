@@ -73,7 +73,7 @@ def read_stereotypes(path: str | Path) -> Contrasts:
     if suffix(path) not in (".csv", ".tsv", ".json", ".jsonl"):
         raise ValueError(f"--stereotypes {path}: do not know this format; give {FORMATS}.")
     rows = read_rows(path)
-    if not rows or not isinstance(rows[0], dict):
+    if not rows:
         raise ValueError(f"--stereotypes {path} holds no rows; give {FORMATS}.")
     if {"sent_more", "sent_less"} <= set(rows[0]):
         contrasts = _crows_pairs(path, rows)

@@ -84,11 +84,6 @@ def functional_measures(scorer: Scorer) -> list[Measure]:
     ]
 
 
-def passages(text: str) -> Iterator[str]:
-    """A text in pieces of at most 1,000 characters that end with a paragraph, a line or a word; joined they are it."""
-    return cut([text], None, PASSAGE)
-
-
 class WithoutToxic:
     """Drops what a scorer calls toxic from documents, and counts it.
 
@@ -106,7 +101,7 @@ class WithoutToxic:
         waiting: list[list[str]] = []
         size = 0
         for text in documents:
-            waiting.append(list(passages(text)))
+            waiting.append(list(cut([text], None, PASSAGE)))
             size += len(text)
             if size >= 2**19:
                 yield from self._judged(waiting, counts)

@@ -1,11 +1,11 @@
 """What a run will take, before it starts: what it reads, and how long and in how much memory."""
 
 import math
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import torch
 from torch import nn
 
@@ -155,10 +155,5 @@ def resident(live: int, weights: int = 0) -> int:
 
 
 def resident_now() -> int:
-    """Resident memory of this process in bytes; where it cannot be read, its peak."""
-    if sys.platform != "linux":
-        return peak_memory_bytes()
-    import resource
-
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize()
+    """Resident memory of this process in bytes."""
+    return psutil.Process().memory_info().rss

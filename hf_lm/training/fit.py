@@ -46,7 +46,6 @@ from hf_lm.training.processes import (
     describe_engine,
     empty_copy,
     full_weights,
-    is_sharded,
     keep_rows_per_step,
     loads_on_one,
     on_main_process,
@@ -98,7 +97,7 @@ def fit(
         trainer, evaluations = build(model, task, args, build_trainer)
         trainer.inputs = inputs
         check_engine(trainer, task)
-        empty = empty_copy(model) if is_sharded(trainer) or trainer.is_deepspeed_enabled else None
+        empty = empty_copy(model) if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled else None
         prepare_sharding(trainer)
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         plan = announce(trainer, task, model, trainable, resumed=checkpoint is not None)

@@ -61,7 +61,7 @@ def check_engine(trainer: "SafeTrainerMixin", task: TrainingData) -> None:
         check_shardable(model)
     if trainer.is_deepspeed_enabled:
         _check_deepspeed(trainer, muon)
-    if args.sampled_softmax and (trainer.get_cp_size() > 1 or is_sharded(trainer) or trainer.is_deepspeed_enabled):
+    if args.sampled_softmax and (trainer.get_cp_size() > 1 or trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
         raise ValueError(
             "--sampled_softmax reads rows of the complete output layer and of complete blocks, which no process holds "
             "here: leave it out, or train complete copies (DDP)."
@@ -253,11 +253,6 @@ def keep_rows_per_step(args: TrainingArguments, checkpoint: Path | None) -> str:
         message = f"{rows} rows a step: {args.gradient_accumulation_steps} batches of {at_once} are accumulated"
     args.run = args.run | {"rows_per_step": at_once * args.gradient_accumulation_steps}
     return message
-
-
-def is_sharded(trainer: "SafeTrainerMixin") -> bool:
-    """Whether no process holds the complete weights while training."""
-    return bool(trainer.is_fsdp_enabled)
 
 
 def loads_on_one(trainer: "SafeTrainerMixin") -> bool:

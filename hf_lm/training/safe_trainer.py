@@ -242,12 +242,9 @@ class SafeTrainerMixin(_Trainer):
         (Path(output_dir) / f"counts_{self.args.process_index}.json").write_text(json.dumps(self.counts()))
 
     def _begin(self) -> None:
+        """Restore the counts of the run that is resumed, and remove the checkpoints that it was about to remove."""
         if self.is_fsdp_enabled and hasattr(self.model, "generate"):  # it calls an encoder by itself
             register_fsdp_forward_method(self.model, "generate")
-        self._take_up()
-
-    def _take_up(self) -> None:
-        """Restore the counts of the run that is resumed, and remove the checkpoints that it was about to remove."""
         if self._resumed is None:
             return
         resumed = Path(self._resumed).resolve()
