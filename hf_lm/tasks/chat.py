@@ -86,11 +86,8 @@ class Chat(Answers):
     def encode(self, rows: Sequence[Row]) -> Encoded:
         encoded = Encoded()
         for row in rows:
-            ids, learned = row["ids"][: self.max_length], row["learned"][: self.max_length]
-            encoded.tokens += len(row["ids"])
-            encoded.tokens_cut += len(row["ids"]) - len(ids)
-            encoded.cut += len(ids) < len(row["ids"])
-            labels = [i if said else -100 for i, said in zip(ids, learned, strict=True)]
+            ids = encoded.truncated(row["ids"], self.max_length)
+            labels = [i if learned else -100 for i, learned in zip(ids, row["learned"], strict=False)]
             encoded.features.append({"input_ids": ids, "labels": labels})
         return encoded
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from hf_lm.evaluation.intervals import PERCENT, Estimate
+from hf_lm.tasks.rows import class_scores
 
 Entity = tuple[str, int, int]  # type, first word, last word
 TAG = re.compile(r"O|[BIES](-.+)?")
@@ -81,12 +82,4 @@ def by_type(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[
         predicted.update(kind for kind, _, _ in found)
         true.update(kind for kind, _, _ in meant)
         right.update(kind for kind, _, _ in found & meant)
-    return {
-        kind: {
-            "precision": 100 * right[kind] / max(1, predicted[kind]),
-            "recall": 100 * right[kind] / max(1, true[kind]),
-            "f1": 200 * right[kind] / max(1, predicted[kind] + true[kind]),
-            "rows": true[kind],
-        }
-        for kind in sorted(true | predicted)
-    }
+    return {kind: class_scores(right[kind], predicted[kind], true[kind]) for kind in sorted(true | predicted)}

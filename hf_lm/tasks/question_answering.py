@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_lm.data.batches import Processes, map_by_length
+from hf_lm.data.batches import Processes
 from hf_lm.data.overlap import normal_words
 from hf_lm.data.tables import Row, Table
 from hf_lm.evaluation.intervals import Estimate
 from hf_lm.evaluation.metrics import QuestionAnswering as Metric
 from hf_lm.evaluation.metrics import answer_score, is_chinese, sentences
-from hf_lm.tasks.losses import span_logits, span_loss
+from hf_lm.tasks.losses import Batch, WithSpanLogits, span_logits, span_loss
 from hf_lm.tasks.proofs import Proof
 from hf_lm.tasks.questions import read_question_answering
 from hf_lm.tasks.rendering import Part, token_pieces
@@ -241,24 +241,19 @@ class QuestionAnswering(_Answers, Supervised):
 
     def predict(self, model: PreTrainedModel, split: str, accelerator: Processes | None) -> Sequence[Any]:
         """(score, start, end, score of no answer, loss) per window; start and end are tokens of the window."""
-        encoded = self.encoded[split]
-        windows, device = self.windows(split), next(model.parameters()).device
+        windows = self.windows(split)
 
-        def spans(rows: list[int]) -> list[tuple]:
-            batch = {k: v.to(device) for k, v in self.collate([encoded.features[i] for i in rows]).items()}
-            labels = batch.pop("labels")
-            outputs = model(**batch)
+        def spans(outputs: WithSpanLogits, batch: Batch, rows: list[int]) -> list[tuple]:
             logits = span_logits(outputs, batch)
             start, end = logits.unbind(1)
-            losses = logits.log_softmax(-1).gather(2, labels[..., None]).flatten(1).sum(1)
-            first = torch.tensor([windows[i].first for i in rows], device=device)
-            length = torch.tensor([len(windows[i].offsets) for i in rows], device=device)
+            losses = logits.log_softmax(-1).gather(2, batch["labels"][..., None]).flatten(1).sum(1)
+            first = torch.tensor([windows[i].first for i in rows], device=logits.device)
+            length = torch.tensor([len(windows[i].offsets) for i in rows], device=logits.device)
             best = best_spans(start, end, first=first, length=length)
             null = start[:, 0] + end[:, 0]
             return list(zip(*(part.tolist() for part in (*best, null, -losses)), strict=True))
 
-        lengths = [len(feature["input_ids"]) for feature in encoded.features]
-        return map_by_length(spans, lengths, accelerator=accelerator, description=f"measuring {split}")
+        return self.map_batches(spans, model, split, accelerator)
 
     def score(self, split: str, answers: Sequence[Any]) -> Scores:
         rows = self.table.rows[split]
@@ -356,11 +351,8 @@ def windows_of(
     around = len(frame.before) + len(frame.between) + len(frame.after)
     for number, (row, question) in enumerate(zip(rows, questions, strict=True)):
         ids, offsets = contexts[row["context"]]
-        encoded.tokens += len(ids) + len(question)
-        if len(question) > max_question:
-            encoded.cut += 1
-            encoded.tokens_cut += len(question) - max_question
-            question = question[:max_question]
+        encoded.tokens += len(ids)
+        question = encoded.truncated(question, max_question)
         room = room_beside(around + len(question), max_length, "--max_length")
         before = [*frame.before, *question, *frame.between]
         for start in range(0, max(1, len(ids) - stride), max(1, room - stride)):

@@ -26,6 +26,16 @@ def is_right(prediction: str, reference: str | list[str]) -> bool:
     return prediction in reference or not (reference or prediction)
 
 
+def class_scores(right: float, predicted: float, true: float) -> dict[str, float]:
+    """Precision, recall and F1 of a class, in percent, from its counts, and how many of the rows are of it."""
+    return {
+        "precision": 100 * right / max(1, predicted),
+        "recall": 100 * right / max(1, true),
+        "f1": 200 * right / max(1, predicted + true),
+        "rows": int(true),
+    }
+
+
 def room_beside(used: int, length: int, option: str) -> int:
     """Tokens of a text that fit into `length` beside `used` others. Raises ValueError where none does."""
     if length <= used:
@@ -41,6 +51,13 @@ class Encoded:
     cut: int = 0  # rows
     tokens: int = 0  # before cutting
     tokens_cut: int = 0
+
+    def truncated(self, ids: list[int], room: int) -> list[int]:
+        """The first `room` ids of a text; what is cut is counted."""
+        self.tokens += len(ids)
+        self.cut += len(ids) > room
+        self.tokens_cut += max(0, len(ids) - room)
+        return ids[:room]
 
     def report(self) -> dict[str, Any]:
         rows = len(self.features)

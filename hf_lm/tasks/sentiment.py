@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_lm.data.batches import Processes, map_by_length
+from hf_lm.data.batches import Processes
 from hf_lm.data.overlap import UNSPACED
 from hf_lm.data.tables import Row, Table, cell, drop_empty_splits, hold_out, pick_column
 from hf_lm.evaluation.intervals import Estimate
@@ -17,7 +17,7 @@ from hf_lm.evaluation.metrics import Classification
 from hf_lm.tasks.losses import label_loss
 from hf_lm.tasks.proofs import Proof
 from hf_lm.tasks.rendering import Part, token_pieces
-from hf_lm.tasks.rows import Encoded, Scores, room_beside
+from hf_lm.tasks.rows import Encoded, Scores, class_scores, room_beside
 from hf_lm.tasks.start import Start
 from hf_lm.tasks.supervised import Supervised
 from hf_lm.tasks.text_to_text import TextToText
@@ -214,15 +214,7 @@ class _OneOfClasses(Supervised):
     def per_class(self, scores: Scores) -> dict[str, dict[str, float]]:
         """Precision, recall and F1 of each class, in percent, and how often it occurs."""
         right, predicted, true = np.split(scores.estimates["macro_f1"].statistics.sum(axis=0), 3)
-        return {
-            label: {
-                "precision": 100 * right[i] / max(1, predicted[i]),
-                "recall": 100 * right[i] / max(1, true[i]),
-                "f1": 200 * right[i] / max(1, predicted[i] + true[i]),
-                "rows": int(true[i]),
-            }
-            for i, label in enumerate(self.labels)
-        }
+        return dict(zip(self.labels, map(class_scores, right, predicted, true), strict=True))
 
 
 class Sentiment(_OneOfClasses):
@@ -259,26 +251,14 @@ class Sentiment(_OneOfClasses):
         encoded, frame = Encoded(), self.frame
         room = room_beside(len(frame.before) + len(frame.after), self.max_length, "--max_length")
         for row, ids in zip(rows, encode_documents(self.tokenizer, [row["text"] for row in rows]), strict=True):
-            encoded.tokens += len(ids)
-            if len(ids) > room:
-                encoded.cut += 1
-                encoded.tokens_cut += len(ids) - room
-            input_ids = [*frame.before, *ids[:room], *frame.after]
+            input_ids = [*frame.before, *encoded.truncated(ids, room), *frame.after]
             encoded.features.append({"input_ids": input_ids, "labels": self.index[row["label"]]})
         return encoded
 
     def predict(self, model: PreTrainedModel, split: str, accelerator: Processes | None) -> Sequence[Any]:
         """Logits per row, (rows, classes)."""
-        features = self.encoded[split].features
-        device = next(model.parameters()).device
-
-        def logits(rows: list[int]) -> list[np.ndarray]:
-            batch = self.collate([features[i] for i in rows])
-            del batch["labels"]
-            return list(model(**{key: value.to(device) for key, value in batch.items()}).logits.double().cpu().numpy())
-
-        lengths = [len(feature["input_ids"]) for feature in features]
-        return map_by_length(logits, lengths, accelerator=accelerator, description=f"measuring {split}")
+        read = lambda outputs, *_: list(outputs.logits.double().cpu().numpy())  # noqa: E731
+        return self.map_batches(read, model, split, accelerator)
 
     def label_proof(self) -> Proof:
         rows, features = self.table.rows["train"][:64], self.train_dataset[:64]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_lm.data.batches import Feature, Processes, pad_batch
+from hf_lm.data.batches import Feature, Processes, map_by_length, pad_batch
 from hf_lm.data.overlap import Overlap, find_overlap
 from hf_lm.data.scripts import languages_of, script_shares
 from hf_lm.data.tables import Row, Table, load_table
@@ -247,6 +247,19 @@ class Supervised:
 
     def collate(self, features: Sequence[Feature]) -> dict[str, torch.Tensor]:
         return pad_batch(features, pad_id=self.tokenizer.pad_token_id)
+
+    def map_batches(
+        self, read: Callable[..., list], model: PreTrainedModel, split: str, accelerator: Processes | None
+    ) -> list[Any]:
+        """`read(outputs, batch, rows)` over batches of the features of a split, in their order."""
+        features, device = self.encoded[split].features, next(model.parameters()).device
+
+        def work(rows: list[int]) -> list[Any]:
+            batch = {key: value.to(device) for key, value in self.collate([features[i] for i in rows]).items()}
+            return read(model(**{key: value for key, value in batch.items() if key != "labels"}), batch, rows)
+
+        lengths = [len(feature["input_ids"]) for feature in features]
+        return map_by_length(work, lengths, accelerator=accelerator, description=f"measuring {split}")
 
     def measure(self, model: PreTrainedModel, split: str, accelerator: Processes | None = None) -> Scores:
         with evaluating(model), torch.no_grad():

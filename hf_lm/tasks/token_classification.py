@@ -10,11 +10,11 @@ from typing import Any, ClassVar, cast
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_lm.data.batches import Processes, map_by_length
+from hf_lm.data.batches import Processes
 from hf_lm.data.tables import Row, Table
 from hf_lm.evaluation.intervals import Estimate
 from hf_lm.tasks.entities import by_type, entities_of, entity_estimates, sentence_f1
-from hf_lm.tasks.losses import label_loss
+from hf_lm.tasks.losses import Batch, WithLogits, label_loss
 from hf_lm.tasks.proofs import Proof
 from hf_lm.tasks.rendering import Part, token_pieces
 from hf_lm.tasks.rows import Encoded, Scores, room_beside
@@ -153,11 +153,7 @@ class TokenClassification(Supervised):
         encoded, frame = EncodedWords(), self.frame
         room = room_beside(len(frame.before) + len(frame.after), self.max_length, "--max_length")
         for row, (ids, firsts) in zip(rows, first_tokens(self.tokenizer, rows), strict=True):
-            encoded.tokens += len(ids)
-            if len(ids) > room:
-                encoded.cut += 1
-                encoded.tokens_cut += len(ids) - room
-            input_ids = [*frame.before, *ids[:room], *frame.after]
+            input_ids = [*frame.before, *encoded.truncated(ids, room), *frame.after]
             kept = [(word, first) for word, first in enumerate(firsts) if first is not None and first < room]
             labels = [-100] * len(input_ids)
             for word, first in kept:
@@ -172,19 +168,15 @@ class TokenClassification(Supervised):
 
     def predict(self, model: PreTrainedModel, split: str, accelerator: Processes | None) -> Sequence[Any]:
         """(tag of each word that has a label, summed loss of the labels in nats) per row."""
-        features, device = self.encoded[split].features, next(model.parameters()).device
 
-        def tags(rows: list[int]) -> list[tuple[list[int], float]]:
-            batch = {key: value.to(device) for key, value in self.collate([features[i] for i in rows]).items()}
-            labels = batch.pop("labels")
-            log_probs = model(**batch).logits.float().log_softmax(-1)  # (rows, time, tags)
+        def tags(outputs: WithLogits, batch: Batch, rows: list[int]) -> list[tuple[list[int], float]]:
+            labels, log_probs = batch["labels"], outputs.logits.float().log_softmax(-1)  # (rows, time, tags)
             of_labels = -log_probs.gather(2, labels.clamp(min=0)[..., None])[..., 0]
             best = log_probs.argmax(-1)
             kept = labels != -100
             return [(best[i][kept[i]].tolist(), float(of_labels[i][kept[i]].double().sum())) for i in range(len(rows))]
 
-        lengths = [len(feature["input_ids"]) for feature in features]
-        return map_by_length(tags, lengths, accelerator=accelerator, description=f"measuring {split}")
+        return self.map_batches(tags, model, split, accelerator)
 
     def score(self, split: str, answers: Sequence[Any]) -> Scores:
         rows, words = self.table.rows[split], self.labelled_words(split)
