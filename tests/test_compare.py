@@ -75,7 +75,7 @@ def test_a_model_is_better_where_the_interval_and_the_corrected_test_say_so():
     few, enough = [1.0] * 5, [1.0] * 6  # of n that differ, all one way, p is 2 / 2 ** n: 0.0625 and 0.03125
     (found,) = compare(numbers({"a": [0.0], "b": enough}), "f1")
     assert (found.model_a, found.model_b, found.metric, found.better) == ("a", "b", "f1", "b")
-    assert (found.p, found.corrected, found.comparisons, found.examples) == (2 / 64, 2 / 64, 1, 100)
+    assert (found.p, found.p_corrected, found.comparisons, found.examples) == (2 / 64, 2 / 64, 1, 100)
     assert found.higher_is_better
     assert found.difference.value == pytest.approx(-0.06)
     assert compare(numbers({"b": enough, "a": [0.0]}), "f1")[0].better == "b"
@@ -86,7 +86,7 @@ def test_a_model_is_better_where_the_interval_and_the_corrected_test_say_so():
     three = compare(numbers({"a": [0.0], "b": enough, "c": [0.0]}), "f1")
     assert [(one.model_a, one.model_b) for one in three] == [("a", "b"), ("a", "c"), ("b", "c")]
     assert [one.p for one in three] == [2 / 64, 1.0, 2 / 64]
-    assert [one.corrected for one in three] == [6 / 64, 1.0, 6 / 64]
+    assert [one.p_corrected for one in three] == [6 / 64, 1.0, 6 / 64]
     assert not any(one.better for one in three)
     outlier = compare(numbers({"a": [0.0], "b": [0.01] * 12 + [-0.1]}), "f1", resamples=1000)[0]
     assert outlier.better == ""

@@ -18,6 +18,7 @@ from hf_lm.corpus.steps import PipelineStep  # pyright: ignore[reportAttributeAc
 from hf_lm.data.scripts import LANGUAGES
 from hf_lm.data.token_files import PREFIX, RECORD, TOKENIZER, record_tokens
 from hf_lm.files import write_whole
+from hf_lm.hub.records import read_run
 from hf_lm.output_folder import is_run, prepare_output, save_run
 from hf_lm.reporting import markdown
 from hf_lm.reporting.report import save_report, versions
@@ -60,7 +61,7 @@ class Stages:
         free = ("executor", "workers", "partition", "time")  # how it runs, not what comes out
         asked = {key: value for key, value in run.items() if key not in free}
         if is_run(self.folder) and self.at("").is_dir():
-            begun = yaml.safe_load((self.folder / "run.yaml").read_text(encoding="utf-8"))
+            begun = read_run(self.folder) or {}
             if changed := sorted(key for key, value in asked.items() if begun.get(key, value) != value):
                 raise ValueError(
                     f"{self.folder} was begun with another --{changed[0]} ({begun[changed[0]]!r}, now "

@@ -16,7 +16,7 @@ from hf_lm.evaluation.intervals import LEVEL, Estimate, Interval, randomisation
 class Comparison:
     """Two models under one metric. `difference`: `model_a` minus `model_b`, paired by example.
 
-    `p` is that of approximate randomisation, two-sided; `corrected` after Holm's correction for the `comparisons`
+    `p` is that of approximate randomisation, two-sided; `p_corrected` after Holm's correction for the `comparisons`
     made. `better` names the better model where both the test and the interval say so, else it is "".
     """
 
@@ -25,7 +25,7 @@ class Comparison:
     metric: str
     difference: Interval
     p: float
-    corrected: float
+    p_corrected: float
     comparisons: int
     examples: int
     higher_is_better: bool
@@ -48,7 +48,7 @@ def compare(estimates: Mapping[str, Estimate], metric: str, *, resamples: int = 
                 metric=metric,
                 difference=difference,
                 p=p,
-                corrected=corrected,
+                p_corrected=corrected,
                 comparisons=len(pairs),
                 examples=len(estimates[a].statistics),
                 higher_is_better=higher,

@@ -75,19 +75,14 @@ def _introduction(report: dict[str, Any], folder: Path) -> str:
 
 def _with_pipeline(report: dict[str, Any], folder: Path) -> list[str]:
     """How the model is used through `pipeline`, and a chat model through its template, on held-out input."""
-    chats, asked = (
-        (folder / "chat_template.jinja").is_file(),
-        next(iter(report.get("samples", [])), {}).get("prompt", ""),
-    )
+    chats = (folder / "chat_template.jinja").is_file()
+    asked = next(iter(report.get("samples", [])), {}).get("prompt", "")
     message = json.dumps([{"role": "user", "content": shortened(asked.strip() or "Hello.", 200)}], ensure_ascii=False)
+    quoted = {key: json.dumps(shortened(text, 200), ensure_ascii=False) for key, text in example_of(report).items()}
+    given = ", ".join(text if key == "text" else f"{key}={text}" for key, text in quoted.items())
+    given = message if chats else given
     lines: list[str] = []
-    if chats:
-        lines += ["", "or, in three lines:", "", "```python", "from hf_lm import pipeline", ""]
-        lines += [f'answer = pipeline("{report["pipeline_tag"]}", model=".")']
-        lines += [f"print(answer({message}, max_new_tokens=40))", "```"]
-    elif example := example_of(report):
-        quoted = {key: json.dumps(shortened(text, 200), ensure_ascii=False) for key, text in example.items()}
-        given = ", ".join(text if key == "text" else f"{key}={text}" for key, text in quoted.items())
+    if given:
         given += ", max_new_tokens=40" if report.get("pipeline_tag") == "text-generation" else ""
         lines += ["", "or, in three lines:", "", "```python", "from hf_lm import pipeline", ""]
         lines += [f'answer = pipeline("{report["pipeline_tag"]}", model=".")', f"print(answer({given}))", "```"]

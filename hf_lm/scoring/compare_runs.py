@@ -6,12 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from hf_lm.hub.records import read_report
-from hf_lm.scoring.predictions import METRICS, Example, estimates_of, read_predictions, unit_of
+from hf_lm.scoring.predictions import METRICS, Example, estimates_of, example_key, labels_of, read_predictions, unit_of
 from hf_lm.scoring.scoreboard import check_metrics, compare_models
-from hf_lm.tasks.by_name import TASKS
-
-# Two rows with the same values here are the same example.
-SAME = ("input", "context", "reference", "bytes", "words")
 
 
 def compare_runs(folders: Sequence[str], *, metrics: Sequence[str] = (), split: str = "") -> dict[str, Any]:
@@ -40,7 +36,7 @@ def compare_runs(folders: Sequence[str], *, metrics: Sequence[str] = (), split: 
         raise ValueError(f"the runs were not all measured on {split or 'one split'}: {listed}.")
     by_run = {folder: [row for row in rows if row["split"] == split] for folder, (_, rows) in runs.items()}
     examples = {folder: _in_order(first, by_run[first], folder, rows, task) for folder, rows in by_run.items()}
-    labels = TASKS[task].labels_of([row for rows in examples.values() for row in rows]) if task in TASKS else []
+    labels = labels_of(task, [row for rows in examples.values() for row in rows])
     estimates = {folder: estimates_of(task, rows, labels=labels) for folder, rows in examples.items()}
     unit = unit_of(task)
     about = {folder: {"versions": report.get("versions", {})} for folder, (report, _) in runs.items()}
@@ -87,7 +83,7 @@ def _in_order(
 ) -> Sequence[Example]:
     """The rows of a run in the order of the first run's. Raises ValueError where they are not the same examples."""
     if task == "pretrain":  # documents have no text here: their sizes tell them, in their order
-        if [_key(row) for row in rows] == [_key(row) for row in wanted]:
+        if [example_key(row) for row in rows] == [example_key(row) for row in wanted]:
             return rows
         raise ValueError(
             f"{folder} and {first} were measured on different documents ({len(rows)} and {len(wanted)}): measure both "
@@ -95,10 +91,10 @@ def _in_order(
         )
     places: dict[str, list[Example]] = {}
     for row in rows:
-        places.setdefault(_key(row), []).append(row)
+        places.setdefault(example_key(row), []).append(row)
     matched, missing = [], []
     for row in wanted:
-        same = places.get(_key(row))
+        same = places.get(example_key(row))
         if same:
             matched.append(same.pop(0))
         else:
@@ -110,10 +106,6 @@ def _in_order(
             f"{folder} (not {str(shown['input'])[:60]!r}): measure both on one data set with hf-lm score."
         )
     return matched
-
-
-def _key(row: Example) -> str:
-    return json.dumps([row.get(name) for name in SAME], ensure_ascii=False)
 
 
 def _has_unknown_words(tokenizer: dict[str, Any]) -> bool:

@@ -20,6 +20,18 @@ METRICS = {  # by task, the main one first
 GROUPS = {"perplexity": METRICS["pretrain"], "rouge": METRICS["summarization"]}  # one name for several
 
 
+SAME = ("input", "context", "reference", "bytes", "words")  # two rows with the same of these are one example
+
+
+def example_key(row: Example) -> str:
+    return json.dumps([row.get(name) for name in SAME], ensure_ascii=False)
+
+
+def labels_of(task: str, examples: Sequence[Example]) -> list[str]:
+    """The classes that occur in examples; empty where the task has none."""
+    return TASKS[task].labels_of(examples) if task in TASKS else []
+
+
 def unit_of(task: str) -> str:
     """What intervals are over."""
     return "documents" if task == "pretrain" else TASKS[task].unit

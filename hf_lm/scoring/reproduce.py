@@ -19,7 +19,7 @@ from hf_lm.inference.pipeline_base import download
 from hf_lm.launching import EXIT_OUT_OF_BUDGET, find_recipes
 from hf_lm.output_folder import list_checkpoints
 from hf_lm.reporting.report import in_hours, versions
-from hf_lm.scoring.predictions import METRICS, Example, estimates_of, read_predictions
+from hf_lm.scoring.predictions import METRICS, Example, estimates_of, example_key, labels_of, read_predictions
 
 RECORDS = ["run.yaml", "report.json", "predictions.jsonl", "README.md"]
 IDENTICAL, AGREES, DIFFERS = "identical", "agrees", "differs"
@@ -54,8 +54,9 @@ class Published:
     report: dict[str, Any]
     examples: list[Example]
 
-    def by_split(self) -> Iterator[tuple[str, dict[str, dict[str, Any]]]]:
-        yield from self.report.get("metrics", {}).items()
+    @property
+    def metrics(self) -> dict[str, dict[str, dict[str, Any]]]:
+        return self.report.get("metrics", {})
 
 
 def fetch(source: str, *, weights: bool = False) -> Published:
@@ -101,18 +102,13 @@ def recomputed(published: Published) -> Iterator[tuple[str, str, float, Estimate
     task = published.report["recipe"]
     if task not in METRICS:
         return
-    labels = _labels(task, published.examples)
-    for split, metrics in published.by_split():
+    labels = labels_of(task, published.examples)
+    for split, metrics in published.metrics.items():
         rows = [row for row in published.examples if row.get("split") == split]
         estimates = estimates_of(task, rows, labels=labels) if rows else {}
         for name, estimate in estimates.items():
             if name in metrics:
                 yield split, name, metrics[name]["value"], estimate
-
-
-def _labels(task: str, *examples: list[Example]) -> list[str]:
-    rows = [row for each in examples for row in each] if task == "sentiment" else []
-    return sorted({row[key] for row in rows for key in ("reference", "prediction")})
 
 
 def what_differs(published: Published) -> list[str]:
@@ -213,13 +209,14 @@ def compare_losses(published: Published, out: Path, steps: int) -> list[Verdict]
     shared = [step for step in sorted(there) if step <= steps and step in here]
     if not shared:
         raise ValueError(f"the run logged no loss within {steps} steps: take more (it logs at {sorted(there)[:3]}).")
-    verdicts = []
-    for step in shared:
-        same = math.isclose(there[step], here[step], rel_tol=PRECISION)
-        close = math.isclose(there[step], here[step], rel_tol=CHECKED)
-        verdict = IDENTICAL if same else AGREES if close else DIFFERS
-        verdicts.append(Verdict(f"loss at step {step}", there[step], here[step], verdict))
-    return verdicts
+    return [_by_size(f"loss at step {step}", there[step], here[step]) for step in shared]
+
+
+def _by_size(what: str, there: float, here: float, abs_tol: float = 0.0) -> Verdict:
+    """The verdict on a number without an interval."""
+    same = math.isclose(there, here, rel_tol=PRECISION)
+    close = math.isclose(there, here, rel_tol=CHECKED, abs_tol=abs_tol)
+    return Verdict(what, there, here, IDENTICAL if same else AGREES if close else DIFFERS)
 
 
 def other_data(published: Published, again: Published) -> list[str]:
@@ -233,13 +230,13 @@ def compare_metrics(published: Published, again: Published) -> list[Verdict]:
     task = published.report["recipe"]
     paired = {}
     if task in METRICS:
-        labels = _labels(task, published.examples, again.examples)
-        for split, _ in published.by_split():
+        labels = labels_of(task, published.examples + again.examples)
+        for split in published.metrics:
             sides = [[row for row in each.examples if row.get("split") == split] for each in (published, again)]
-            if sides[0] and [_example(row) for row in sides[0]] == [_example(row) for row in sides[1]]:
+            if sides[0] and list(map(example_key, sides[0])) == list(map(example_key, sides[1])):
                 paired[split] = tuple(estimates_of(task, rows, labels=labels) for rows in sides), sides[0] == sides[1]
     verdicts = []
-    for split, metrics in published.by_split():
+    for split, metrics in published.metrics.items():
         for name, about in metrics.items():
             there, here = about["value"], again.report["metrics"].get(split, {}).get(name, {}).get("value", math.nan)
             same = math.isclose(there, here, rel_tol=PRECISION)
@@ -257,10 +254,6 @@ def compare_metrics(published: Published, again: Published) -> list[Verdict]:
     return verdicts
 
 
-def _example(row: Example) -> tuple[Any, ...]:
-    return tuple(str(row.get(name)) for name in ("input", "context", "reference", "bytes", "words"))
-
-
 def check_weights(source: str, *, say: Callable[[str], None] = print) -> list[Verdict]:
     """Measure the published weights on the published data, without training. Raises ValueError where it cannot be."""
     from hf_lm.scoring.score import score
@@ -269,21 +262,16 @@ def check_weights(source: str, *, say: Callable[[str], None] = print) -> list[Ve
     task = published.report["recipe"]
     if task not in METRICS:
         raise ValueError(f"a run of {task} is checked by running it again: leave --check out.")
-    split = "test" if "test" in published.report["metrics"] else "validation"
+    split = "test" if "test" in published.metrics else "validation"
     sampled = {"eval_tokens": published.report.get("data", {}).get("eval_tokens", 0)}  # of a short pretraining run
     folder, data = str(published.folder), str(published.run["dataset"])
     result = score([folder], dataset=data, task=task, split=split, settings=sampled, say=say)
     (measured,) = result["models"].values()
-    verdicts = []
-    for name, about in published.report["metrics"][split].items():
-        if name in measured["metrics"]:
-            there, here = about["value"], measured["metrics"][name]["value"]
-            same = math.isclose(there, here, rel_tol=PRECISION)
-            close = math.isclose(there, here, rel_tol=CHECKED, abs_tol=CHECKED)
-            verdicts.append(
-                Verdict(f"{split} {name}", there, here, IDENTICAL if same else AGREES if close else DIFFERS)
-            )
-    return verdicts
+    return [
+        _by_size(f"{split} {name}", about["value"], measured["metrics"][name]["value"], abs_tol=CHECKED)
+        for name, about in published.metrics[split].items()
+        if name in measured["metrics"]
+    ]
 
 
 def as_report(source: str, verdicts: list[Verdict]) -> dict[str, Any]:

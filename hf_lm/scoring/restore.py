@@ -7,17 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_lm.data.tables import Table
 from hf_lm.files import hash_contents, hash_text
-from hf_lm.models.configuration import (
-    commit_of,
-    family,
-    find_adapter,
-    load_config,
-)
+from hf_lm.hub.records import read_report, read_run
+from hf_lm.models.configuration import commit_of, family, find_adapter, load_config
 from hf_lm.models.target_tokenizer import TARGET
 from hf_lm.tasks.by_name import TASKS
 from hf_lm.tasks.start import head_of, start_from
@@ -69,11 +64,7 @@ def open_checkpoint(name: str) -> Checkpoint:
     # An adapter kept beside its merged model, and a checkpoint, belong to the run of the folder above.
     inside = folder.name == "adapter" or folder.name.startswith("checkpoint-")
     run = next((p for p in (folder, folder.parent)[: 1 + inside] if (p / "report.json").is_file()), folder)
-    return Checkpoint(name, adapter, config, _read(run / "run.yaml"), _read(run / "report.json"))
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.is_file() else {}
+    return Checkpoint(name, adapter, config, read_run(run) or {}, read_report(run) or {})
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:

@@ -84,18 +84,7 @@ def _differ(tokens: Sequence[np.ndarray]) -> bool:
 
 
 def _report(comparison: Comparison, unit: str) -> dict[str, Any]:
-    return {
-        "metric": comparison.metric,
-        "model_a": comparison.model_a,
-        "model_b": comparison.model_b,
-        "difference": comparison.difference.report(),
-        "p": comparison.p,
-        "p_corrected": comparison.corrected,
-        "comparisons": comparison.comparisons,
-        "examples": comparison.examples,
-        "better": comparison.better,
-        "said": sentence(comparison, unit),
-    }
+    return vars(comparison) | {"difference": comparison.difference.report(), "said": sentence(comparison, unit)}
 
 
 def sentence(comparison: Comparison, unit: str = "examples") -> str:
@@ -116,7 +105,7 @@ def sentence(comparison: Comparison, unit: str = "examples") -> str:
         return f"{a} and {b} cannot be compared: {gain} {label} for {better}, and {few}."
     low, high = sorted((sign * difference.low, sign * difference.high))
     interval = f"95 % interval {number.format(low)} to {number.format(high)}"
-    p = comparison.corrected
+    p = comparison.p_corrected
     evidence = f"{interval}, " + ("p < 0.001" if p < 0.001 else f"p = {p:.{3 if p < 0.1 else 2}f}")
     if comparison.comparisons > 1:
         evidence += f" after correction for {comparison.comparisons} comparisons"

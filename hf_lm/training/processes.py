@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-import yaml
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
@@ -17,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from hf_lm.arguments import TrainingArguments
+from hf_lm.hub.records import read_run
 from hf_lm.models.adapters import base_of
 from hf_lm.reporting.report import versions
 from hf_lm.tasks.task import TrainingData
@@ -236,7 +236,7 @@ def keep_rows_per_step(args: TrainingArguments, checkpoint: Path | None) -> str:
     rows, source, saved = args.rows_per_step, "--rows_per_step", {}
     at_once = args.train_batch_size * args.data_parallel
     if checkpoint is not None and not args.resume_with_changes:
-        saved = yaml.safe_load((checkpoint / "run.yaml").read_text(encoding="utf-8"))
+        saved = read_run(checkpoint) or {}
         rows, source = saved.get("rows_per_step") or rows, f"{checkpoint}: rows_per_step"
     message = ""
     if rows and rows != at_once * args.gradient_accumulation_steps:
