@@ -2,11 +2,11 @@
 
 import json
 import shutil
-import tempfile
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from hf_lm.files import new_folder
 from hf_lm.hub.push import as_published, check_complete, published
 from hf_lm.hub.records import read_report
 from hf_lm.models.configuration import is_path
@@ -63,8 +63,6 @@ def export_space(models: Sequence[str], folder: str | Path) -> Path:
 
     check_gradio()
     folder = Path(folder).expanduser()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder} is there already, and nothing is overwritten: give --export another folder.")
     from hf_lm.models.configuration import load_config
 
     named: dict[str, str] = {}  # as given: as the Space finds it
@@ -82,10 +80,7 @@ def export_space(models: Sequence[str], folder: str | Path) -> Path:
         else:
             named[name] = name
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        aside.chmod(0o755)
+    with new_folder(folder, "folder for --export") as aside:
         for name, place in named.items():
             if Path(name).is_dir():
                 _copy_model(Path(name), aside / place)
@@ -96,12 +91,6 @@ def export_space(models: Sequence[str], folder: str | Path) -> Path:
         )
         (aside / "requirements.txt").write_text(_requirements(), encoding="utf-8")
         (aside / "README.md").write_text(_readme(list(named.values()), folder.name), encoding="utf-8")
-        if folder.exists():
-            folder.rmdir()  # it is empty
-        aside.rename(folder)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
     return folder
 
 

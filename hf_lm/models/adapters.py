@@ -1,9 +1,6 @@
 """LoRA: the checkpoint is frozen and small matrices beside its own are trained (Hu et al., arXiv 2106.09685)."""
 
 import json
-import os
-import shutil
-import tempfile
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard, cast
@@ -13,6 +10,7 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
+from hf_lm.files import new_folder
 from hf_lm.models.configuration import ADAPTED, ADAPTER, find_adapter, load_config
 from hf_lm.models.loading import load_with_head
 from hf_lm.models.parts import fresh_modules
@@ -159,8 +157,6 @@ def merge_adapter(adapter: str | Path, output: str | Path) -> Path:
     Raises FileExistsError where `output` holds anything, and OSError where the base is missing.
     """
     adapter, output = str(adapter), Path(output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(f"{output} exists; choose another folder, or remove it first.")
     base = _require_adapter(adapter)["base_model_name_or_path"]
     load_config(adapter)  # reports in one line what is missing
     source = adapter if (Path(adapter) / "tokenizer_config.json").is_file() else base
@@ -168,17 +164,7 @@ def merge_adapter(adapter: str | Path, output: str | Path) -> Path:
     find_target(tokenizer, source)
     if not tokenizer.encode("a b", add_special_tokens=False):
         raise ValueError(f"{source} has no tokenizer files: copy them into {adapter}.")
-    model = load_merged(adapter, tokenizer=tokenizer)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=".merging-", dir=output.parent))
-    try:
-        model.save_pretrained(aside)
+    with new_folder(output, "folder") as aside:
+        load_merged(adapter, tokenizer=tokenizer).save_pretrained(aside)
         save_tokenizer(tokenizer, aside)
-        aside.chmod(0o755)
-        if output.exists():
-            output.rmdir()  # empty
-        os.replace(aside, output)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
     return output

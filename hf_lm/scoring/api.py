@@ -58,7 +58,7 @@ def messages_of(
     The examples are the same for all rows, drawn with a fixed seed, from each class in turn; none stands among the
     rows. Raises ValueError where train has too few, or a translation is asked for between unnamed languages.
     """
-    instruction = instruction or task.instruction(train, labels=labels, columns=columns or {}, few_shot=few_shot)
+    instruction = instruction or task.instruction(train, labels, columns or {}, few_shot)
     head = [{"role": "system", "content": instruction}]
     for row in draw(task, rows, train, few_shot):
         head += [

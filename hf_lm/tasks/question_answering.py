@@ -78,7 +78,7 @@ class _Answers:
 
     @classmethod
     def instruction(
-        cls, train: Sequence[Row], *, labels: Sequence[str], columns: Mapping[str, str], few_shot: int
+        cls, train: Sequence[Row], labels: Sequence[str], columns: Mapping[str, str], few_shot: int
     ) -> str:
         unanswerable = any(not row["answers"] for row in train)
         what = f" If the text does not hold the answer, say {NONE}." if unanswerable else ""

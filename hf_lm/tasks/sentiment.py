@@ -128,7 +128,7 @@ class _OneOfClasses(Supervised):
 
     @classmethod
     def instruction(
-        cls, train: Sequence[Row], *, labels: Sequence[str], columns: Mapping[str, str], few_shot: int
+        cls, train: Sequence[Row], labels: Sequence[str], columns: Mapping[str, str], few_shot: int
     ) -> str:
         return f"Which class is the text? Answer with one of these and nothing else: {', '.join(labels)}."
 

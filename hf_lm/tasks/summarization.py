@@ -44,7 +44,7 @@ class Summarization(TextToText):
 
     @classmethod
     def instruction(
-        cls, train: Sequence[Row], *, labels: Sequence[str], columns: Mapping[str, str], few_shot: int
+        cls, train: Sequence[Row], labels: Sequence[str], columns: Mapping[str, str], few_shot: int
     ) -> str:
         targets = [row["targets"][0] for row in train]
         unit = "characters" if re.search(UNSPACED, "".join(targets[:100])) else "words"

@@ -117,7 +117,7 @@ class Supervised:
 
     @classmethod
     def instruction(
-        cls, train: Sequence[Row], *, labels: Sequence[str], columns: Mapping[str, str], few_shot: int
+        cls, train: Sequence[Row], labels: Sequence[str], columns: Mapping[str, str], few_shot: int
     ) -> str:
         """What a model behind an API is told to do."""
         raise NotImplementedError
@@ -171,26 +171,12 @@ class Supervised:
 
         `more_texts`: what a new tokenizer is trained on beside the rows of train. Others: see hf_lm.tasks.start.
         """
+        shared: dict[str, Any] = {"auto_class": cls.auto_class, "labels": table.labels, "languages": languages}
         if model:
-            return start_from(
-                model,
-                auto_class=cls.auto_class,
-                as_text=as_text,
-                labels=table.labels,
-                decoder=decoder,
-                languages=languages,
-                quantize=quantize,
-            )
+            return start_from(model, **shared, as_text=as_text, decoder=decoder, quantize=quantize)
         texts = [text for row in table.rows["train"] for text in cls.texts_of(row)]
-        return start_fresh(
-            [*texts, *more_texts],
-            auto_class=cls.auto_class,
-            block_size=block_size,
-            labels=table.labels,
-            languages=languages,
-            vocab_size=vocab_size,
-            sizes=sizes,
-        )
+        shared |= {"block_size": block_size, "vocab_size": vocab_size, "sizes": sizes}
+        return start_fresh([*texts, *more_texts], **shared)
 
     # What a task says of its rows and answers
 

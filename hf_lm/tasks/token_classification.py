@@ -94,7 +94,7 @@ class TokenClassification(Supervised):
 
     @classmethod
     def instruction(
-        cls, train: Sequence[Row], *, labels: Sequence[str], columns: Mapping[str, str], few_shot: int
+        cls, train: Sequence[Row], labels: Sequence[str], columns: Mapping[str, str], few_shot: int
     ) -> str:
         types = sorted({label[2:] for label in labels if label != "O"})
         return (

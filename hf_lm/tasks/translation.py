@@ -63,7 +63,7 @@ class Translation(TextToText):
 
     @classmethod
     def instruction(
-        cls, train: Sequence[Row], *, labels: Sequence[str], columns: Mapping[str, str], few_shot: int
+        cls, train: Sequence[Row], labels: Sequence[str], columns: Mapping[str, str], few_shot: int
     ) -> str:
         source, target = columns.get("source", ""), columns.get("target", "")
         if all(re.fullmatch(LANGUAGE, name) and name not in ("src", "tgt") for name in (source, target)):
