@@ -12,8 +12,6 @@ accelerate launch recipes/question_answering.py --model out/pretrain --dataset m
 
 from dataclasses import dataclass
 
-from accelerate.utils import set_seed
-
 from hf_lm.arguments import Count, FineTuningArguments, Size, TrainingArguments, parse_arguments
 from hf_lm.models.adapters import add_lora
 from hf_lm.tasks.question_answering import QuestionAnswering
@@ -34,7 +32,6 @@ class Arguments(FineTuningArguments):
 
 
 def main(args: Arguments, training_args: TrainingArguments) -> dict:
-    set_seed(training_args.seed)
     table = QuestionAnswering.load(args.dataset, question=args.question, context=args.context, answers=args.answers)
     start = QuestionAnswering.prepare_model(
         table,

@@ -12,8 +12,6 @@ accelerate launch recipes/sentiment.py --model out/pretrain --dataset reviews.ts
 
 from dataclasses import dataclass
 
-from accelerate.utils import set_seed
-
 from hf_lm.arguments import FineTuningArguments, Size, TrainingArguments, parse_arguments
 from hf_lm.models.adapters import add_lora
 from hf_lm.tasks.sentiment import Sentiment
@@ -31,7 +29,6 @@ class Arguments(FineTuningArguments):
 
 
 def main(args: Arguments, training_args: TrainingArguments) -> dict:
-    set_seed(training_args.seed)
     table = Sentiment.load(args.dataset, text_column=args.text_column, label_column=args.label_column)
     start = Sentiment.prepare_model(
         table,

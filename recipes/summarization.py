@@ -12,8 +12,6 @@ accelerate launch recipes/summarization.py --model google-t5/t5-small --dataset 
 
 from dataclasses import dataclass
 
-from accelerate.utils import set_seed
-
 from hf_lm.arguments import FineTuningArguments, Size, TrainingArguments, parse_arguments
 from hf_lm.models.adapters import add_lora
 from hf_lm.tasks.summarization import Summarization
@@ -34,7 +32,6 @@ class Arguments(FineTuningArguments):
 
 
 def main(args: Arguments, training_args: TrainingArguments) -> dict:
-    set_seed(training_args.seed)
     table = Summarization.load(args.dataset, source=args.source, target=args.target)
     start = Summarization.prepare_model(
         table,

@@ -12,8 +12,6 @@ accelerate launch recipes/token_classification.py --model out/pretrain --dataset
 
 from dataclasses import dataclass
 
-from accelerate.utils import set_seed
-
 from hf_lm.arguments import FineTuningArguments, Size, TrainingArguments, parse_arguments
 from hf_lm.models.adapters import add_lora
 from hf_lm.tasks.token_classification import TokenClassification
@@ -30,7 +28,6 @@ class Arguments(FineTuningArguments):
 
 
 def main(args: Arguments, training_args: TrainingArguments) -> dict:
-    set_seed(training_args.seed)
     table = TokenClassification.load(args.dataset, text_column=args.text_column, label_column=args.label_column)
     start = TokenClassification.prepare_model(
         table,

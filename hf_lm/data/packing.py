@@ -186,33 +186,25 @@ def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
 
 def _read_ahead(batches: Iterator[list[str]]) -> Iterator[list[str]]:
     """Read the next batch in a thread while the current one is tokenized, which holds no Python lock."""
-    ready: queue.Queue = queue.Queue(maxsize=1)
-    stopped = threading.Event()
 
-    def read() -> None:
-        try:
-            for batch in batches:
-                while not stopped.is_set():
-                    try:
-                        ready.put(batch, timeout=0.1)
-                        break
-                    except queue.Full:
-                        continue
-                if stopped.is_set():
-                    return
-            ready.put(None)
-        except BaseException as error:  # raised again where it is read
-            ready.put(error)
+    def begin() -> queue.Queue:
+        ready: queue.Queue = queue.Queue()
 
-    thread = threading.Thread(target=read, daemon=True)
-    thread.start()
-    try:
-        while (batch := ready.get()) is not None:
-            if isinstance(batch, BaseException):
-                raise batch
-            yield batch
-    finally:
-        stopped.set()
+        def read() -> None:
+            try:
+                ready.put(next(batches, None))
+            except BaseException as error:  # raised again where it is read
+                ready.put(error)
+
+        threading.Thread(target=read, daemon=True).start()  # a reader that hangs keeps no program from ending
+        return ready
+
+    ahead = begin()
+    while (batch := ahead.get()) is not None:
+        if isinstance(batch, BaseException):
+            raise batch
+        ahead = begin()
+        yield batch
 
 
 @dataclass(frozen=True)

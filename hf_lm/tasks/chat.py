@@ -104,15 +104,11 @@ class Chat(Answers):
         """Without an attention mask where conversations are packed: with one, they would see each other."""
         if "position_ids" not in features[0]:
             return pad_batch(features, pad_id=self.tokenizer.pad_token_id)
-        width = max(len(feature["input_ids"]) for feature in features)
-        rows: dict[str, list] = {"input_ids": [], "labels": [], "position_ids": []}
-        for feature in features:
-            rest = width - len(feature["input_ids"])  # padding is one more document
-            # Not the padding token: at one without a mask the models of transformers warn.
-            rows["input_ids"].append([*feature["input_ids"], *[int(self.tokenizer.pad_token_id == 0)] * rest])
-            rows["position_ids"].append([*feature["position_ids"], *range(rest)])
-            rows["labels"].append([*feature.get("labels", []), *[-100] * rest])
-        return {key: torch.tensor(values) for key, values in rows.items()}
+        keys = ("input_ids", "labels", "position_ids")
+        rows = [{key: feature[key] for key in keys} for feature in features]
+        # Not the padding token: at one without a mask the models of transformers warn.
+        batch = pad_batch(rows, pad_id=int(self.tokenizer.pad_token_id == 0))
+        return {key: batch[key] for key in keys}
 
     def snapshot_reference(self, model: PreTrainedModel) -> None:
         """Score the held-out answers with a model that is still untrained: the baseline. Once."""

@@ -48,9 +48,7 @@ MAY_DIFFER = (
 )
 
 
-def find_checkpoint(
-    resume_from_checkpoint: str, output_dir: str | Path, *, say: Callable[[str], None] = print
-) -> Path | None:
+def find_checkpoint(resume_from_checkpoint: str, output_dir: str | Path) -> Path | None:
     """The checkpoint that `--resume_from_checkpoint` names: a path, or the newest for `latest`.
 
     Every file is compared with the checkpoint's manifest: `latest` passes over what is damaged and says so, and is
@@ -70,14 +68,14 @@ def find_checkpoint(
     for path in reversed(checkpoint_folders(output_dir)):
         if not (what := checkpoint_damage(path)):
             return path
-        say(f"{path} is passed over: {what}")
+        print(f"{path} is passed over: {what}")
     if written or (Path(output_dir) / "report.json").exists():
         held = "only damaged checkpoints" if written else "a finished run and no checkpoint"
         raise FileExistsError(
             f"--resume_from_checkpoint latest: {output_dir} holds {held}. Start again with --overwrite_output_dir, "
             "or in another --output_dir."
         )
-    say(f"{output_dir} holds no checkpoint yet: the run starts from the beginning")
+    print(f"{output_dir} holds no checkpoint yet: the run starts from the beginning")
     return None
 
 
