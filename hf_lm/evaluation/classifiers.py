@@ -13,7 +13,7 @@ from hf_lm.tokenization.tokenizer import encode_documents, special_tokens_around
 
 @torch.no_grad()
 def class_probabilities(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, max_tokens: int = 2**14
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
 ) -> np.ndarray:
     """The probability of each class for each text, (texts, classes), in float64; long texts are truncated.
 
@@ -29,7 +29,7 @@ def class_probabilities(
         logits = model(**{key: value.to(model.device) for key, value in batch.items()}).logits.double()
         return list((logits.sigmoid() if has_several_labels(model) else logits.softmax(-1)).cpu().numpy())
 
-    rows = map_by_length(classify, [len(ids) for ids in inputs], description="classifying", max_tokens=max_tokens)
+    rows = map_by_length(classify, [len(ids) for ids in inputs], description="classifying")
     return np.array(rows).reshape(len(inputs), model.config.num_labels)
 
 

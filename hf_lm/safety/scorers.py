@@ -21,6 +21,7 @@ from hf_lm.training.fit import fit
 HARMFUL = {
     *("toxic", "toxicity", "hate", "hateful", "hate_speech", "offensive", "offensive_language", "abusive", "unsafe")
 }
+LENGTH = 64  # tokens of a text that a trained scorer reads
 POSITIVE = {"positive", "pos", "5 stars", "4 stars"}
 
 
@@ -129,14 +130,7 @@ def classifier_scorer(
 
 
 def train_scorer(
-    dataset: str,
-    output_dir: str | Path,
-    *,
-    like: TrainingArguments,
-    labels: Sequence[str] = (),
-    text_column: str = "",
-    label_column: str = "",
-    max_length: int = 64,  # tokens of a text
+    dataset: str, output_dir: str | Path, *, like: TrainingArguments, labels: Sequence[str] = ()
 ) -> Scorer:
     """A small randomly initialised encoder, trained on a labelled file as recipes/sentiment.py does.
 
@@ -144,16 +138,16 @@ def train_scorer(
     of `like`. `labels` are the classes that count as toxic. Raises ValueError before training where they are not the
     file's.
     """
-    table = Sentiment.load(dataset, text_column=text_column, label_column=label_column)
+    table = Sentiment.load(dataset)
     classes = table.labels
     likely = [label for label in classes if label.lower() in HARMFUL]
     if unknown := [label for label in labels if label not in classes]:
         raise ValueError(f"--scorer_label: {dataset} has no label {unknown[0]!r}; it has {classes}.")
     if not labels and not likely:
         raise ValueError(f"{dataset} has the labels {classes}; name the toxic ones with --scorer_label.")
-    start = Sentiment.prepare_model(table, "", block_size=max_length, vocab_size=4096)
+    start = Sentiment.prepare_model(table, "", block_size=LENGTH, vocab_size=4096)
     model, tokenizer = start.model, start.tokenizer
-    task = Sentiment.from_start(table, start, max_length=max_length)
+    task = Sentiment.from_start(table, start, max_length=LENGTH)
     report = fit(model, task, _scorer_training(output_dir, like))
     model.to(like.device)  # pyright: ignore[reportArgumentType]  (decorated without its type)
     model.eval()

@@ -91,8 +91,8 @@ class WithoutToxic:
     are kept: a training reads its text several times, and scoring it costs more than training.
     """
 
-    def __init__(self, scorer: Scorer, *, threshold: float = TOXIC) -> None:
-        self.scorer, self.threshold = scorer, threshold
+    def __init__(self, scorer: Scorer) -> None:
+        self.scorer = scorer
         self.passages = self.dropped = self.documents = 0  # of the last time that all documents were read
         self._harmless: dict[bytes, bool] = {}
 
@@ -113,7 +113,7 @@ class WithoutToxic:
         known = {piece: hash_text(piece) for pieces in documents for piece in pieces}
         new = [piece for piece, key in known.items() if key not in self._harmless]
         if new:
-            harmless = self.scorer(new) < self.threshold
+            harmless = self.scorer(new) < TOXIC
             self._harmless |= {known[piece]: bool(keep) for piece, keep in zip(new, harmless, strict=True)}
         for pieces in documents:
             kept = [piece for piece in pieces if self._harmless[known[piece]]]
@@ -133,7 +133,7 @@ def filtered_corpus(corpus: Corpus, without: WithoutToxic) -> Corpus:
     """A corpus whose training text went through a filter; held-out splits stay as they are."""
     return Corpus(
         f"{corpus.source}, filtered",
-        hash_text(f"{corpus.fingerprint} filtered {without.scorer.name} {without.threshold}").hex(),
+        hash_text(f"{corpus.fingerprint} filtered {without.scorer.name} {TOXIC}").hex(),
         corpus.size,
         {**corpus.readers, "train": lambda: without(corpus.documents("train"))},
         [*corpus.notes, f"training passages that {without.scorer.name} calls toxic are left out"],

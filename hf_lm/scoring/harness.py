@@ -27,12 +27,12 @@ def check_harness(models: Sequence[str], *, card: bool = False) -> None:
             raise ValueError(f"--card: {model} has no report.json: it is no output folder of a run.")
 
 
-def run_harness(model: str, tasks: Sequence[str], *, limit: int = 0) -> dict[str, Any]:
+def run_harness(model: str, tasks: Sequence[str]) -> dict[str, Any]:
     """The harness' numbers of a causal checkpoint or adapter.
 
     {"version", "tasks": {task: {metric: {"value", "stderr"}}}, "datasets": {task: {"path", "name", "shots"}}}.
-    `tasks` are its names, or YAML files of tasks, which may read local files and then need no network. `limit`: the
-    first examples of each task, 0 for all. Raises ValueError in one line where there is no such task or it fails.
+    `tasks` are its names, or YAML files of tasks, which may read local files and then need no network. Raises
+    ValueError in one line where there is no such task or it fails.
     """
     import torch
     from lm_eval import __version__, simple_evaluate  # pyright: ignore[reportMissingImports]
@@ -65,7 +65,6 @@ def run_harness(model: str, tasks: Sequence[str], *, limit: int = 0) -> dict[str
                 task_manager=manager,
                 device=str(device or "cpu"),
                 batch_size=8,
-                limit=limit or None,
             )
     except Exception as error:  # the harness raises errors of several libraries
         message = (str(error).strip() or type(error).__name__).splitlines()[0]

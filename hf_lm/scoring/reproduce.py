@@ -172,19 +172,18 @@ def reproduce(
     *,
     seed: int | None = None,  # None is the run's
     steps: int = 0,  # compare the loss of the first steps only; 0 runs all
-    say: Callable[[str], None] = print,
 ) -> list[Verdict]:
     """Run a published run again into a new folder and compare. Raises RuntimeError where the run itself fails."""
     published, out = fetch(source), Path(output_dir)
     for line in what_differs(published):
-        say(f"differs here: {line}")
+        print(f"differs here: {line}")
     base = base_at_its_commit(published)
     minutes, device = published.report.get("seconds", 0) / 60, published.report.get("device", "its machine")
-    say(f"it took {minutes:.1f} minutes on {device}")
+    print(f"it took {minutes:.1f} minutes on {device}")
     with tempfile.TemporaryDirectory() as place:
         config = Path(place) / "run.yaml"
         words = command(published, out, config, seed=seed, steps=steps, base=base)
-        say(planned(published.report["recipe"], config))
+        print(planned(published.report["recipe"], config))
         done = subprocess.run(words, check=False)
     if done.returncode not in (0, EXIT_OUT_OF_BUDGET if steps else 0):
         raise RuntimeError(f"the run ended with exit code {done.returncode}: {source} was not reproduced.")
@@ -192,7 +191,7 @@ def reproduce(
         return compare_losses(published, out, steps)
     again = fetch(str(out))
     for line in other_data(published, again):
-        say(f"differs here: {line}")
+        print(f"differs here: {line}")
     return compare_metrics(published, again)
 
 

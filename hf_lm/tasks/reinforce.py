@@ -42,6 +42,7 @@ class Reinforce(BesideReference):
     kind = "model that answers in a conversation, tuned by rewards"
     recipe, main_metric = "reinforce", "reward"
     unit = "prompts"
+    draws = 4  # answers to a held-out prompt
 
     def __init__(
         self,
@@ -55,13 +56,12 @@ class Reinforce(BesideReference):
         beta: float = 0.02,
         temperature: float = 1.0,
         answers: int = 64,
-        draws: int = 4,
         collapse_steps: int = 10,
         drop_overlap: bool = False,
     ) -> None:
         self.reward, self.max_new_tokens, self.num_generations = reward, max_new_tokens, num_generations
         self.beta, self.temperature, self.collapse_steps = beta, temperature, collapse_steps
-        self.answers, self.draws = answers, draws
+        self.answers = answers
         self.ends = ends_of(tokenizer, model.generation_config)
         self.suppressed = model.generation_config.suppress_tokens
         self.before: dict[str, np.ndarray] = {}  # of the model as it came: (prompts, reward and length)

@@ -82,12 +82,7 @@ def train_bpe(
 
 
 def train_word_level(
-    texts: Iterable[str],
-    *,
-    min_frequency: int = 1,
-    lowercase: bool = False,
-    max_bytes: int = 2**40,
-    max_document_bytes: int = 2**20,
+    texts: Iterable[str], *, min_frequency: int = 1, lowercase: bool = False
 ) -> PreTrainedTokenizerFast:
     """Train a word-level tokenizer: a word that occurs `min_frequency` times has an id, any other is `<unk>`.
 
@@ -109,7 +104,7 @@ def train_word_level(
         [decoders.WordPiece(prefix="\0", cleanup=False), decoders.Replace(Regex(f" ?{END_OF_LINE}"), "\n")]
     )
     trainer = trainers.WordLevelTrainer(vocab_size=2**31, min_frequency=min_frequency, show_progress=False)
-    backend.train_from_iterator(_some(texts, max_bytes, max_document_bytes), trainer)
+    backend.train_from_iterator(_some(texts, 2**40, 2**20), trainer)
     # The trainer lists a special token twice where it is a word of the text (WikiText is full of <unk>).
     first = [UNKNOWN, END_OF_TEXT, PAD, END_OF_LINE]
     vocabulary = backend.get_vocab()

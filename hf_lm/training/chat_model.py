@@ -62,14 +62,7 @@ def with_answers(rows: Iterable[Row], *columns: str) -> Iterable[Chat]:
 
 
 def warm_up(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    chats: Sequence[Chat],
-    *,
-    steps: int,
-    batch_size: int = 32,
-    learning_rate: float = 1e-3,
-    seed: int = 0,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, chats: Sequence[Chat], *, steps: int, seed: int = 0
 ) -> None:
     """Train a model in place on the answers of chats drawn at random, with AdamW and a linear decay.
 
@@ -82,7 +75,7 @@ def warm_up(
         for ids, learned in encode_chats(tokenizer, chats)
     ]
     generator = torch.Generator().manual_seed(seed)
-    optimizer: Any = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
+    optimizer: Any = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / 20) * (1 - step / steps)
     )
@@ -90,7 +83,7 @@ def warm_up(
     model.train()
     silent = not PartialState().is_local_main_process
     for _ in tqdm(range(steps), desc="warming up the tiny model", delay=2, mininterval=2, disable=silent):
-        drawn = torch.randint(len(features), (batch_size,), generator=generator).tolist()
+        drawn = torch.randint(len(features), (32,), generator=generator).tolist()
         batch = pad_batch([features[i] for i in drawn], pad_id=pad_id)
         outputs = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
         loss = next_token_loss(outputs, batch) / (batch["labels"][:, 1:] != -100).sum()
