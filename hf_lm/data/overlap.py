@@ -1,4 +1,4 @@
-"""Evaluation rows that also stand in the training rows: word for word, or for the most part."""
+"""Evaluation rows that also occur in the training rows: word for word, or for the most part."""
 
 import re
 import unicodedata
@@ -14,7 +14,7 @@ RUN = 8  # words that two texts must share in a row before it counts
 
 @dataclass(frozen=True)
 class Overlap:
-    """Of `rows` evaluation rows, those that stand in train: (rows,) each. `train` are the training rows they match."""
+    """Of `rows` evaluation rows, those that occur in train: (rows,) each. `train` are the training rows they match."""
 
     exact: np.ndarray
     partly: np.ndarray

@@ -1,1 +1,1 @@
-"""Numbers that can be believed: what is measured, and how sure it is."""
+"""Numbers that can be believed: what is measured, and its interval."""

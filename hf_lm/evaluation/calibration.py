@@ -68,7 +68,7 @@ def label_log_probs(
 def fit_temperature(nats: Callable[[np.ndarray], np.ndarray]) -> float:
     """The one temperature that minimises the negative log-likelihood of held-out labels, between 0.05 and 20.
 
-    `nats(temperatures)` gives it for each. No prediction changes, only how sure it is. The likelihood has one minimum,
+    `nats(temperatures)` gives it for each. No prediction changes, only its confidence. The likelihood has one minimum,
     which a parabola in the logarithm of the temperature finds between the three best of a grid.
     """
     values = nats(TEMPERATURES)

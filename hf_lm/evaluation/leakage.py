@@ -1,4 +1,4 @@
-"""How much of held-out text stands word for word in the training text."""
+"""How much of held-out text occurs word for word in the training text."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that it has an inverse modulo 2^
 
 
 def leaked_share(train: "TokenStream", held_out: "TokenStream", *, run: int = 50) -> float:
-    """The share of held-out tokens that lie in a run of `run` tokens which also stands in train, from 0 to 1.
+    """The share of held-out tokens that lie in a run of `run` tokens which also occurs in train, from 0 to 1.
 
     50 is the length at which Lee et al. (arXiv 2107.06499) call a repetition a duplicate. Runs do not cross the bounds
     of held-out documents. Memory is that of the held-out hashes, some 8 bytes a token; train is read in pieces.

@@ -10,14 +10,8 @@ LINES = 1000
 LOCALES = ("ar", "bn", "de", "el", "fr", "he", "hi", "ja", "ko", "ru", "th", "tr", "vi", "zh")
 EDGES = (  # where the rules that cut text into words meet
     *("I'm, you're, they'll; it's: WE'VE", "  two  spaces ", "\ttab\tand\u00a0no-break", "1234567 12,345.67 1e-05"),
-    *(
-        "a\r\n\r\nb",
-        "end \n",
-        "<|endoftext|> as text",
-        "snake_case camelCase",
-        "👩‍👩‍👧 🇩🇪 ✌🏽",
-        "e\u0301 \u1e69 \ufb01",
-    ),
+    *("a\r\n\r\nb", "end \n", "<|endoftext|> as text", "snake_case camelCase"),
+    *("👩‍👩‍👧 🇩🇪 ✌🏽", "e\u0301 \u1e69 \ufb01"),
     *("春眠不觉晓，处处闻啼鸟。", "۱۲۳ ४५६ Ⅻ ½ x²", "\u200bzero\u200dwidth\ufeff", "...---!!!???", "\x00\x7f control"),
 )
 

@@ -95,7 +95,7 @@ def pretraining_rate(a_step: int) -> float:
 def muon_decay(passes: float) -> float:
     """The weight decay of Muon's matrices: 0 for a text that is read once, 0.3 for two or three times, 1 for four.
 
-    It keeps a model from learning a short text by heart. At 1 it costs a model that reads its text 1.6 times, where
+    It keeps a model from memorising a short text. At 1 it costs a model that reads its text 1.6 times, where
     0.3 gains (measured: docs/experiments.md).
     """
     a_little, much = max(0.0, passes - 1) / 2, max(0.0, passes / 2 - 1) ** 2
@@ -105,8 +105,8 @@ def muon_decay(passes: float) -> float:
 def last_norm_scale(passes: float) -> float:
     """The rate of the last norm, as a share of AdamW's, in a training that reads its text so many times.
 
-    The gain of that norm scales all logits. On text that is read again it grows, because the model is sure of what it
-    has seen, and then it is too sure of what it has not (measured: docs/experiments.md).
+    The gain of that norm scales all logits. On text that is read again it grows, because the model is confident of
+    what it has seen, and then it is overconfident of what it has not (measured: docs/experiments.md).
     """
     return 1 / max(1.0, passes) ** 2
 

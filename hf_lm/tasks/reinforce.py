@@ -33,7 +33,7 @@ class Reinforce(BesideReference):
     """Rows are {"messages", "reference"}; `reward(prompts, answers, references)` gives each answer a number.
 
     Group relative policy optimization (Shao et al., arXiv 2402.03300): `num_generations` answers to a prompt, up to
-    `max_new_tokens` long, are compared with each other; `beta` is how dear it is to leave the model as it came.
+    `max_new_tokens` long, are compared with each other; `beta` is the penalty on leaving the model as it came.
     Measured on `answers` held-out prompts, `draws` answers to each at the training's `temperature`: the reward beside
     that before training, the divergence, and how much longer answers became.
     `collapse_steps`: a run ends when for so many steps in a row nothing could be learned.

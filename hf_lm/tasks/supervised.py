@@ -193,7 +193,7 @@ class Supervised:
         raise NotImplementedError
 
     def text_of(self, row: Row) -> str:
-        """The text of a row that must not stand in train."""
+        """The text of a row that must not occur in train."""
         raise NotImplementedError
 
     def target_of(self, row: Row) -> str:
@@ -330,7 +330,7 @@ class Supervised:
         raise NotImplementedError
 
     def without_overlap(self, split: str, scores: Scores) -> dict[str, float]:
-        """Each metric over the rows of a split that do not stand in train; empty where none does."""
+        """Each metric over the rows of a split that do not occur in train; empty where none does."""
         kept = ~self.overlap[split].found
         if kept.all() or not kept.any():
             return {}

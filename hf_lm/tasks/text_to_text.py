@@ -1,6 +1,6 @@
 """What translation and summarization share: a text is read and a text is written, by any family of model.
 
-A decoder reads the source and a cue and goes on; its loss is over the target alone. An encoder-decoder reads the
+A decoder reads the source and a cue and continues; its loss is over the target alone. An encoder-decoder reads the
 source and writes the target. Both learn the end of the target, or they would never stop.
 """
 
@@ -173,7 +173,7 @@ class TextToText(Supervised):
         return {"source": row["source"], "targets": [prediction]} if prediction else None
 
     def strata(self, rows: Sequence[Row]) -> list[int]:
-        """By the quarters of the training texts' lengths: a teacher is surest of the shortest."""
+        """By the quarters of the training texts' lengths: a teacher is most confident of the shortest."""
         lengths = [len(self.text_of(row)) for row in self.table.rows["train"]]
         quarters = np.quantile(lengths, [0.25, 0.5, 0.75])
         return np.searchsorted(quarters, [len(self.text_of(row)) for row in rows]).tolist()

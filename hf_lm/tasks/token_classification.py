@@ -127,7 +127,7 @@ class TokenClassification(Supervised):
 
     @classmethod
     def prediction_of(cls, given: str, output: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """{"prediction": [{"entity", "text", "start", "end", "score"}]}; the score is that of its least sure word."""
+        """{"prediction": [{"entity", "text", "start", "end", "score"}]}; the score is the lowest of its words."""
         spans, tags, scores, last = words_in(given), [], [], -1
         for start, end in spans:
             at = next((i for i, token in enumerate(output) if token["start"] < end and token["end"] > start), None)

@@ -87,10 +87,7 @@ def work_of(
     )
 
 
-# The forecast of a run
-
-
-def forecast(trainer: "SafeTrainerMixin", task: Task) -> dict[str, float]:
+def estimate_run(trainer: "SafeTrainerMixin", task: Task) -> dict[str, float]:
     """The seconds and the peak memory that `fit` will take with a trainer and a task, as report.json has them."""
     args = trainer.args
     step = step_of(trainer, task, rows=args.per_device_train_batch_size, checkpointing=checkpoints_activations(args))

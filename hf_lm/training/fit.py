@@ -36,7 +36,7 @@ from hf_lm.training.checkpoints import (
     save_aside,
     searched_learning_rate,
 )
-from hf_lm.training.estimate import forecast
+from hf_lm.training.estimate import estimate_run
 from hf_lm.training.outcome import Finished, describe_devices, origin_of, outcome
 from hf_lm.training.processes import (
     check_engine,
@@ -227,7 +227,7 @@ def announce(
     if resumed or not PartialState().is_main_process:
         return None
     try:
-        plan = forecast(trainer, task)
+        plan = estimate_run(trainer, task)
     except Exception as error:
         logger.debug("no plan: %s", error)
         return None
@@ -332,7 +332,7 @@ def finish_model(
     """Merge an adapter if asked, prove that merging changed no logits, and save the model: on every process.
 
     The weights of a sharded model, or of DeepSpeed's optimizer, are gathered once, into `empty` on the main process,
-    which alone merges and saves: what it goes on with needs no other process.
+    which alone merges and saves: what it continues with needs no other process.
     """
     state, folder = PartialState(), Path(args.output_dir)
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
