@@ -52,15 +52,7 @@ def main(args: Arguments, training_args: TrainingArguments) -> dict:
         max_length=args.max_length,
         max_target_length=args.max_target_length,
     )
-    learned = SelfTraining(
-        start.new_model,
-        start.task,
-        start.unlabelled,
-        training_args,
-        new_lm=start.new_lm,
-        max_length=start.max_length,
-        **args.settings(),
-    )
+    learned = SelfTraining(**vars(start), training_args=training_args, **args.settings())
     learned.run()
     curve = learning_curve(learned)
     model, task, training_args = learned.begin_best(curve)

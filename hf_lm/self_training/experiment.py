@@ -4,7 +4,6 @@ import contextlib
 import copy
 import json
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -23,11 +22,12 @@ from hf_lm.models.configuration import family
 from hf_lm.output_folder import prepare_output
 from hf_lm.parsing.ranges import Amount, Count, Share, Size
 from hf_lm.self_training.pseudo_labels import PseudoLabels, pseudo_label, select_confident, shares_of
-from hf_lm.self_training.rows import Unlabelled, draw_labelled, leave_out_known
+from hf_lm.self_training.rows import draw_labelled, leave_out_known
+from hf_lm.self_training.setups import Setup
 from hf_lm.tasks.domain import DenoisedText, DomainText
 from hf_lm.tasks.proofs import prove
 from hf_lm.tasks.supervised import Supervised
-from hf_lm.tasks.task import SelfTrainingTask, TrainingData
+from hf_lm.tasks.task import TrainingData
 from hf_lm.tasks.text_to_text import TextToText
 from hf_lm.training.processes import keep_rows_per_step
 from hf_lm.training.trainer import Trainer, supervised_trainer
@@ -116,7 +116,7 @@ class Settings:
 
 
 @dataclass
-class SelfTraining(Settings):
+class SelfTraining(Settings, Setup):
     """A model with few labels and much text, by several methods.
 
     `new_model()` gives a model to train on the task, `new_lm()` one to pretrain on text; `task` holds the labelled
@@ -126,12 +126,7 @@ class SelfTraining(Settings):
     taken, None where text is its own label.
     """
 
-    new_model: Callable[[], PreTrainedModel]
-    task: SelfTrainingTask
-    unlabelled: Unlabelled
     training_args: TrainingArguments
-    new_lm: Callable[[], PreTrainedModel]
-    max_length: int = 256
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
