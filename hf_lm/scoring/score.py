@@ -81,7 +81,7 @@ class Data:
 
 @dataclass
 class Scored:
-    """The predictions of one model. `how`: in words, how it was asked; `kept`: whether they come from the cache."""
+    """The predictions of one model. `how`: in words, how it was asked."""
 
     examples: list[Example]
     how: str
@@ -89,7 +89,6 @@ class Scored:
     settings: dict[str, Any]
     notes: list[str] = field(default_factory=list)
     lossy: str = ""  # the tokenizer, where it loses text: the likelihood is of what it leaves
-    kept: bool = False
 
 
 def score(
@@ -145,7 +144,7 @@ def _result(data: Data, scored: dict[str, Scored], metrics: Sequence[str]) -> di
     notes = data.content.notes + ([f"the first {count} {unit} only"] if data.limit else [])
     estimates = {name: estimates_of(data.task, each.examples, labels=data.labels) for name, each in scored.items()}
     about = {
-        name: {key: value for key, value in vars(each).items() if key not in ("examples", "lossy", "kept")}
+        name: {key: value for key, value in vars(each).items() if key not in ("examples", "lossy")}
         for name, each in scored.items()
     }
     lossy = {name: each.lossy for name, each in scored.items() if each.lossy}
@@ -239,7 +238,7 @@ def score_checkpoint(
     about = path.with_suffix(".json")
     if about.is_file() and not again:
         say(f"{checkpoint.name}: scored before")
-        return Scored(read_predictions(path), **json.loads(about.read_text(encoding="utf-8")), kept=True)
+        return Scored(read_predictions(path), **json.loads(about.read_text(encoding="utf-8")))
     say(f"{checkpoint.name}: scoring")
     measure = _measure_likelihood if data.task == "pretrain" else _measure_task
     scored = Scored([], "", content, settings)
@@ -249,8 +248,8 @@ def score_checkpoint(
         measure(checkpoint, data, scored)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in scored.examples))
-    kept = {key: value for key, value in vars(scored).items() if key not in ("examples", "kept")}
-    write_whole(about, json.dumps(kept, ensure_ascii=False))  # last: where it exists the examples are complete
+    described = {key: value for key, value in vars(scored).items() if key != "examples"}
+    write_whole(about, json.dumps(described, ensure_ascii=False))  # last: where it exists the examples are complete
     return scored
 
 
@@ -368,7 +367,6 @@ def score_api(
     scored.settings["instruction"] = asked.instruction
     answers = [done[asked.key(i)] for i in range(len(rows))]
     scored.examples, invalid = task.examples_of(rows, answers, data.labels)
-    scored.kept = not rest
     if invalid:
         scored.notes.append(f"{invalid} of {len(rows)} answers are none of the classes, and wrong")
     return scored

@@ -38,13 +38,12 @@ ROWS_PROVED = 4  # rows of the batch that the proofs use
 class Step:
     """An optimizer step: bytes alive at its peak by kind, and the FLOPs of one of its batches, forward and backward.
 
-    `parameters` are those of the model and `trainable` the bytes of what is trained. `flops` has the parts `forward`,
-    `backward`.
+    `flops` has the parts `forward`, `backward`.
     """
 
     memory: dict[str, int]
     flops: dict[str, int]
-    trainable: int  # bytes
+    trainable: int  # bytes of what is trained
     rows: int
 
     @property

@@ -1,4 +1,4 @@
-"""TRL's trainers, sound: SFT, DPO and GRPO behind `fit`'s `build_trainer`. Importing this module imports trl."""
+"""SFT, DPO and GRPO of TRL for `fit`, with SafeTrainerMixin. Importing this module imports trl."""
 
 import dataclasses
 import inspect
