@@ -86,6 +86,16 @@ def test_what_loads_but_cannot_be_right_is_listed_with_exit_code_1(folder, capsy
     assert f"{folder}: 4 things are wrong" in shown
 
 
+def test_an_end_of_text_that_is_padding_too_is_right_where_the_run_proved_that_it_is_learned(folder):
+    edit(folder / "tokenizer_config.json", pad_token="<|endoftext|>")
+    edit(folder / "report.json", proofs={"label_coverage": {"passed": True, "said": "labels are the text"}})
+    checked = check_folder(folder)
+    assert (
+        "padding is the end of text (<|endoftext|>), which was learned all the same (label_coverage)" in checked.facts
+    )
+    assert not [wrong for wrong in checked.wrong if "padding" in wrong]
+
+
 def test_an_adapter_is_loaded_with_its_base(saved, tokenizer, tmp_path):
     from hf_lm.models.adapters import add_lora
     from hf_lm.models.loading import load_with_head

@@ -302,9 +302,12 @@ def _check_loaded(loaded: dict[str, Any], adapter: bool, report: dict[str, Any],
         )
     (pad, pad_token), (eos, eos_token) = loaded["pad"], loaded["eos"]
     if eos is not None:
+        learned = report.get("proofs", {}).get("label_coverage", {}).get("passed")
         checked.expect(
-            pad != eos,
-            f"padding ({pad_token}) is not the end of text ({eos_token})",
+            pad != eos or learned,
+            f"padding ({pad_token}) is not the end of text ({eos_token})"
+            if pad != eos
+            else f"padding is the end of text ({eos_token}), which was learned all the same (label_coverage)",
             f"padding is the end of text ({eos_token}): trained with it, a model does not learn to stop",
         )
     if loaded["generates"]:
