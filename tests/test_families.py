@@ -201,6 +201,37 @@ def test_a_family_in_a_task_is_sound(make, name, checkpoints, tokenizer, tmp_pat
     assert [e["prediction"] for e in again.examples] == [e["prediction"] for e in measured.examples]
 
 
+@pytest.mark.parametrize("name", ["bart", "llama", "gpt2"])
+def test_how_a_checkpoint_wrote_for_other_data_is_not_inherited_and_what_names_tokens_is(name, checkpoints, tokenizer):
+    model, _ = writer(checkpoints[name], tokenizer)
+    model.generation_config.update(
+        min_length=56, no_repeat_ngram_size=3, num_beams=4, early_stopping=True, length_penalty=2.0
+    )
+    model.generation_config.update(do_sample=True, temperature=0.7, top_p=0.8, forced_eos_token_id=2)
+    model.generation_config.bad_words_ids = [[5]]
+    table = Table("x", "", {split: [{"source": "a b", "targets": ["c"]}] * 8 for split in ("train", "validation")})
+    task = Summarization(table, tokenizer, model, max_source_length=40, max_target_length=16)
+    written = model.generation_config
+    assert written is task.generation
+    written.validate(strict=True)
+    assert (written.num_beams, written.do_sample, written.forced_eos_token_id) == (1, False, 2)
+    assert written.bad_words_ids == [[5]]
+    left = (written.min_length, written.no_repeat_ngram_size, written.temperature, written.length_penalty)
+    assert not any(left)
+
+
+@pytest.mark.parametrize("kind", ["regression", "multi_label_classification"])
+def test_a_text_has_one_class_whatever_the_checkpoint_was_trained_for(kind, checkpoints, tmp_path):
+    shutil.copytree(checkpoints["bert"], tmp_path / "base")
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config | {"problem_type": kind}))
+    table = Table("x", "", {"train": opinions(120)})
+    table.labels = read_sentiment(table)
+    start = Sentiment.prepare_model(table, str(tmp_path / "base"), block_size=40)
+    Sentiment.from_start(table, start, max_length=40)
+    assert start.model.config.problem_type == "single_label_classification"
+
+
 SHARED = [(classifier, "bert"), (answerer, "bert"), (writer, "gpt2"), (writer, "t5"), (writer, "bart")]
 
 

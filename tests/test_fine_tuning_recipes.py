@@ -12,6 +12,7 @@ from running import here
 from safetensors.torch import load_file
 
 from hf_lm.data.demos.opinions import opinions
+from hf_lm.inference.predict import predict
 
 FAST = {"num_train_epochs": 1, "per_device_train_batch_size": 8, "use_cpu": True, "bf16": False, "report_to": "none"}
 NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
@@ -77,6 +78,57 @@ def test_a_recipe_leaves_a_complete_folder_whose_numbers_are_those_of_its_predic
         assert measured["value"] == pytest.approx(expected)
     if recipe == "question_answering":
         assert report["data"]["left_out"]["answers_not_in_their_context"] == 1
+
+
+def hidden(count: int) -> list[dict]:
+    """Questions of which a third has no answer, on contexts of several windows."""
+    rows = []
+    for i in range(count):
+        words = [f"{NUMBERS[(i + k) % 10]} {k}" for k in range(30)]
+        context = " and ".join([*words[: i % 29], f"room {i} has {i * 7} doors", *words[i % 29 :]])
+        answers = [] if i % 3 == 0 else [f"{i * 7} doors"]
+        rows.append({"question": f"What has {'house' if i % 3 == 0 else 'room'} {i}?", "context": context})
+        rows[-1]["answers"] = {"text": answers, "answer_start": [context.index(one) for one in answers]}
+    return rows
+
+
+def parities(count: int) -> list[dict]:
+    """Odd or even, as the first words say; the others, which are truncated, say nothing."""
+    tails = [" ".join(NUMBERS[(i * k) % 10] for k in range(1, 30)) for i in range(count)]
+    return [{"text": f"{NUMBERS[i % 2]} " * 6 + tails[i], "label": ("even", "odd")[i % 2]} for i in range(count)]
+
+
+def tagged(count: int) -> list[dict]:
+    words = [[NUMBERS[(i + k) % 10] for k in range(20)] for i in range(count)]
+    return [{"tokens": row, "ner_tags": ["B-ODD" if len(word) % 2 else "O" for word in row]} for row in words]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "rows", "options", "read"),
+    [
+        ("question_answering", hidden(90), {"max_length": 48, "stride": 12}, ["question", "context"]),
+        ("sentiment", parities(160), {"max_length": 8}, ["text"]),
+        ("token_classification", tagged(90), {"max_length": 16}, ["text"]),
+        (
+            *("summarization", [{"document": row["text"], "summary": row["label"]} for row in parities(160)]),
+            *({"max_source_length": 8}, ["text"]),
+        ),
+    ],
+)
+def test_the_published_model_answers_as_it_was_measured(recipe, rows, options, read, tmp_path):
+    """Windows, truncation and the margin of no answer are in the folder, so that `hf-lm predict` needs no option."""
+    settings = FAST | {"learning_rate": 3e-3, "num_train_epochs": 4, "output_dir": tmp_path / "out"} | options
+    here(f"{recipe}.py", dataset=write(tmp_path / "rows.jsonl", rows), **settings)
+    lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
+    asked = [{"question": line["input"], "context": line.get("context")} | {"text": line["input"]} for line in lines]
+    write(tmp_path / "asked.jsonl", [{name: row[name] for name in read} for row in asked])
+    predict(recipe, str(tmp_path / "out"), str(tmp_path / "asked.jsonl"), str(tmp_path / "answers.jsonl"))
+    answers = [json.loads(line)["prediction"] for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    if recipe == "token_classification":
+        answers = [", ".join(f"{each['text']} ({each['entity']})" for each in answer) or "none" for answer in answers]
+    expected = [line["prediction"] for line in lines]
+    assert len(set(expected)) > 1
+    assert answers == expected
 
 
 @pytest.fixture(scope="module")

@@ -370,3 +370,15 @@ def test_transformers_4_gives_the_same_answers(folders, pipes):
             if not same(new, old[code]):
                 different.append((code, new, old[code]))
     assert not different
+
+
+@pytest.mark.parametrize("task", ["text-classification", "sentiment-analysis", "question-answering"])
+def test_a_model_that_was_trained_to_write_its_answer_is_refused_where_a_head_is_asked(
+    task, model, tokenizer, tmp_path
+):
+    known = {"max_source_length": 40, "prefix": ""}
+    model.config.task_specific_params = {"text-classification": known, "question-answering": known}
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="was trained to write its answer and has no head for"):
+        pipeline(task, model=str(tmp_path))

@@ -194,8 +194,7 @@ class AnswersView(View):
             _check_length(text)
             if not text.strip():
                 raise ValueError(f"the {name} is empty.")
-        options = {"top_k": SPANS, "handle_impossible_answer": True, "align_to_words": False}  # as measured
-        answers = self.pipeline(question=question, context=context, **options)
+        answers = self.pipeline(question=question, context=context, top_k=SPANS, align_to_words=False)
         best = answers[0]
         note = "" if best["answer"] else "The model finds no answer in this text."
         return marked(context, best["start"], best["end"]) + answers_table(answers), note

@@ -111,6 +111,8 @@ class BasePipeline:
         self.device = torch.device(device) if device is not None else model.device
         if device is not None:
             self.model.to(self.device)
+        self.known = getattr(self.model.config, "task_specific_params", None) or {}
+        self.settings = self.known.get(task, {})  # with which a model of the recipes was measured
         self.options: dict[str, Any] = {}
         self.options = self._options(options)
 

@@ -7,6 +7,7 @@ Any other task goes through to `transformers.pipeline`; nothing of transformers 
 the call forms, and where they differ.
 """
 
+from pathlib import Path
 from typing import Any
 
 from transformers import (
@@ -22,7 +23,7 @@ from hf_lm.inference.pipeline_base import download, tokenizer_given
 from hf_lm.inference.question_answering import QuestionAnsweringPipeline
 from hf_lm.inference.text_to_text import KEYS, TRANSLATION, TextToTextPipeline
 from hf_lm.models.adapters import load_merged
-from hf_lm.models.configuration import check_checkpoint, context_length, find_adapter
+from hf_lm.models.configuration import check_checkpoint, context_length, find_adapter, load_config
 from hf_lm.models.loading import load_with_head
 
 # Heads that transformers would put on any checkpoint, never trained; these pipelines are its own.
@@ -44,6 +45,8 @@ def pipeline(
     `model`: a folder, a Hub id or a model; the tokenizer is loaded from the same place unless given. Raises ValueError
     or OSError in one line for what cannot be loaded and for options that do not exist.
     """
+    if isinstance(model, str) and (task == "question-answering" or TASK_ALIASES.get(task or "", task) in HEADS):
+        _refuse_writer(str(task), model)
     if task == "question-answering":
         return QuestionAnsweringPipeline(task, model, tokenizer, config=config, **options)
     if task in KEYS or TRANSLATION.fullmatch(task or ""):
@@ -70,3 +73,13 @@ def pipeline(
         options["model_kwargs"] = options.get("model_kwargs", {}) | {"use_safetensors": True}
     given = {"task": task, "model": model, "config": config, "tokenizer": tokenizer}
     return transformers.pipeline(**{k: v for k, v in given.items() if v is not None}, **options)
+
+
+def _refuse_writer(task: str, model: str) -> None:
+    """Raise ValueError for a model of the recipes that writes its class or answer, where a head is asked."""
+    known = getattr(load_config(model), "task_specific_params", None) or {} if Path(model).is_dir() else {}
+    if "max_source_length" in known.get(TASK_ALIASES.get(task, task), {}):
+        raise ValueError(
+            f"{model} was trained to write its answer and has no head for {task}: `hf-lm score` measures it. Train it "
+            "without --as_text, or an encoder, to use it here."
+        )

@@ -38,14 +38,14 @@ class TextToTextPipeline(BasePipeline):
     def __init__(self, task: str, *args: Any, **options: Any) -> None:
         self.key = KEYS[task.split("_")[0]]
         super().__init__(task, *args, **options)
-        model, known = self.model, getattr(self.model.config, "task_specific_params", None) or {}
+        model, known = self.model, self.known
         directions = [name for name in known if TRANSLATION.fullmatch(name)]
         if task == "translation" and task not in known and directions:  # T5: as transformers 4 chose
             self.task = directions[0]
         self.settings = known.get(self.task) or known.get(self.task.split("_")[0], {})  # as T5 and our runs save them
         self.languages = tuple(getattr(self.tokenizer, side, None) for side in ("src_lang", "tgt_lang"))
         self.generation_config = copy.deepcopy(model.generation_config)
-        self.generation_config.update(**{k: v for k, v in self.settings.items() if k not in ("prefix", "cue")})
+        self.generation_config.update(**self.settings)  # which knows no prefix, and leaves it out
         if self.generation_config.num_beams is None:
             self.generation_config.num_beams = NUM_BEAMS
         if self.generation_config.max_new_tokens is None and self.generation_config.max_length in (None, 20):
@@ -68,11 +68,13 @@ class TextToTextPipeline(BasePipeline):
         return names.union(*(inspect.signature(method).parameters for method in methods))
 
     def max_source_length(self) -> int:
-        """Tokens of a text that the model reads; a longer one is truncated."""
-        special = special_tokens_around(self.tokenizer, causal=self.causal)
-        positions = context_length(self.model.config) or 10**6
-        free = positions - len(special.before) - sum(map(len, self._prefix_and_cue())) - len(special.after)
-        return free - (self.generation_config.max_new_tokens or positions // 2) if self.causal else free
+        """Tokens of a text that the model reads; a longer one is truncated, as in the training of the model."""
+        special, (prefix, cue) = special_tokens_around(self.tokenizer, causal=self.causal), self._prefix_and_cue()
+        most = positions = context_length(self.model.config) or 10**6
+        if self.causal:
+            most -= len(cue) + (self.generation_config.max_new_tokens or positions // 2)
+        most = min(most, self.settings.get("max_source_length") or most)
+        return max(0, most - len(special.before) - len(prefix) - len(special.after))
 
     def _prefix_and_cue(self) -> tuple[list[int], list[int]]:
         """Tokens before a text, and between it and the answer of a decoder."""

@@ -80,7 +80,7 @@ def _with_pipeline(report: dict[str, Any], folder: Path) -> list[str]:
     message = json.dumps([{"role": "user", "content": shortened(asked.strip() or "Hello.", 200)}], ensure_ascii=False)
     quoted = {key: json.dumps(shortened(text, 200), ensure_ascii=False) for key, text in example_of(report).items()}
     given = ", ".join(text if key == "text" else f"{key}={text}" for key, text in quoted.items())
-    given = message if chats else given
+    given = "" if _writes_for_a_head(report) else message if chats else given
     lines: list[str] = []
     if given:
         given += ", max_new_tokens=40" if report.get("pipeline_tag") == "text-generation" else ""
@@ -99,6 +99,12 @@ def _with_pipeline(report: dict[str, Any], folder: Path) -> list[str]:
             "```",
         ]
     return lines
+
+
+def _writes_for_a_head(report: dict[str, Any]) -> bool:
+    """Whether the model writes what the pipeline of its task takes from a head."""
+    heads = {"text-classification": "SequenceClassification", "question-answering": "QuestionAnswering"}
+    return heads.get(report.get("pipeline_tag", ""), "") not in report.get("model", {}).get("auto_class", "")
 
 
 def _bases(model: dict[str, Any]) -> str:

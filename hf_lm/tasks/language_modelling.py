@@ -159,6 +159,9 @@ class LanguageModelling:
         with contextlib.suppress(Exception):  # whoever needs the window meets it again
             self._tokenize_window(number)
 
+    def configure_inference(self, model: PreTrainedModel) -> None:
+        """A language model needs to know nothing more."""
+
     def _leakage(self, train: TokenStream) -> Proof:
         held_out = {split: other for split, other in self.streams.items() if split != "train"}
         return proofs.leakage({split: leaked_share(train, other) for split, other in held_out.items()})

@@ -22,7 +22,7 @@ from hf_lm.tasks.proofs import Proof
 from hf_lm.tasks.questions import read_question_answering
 from hf_lm.tasks.rendering import Part, token_pieces
 from hf_lm.tasks.rows import Encoded, Scores, room_beside
-from hf_lm.tasks.spans import best_spans, best_threshold
+from hf_lm.tasks.spans import LONGEST_ANSWER, best_spans, best_threshold
 from hf_lm.tasks.start import Start
 from hf_lm.tasks.supervised import Supervised
 from hf_lm.tasks.text_to_text import TextToText, mean_loss
@@ -204,6 +204,12 @@ class QuestionAnswering(_Answers, Supervised):
         super().__init__(table, tokenizer, drop_overlap=drop_overlap)
         self.unanswerable = any(not row["answers"] for row in table.rows["train"])
         self.needs_validation = self.unanswerable
+
+    def inference_settings(self) -> dict[str, Any]:
+        """The windows, and whether and when there is no answer, as it was chosen on validation."""
+        lengths = {"max_seq_len": self.max_length, "doc_stride": self.stride, "max_question_len": self.max_length // 3}
+        when = {"handle_impossible_answer": self.unanswerable, "no_answer_margin": self.threshold}
+        return lengths | {"max_answer_len": LONGEST_ANSWER} | when
 
     def text_of(self, row: Row) -> str:
         return row["question"] + "\n" + row["context"]

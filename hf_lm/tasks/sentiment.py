@@ -231,6 +231,7 @@ class Sentiment(_OneOfClasses):
         options: dict[str, Any] = {"labels": start.labels, "drop_overlap": drop_overlap}
         if start.as_text:
             return SentimentAsText(table, start.tokenizer, start.model, max_length=max_length, **options)
+        start.model.config.problem_type = "single_label_classification"  # a checkpoint may have had another
         return cls(table, start.tokenizer, max_length=start.at_most(max_length), **options)
 
     def __init__(
@@ -246,6 +247,7 @@ class Sentiment(_OneOfClasses):
         self.max_length, self.how = max_length, f"a classification head for {', '.join(labels[:10])}"
         self.frame = special_tokens_around(tokenizer, causal=False)  # as who loads the tokenizer will have it
         super().__init__(table, tokenizer, drop_overlap=drop_overlap)
+        tokenizer.model_max_length = max_length  # at which a pipeline truncates, as these rows were
 
     def encode(self, rows: Sequence[Row]) -> Encoded:
         encoded, frame = Encoded(), self.frame
@@ -310,7 +312,7 @@ class SentimentAsText(_OneOfClasses, TextToText):
         return row["label"]
 
     def inference_settings(self) -> dict[str, Any]:
-        return {"labels": self.labels}
+        return super().inference_settings() | {"labels": self.labels}
 
     def predict(self, model: PreTrainedModel, split: str, accelerator: Processes | None) -> Sequence[Any]:
         """Log-likelihood of each class's name, (rows, classes)."""

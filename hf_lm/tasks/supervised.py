@@ -247,6 +247,16 @@ class Supervised:
         lengths = [len(feature["input_ids"]) for feature in features]
         return map_by_length(work, lengths, accelerator=accelerator, description=f"measuring {split}")
 
+    def inference_settings(self) -> dict[str, Any]:
+        """With which `pipeline` answers as the evaluation measured, beside its own defaults."""
+        return {}
+
+    def configure_inference(self, model: PreTrainedModel) -> None:
+        """Write `inference_settings` into a model's configuration, by the name of its pipeline."""
+        if settings := self.inference_settings():
+            known = dict(getattr(model.config, "task_specific_params", None) or {})
+            model.config.task_specific_params = known | {self.pipeline_tag: settings}
+
     def measure(self, model: PreTrainedModel, split: str, accelerator: Processes | None = None) -> Scores:
         with evaluating(model), torch.no_grad():
             answers = self.predict(model, split, accelerator)

@@ -93,6 +93,10 @@ class Task(TrainingData, Protocol):
         """What must hold before training, `data_proofs` included."""
         ...
 
+    def configure_inference(self, model: PreTrainedModel) -> None:
+        """Write into a trained model what it must know to answer as it was measured."""
+        ...
+
     def proofs_after(self, model: PreTrainedModel, folder: Path, adapter: Path | None) -> dict[str, Begun]:
         """What must hold of the saved folder, and of the adapter's where there is one; another process works on it."""
         ...

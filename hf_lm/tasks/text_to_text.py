@@ -30,6 +30,8 @@ from hf_lm.tasks.supervised import Supervised
 from hf_lm.tokenization.languages import language_written
 from hf_lm.tokenization.tokenizer import INCOMPLETE, encode_documents, special_tokens_around
 
+# Settings of a checkpoint's generation that hold for any data: they are about its tokens.
+OF_TOKENS = ("bos_token_id", "forced_eos_token_id", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens")
 SAMPLED = 2000  # training rows whose targets are encoded and decoded again
 NEGLIGIBLE = 0.01  # share of them that may come back changed before it is said
 
@@ -126,15 +128,16 @@ class TextToText(Supervised):
         self.generation = self.configure_generation(model)
 
     def configure_generation(self, model: PreTrainedModel) -> GenerationConfig:
-        """Write into a model's configuration how it is asked and when it stops; returns how it writes."""
-        settings = dict(getattr(model.config, "task_specific_params", None) or {})
-        settings[self.pipeline_tag] = (
-            {"prefix": self.prefix} | ({"cue": self.cue} if self.causal else {}) | self.inference_settings()
-        )
-        model.config.task_specific_params = settings  # where `pipeline` looks for them
-        model.generation_config.update(
+        """Write into a model's configuration how it is asked and when it stops; returns how it writes.
+
+        Of the checkpoint's own settings those that name tokens stay. The others were chosen for another data set: a
+        `min_length` would keep the model from stopping, and settings of sampling or beams may not fit ours.
+        """
+        self.configure_inference(model)
+        own = {name: getattr(model.generation_config, name, None) for name in OF_TOKENS}
+        model.generation_config = GenerationConfig(
+            **own,
             max_new_tokens=min(self.max_target_length, int(1.2 * self.longest) + 1),  # what the data asks for
-            max_length=None,
             num_beams=self.num_beams,
             do_sample=False,
             use_cache=True,
@@ -306,8 +309,8 @@ class TextToText(Supervised):
         return known.get(self.pipeline_tag, {}).get("prefix") or ""
 
     def inference_settings(self) -> dict[str, Any]:
-        """What `pipeline` must know beside prefix and cue."""
-        return {}
+        settings = {"prefix": self.prefix, "max_source_length": self.max_source_length}
+        return settings | ({"cue": self.cue} if self.causal else {})
 
     def score_texts(self, split: str, texts: Sequence[str]) -> tuple[dict[str, Any], list[float]]:
         """The estimates of texts written for a split, and a score for each."""

@@ -65,6 +65,7 @@ class TokenClassification(Supervised):
         self.how = f"a tag for each word, of {', '.join(self.labels[:10])}"
         self.frame = special_tokens_around(tokenizer, causal=False)  # as who loads the tokenizer will have it
         super().__init__(table, tokenizer, drop_overlap=drop_overlap)
+        tokenizer.model_max_length = max_length  # at which a pipeline truncates, as these rows were
 
     # Before there is a model
 

@@ -18,7 +18,7 @@ from hf_lm import dry_run
 from hf_lm.arguments import TrainingArguments
 from hf_lm.hub.push import check_repository, push_to_hub
 from hf_lm.launching import EXIT_OUT_OF_BUDGET
-from hf_lm.models.adapters import has_base, is_adapted, merged
+from hf_lm.models.adapters import base_of, has_base, is_adapted, merged
 from hf_lm.models.quantization import quantized_bits
 from hf_lm.output_folder import is_run, list_checkpoints, prepare_output, remove_results, save_run
 from hf_lm.reporting.card import write_card
@@ -343,6 +343,7 @@ def finish_model(
             trainer.model = model = complete(empty, weights)
         write = lambda aside: trainer._save(str(aside)) if state.is_main_process else None  # noqa: E731
     model.config.use_cache = True  # the Trainer turned it off for training, and would save that
+    task.configure_inference(base_of(model))
     model.eval()
     tags = list(model.model_tags or [])
     if state.is_main_process:
