@@ -436,3 +436,16 @@ def test_another_text_or_tokenizer_is_refused_at_a_resume(tmp_path, tokenizer, t
     for changed, words in ((read("b", tokenizer), "the text"), (read("b", other), "the text and the tokenizer")):
         with pytest.raises(ValueError, match=rf"what changed is {words}\. .*--resume_with_changes"):
             check_same_inputs(tmp_path, changed)
+
+
+def test_another_base_or_teacher_of_the_same_name_is_refused_at_a_resume(model, tokenizer, tmp_path):
+    task = SimpleNamespace(fingerprint="a", tokenizer=tokenizer)
+    base = tmp_path / "base"
+    model.save_pretrained(base)
+    (tmp_path / INPUTS).write_text(json.dumps(inputs_of(task, models=[str(base)])))
+    check_same_inputs(tmp_path, inputs_of(task, models=[str(base)]))
+    with torch.no_grad():
+        model.transformer.wte.weight.add_(1e-3)
+    model.save_pretrained(base)
+    with pytest.raises(ValueError, match=rf"what changed is the model {base}\."):
+        check_same_inputs(tmp_path, inputs_of(task, models=[str(base)]))

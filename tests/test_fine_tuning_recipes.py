@@ -168,6 +168,16 @@ def test_a_stopped_run_grouped_by_length_resumes_to_the_same_bits(data, encoder,
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
+def test_a_checkpoint_that_holds_the_model_alone_is_not_continued(data, encoder, tmp_path, capsys):
+    options = FAST | {"model": encoder, "dataset": data["sentiment"], "output_dir": tmp_path, "save_only_model": True}
+    options |= {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "no", "load_best_model_at_end": False}
+    with pytest.raises(SystemExit):
+        here("sentiment.py", stop_after_steps=2, **options)
+    assert "holds the model alone (--save_only_model): the run cannot be continued" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="holds no state of the optimizer"):
+        here("sentiment.py", resume_from_checkpoint="latest", **options)
+
+
 def test_rows_that_stand_in_train_are_counted_and_dropped_when_asked(data, encoder, tmp_path):
     rows = [json.loads(line) for line in data["sentiment"].read_text().splitlines()]
     folder = tmp_path / "data"

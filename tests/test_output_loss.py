@@ -9,7 +9,7 @@ import torch
 from test_sampled_softmax import complete, example
 from test_trainer import make_trainer  # noqa: F401  (a fixture)
 
-from hf_lm.models.parts import SHORT, plain_attention
+from hf_lm.models.parts import SHORT, attention, is_faster_plain
 from hf_lm.models.recurrent import new_recurrent
 from hf_lm.tasks.losses import next_token_loss
 from hf_lm.training import output_loss as module
@@ -79,15 +79,17 @@ def test_logits_that_the_model_changes_are_computed_by_it(make_trainer, model): 
 
 @pytest.mark.parametrize(("bf16", "expected"), [(True, "eager"), (False, "sdpa")])
 def test_while_it_trains_in_bfloat16_short_rows_are_attended_by_plain_products(make_trainer, model, bf16, expected):  # noqa: F811
-    trainer, step, found = make_trainer(model, bf16=bf16, max_steps=1), Trainer.training_step, []
+    options = {"bf16": bf16, "max_steps": 1, "eval_strategy": "steps", "eval_steps": 1}
+    trainer, step, found = make_trainer(model, **options), Trainer.training_step, []
 
     def training_step(model, *given):
         found.append(model.config._attn_implementation)
         return step(trainer, model, *given)
 
     trainer.training_step = training_step
+    trainer.measure = lambda model: found.append(model.config._attn_implementation) or {"loss": 1.0}
     trainer.train()
-    assert (found, model.config._attn_implementation) == ([expected], "sdpa")
+    assert (found, model.config._attn_implementation) == ([expected, "sdpa"], "sdpa")  # measured as after training
 
 
 @pytest.mark.parametrize(
@@ -101,7 +103,8 @@ def test_long_rows_and_another_choice_stay_and_documents_stay_apart(model, befor
     inputs = {"input_ids": ids, "position_ids": torch.cat([torch.arange(5), torch.arange(7)]).expand(2, 12)}
     expected = model(**inputs).logits
     model.config._attn_implementation = before
-    with plain_attention(model, context=context):
+    assert is_faster_plain(model, context=context) == (within == "eager")
+    with attention(model, within):
         assert model.config._attn_implementation == within
         if before == "sdpa":
             torch.testing.assert_close(model(**inputs).logits, expected)

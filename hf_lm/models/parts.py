@@ -16,21 +16,24 @@ BODIES = ("shared", "encoder", "decoder")  # children of a model that are not he
 BETWEEN = ("crossattention", "ln_cross_attn", "encoder_attn", "encoder_attn_layer_norm", "enc_to_dec_proj")
 
 
-@contextmanager
-def plain_attention(model: PreTrainedModel, *, context: int) -> Iterator[None]:
-    """Attend by two products and a softmax, where rows have at most SHORT tokens and torch's fused attention is set.
+def is_faster_plain(model: PreTrainedModel, *, context: int) -> bool:
+    """Whether a model trains faster in bfloat16 on a CPU if it attends by two products and a softmax ("eager").
 
-    For training in bfloat16 on a CPU: a step with the fused one takes 1.2 to 1.6 times as long there (measured:
-    docs/experiments.md). In float32 the two are equal, and beyond these lengths the fused one is faster.
+    That holds of rows of at most SHORT tokens, where torch's fused attention is set: a step with it takes 1.2 to 1.6
+    times as long there (measured: docs/experiments.md). In float32 the two are equal.
     """
-    short = context <= SHORT and model.config._attn_implementation == "sdpa"
-    if short:
-        model.set_attn_implementation("eager")
+    return context <= SHORT and model.config._attn_implementation == "sdpa"
+
+
+@contextmanager
+def attention(model: PreTrainedModel, kind: str) -> Iterator[None]:
+    """Attend by `kind` of transformers' implementations, and afterwards as before."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation(kind)
     try:
         yield
     finally:
-        if short:
-            model.set_attn_implementation("sdpa")
+        model.set_attn_implementation(before)
 
 
 def embedding_rows(model: PreTrainedModel) -> int:

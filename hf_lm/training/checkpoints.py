@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,8 +15,9 @@ import torch
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import TrainerControl, TrainerState
 
-from hf_lm.files import damage, full_disk, hash_text, sync, write_manifest
+from hf_lm.files import damage, full_disk, hash_samples, hash_text, sync, write_manifest
 from hf_lm.hub.records import read_run
+from hf_lm.models.configuration import commit_of
 from hf_lm.models.target_tokenizer import target_tokenizer
 from hf_lm.output_folder import ASIDE, checkpoint_folders, list_checkpoints, remove_checkpoint, step_of
 from hf_lm.signals import endings, leave_closed_terminal
@@ -136,18 +137,24 @@ def searched_learning_rate(folder: Path) -> float | None:
     return None if run.get("sweep") else run.get("learning_rate")
 
 
-def inputs_of(task: Task) -> dict[str, str]:
-    """What a checkpoint records of what a run reads, beside its arguments."""
+def inputs_of(task: Task, *, models: Iterable[str] = ()) -> dict[str, str]:
+    """What a checkpoint records of what a run reads, beside its arguments.
+
+    `models`: folders or Hub ids of those that a checkpoint does not hold: an adapter's base, and teachers.
+    """
     tokenizer, used = task.tokenizer, []
     for half in {id(half): half for half in (tokenizer, target_tokenizer(tokenizer))}.values():
         rules = tokenizer_fingerprint(half) if half.is_fast else half.get_vocab()
         used.append([rules, half.all_special_tokens, half.chat_template])
-    identity = hash_text(json.dumps(used, sort_keys=True)).hex()
-    return {"text": task.fingerprint, "tokenizer": identity}
+    inputs = {"text": task.fingerprint, "tokenizer": hash_text(json.dumps(used, sort_keys=True)).hex()}
+    for name in models:
+        weights = sorted([*Path(name).glob("*.safetensors"), *Path(name).glob("*config.json")])
+        inputs[f"model {name}"] = hash_samples(weights) if weights else commit_of(name)
+    return inputs
 
 
 def check_same_inputs(checkpoint: Path, inputs: dict[str, str]) -> None:
-    """Raise ValueError if a checkpoint was trained on another text, or with another tokenizer, than `inputs_of`."""
+    """Raise ValueError if a checkpoint was trained on another text, tokenizer or model than `inputs_of`."""
     before = json.loads((checkpoint / INPUTS).read_bytes())
     if changed := [key for key in inputs if inputs[key] != before.get(key)]:
         raise ValueError(

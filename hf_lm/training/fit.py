@@ -90,7 +90,7 @@ def fit(
     check_arguments(args, model, merge=merge)
     with contextlib.ExitStack() as lock:
         checkpoint = open_output(args, inputs=[*origin.values(), *args.teachers], lock=lock)
-        inputs = inputs_of(task)
+        inputs = inputs_of(task, models=[*(origin.values() if is_adapted(model) else ()), *args.teachers])
         check_processes(Path(args.output_dir), inputs)
         if checkpoint is not None and not args.resume_with_changes:
             check_same_inputs(checkpoint, inputs)
@@ -163,6 +163,11 @@ def open_output(args: TrainingArguments, *, inputs: Iterable[str], lock: context
             prepare_output(folder, resume=bool(resume), overwrite=overwrite, inputs=inputs, lock=lock)
     # each process would read every file
     checkpoint = on_main_process(lambda: find_checkpoint(resume, folder)) if resume else None
+    if checkpoint is not None and args.save_only_model:
+        raise ValueError(
+            f"{checkpoint} holds no state of the optimizer (--save_only_model) and cannot be continued. Give it as "
+            "--model to train on from its weights, in another --output_dir."
+        )
     written = checkpoint or (folder if resume and is_run(folder) else None)  # a killed run leaves run.yaml at least
     if written is not None and args.sweep and (rate := searched_learning_rate(written)) is not None:
         _set_learning_rate(args, rate)
@@ -290,7 +295,9 @@ def train(trainer: SafeTrainerMixin, checkpoint: Path | None, *, started: float)
     kept = list_checkpoints(args.output_dir)
     continuing = f"{kept[-1].name} is complete. " if kept else ""
     continuing += (
-        "Continue with the same command and --resume_from_checkpoint latest, or "
+        "It holds the model alone (--save_only_model): the run cannot be continued."
+        if args.save_only_model
+        else "Continue with the same command and --resume_from_checkpoint latest, or "
         f"--config {Path(args.output_dir) / 'run.yaml'} --resume_from_checkpoint latest."
     )
     complete = bool(kept) and kept[-1].name == f"checkpoint-{step}"
