@@ -29,7 +29,7 @@ from hf_lm.evaluation.calibration import fit_temperature, label_log_probs
 from hf_lm.evaluation.intervals import OverRuns, mean
 from hf_lm.inspection.recipe import inspect_recipe
 from hf_lm.output_folder import prepare_output
-from hf_lm.self_training.experiment import LABELS, PSEUDO, SelfTraining, enough_epochs, load_backbone
+from hf_lm.self_training.experiment import LABELS, PSEUDO, SelfTraining, epochs_for_steps, load_backbone
 from hf_lm.self_training.pseudo_labels import select_confident
 from hf_lm.self_training.rows import draw_labelled, leave_out_known, read_unlabelled
 from hf_lm.self_training.setups import SETUPS
@@ -112,7 +112,7 @@ def test_few_rows_are_read_as_often_as_the_least_number_of_steps_asks(rows, tmp_
     options = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2, "num_train_epochs": 3}
     args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", **options)
     steps = -(-rows // 16)  # of an epoch
-    epochs = enough_epochs(args, rows, 100)
+    epochs = epochs_for_steps(args, rows, 100)
     assert epochs >= 3
     assert epochs * steps >= 100
     assert epochs == 3 or (epochs - 1) * steps < 100

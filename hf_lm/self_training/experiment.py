@@ -56,7 +56,7 @@ class Trained:
         return estimate.value if estimate.higher_is_better else -estimate.value
 
 
-def enough_epochs(training_args: TrainingArguments, rows: int, min_steps: int) -> float:
+def epochs_for_steps(training_args: TrainingArguments, rows: int, min_steps: int) -> float:
     """Epochs for at least `min_steps` optimizer steps: a handful of rows would else be over after a few."""
     args = training_args
     at_once = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
@@ -252,7 +252,7 @@ class SelfTraining(Settings, Setup):
         """Train on rows and measure; returns the training, its task and its Trainer, which still has the model."""
         task = self.task.with_rows("train", rows)
         args = copy.copy(self.training_args)
-        args.num_train_epochs = enough_epochs(args, len(task.train_dataset), self.min_steps)
+        args.num_train_epochs = epochs_for_steps(args, len(task.train_dataset), self.min_steps)
         trainer = train_model(self.initial_model(method, seed), task, args, seed=seed)
         measured = {split: task.measure(trainer.model, split, trainer.accelerator) for split in task.splits[1:]}
         estimates = {split: scores.metrics()[task.main_metric] for split, scores in measured.items()}
