@@ -1,11 +1,13 @@
 """Evaluation rows that stand in train are found, however they are spelled, and nothing else is."""
 
+import unicodedata
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_lm.data.overlap import find_overlap
+from hf_lm.data.overlap import WORD, find_overlap, normal_words
 from hf_lm.data.tables import Table
 from hf_lm.tasks.sentiment import Sentiment, read_sentiment
 from hf_lm.tokenization.tokenizer import new_tokenizer
@@ -55,6 +57,22 @@ def test_every_exact_copy_is_found_and_dropping_train_rows_removes_all(train, he
 def test_overlap_is_found_by_meaning_of_characters_not_by_code_points():
     assert find_overlap(["ｆｕｌｌ ｗｉｄｔｈ"], ["Full Width"]).exact.all()
     assert np.array_equal(find_overlap(["straße"], ["STRASSE"]).exact, [True])
+
+
+@pytest.mark.parametrize("word", ["हिन्दी", "தமிழ்", "مُحَمَّد", "שָׁלוֹם", "한국어", "cafe\u0301", "über"])
+def test_a_word_is_not_cut_at_its_vowel_signs_and_accents(word):
+    assert normal_words(f"({word}, {word})") == [unicodedata.normalize("NFKC", word)] * 2
+    assert WORD.findall(f"{word} {word}!") == [word, word, "!"]
+
+
+def test_words_that_differ_in_a_vowel_sign_are_no_copies():
+    assert not find_overlap(["की"], ["का"]).found.any()
+
+
+@pytest.mark.parametrize("text", ["ภาษาไทย", "ພາສາລາວ", "မြန်မာ", "ខ្មែរ", "ひらがな", "漢字"])
+def test_a_character_of_a_script_without_spaces_is_a_word(text):
+    assert normal_words(f"{text} 12") == [*unicodedata.normalize("NFKC", text), "12"]
+    assert WORD.findall(f"gpt{text}") == ["gpt", *text]
 
 
 def sentiment(rows, **options):

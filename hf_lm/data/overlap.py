@@ -1,14 +1,21 @@
 """Evaluation rows that also occur in the training rows: word for word, or for the most part."""
 
-import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import regex
 
-UNSPACED = r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]"  # a character is a word
-WORD = re.compile(rf"{UNSPACED}|[^\W{UNSPACED[1:-1]}]+|[^\w\s]")  # or a mark: all of a text but white space
+# Letters of scripts without spaces, each of which is a word: kana, Han, Thai, Lao, Burmese, Khmer; digits are not.
+UNSPACED = (
+    r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+    r"\u0e01-\u0e3a\u0e40-\u0e4e\u0e81-\u0ece\u0edc-\u0edf"
+    r"\u1000-\u103f\u1050-\u108f\u109a-\u109d\u1780-\u17d3\u17d7\u17dc\u17dd]"
+)
+LETTERS = rf"[^\W_{UNSPACED[1:-1]}]"  # of other scripts; to `regex`, unlike `re`, vowel signs of Hindi are of a word
+WORD = regex.compile(rf"{UNSPACED}|(?:{LETTERS}|_)+|[^\w\s]")  # or another sign: all of a text but white space
+NORMAL_WORD = regex.compile(rf"{UNSPACED}|{LETTERS}+")
 RUN = 8  # words that two texts must share in a row before it counts
 
 
@@ -62,8 +69,7 @@ def find_overlap(train: Sequence[str], held_out: Sequence[str]) -> Overlap:
 
 def normal_words(text: str) -> list[str]:
     """Words in small letters without punctuation; a character of a script without spaces is a word."""
-    text = unicodedata.normalize("NFKC", text).casefold()
-    return re.findall(rf"{UNSPACED}|[^\W_]+", re.sub(UNSPACED, r" \g<0> ", text))
+    return NORMAL_WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
 def _runs(words: Sequence[str]) -> Iterator[int]:
