@@ -194,6 +194,41 @@ def test_a_chinese_summary_is_compared_by_character():
     assert Summarization().score("今天下雨", ["rain today", "今天下大雨"])[0] == rouge1  # the best of several
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Сегодня идёт дождь.",
+        "오늘 비가 온다.",
+        "تمطر اليوم.",
+        "आज बारिश हो रही है।",
+        "Βρέχει σήμερα.",
+        "วันนี้ฝนตก",
+        "ມື້ນີ້ຝົນຕົກ",
+        "ថ្ងៃនេះភ្លៀង",
+    ],
+)
+def test_a_perfect_summary_has_all_points_in_every_script(text):
+    assert Summarization().score(text, text) == pytest.approx([100.0] * 4)
+    assert Summarization().score("none of it", text) == [0.0] * 4
+
+
+def test_words_of_other_scripts_are_compared_whole_and_characters_where_there_are_no_spaces():
+    close(Summarization().score("मौसम की", "मौसम का है")[0], 100 * 2 * (1 / 2) * (1 / 3) / (1 / 2 + 1 / 3))
+    close(Summarization().score("ДОМА", "дом")[0], 0)  # in small letters, without a stemmer
+    close(Summarization().score("Дом", "дом")[0], 100)
+    close(Summarization().score("ไทย", "ไท")[0], 100 * 2 * (2 / 3) / (2 / 3 + 1))
+    close(Summarization().score("trains GPT 모델", "train gpt 모델이")[0], 100 * 2 / 3)  # Latin words have their stems
+
+
+@pytest.mark.parametrize("text", ["für", "naïve Café", "n\u0303", "Łódź 1²", "x_y", "don’t — stop…"])
+def test_accented_latin_letters_part_words_as_rouge_score_has_it(text):
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer(["rouge1"], use_stemmer=True)
+    for said in ("f r", "na ve caf", text, "dz 1 x y", "don t stop"):
+        close(Summarization().score(said, text)[0], 100 * scorer.score(text, said)["rouge1"].fmeasure)
+
+
 def test_sentences_stand_on_lines_of_their_own_for_rouge_lsum():
     assert sentences(" It rains.  Is it 1.5 mm? Yes!\nNo ") == "It rains.\nIs it 1.5 mm?\nYes!\nNo"
     assert sentences("下雨了。是吗？是！ 不") == "下雨了。\n是吗？\n是！\n不"
