@@ -232,6 +232,9 @@ def test_accented_latin_letters_part_words_as_rouge_score_has_it(text):
 def test_sentences_stand_on_lines_of_their_own_for_rouge_lsum():
     assert sentences(" It rains.  Is it 1.5 mm? Yes!\nNo ") == "It rains.\nIs it 1.5 mm?\nYes!\nNo"
     assert sentences("下雨了。是吗？是！ 不") == "下雨了。\n是吗？\n是！\n不"
+    assert sentences("बारिश हुई। क्यों? हाँ!") == "बारिश हुई।\nक्यों?\nहाँ!"
+    assert sentences("هل تمطر؟ نعم۔ لا") == "هل تمطر؟\nنعم۔\nلا"
+    assert sentences("មេឃភ្លៀង។ ဟုတ်တယ်။ဘာလဲ") == "មេឃភ្លៀង។\nဟုတ်တယ်။\nဘာလဲ"
     *_, rouge_l, rouge_lsum = Summarization().score("b c. a.", "a. b c.")
     close(rouge_l, 100 * 2 / 3)
     close(rouge_lsum, 100)  # each sentence is found, whatever their order

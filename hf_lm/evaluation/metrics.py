@@ -20,6 +20,7 @@ import regex
 from hf_lm.data.overlap import NORMAL_WORD
 from hf_lm.evaluation.intervals import PERCENT, POSITIVE, Estimate, mean, ratio
 
+SENTENCE_ENDS = "。！？।॥؟۔։።፧။។"  # Chinese, Indic, Arabic, Urdu, Armenian, Ethiopic, Burmese and Khmer
 HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 LATIN = "a-zA-Z0-9\u00aa-\u024f\u1e00-\u1eff"  # and superscripts
 OTHER_SCRIPTS = regex.compile(rf"([^\W_\p{{M}}{LATIN}][^\W_{LATIN}]*)")  # a run of letters, not from a mark on
@@ -160,7 +161,7 @@ class Summarization:
     Latin text is compared as rouge_score does: words of a to z and 0 to 9 by their Porter stems, cut at accented
     letters ("für" is f and r), so that the numbers are those that others publish. The words of other scripts, which
     rouge_score drops, are compared whole in small letters, and scripts without spaces by character. ROUGE-Lsum parts
-    sentences at line ends and after . ! ? and their Chinese forms.
+    sentences at line ends and after . ! ? and their forms in other scripts.
     """
 
     kinds = ("rouge1", "rouge2", "rougeL", "rougeLsum")
@@ -197,8 +198,8 @@ class _Words:
 
 
 def sentences(text: str) -> str:
-    """A sentence a line: split after . ! ? before a space, and after their full-width forms."""
-    return re.sub(r"(?<=[.!?])\s+|(?<=[。！？])\s*", "\n", text.strip()).strip()
+    """A sentence a line: split after . ! ? before a space, and after the marks of other scripts."""
+    return re.sub(rf"(?<=[.!?])\s+|(?<=[{SENTENCE_ENDS}])\s*", "\n", text.strip()).strip()
 
 
 class QuestionAnswering:
