@@ -243,7 +243,7 @@ def test_sentences_stand_on_lines_of_their_own_for_rouge_lsum():
 @given(texts, st.lists(texts, max_size=3))
 def test_answers_score_as_the_squad_script_has_it(prediction, answers):
     gold = [answer for answer in answers if squad_words(answer)] or [""]
-    exact, f1 = answer_score(prediction, answers, chinese=False)
+    exact, f1 = answer_score(prediction, answers, by_character=False)
     close(exact, max(float(squad_words(answer) == squad_words(prediction)) for answer in gold))
     close(f1, max(squad_f1(answer, prediction) for answer in gold))
 
@@ -270,8 +270,8 @@ def squad_f1(answer, prediction):
 
 
 def test_chinese_answers_score_by_the_longest_common_run_of_characters():
-    assert answer_score("1998年", ["1998年。"], chinese=True) == (1.0, 1.0)
-    exact, f1 = answer_score("在北京大学", ["北京大学"], chinese=True)
+    assert answer_score("1998年", ["1998年。"], by_character=True) == (1.0, 1.0)
+    exact, f1 = answer_score("在北京大学", ["北京大学"], by_character=True)
     assert exact == 0.0
     close(f1, 2 * (4 / 5) * (4 / 4) / (4 / 5 + 4 / 4))
 
@@ -279,11 +279,11 @@ def test_chinese_answers_score_by_the_longest_common_run_of_characters():
 def test_marks_do_not_count_in_chinese_answers():
     """Every mark that the CMRC 2018 script takes out of both answers before it compares them."""
     for mark in "-:_*^/\\~`+=，。：？！“”；’《》…·、「」（）－～『』":
-        assert answer_score(f"{mark}北{mark}京{mark}", ["北京"], chinese=True) == (1.0, 1.0), mark
-        assert answer_score("北京", [f"北{mark}京"], chinese=True) == (1.0, 1.0), mark
-    assert answer_score("3 GPU卡", ["3GPU 卡"], chinese=True)[0] == 1.0
+        assert answer_score(f"{mark}北{mark}京{mark}", ["北京"], by_character=True) == (1.0, 1.0), mark
+        assert answer_score("北京", [f"北{mark}京"], by_character=True) == (1.0, 1.0), mark
+    assert answer_score("3 GPU卡", ["3GPU 卡"], by_character=True)[0] == 1.0
     close(
-        answer_score("用 A+B 计算", ["用 a b"], chinese=True)[1], 2 * 3 / (5 + 3)
+        answer_score("用 A+B 计算", ["用 a b"], by_character=True)[1], 2 * 3 / (5 + 3)
     )  # 用 a b 计 算: words in lower case
 
 
@@ -296,9 +296,26 @@ def test_the_longest_common_run_is_that_of_a_search_over_all(prediction, answers
         runs = {answer[i:j] for i in range(len(answer)) for j in range(i, len(answer) + 1)}
         return 2 * max(len(run) for run in runs if run in prediction) / (len(prediction) + len(answer))
 
-    exact, found = answer_score(prediction, [*answers, "spring"], chinese=True)
+    exact, found = answer_score(prediction, [*answers, "spring"], by_character=True)
     assert exact == (prediction in answers)
     close(found, max(f1(answer) for answer in answers))
+
+
+@pytest.mark.parametrize(
+    ("answer", "said", "f1"),
+    [
+        ("กรุงเทพ", "กรุงเทพมหานคร", 2 * 7 / (7 + 13)),
+        ("とうきょう", "とうきょうと", 2 * 5 / (5 + 6)),
+        ("서울 대학교", "서울", 2 / 3),  # by word: these scripts have spaces
+        ("नई दिल्ली", "दिल्ली", 2 / 3),
+        ("الرياض", "مدينة الرياض", 2 / 3),
+        ("город Москва", "москва", 2 / 3),
+    ],
+)
+def test_answers_are_compared_by_word_in_scripts_with_spaces_and_by_character_in_others(answer, said, f1):
+    found = QuestionAnswering().estimates([said, answer], [[answer], [answer]])
+    close(found["f1"].value, 100 * (f1 + 1) / 2)
+    close(found["exact_match"].value, 50)
 
 
 def test_questions_without_an_answer_stand_apart():

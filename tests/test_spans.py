@@ -65,7 +65,8 @@ def test_answering_above_the_threshold_gives_the_highest_f1_of_all_thresholds(ro
 
     def f1(threshold):
         answered = [text if margin > threshold else "" for text, margin in zip(texts, margins, strict=True)]
-        return sum(answer_score(text, some, chinese=False)[1] for text, some in zip(answered, answers, strict=True))
+        pairs = zip(answered, answers, strict=True)
+        return sum(answer_score(text, some, by_character=False)[1] for text, some in pairs)
 
     threshold = best_threshold(np.array(margins, np.float64), texts, answers)
     assert f1(threshold) == pytest.approx(max(f1(one) for one in np.arange(-4, 4)))

@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 import regex
 
-from hf_lm.data.overlap import NORMAL_WORD
+from hf_lm.data.overlap import NORMAL_WORD, UNSPACED
 from hf_lm.evaluation.intervals import PERCENT, POSITIVE, Estimate, mean, ratio
 
 SENTENCE_ENDS = "。！？।॥؟۔։።፧။។"  # Chinese, Indic, Arabic, Urdu, Armenian, Ethiopic, Burmese and Khmer
+UNSPACED_LETTER = re.compile(UNSPACED)
 HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 LATIN = "a-zA-Z0-9\u00aa-\u024f\u1e00-\u1eff"  # and superscripts
 OTHER_SCRIPTS = regex.compile(rf"([^\W_\p{{M}}{LATIN}][^\W_{LATIN}]*)")  # a run of letters, not from a mark on
@@ -203,7 +204,7 @@ def sentences(text: str) -> str:
 
 
 class QuestionAnswering:
-    """Exact match and F1 of answers as the SQuAD script computes them; for Chinese, as the CMRC 2018 script does.
+    """Exact match and F1 of answers as the SQuAD script computes them, or for scripts without spaces CMRC 2018's.
 
     A reference is a list of right answers, empty where the question has none; the prediction is then right if it is
     empty too. `has_answer_...` and `no_answer_...` stand beside the whole where both kinds occur (SQuAD v2).
@@ -212,9 +213,9 @@ class QuestionAnswering:
     """
 
     def estimates(self, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Estimate]:
-        chinese = is_chinese(references)
+        by_character = lack_spaces(references)
         pairs = zip(predictions, references, strict=True)
-        scores = 100 * np.array([answer_score(*pair, chinese=chinese) for pair in pairs])
+        scores = 100 * np.array([answer_score(*pair, by_character=by_character) for pair in pairs])
         found = {"exact_match": mean(scores[:, 0], bounds=PERCENT), "f1": mean(scores[:, 1], bounds=PERCENT)}
         answerable = np.array([bool(some) for some in references], np.float64)
         if 0 < answerable.sum() < len(answerable):
@@ -224,21 +225,21 @@ class QuestionAnswering:
         return found
 
 
-def is_chinese(references: Sequence[Sequence[str]]) -> bool:
-    """Whether answers are in Chinese, taken together: a Chinese name in an English answer does not make them so."""
-    return mostly(HAN, (answer for answers in references for answer in answers))
+def lack_spaces(references: Sequence[Sequence[str]]) -> bool:
+    """Whether answers, taken together, are in a script without spaces; one Chinese name does not make them so."""
+    return mostly(UNSPACED_LETTER, (answer for answers in references for answer in answers))
 
 
-def answer_score(prediction: str, answers: Sequence[str], *, chinese: bool) -> tuple[float, float]:
+def answer_score(prediction: str, answers: Sequence[str], *, by_character: bool) -> tuple[float, float]:
     """Exact match and F1, 0 to 1, of an answer against the best of several right ones; none means no answer.
 
-    `chinese`: whether the data are, see `is_chinese`.
+    `by_character`: whether the data are in a script without spaces, see `lack_spaces`.
     """
     right = [answer for answer in answers if normalize_answer(answer)]
     if not right:  # the script takes an answer that normalises to nothing for no answer
         same = float(normalize_answer(prediction) == "")
         return same, same
-    score = _cmrc_score if chinese else _squad_score
+    score = _cmrc_score if by_character else _squad_score
     scores = [score(prediction, answer) for answer in right]
     return max(exact for exact, _ in scores), max(f1 for _, f1 in scores)
 
@@ -264,9 +265,9 @@ def _f1(common: int, predicted: int, true: int) -> float:
 
 
 def _mixed_tokens(text: str) -> list[str]:
-    """Chinese by character, other scripts by word, lower case, without punctuation and white space."""
+    """Scripts without spaces by character, others by word, lower case, without punctuation and white space."""
     kept = "".join(" " if unicodedata.category(c)[0] in "PS" else c for c in text.lower())
-    return re.findall(rf"{HAN.pattern}|[^\s]+", HAN.sub(r" \g<0> ", kept))
+    return re.findall(rf"{UNSPACED}|\S+", re.sub(UNSPACED, r" \g<0> ", kept))
 
 
 def _longest_common_run(one: list[str], other: list[str]) -> int:

@@ -16,7 +16,7 @@ from hf_lm.data.overlap import normal_words
 from hf_lm.data.tables import Row, Table
 from hf_lm.evaluation.intervals import Estimate
 from hf_lm.evaluation.metrics import QuestionAnswering as Metric
-from hf_lm.evaluation.metrics import answer_score, is_chinese, sentences
+from hf_lm.evaluation.metrics import answer_score, lack_spaces, sentences
 from hf_lm.tasks.losses import Batch, WithSpanLogits, span_logits, span_loss
 from hf_lm.tasks.proofs import Proof
 from hf_lm.tasks.questions import read_question_answering
@@ -141,7 +141,7 @@ class _Answers:
 
 def answered(rows: Sequence[Row], texts: Sequence[str]) -> list[dict[str, Any]]:
     """Rows and the answers to them as rows of predictions.jsonl."""
-    chinese = is_chinese([row["answers"] for row in rows])
+    by_character = lack_spaces([row["answers"] for row in rows])
     return [
         {
             "id": row["id"],
@@ -149,7 +149,7 @@ def answered(rows: Sequence[Row], texts: Sequence[str]) -> list[dict[str, Any]]:
             "context": row["context"],
             "reference": row["answers"],
             "prediction": text,
-            "score": answer_score(text, row["answers"], chinese=chinese)[1],
+            "score": answer_score(text, row["answers"], by_character=by_character)[1],
         }
         for row, text in zip(rows, texts, strict=True)
     ]

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from hf_lm.evaluation.metrics import answer_score, is_chinese
+from hf_lm.evaluation.metrics import answer_score, lack_spaces
 
 LONGEST_ANSWER = 30  # tokens, as the SQuAD scripts have it
 
@@ -67,10 +67,10 @@ def _first_tokens(start: torch.Tensor, last: torch.Tensor, longest: int) -> torc
 
 def best_threshold(margins: np.ndarray, texts: Sequence[str], answers: Sequence[Sequence[str]]) -> float:
     """The margin over no answer above which answering gives the highest F1 over these questions."""
-    chinese = is_chinese(answers)
+    by_character = lack_spaces(answers)
     pairs = zip(texts, answers, strict=True)
-    answered = np.array([answer_score(text, right, chinese=chinese)[1] for text, right in pairs])
-    silent = np.array([answer_score("", right, chinese=chinese)[1] for right in answers])
+    answered = np.array([answer_score(text, right, by_character=by_character)[1] for text, right in pairs])
+    silent = np.array([answer_score("", right, by_character=by_character)[1] for right in answers])
     order = np.argsort(-margins)
     # Answering the k likeliest and no other: F1 of these plus the silence of the rest.
     totals = np.concatenate([[0], np.cumsum(answered[order])]) + np.concatenate(
