@@ -128,37 +128,68 @@ def test_translation_into_chinese_is_compared_by_character():
 
 
 @pytest.mark.parametrize(
-    ("language", "reference", "tokenizer"),
+    ("reference", "tokenizer"),
     [
-        ("", "用GPU训练模型", "zh"),  # 5 of 8 letters
-        ("", "ab春", "13a"),  # a third is not more than a third
-        ("", "ab春风 2024!", "zh"),  # half of the letters: digits and marks are none
-        ("", "the opera of 北京", "13a"),
-        ("zh-CN", "abc", "zh"),
-        ("yue", "abc", "zh"),
-        ("cmn_Hans", "abc", "zh"),
-        ("JA", "abc", "char"),
-        *((code, "春天", "char") for code in ("ko", "th", "lo", "my", "km")),
-        ("de", "春天", "13a"),
+        ("用GPU训练模型", "zh"),  # 5 of 8 letters
+        ("ab春", "13a"),  # a third is not more than a third
+        ("ab春风 2024!", "zh"),  # half of the letters: digits and marks are none
+        ("the opera of 北京", "13a"),
+        ("今日は雨です。", "char"),
+        ("東京の天気予報", "char"),  # a seventh is kana
+        ("我喜欢看电影和听音乐スー", "char"),
+        ("我今天很喜欢看电影和听音乐ー", "zh"),  # less than a tenth
+        ("วันนี้ฝนตก", "char"),
+        ("ມື້ນີ້ຝົນຕົກ", "char"),
+        ("ថ្ងៃនេះភ្លៀង", "char"),
+        ("ဒီနေ့မိုးရွာတယ်", "char"),
+        ("오늘 비가 온다.", "13a"),
+        ("Сегодня идёт дождь.", "13a"),
+        ("", "13a"),
     ],
 )
-def test_the_language_or_a_third_of_the_letters_chooses_how_bleu_parts_words(language, reference, tokenizer):
-    metric = Translation(language=language)
+def test_a_third_of_the_letters_of_the_references_chooses_how_bleu_and_ter_part_words(reference, tokenizer):
+    metric = Translation()
     metric.estimates(["x"], [[reference]])
     assert f"tok:{tokenizer}|" in metric.signatures["bleu"]
     assert ("asian:yes" in metric.signatures["ter"]) == (tokenizer != "13a")
+    assert ("unspaced:char" in metric.signatures["ter"]) == (tokenizer == "char")
 
 
-def test_errors_in_chinese_and_japanese_are_counted_by_parts_of_a_sentence():
+def test_errors_in_chinese_are_counted_by_character_as_sacrebleu_does():
     from sacrebleu.metrics import TER
 
-    for language, said, meant in (
-        ("zh", "今天天气很好。", "今天天气真好。"),
-        ("ja", "今日は雨です。", "今日は雪です。"),
-    ):
-        found = Translation(language=language).estimates([said], [meant])["ter"].value
-        close(found, TER(asian_support=True, normalized=True).corpus_score([said], [[meant]]).score)
-        assert found < 50  # a sentence without spaces would be one word, and wrong
+    said, meant = "今天天气很好。", "今天天气真好。"
+    found = Translation().estimates([said], [meant])["ter"].value
+    close(found, TER(asian_support=True, normalized=True).corpus_score([said], [[meant]]).score)
+    close(found, 100 / 7)
+
+
+def test_errors_in_japanese_and_thai_are_counted_by_character():
+    close(Translation().estimates(["今日は雨です。"], ["今日は雪です。"])["ter"].value, 100 / 7)
+    close(Translation().estimates(["วันนี้ฝนตก"], ["วันนั้ฝนตก"])["ter"].value, 100 / 10)
+    close(Translation().estimates(["スーパーで買う"], ["スーパーに行く"])["ter"].value, 100 * 3 / 7)
+
+
+@pytest.mark.parametrize("reference", ["今日は雨です。", "วันนี้ฝนตก"])
+def test_a_translation_that_shares_most_characters_has_a_bleu_by_characters(reference):
+    from sacrebleu.metrics import BLEU
+
+    said = reference[:-1] + "x"
+    found = Translation().estimates([said], [reference])["bleu"].value
+    close(found, BLEU(tokenize="char").corpus_score([said], [[reference]]).score)
+    assert found > 50
+
+
+def test_a_run_and_its_score_choose_the_same_words():
+    rows = [{"source": "it rains", "targets": ["今日は雨です。"]}] * 3
+    task = TranslationTask.__new__(TranslationTask)
+    task.table = Table("x", "", {"test": rows})
+    in_run, _ = task.score_texts("test", ["今日は雪です。"] * 3)
+    scored = TranslationTask.estimates_of(
+        [{"prediction": "今日は雪です。", "reference": row["targets"]} for row in rows], []
+    )
+    assert {name: one.value for name, one in in_run.items()} == {name: one.value for name, one in scored.items()}
+    assert "tok:char" in task.signatures["bleu"]
 
 
 def test_several_references_count_and_their_number_may_differ():
@@ -356,7 +387,7 @@ def test_metrics_work_as_any_other_of_evaluate():
     ("name", "options", "predictions", "references"),
     [
         ("Classification", {"classes": 3}, [0, 1, 1, 2], [0, 1, 2, 2]),
-        ("Translation", {"language": "zh"}, ["今天下雨", "b"], [["今天下大雨"], ["b"]]),
+        ("Translation", {}, ["今天下雨", "b"], [["今天下大雨"], ["b"]]),
         ("Summarization", {}, ["a cat sat", "b"], [["the cat sat", "a cat"], ["c"]]),
         ("QuestionAnswering", {}, ["", "Rome", "x"], [[], ["Rome"], ["Oslo"]]),
     ],

@@ -9,9 +9,9 @@ import re
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -96,12 +96,10 @@ def _calibration_error(probabilities: np.ndarray, true: np.ndarray, bins: int = 
 class Translation:
     """Corpus BLEU, chrF and TER by sacreBLEU (Post, arXiv 1804.08771); `signatures` says with which settings.
 
-    A reference is a string or a list of them. `language`: the target's code; `zh`, `ja` and `ko` choose BLEU's
-    tokenizer, "" looks at the references.
+    A reference is a string or a list of them. The references choose how BLEU and TER part words, see `_tokenizer`.
     """
 
-    def __init__(self, language: str = "") -> None:
-        self.language = language
+    def __init__(self) -> None:
         self.signatures: dict[str, str] = {}
 
     def estimates(self, predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> dict[str, Estimate]:
@@ -111,30 +109,52 @@ class Translation:
 
         references = [[one] if isinstance(one, str) else list(one) for one in references]
         most = max(len(some) for some in references)
-        streams = [[some[i] if i < len(some) else None for some in references] for i in range(most)]
-        tokenize = self._tokenizer(references)
+        tokenize = _tokenizer(references)
         asian = tokenize != "13a"
         scorers = {"bleu": BLEU(tokenize=tokenize), "chrf": CHRF(), "ter": TER(asian_support=asian, normalized=asian)}
         found = {}
         for name, scorer in scorers.items():
-            statistics = np.array(scorer._extract_corpus_statistics(list(predictions), streams), np.float64)
+            apart = name == "ter" and tokenize == "char"  # sacreBLEU's TER parts Han only
+            read = _spaced if apart else str
+            said = [read(text) for text in predictions]
+            streams = [[read(some[i]) if i < len(some) else None for some in references] for i in range(most)]
+            statistics = np.array(scorer._extract_corpus_statistics(said, streams), np.float64)
             found[name] = (
                 Estimate(statistics, _scores(scorer), higher_is_better=False, bounds=POSITIVE)
                 if name == "ter"
                 else Estimate(statistics, _scores(scorer), bounds=PERCENT)
             )
-            self.signatures[name] = str(scorer.get_signature())
+            self.signatures[name] = str(scorer.get_signature()) + ("|unspaced:char" if apart else "")
         return found
 
-    def _tokenizer(self, references: list[list[str]]) -> str:
-        language = self.language.lower().split("-")[0].split("_")[0]
-        if language in ("zh", "cmn", "yue"):
-            return "zh"
-        if language in ("ja", "ko", "th", "lo", "my", "km"):
-            return "char"
-        if not language and mostly(HAN, (one for some in references for one in some)):
-            return "zh"
+
+def _tokenizer(references: Sequence[Sequence[str]]) -> str:
+    """sacreBLEU's for the script of references: `zh` for Han, `char` for others without spaces, else `13a`.
+
+    With a tenth as many kana as Han, text is Japanese. Korean has spaces (sacreBLEU's `ko-mecab` needs a package).
+    """
+    if not lack_spaces(references):
         return "13a"
+    text = _first_texts(references)
+    return "char" if len(UNSPACED_LETTER.findall(text)) > 1.1 * len(HAN.findall(text)) else "zh"
+
+
+def lack_spaces(references: Sequence[Sequence[str]]) -> bool:
+    """Whether more than a third of the letters of the first references are of a script without spaces.
+
+    Taken together: a Chinese name in an English answer does not make the answers Chinese.
+    """
+    text = _first_texts(references)
+    return len(UNSPACED_LETTER.findall(text)) > sum(character.isalpha() for character in text) / 3
+
+
+def _first_texts(references: Sequence[Sequence[str]]) -> str:
+    return "".join(islice(chain.from_iterable(references), 1000))
+
+
+def _spaced(text: str) -> str:
+    """White space around each character of a script without spaces."""
+    return re.sub(UNSPACED, r" \g<0> ", text)
 
 
 def _scores(scorer: Any) -> Callable[[np.ndarray], np.ndarray]:
@@ -145,15 +165,6 @@ def _scores(scorer: Any) -> Callable[[np.ndarray], np.ndarray]:
         return np.array([scorer._compute_score_from_stats(list(row)).score for row in rows]).reshape(sums.shape[:-1])
 
     return value_of
-
-
-def mostly(pattern: re.Pattern[str], texts: Iterable[str]) -> bool:
-    """Whether more than a third of the letters of the first texts match a pattern of single characters."""
-    matching = letters = 0
-    for text, _ in zip(texts, range(1000), strict=False):
-        matching += len(pattern.findall(text))
-        letters += sum(character.isalpha() for character in text)
-    return matching > letters / 3
 
 
 class Summarization:
@@ -225,11 +236,6 @@ class QuestionAnswering:
         return found
 
 
-def lack_spaces(references: Sequence[Sequence[str]]) -> bool:
-    """Whether answers, taken together, are in a script without spaces; one Chinese name does not make them so."""
-    return mostly(UNSPACED_LETTER, (answer for answers in references for answer in answers))
-
-
 def answer_score(prediction: str, answers: Sequence[str], *, by_character: bool) -> tuple[float, float]:
     """Exact match and F1, 0 to 1, of an answer against the best of several right ones; none means no answer.
 
@@ -267,7 +273,7 @@ def _f1(common: int, predicted: int, true: int) -> float:
 def _mixed_tokens(text: str) -> list[str]:
     """Scripts without spaces by character, others by word, lower case, without punctuation and white space."""
     kept = "".join(" " if unicodedata.category(c)[0] in "PS" else c for c in text.lower())
-    return re.findall(rf"{UNSPACED}|\S+", re.sub(UNSPACED, r" \g<0> ", kept))
+    return _spaced(kept).split()
 
 
 def _longest_common_run(one: list[str], other: list[str]) -> int:

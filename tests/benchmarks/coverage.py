@@ -81,7 +81,7 @@ def sentences(rng: np.random.Generator, pool: int = 5000) -> dict[str, Estimate]
         np.where(rng.random(len(reference)) < share, rng.choice(words, len(reference)), reference)
         for reference, share in zip(references, wrong, strict=True)
     ]
-    return Translation("en").estimates([" ".join(p) for p in predictions], [" ".join(r) for r in references])
+    return Translation().estimates([" ".join(p) for p in predictions], [" ".join(r) for r in references])
 
 
 def probabilities(rng: np.random.Generator) -> dict[str, Estimate]:
