@@ -2,13 +2,12 @@
 
 import math
 import warnings
-from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from hf_lm.evaluation.intervals import PERCENT, POSITIVE, Estimate, OverRuns, interval_of, mean, ratio
+from hf_lm.evaluation.intervals import PERCENT, POSITIVE, Estimate, OverRuns, mean, ratio
 from hf_lm.evaluation.perplexity import _exp_or_inf
 
 NOISE = np.random.default_rng(0).normal(size=(2, 100))
@@ -94,17 +93,6 @@ def test_what_two_examples_and_one_say_of_a_share_between_other_bounds():
     assert mean(np.ones(4), bounds=(1.0, 5.0)).difference(mean(np.ones(4), bounds=(1.0, 9.0))).bounds == (-8.0, 4.0)
     with pytest.raises(ValueError, match="4 and 3 examples cannot be paired"):
         mean(np.ones(4)).difference(mean(np.ones(3)))
-
-
-def test_what_chance_adds_lowers_the_lower_bound_alone():
-    values = np.r_[np.full(30, 20.0), np.full(20, 40.0)]
-    plain = mean(values, bounds=PERCENT)
-    noisy = replace(plain, noise_of=lambda sums: 0.002 * sums[..., 0] * (sums[..., 1] == 50))  # 2.8 of 28
-    lower = interval_of(28 - 0.002 * 1400, plain.left_out(), PERCENT)
-    assert noisy.interval() == replace(plain.interval(), low=lower.low)
-    assert noisy.interval().low < plain.interval().low
-    buried = replace(plain, noise_of=lambda sums: 100.0)  # by chance alone more than the value
-    assert buried.interval().low == interval_of(0.0, plain.left_out(), PERCENT).low == 0.0
 
 
 def test_a_metric_above_zero_has_an_interval_above_zero_and_its_exponential_the_same():

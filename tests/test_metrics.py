@@ -103,6 +103,31 @@ def test_calibration_error_is_the_gap_between_confidence_and_accuracy_in_fifteen
     assert perfect.value == 0
 
 
+def calibration_error(confidence, right):
+    probabilities = np.stack([confidence, 1 - np.asarray(confidence)], axis=1)
+    metric = Classification(classes=2)
+    return metric.estimates(right, 1 - np.asarray(right), probabilities=probabilities)["calibration_error"]
+
+
+@pytest.mark.parametrize("right", [0, 1, 40, 64, 68, 119, 120])
+def test_in_one_bin_the_calibration_error_is_known_as_well_as_the_accuracy(right):
+    from scipy import stats
+
+    found = calibration_error(np.linspace(0.54, 0.58, 120), np.repeat([1, 0], [right, 120 - right])).interval()
+    accuracy = stats.binomtest(right, 120).proportion_ci(method="exact")
+    assert found.high == pytest.approx(100 * max(accuracy.high - 0.56, 0.56 - accuracy.low), abs=0.01)
+    noise = np.sqrt(2 / np.pi * 0.56 * 0.44 / 120)
+    nearest = max(0.0, accuracy.low - 0.56, 0.56 - accuracy.high)
+    assert found.low == pytest.approx(100 * max(0.0, nearest - noise), abs=0.01)
+
+
+def test_errors_that_no_example_shows_may_be_as_many_as_the_examples_leave_room_for():
+    found = calibration_error(np.linspace(0.99, 1.0, 50), np.ones(50, int)).interval()
+    close(found.value, 0.5)
+    assert found.low == 0
+    assert found.high == pytest.approx(100 * (0.995 - 0.025 ** (1 / 50)))
+
+
 @settings(max_examples=30)
 @given(pairs)
 def test_translation_equals_sacrebleu(rows):

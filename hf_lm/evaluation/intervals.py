@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import product
 
 import numpy as np
@@ -30,15 +30,13 @@ class Estimate:
     """A number that sums over examples determine: a ratio of sums, corpus BLEU, macro F1, a calibration error.
 
     `statistics` is (examples, k); `value_of` maps sums (..., k) to values (...). `bounds`: the least and the greatest
-    value that the metric can have; they choose the interval, see `interval_of`. `noise_of`, also of sums: what chance
-    adds to a metric that it can only raise.
+    value that the metric can have; they choose the interval, see `interval_of`.
     """
 
     statistics: np.ndarray
     value_of: Callable[[np.ndarray], np.ndarray]
     higher_is_better: bool = True
     bounds: tuple[float, float] = ANY
-    noise_of: Callable[[np.ndarray], np.ndarray] | None = None
 
     @property
     def value(self) -> float:
@@ -46,11 +44,7 @@ class Estimate:
 
     def interval(self) -> Interval:
         """The value with its 95 % interval over examples."""
-        interval = interval_of(self.value, self.left_out(), self.bounds)
-        if self.noise_of is None:
-            return interval
-        lowered = max(self.bounds[0], self.value - float(self.noise_of(self.statistics.sum(axis=0))))
-        return replace(interval, low=interval_of(lowered, self.left_out(), self.bounds).low)
+        return interval_of(self.value, self.left_out(), self.bounds)
 
     def left_out(self) -> np.ndarray:
         """The value without each example that has a weight, (examples,): the jackknife (Tukey 1958)."""

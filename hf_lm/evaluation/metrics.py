@@ -10,6 +10,7 @@ import string
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, islice
 from typing import Any
@@ -18,7 +19,7 @@ import numpy as np
 import regex
 
 from hf_lm.data.overlap import NORMAL_WORD, UNSPACED
-from hf_lm.evaluation.intervals import PERCENT, POSITIVE, Estimate, mean, ratio
+from hf_lm.evaluation.intervals import PERCENT, POSITIVE, Estimate, Interval, mean, ratio
 
 SENTENCE_ENDS = "。！？।॥؟۔։።፧။។"  # Chinese, Indic, Arabic, Urdu, Armenian, Ethiopic, Burmese and Khmer
 UNSPACED_LETTER = re.compile(UNSPACED)
@@ -71,26 +72,50 @@ def _mcc(sums: np.ndarray) -> np.ndarray:
     return np.divide(covariance, size, out=np.zeros_like(covariance, dtype=np.float64), where=size > 0)
 
 
-def _calibration_error(probabilities: np.ndarray, true: np.ndarray, bins: int = 15) -> Estimate:
-    """With `noise_of`: how far the answers in a bin stray from a confidence that is right, by the normal law."""
-    confidence = probabilities.max(axis=1)
-    gap = (probabilities.argmax(axis=1) == true) - confidence
-    place = np.eye(bins)[np.minimum((confidence * bins).astype(int), bins - 1)]
-    variance = confidence * (1 - confidence)
-    statistics = np.concatenate([place * gap[:, None], place * variance[:, None], np.ones((len(true), 1))], axis=1)
+@dataclass(frozen=True)
+class CalibrationError(Estimate):
+    """The statistics are, for each bin: whether an example is in it, was right, its confidence c, and c (1 - c).
 
-    def share(of_bins: np.ndarray, sums: np.ndarray) -> np.ndarray:
-        """In percent of the examples; not a number where there is none, as without the only one."""
-        total = np.where(sums[..., -1] > 0, sums[..., -1], np.nan)
-        return 100 * of_bins.sum(-1) / total
+    By chance alone the value is above the population's, most with few examples in many bins: where the confidence is
+    right it is not 0. The interval allows for that on its lower side only, so it holds the truth more often than said.
+    """
 
-    return Estimate(
-        statistics,
-        lambda sums: share(np.abs(sums[..., :bins]), sums),
-        higher_is_better=False,
-        bounds=PERCENT,
-        noise_of=lambda sums: share(np.sqrt(2 / np.pi * sums[..., bins:-1]), sums),
+    def interval(self) -> Interval:
+        """That of the share of answers on their bin's side of the confidence, less the share that confidence expects.
+
+        The side is "right" where more answers of a bin are right than its confidence says, else "wrong". In one bin
+        this is the interval of the accuracy (Clopper and Pearson 1934) around the confidence.
+        """
+        places, right, confidence, _ = np.split(self.statistics, 4, axis=1)
+        raised = (right - confidence).sum(axis=0) >= 0  # bins
+        share = mean(np.where(raised, right, places - right).sum(axis=1), bounds=(0.0, 1.0)).interval()
+        expected = float(np.where(raised, confidence, places - confidence).sum(axis=1).mean())
+        if share.low is None or share.high is None:
+            return Interval(self.value)
+        low = 100 * (share.low - expected) - self._noise()
+        return Interval(self.value, max(0.0, low), 100 * max(share.high - expected, expected - share.low))
+
+    def _noise(self) -> float:
+        """How far answers stray from a confidence that is right, in percent, by the normal law."""
+        spread = np.split(self.statistics.sum(axis=0), 4)[3]
+        return 100 * float(np.sqrt(2 / np.pi * spread).sum()) / len(self.statistics)
+
+
+def _calibration_error(probabilities: np.ndarray, true: np.ndarray, bins: int = 15) -> CalibrationError:
+    confidence = probabilities.max(axis=1)[:, None]
+    right = (probabilities.argmax(axis=1) == true)[:, None]
+    place = np.eye(bins)[np.minimum((confidence[:, 0] * bins).astype(int), bins - 1)]  # (examples, bins)
+    statistics = np.concatenate(
+        [place, place * right, place * confidence, place * confidence * (1 - confidence)], axis=1
     )
+
+    def value_of(sums: np.ndarray) -> np.ndarray:
+        """Not a number where there is no example, as without the only one."""
+        places, right, confidence, _ = np.split(sums, 4, axis=-1)
+        total = np.where(places.sum(-1) > 0, places.sum(-1), np.nan)
+        return 100 * np.abs(right - confidence).sum(-1) / total
+
+    return CalibrationError(statistics, value_of, higher_is_better=False, bounds=PERCENT)
 
 
 class Translation:

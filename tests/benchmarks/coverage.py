@@ -85,14 +85,20 @@ def sentences(rng: np.random.Generator, pool: int = 5000) -> dict[str, Estimate]
 
 
 def probabilities(rng: np.random.Generator) -> dict[str, Estimate]:
-    """A classifier whose probabilities are right, and one that is too confident."""
+    """Classifiers whose probabilities are right, too confident, in one bin alone, and almost 1 with rare errors."""
     logit = rng.normal(0, 2, POOL)
     true = (rng.random(POOL) < 1 / (1 + np.exp(-logit))).astype(int)
+    sure, errors = 1 - rng.exponential(0.005, POOL).clip(0, 0.4), (rng.random(POOL) < 0.03).astype(int)
+    classifiers = {
+        "none": (1 / (1 + np.exp(-logit)), true),
+        "overconfident": (1 / (1 + np.exp(-2 * logit)), true),
+        "one bin": (rng.uniform(0.54, 0.59, POOL), (rng.random(POOL) < 0.5).astype(int)),
+        "surer than right": (sure, 1 - errors),
+    }
     found = {}
-    for name, factor in {"none": 1, "overconfident": 2}.items():
-        confidence = 1 / (1 + np.exp(-factor * logit))
-        chances = np.stack([1 - confidence, confidence], axis=1)
-        numbers = Classification(2).estimates((confidence > 0.5).astype(int), true, probabilities=chances)
+    for name, (chance, label) in classifiers.items():
+        chances = np.stack([1 - chance, chance], axis=1)
+        numbers = Classification(2).estimates((chance > 0.5).astype(int), label, probabilities=chances)
         found[f"calibration error, {name}"] = numbers["calibration_error"]
     return found
 
