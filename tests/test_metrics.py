@@ -62,6 +62,24 @@ def test_a_prediction_that_is_no_class_is_wrong_and_counts_for_no_class():
     close(found["mcc"], metrics.matthews_corrcoef(references, predictions))
 
 
+def test_a_correlation_beats_a_constant_answer_where_its_interval_is_above_0_and_six_answers_differ():
+    metric = Classification(classes=2)
+    true = np.tile([0, 1], 60)
+    answers = np.r_[true[:76], 1 - true[76:]]  # 76 of 120 are right
+    model, constant = metric.estimates(answers, true)["mcc"], metric.estimates([0] * 120, true)["mcc"]
+    assert constant.value == 0
+    assert model.interval().low > 0
+    assert model.beats(constant)
+    assert model.beats(metric.estimates([-1] * 120, true)["mcc"])  # answers that are no class are constant as well
+    assert not constant.beats(model)
+    assert not constant.beats(constant)
+    assert not metric.estimates(1 - answers, true)["mcc"].beats(constant)
+    few = np.zeros(120, int)
+    few[np.flatnonzero(true == 1)[:5]] = 1
+    assert metric.estimates(few, true)["mcc"].interval().low > 0
+    assert not metric.estimates(few, true)["mcc"].beats(constant)
+
+
 def test_resampled_sums_have_the_values_that_each_of_them_has_alone():
     rng = np.random.default_rng(0)
     classes, chances = rng.integers(0, 4, (2, 30)), rng.dirichlet([1.0] * 4, 30)

@@ -9,6 +9,7 @@ import numpy as np
 
 ANY, POSITIVE, PERCENT = (-math.inf, math.inf), (0.0, math.inf), (0.0, 100.0)  # between which numbers a metric lies
 EXACT = 12  # examples that differ: up to so many, every way to swap them is tried (4,096)
+FEWEST = 6  # examples that differ: with fewer nothing is beaten
 LEVEL = 0.05  # of tests and intervals, two-sided
 
 
@@ -30,13 +31,15 @@ class Estimate:
     """A number that sums over examples determine: a ratio of sums, corpus BLEU, macro F1, a calibration error.
 
     `statistics` is (examples, k); `value_of` maps sums (..., k) to values (...). `bounds`: the least and the greatest
-    value that the metric can have; they choose the interval, see `interval_of`.
+    value that the metric can have; they choose the interval, see `interval_of`. `of_constant`: the value where all
+    answers are the same, whatever the examples, if the metric has one.
     """
 
     statistics: np.ndarray
     value_of: Callable[[np.ndarray], np.ndarray]
     higher_is_better: bool = True
     bounds: tuple[float, float] = ANY
+    of_constant: float | None = None
 
     @property
     def value(self) -> float:
@@ -71,10 +74,16 @@ class Estimate:
     def beats(self, other: "Estimate") -> bool:
         """Whether this is better than `other` on the same examples, by the paired test at the level of 5 %.
 
-        With fewer than six examples that differ nothing is beaten: no p of the test is below the level.
+        With fewer than six examples that differ nothing is beaten: no p of the test is below the level. Where `other`
+        has the value of constant answers, which no example can change, the interval decides: answers swapped with
+        constant ones still correlate with the truth, so that the test misses half of what the interval sees.
         """
         if not math.isfinite(self.value) or not math.isfinite(other.value):
             return self.value > other.value if self.higher_is_better else self.value < other.value
+        if self.of_constant is not None and np.all(other.left_out() == self.of_constant):
+            interval, differ = self.interval(), (self.statistics != other.statistics).any(axis=1).sum()
+            bound = interval.low if self.higher_is_better else interval.high
+            return bool(differ >= FEWEST and bound is not None and (bound > other.value) == self.higher_is_better)
         better = (self.value > other.value) == self.higher_is_better
         return better and randomisation(self, other, resamples=2000) < LEVEL
 

@@ -49,7 +49,7 @@ class Classification:
         found = {
             "accuracy": mean(100.0 * (predicted == true), bounds=PERCENT),
             "macro_f1": Estimate(counts, _macro_f1, bounds=PERCENT),
-            "mcc": Estimate(counts, _mcc, bounds=(-1.0, 1.0)),
+            "mcc": Estimate(counts, _mcc, bounds=(-1.0, 1.0), of_constant=0.0),
         }
         if probabilities is not None:
             found["calibration_error"] = _calibration_error(np.asarray(probabilities, np.float64), true)
