@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from hf_lm.arguments import Amount, Count, Function, Positive, ReplyArguments, Size, TrainingArguments, parse_arguments
 from hf_lm.data.conversations import read_prompts
 from hf_lm.data.tables import load_table
-from hf_lm.evaluation.rewards import load_reward
+from hf_lm.evaluation.rewards import load_reward, reward_bounds
 from hf_lm.models.adapters import add_lora
 from hf_lm.tasks.reinforce import Reinforce
 from hf_lm.training.chat_model import chat_model, with_answers
@@ -53,6 +53,7 @@ def main(args: Arguments, training_args: TrainingArguments) -> dict:
         tokenizer,
         model,
         reward=reward,
+        reward_bounds=reward_bounds(args.reward),
         max_new_tokens=args.max_new_tokens,
         num_generations=args.num_generations,
         beta=args.beta,

@@ -3,6 +3,7 @@
 import math
 import sys
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -11,7 +12,8 @@ from hf_lm.arguments import TrainingArguments
 from hf_lm.data.conversations import read_prompts
 from hf_lm.data.demos.dialogues import sums
 from hf_lm.data.tables import Table
-from hf_lm.evaluation.rewards import checked, load_reward, load_scorer
+from hf_lm.evaluation.intervals import ANY
+from hf_lm.evaluation.rewards import REWARDS, checked, load_reward, load_scorer, reward_bounds
 from hf_lm.models.adapters import add_lora
 from hf_lm.models.gpt2 import new_gpt2
 from hf_lm.tasks.reinforce import Reinforce
@@ -103,6 +105,18 @@ def test_a_reward_that_fails_is_named_in_one_line(function, expected):
 def test_a_reward_that_cannot_be_is_said_in_one_line(options, expected):
     with pytest.raises(ValueError, match=expected):
         load_reward(**options)
+
+
+def test_the_interval_of_a_reward_stays_within_what_it_can_be(make):
+    for name in REWARDS:
+        assert reward_bounds(name) == (0.0, 1.0)
+    assert reward_bounds("mine:reward") == ANY
+    for bounds, least in ((reward_bounds("length"), 0.0), (ANY, -math.inf)):
+        _, task = make(digits, reward_bounds=bounds)
+        task.before["test"] = np.array([[0.0, 3.0]] * 7 + [[0.7, 3.0]])
+        interval = task.baseline("test")[1].metrics()["reward"].interval()
+        assert least <= interval.low < 0.0875 < interval.high
+        assert (interval.low < 0) == (bounds == ANY)
 
 
 def test_a_function_is_looked_for_where_the_command_was_started(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from typing import Any
 import regex
 
 from hf_lm.data.patterns import Pattern
+from hf_lm.evaluation.intervals import ANY
 
 Scorer = Callable[[list[str]], list[float]]  # a number for each answer; more is better
 Reward = Callable[[list[str], list[str], list[str]], list[float]]  # of prompts, answers and references
@@ -48,6 +49,11 @@ def load_reward(name: str, *, pattern: str = "", target_length: int = 0) -> Rewa
         likeness = lambda answer, reference: CHRF().sentence_score(answer, [reference]).score / 100  # noqa: E731
         return checked(lambda _, answers, references: [*map(likeness, answers, references)], name)
     raise ValueError(f"there is no reward {name!r}; there are {', '.join(REWARDS)}, and module:function.")
+
+
+def reward_bounds(name: str) -> tuple[float, float]:
+    """The least and the greatest number that a reward of `load_reward` can give; a function may give any."""
+    return ANY if ":" in name else (0.0, 1.0)
 
 
 def same_answer(answer: str, reference: str) -> float:

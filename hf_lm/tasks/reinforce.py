@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_lm.data.batches import Processes, pad_batch
 from hf_lm.data.tables import Row, Table
 from hf_lm.evaluation.completions import log_probs
-from hf_lm.evaluation.intervals import mean
+from hf_lm.evaluation.intervals import ANY, mean
 from hf_lm.evaluation.likelihood import labelled
 from hf_lm.evaluation.rewards import Reward
 from hf_lm.models.configuration import context_length
@@ -36,6 +36,7 @@ class Reinforce(BesideReference):
     `max_new_tokens` long, are compared with each other; `beta` is the penalty on leaving the model as it came.
     Measured on `answers` held-out prompts, `draws` answers to each at the training's `temperature`: the reward beside
     that before training, the divergence, and how much longer answers became.
+    `reward_bounds`: the least and the greatest number that the reward can give; its interval lies between them.
     `collapse_steps`: a run ends when for so many steps in a row nothing could be learned.
     """
 
@@ -51,6 +52,7 @@ class Reinforce(BesideReference):
         model: PreTrainedModel,
         *,
         reward: Reward,
+        reward_bounds: tuple[float, float] = ANY,
         max_new_tokens: int,
         num_generations: int = 8,
         beta: float = 0.02,
@@ -60,6 +62,7 @@ class Reinforce(BesideReference):
         drop_overlap: bool = False,
     ) -> None:
         self.reward, self.max_new_tokens, self.num_generations = reward, max_new_tokens, num_generations
+        self.reward_bounds = reward_bounds
         self.beta, self.temperature, self.collapse_steps = beta, temperature, collapse_steps
         self.answers = answers
         self.ends = ends_of(tokenizer, model.generation_config)
@@ -125,13 +128,16 @@ class Reinforce(BesideReference):
             {"input": row["prompt"], "reference": row["reference"], "prediction": text, "score": float(reward)}
             for row, text, (reward, _) in zip(self.encoded[split].features, texts, found, strict=False)
         ]
-        estimates = {"reward": mean(found[:, 0]), "length_change": mean(found[:, 1] - before[:, 1])}
+        estimates = {
+            "reward": mean(found[:, 0], bounds=self.reward_bounds),
+            "length_change": mean(found[:, 1] - before[:, 1]),
+        }
         if self.temperature == 1:  # only then are the answers the model's own distribution
             estimates["kl"] = mean(divergence, higher_is_better=False)
         return Scores(estimates, examples)
 
     def baseline(self, split: str) -> tuple[str, Scores]:
-        return "before training", Scores({"reward": mean(self.before[split][:, 0])}, [])
+        return "before training", Scores({"reward": mean(self.before[split][:, 0], bounds=self.reward_bounds)}, [])
 
     # Proofs
 
