@@ -14,7 +14,7 @@ from hf_lm.evaluation.calibration import label_log_probs
 from hf_lm.evaluation.classifiers import class_probabilities
 from hf_lm.evaluation.likelihood import evaluating, labelled, sentence_log_probs, token_log_probs, unwrapped
 from hf_lm.models.bert import new_bert
-from hf_lm.tasks.losses import label_loss
+from hf_lm.tasks.losses import label_loss, next_token_loss
 from hf_lm.tokenization.tokenizer import encode_documents, new_tokenizer
 
 FEATURES = [labelled([5, 6, 7], range(8, 8 + n)) for n in (3, 9, 1, 5, 0)]
@@ -148,6 +148,19 @@ def test_labels_of_classes_are_scored_in_batches_of_bounded_size(texts, monkeypa
     assert none[0].shape[0] == 0
     with pytest.raises(ValueError, match="needs a task with a loss"):
         label_log_probs(model, SimpleNamespace(loss=None), features)
+
+
+def test_labels_of_a_causal_model_count_but_for_the_first_and_what_is_no_label(model):
+    model.eval()
+    task = SimpleNamespace(
+        loss=next_token_loss, shifts_labels=True, collate=lambda features: pad_batch(features, pad_id=0)
+    )
+    features = [{"input_ids": [5, 6, 7, 8], "labels": [5, -100, 7, 8]}, {"input_ids": [9, 4], "labels": [-100, 4]}]
+    sums, counts = label_log_probs(model, task, features)
+    assert counts.tolist() == [2, 1]
+    with torch.no_grad():
+        first, other = (model(torch.tensor([f["input_ids"]])).logits[0].log_softmax(-1) for f in features)
+    assert sums[:, 0].tolist() == pytest.approx([(first[1, 7] + first[2, 8]).item(), other[0, 4].item()], abs=1e-4)
 
 
 def test_a_classifier_gives_an_empty_text_probabilities_and_no_text_none(texts):
