@@ -96,6 +96,47 @@ def test_two_columns_of_one_name_are_refused(tmp_path):
                 read(tmp_path / name)
 
 
+@pytest.mark.parametrize("cell", ['"never closed', '"closed" too early', r'"a \" escaped"', '"a" 5" w'])
+def test_a_stray_quote_in_a_csv_is_refused_with_its_row(tmp_path, cell):
+    path = tmp_path / "a.csv"
+    path.write_text("text\n" + "fine\n" * 5 + f"{cell}\n" + "fine\n" * 100)
+    for read in (documents, read_rows):
+        with pytest.raises(ValueError, match=r"a\.csv, row 7: a cell begins with a quote .*doubled"):
+            read(path)
+    path.write_text('text\n5" wide\n"a ""b"", c"\n')
+    assert documents(path) == ['5" wide', 'a "b", c']
+
+
+def test_a_row_with_other_cells_than_the_first_is_refused_by_every_reader(tmp_path):
+    for name, text in (
+        ("a.csv", "text\nHello, world\n"),
+        ("b.csv", "text,label\na,1\n\nb\n"),
+        ("c.tsv", "text\tlabel\na\tb\tc\n"),
+    ):
+        (tmp_path / name).write_text(text)
+        for read in (documents, read_rows):
+            with pytest.raises(ValueError, match=rf"{name}, row \d: \d columns, where the first row has \d"):
+                read(tmp_path / name)
+    (tmp_path / "d.csv").write_text("id;text\n1;Hello\n")
+    for read in (documents, read_rows):
+        with pytest.raises(ValueError, match=r"d\.csv has one column, 'id;text': separate cells by commas"):
+            read(tmp_path / "d.csv")
+
+
+def test_quotes_around_the_cells_of_a_tsv_are_read_in_one_way(tmp_path):
+    path = tmp_path / "a.tsv"
+    for text, first in (
+        ('text\tlabel\n"a ""b"", c"\tneg\nplain\tpos\n', 'a "b", c'),  # as Excel and pandas write it
+        ('"text"\t"label"\n"a"\t"neg"\n', "a"),
+        ('text\tlabel\n"a\tb"\tneg\n"a\nb"\tpos\n', "a\tb"),
+        ('text\n"a\nb"\n', "a\nb"),
+        ('text\tlabel\n"a"\tneg\n"Yes!" she said\tpos\n', '"a"'),  # as spoken: no syntax
+        ('text\tlabel\n"a\tneg\nb"\tpos\n', '"a'),
+    ):
+        path.write_text(text)
+        assert read_rows(path)[0]["text"] == documents(path)[0] == first
+
+
 def test_a_column_of_bytes_or_objects_is_no_text(tmp_path):
     path = tmp_path / "a.parquet"
     for value, kind in ((b"bytes", "bytes"), ({"a": 1}, "an object")):

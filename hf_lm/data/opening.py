@@ -1,7 +1,6 @@
 """Files as bytes: decompressed, complete, and in UTF-8, or refused by their name."""
 
 import codecs
-import csv
 import gzip
 import io
 import zlib
@@ -64,7 +63,5 @@ def reading(path: Path) -> Iterator[BinaryIO | gzip.GzipFile]:
     with open_bytes(path) as file:
         try:
             yield file
-        except csv.Error as error:
-            raise ValueError(f"{path} cannot be read as a table: {error}.") from None
         except damaged as error:
             raise ValueError(f"{path} is damaged: {error}") from None

@@ -1,6 +1,7 @@
 """Files to text: every format, in bounded memory, with what had to be mended counted."""
 
 import codecs
+import contextlib
 import csv
 import io
 import itertools
@@ -19,6 +20,7 @@ from hf_lm.parsing.suggestions import did_you_mean
 
 SUFFIXES = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 SECTION = 2**16  # characters: a text file is cut into documents of at most this length
+QUOTED = re.compile(r'"(?:[^"]|"")*"')  # a cell
 SURROGATE = re.compile("[\ud800-\udfff]")
 LONGEST = 2**20  # characters: so are rows and documents that begin at document_start
 
@@ -186,38 +188,14 @@ def read_rows(path: Path, *, header: bool = True, cleaned: Counter | None = None
     line, for what cannot be read.
     """
     cleaned = Counter() if cleaned is None else cleaned
-    if suffix(path) not in (".csv", ".tsv", ".txt"):
-        rows = list(READERS[suffix(path)](path, cleaned))
-        for number, row in enumerate(rows, 1):
-            if not isinstance(row, dict):
-                said = f"expected an object with named columns, got a {type(row).__name__}"
-                raise ValueError(f"{path}, row {number}: {said}.")
-        return rows
-    try:
-        lines = list(_separated(path, cleaned))
-    except csv.Error as error:
-        raise ValueError(f"{path} cannot be read as a table: {error}.") from None
-    if not lines:
-        return []
-    names = lines.pop(0) if header else [str(i) for i in range(len(lines[0]))]
-    _check_names(names, path)
-    for number, line in enumerate(lines, 2 if header else 1):
-        if len(line) != len(names):
-            raise ValueError(f"{path}, row {number}: {len(line)} columns, where the first row has {len(names)}.")
-    return [dict(zip(names, line, strict=True)) for line in lines]
-
-
-def _separated(path: Path, cleaned: Counter) -> Iterator[list[str]]:
-    """The rows of a .csv, or of tab-separated lines; these are quoted only if that gives them equal lengths."""
-    if suffix(path) == ".csv":
-        csv.field_size_limit(sys.maxsize)
-        return csv.reader(io.StringIO("\n".join(read_lines(path, cleaned))))
-    rows = [line.split("\t") for line in read_lines(path, cleaned) if line]
-    if len({len(row) for row in rows}) > 1:
-        csv.field_size_limit(sys.maxsize)
-        quoted = [row for row in csv.reader((f"{line}\n" for line in read_lines(path)), delimiter="\t") if row]
-        rows = quoted if len({len(row) for row in quoted}) == 1 else rows
-    return iter(rows)
+    if suffix(path) in (".csv", ".tsv", ".txt"):
+        return list(_separated(path, cleaned, header=header))
+    rows = list(READERS[suffix(path)](path, cleaned))
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            said = f"expected an object with named columns, got a {type(row).__name__}"
+            raise ValueError(f"{path}, row {number}: {said}.")
+    return rows
 
 
 def read_lines(path: Path, cleaned: Counter | None = None) -> Iterator[str]:
@@ -273,7 +251,7 @@ def column_values(
 
 def choose_column(row: dict[str, Any], text_column: str, where: str) -> str:
     """The column to read: the one named, or `text`, `content`, `document`, or the only one that holds text."""
-    names = [name for name in row if name is not None]
+    names = list(row)
     if text_column:
         if text_column not in names:
             hint = did_you_mean(text_column, names)
@@ -326,15 +304,65 @@ def _json(path: Path, cleaned: Counter) -> Iterator[dict[str, Any]]:
     yield from found
 
 
-def _csv(path: Path, cleaned: Counter) -> Iterator[dict[str, Any]]:
+def _separated(path: Path, cleaned: Counter, *, header: bool = True) -> Iterator[dict[str, Any]]:
+    """The rows of a .csv, or of tab-separated lines. Raises ValueError for one of another length than the first."""
+    names: list[str] = []
+    for number, row in enumerate(_cells(path, cleaned), 1):
+        if not row:  # an empty line
+            continue
+        if not names:
+            names = row if header else [str(i) for i in range(len(row))]
+            _check_names(names, path)
+            if header and len(names) == 1 and ";" in names[0]:
+                raise ValueError(f"{path} has one column, {names[0]!r:.50}: separate cells by commas, not semicolons.")
+            if header:
+                continue
+        if len(row) != len(names):
+            raise ValueError(
+                f"{path}, row {number}: {len(row)} columns, where the first row has {len(names)}. A cell that holds "
+                'a separator needs quotes: "a, b".'
+            )
+        yield dict(zip(names, row, strict=True))
+
+
+def _cells(path: Path, cleaned: Counter) -> Iterator[list[str]]:
+    if suffix(path) == ".csv":
+        return _quoted(path, ",", cleaned)
+    if _tabs_are_quoted(path):
+        return _quoted(path, "\t", cleaned)
+    return (line.split("\t") if line else [] for line in read_lines(path, cleaned))
+
+
+def _tabs_are_quoted(path: Path) -> bool:
+    """Whether the quotes around the cells of tab-separated lines are no part of them.
+
+    They are none where every cell that begins with a quote is quoted as a whole, as Excel and pandas write it. Where
+    lines have other numbers of cells, or one, cells may hold tabs and line ends: if a reading with quotes allows it.
+    """
+    lengths, whole = set(), True
+    for row in (line.split("\t") for line in read_lines(path) if line):
+        lengths.add(len(row))
+        whole = whole and all(QUOTED.fullmatch(cell) for cell in row if cell.startswith('"'))
+    if len(lengths) == 1 and lengths != {1}:
+        return whole
+    with contextlib.suppress(ValueError):
+        return len({len(row) for row in _quoted(path, "\t", Counter()) if row}) == 1
+    return False
+
+
+def _quoted(path: Path, separator: str, cleaned: Counter) -> Iterator[list[str]]:
     csv.field_size_limit(sys.maxsize)
-    check_utf8(path)
-    with reading(path) as file:
-        lines = (_decoded(line, cleaned) for part in file for line in part.splitlines(keepends=True))
-        without_nul = (line.replace("\0", "") for line in lines)
-        rows = csv.DictReader(without_nul, delimiter="\t" if suffix(path) == ".tsv" else ",")
-        _check_names(rows.fieldnames or [], path)
-        yield from rows
+    lines = (f"{line}\n" for line in read_lines(path, cleaned))
+    number = 1
+    try:
+        for row in csv.reader(lines, delimiter=separator, strict=True):
+            yield row
+            number += 1
+    except csv.Error:
+        raise ValueError(
+            f'{path}, row {number}: a cell begins with a quote (") and does not end with one; write it as "...", '
+            'each quote in it doubled (""), or remove the quote.'
+        ) from None
 
 
 def _check_names(names: Sequence[str], path: Path) -> None:
@@ -379,4 +407,7 @@ def _arrow(path: Path, cleaned: Counter) -> Iterator[dict[str, Any]]:
             raise ValueError(f"{path} is not an arrow file, or is damaged: {str(error).splitlines()[0]}") from None
 
 
-READERS = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet, ".arrow": _arrow}
+READERS = {
+    **{".jsonl": _jsonl, ".json": _json, ".csv": _separated, ".tsv": _separated},
+    **{".parquet": _parquet, ".arrow": _arrow},
+}
