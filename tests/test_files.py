@@ -12,8 +12,9 @@ from hf_lm.commands.chat import talk
 from hf_lm.commands.write import assist
 from hf_lm.files import refuse_foreign, write_whole
 from hf_lm.inference.chat import Conversation
-from hf_lm.inference.predict import predict
+from hf_lm.inference.predict import predict, write_lines
 from hf_lm.inference.writing import Draft
+from hf_lm.models.configuration import model_fingerprint
 
 
 def test_a_failed_write_leaves_the_old_content_and_nothing_beside_it(tmp_path, monkeypatch):
@@ -49,10 +50,8 @@ def test_what_this_program_did_not_write_is_refused(tmp_path):
 
 
 def row(given, model="m", **more):
-    return (
-        json.dumps({"input": given, "prediction": "x", "score": 0.5, "model": model, "task": "sentiment"} | more)
-        + "\n"
-    )
+    said = {"input": given, "prediction": "x", "score": 0.5, "model": model, "fingerprint": "f", "task": "sentiment"}
+    return json.dumps(said | more) + "\n"
 
 
 PREDICT = ["predict", "sentiment", "m", "in.txt", "--output"]
@@ -67,6 +66,7 @@ LOST = [  # command, file of the user, its content, what the command prints
     ([*PREDICT, "crlf.txt"], "crlf.txt", "one\r\ntwo\r\nthr", "not written by this command"),
     ([*PREDICT, "run.jsonl"], "run.jsonl", '{"input": "one", "prediction": "x", "split": "test"}\n', "not written by"),
     ([*PREDICT, "p.jsonl"], "p.jsonl", row("one", "other"), "line 1: other model than now (other, not m)"),
+    ([*PREDICT, "p.jsonl"], "p.jsonl", row("one", fingerprint="g"), "line 1: other fingerprint than now (g, not f)"),
     ([*PREDICT, "p.jsonl"], "p.jsonl", row("one", task="translation"), "line 1: other task than now"),
     ([*PREDICT, "p.jsonl"], "p.jsonl", row("one") + "my notes", "line 2: neither a complete line nor the beginning"),
     ([*PREDICT, "p.jsonl"], "p.jsonl", row("one") + row("two") + "my notes", "line 3: neither a complete line"),
@@ -92,6 +92,7 @@ LOST = [  # command, file of the user, its content, what the command prints
 @pytest.mark.parametrize(("command", "file", "content", "says"), LOST)
 def test_the_table_of_what_was_lost_is_empty(command, file, content, says, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("hf_lm.models.configuration.model_fingerprint", lambda name: "f")
     (tmp_path / "in.txt").write_bytes(b"one\ntwo\n")
     (tmp_path / file).write_bytes(content.encode())
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -165,22 +166,36 @@ def test_a_stopped_file_of_predictions_is_continued_by_the_same_model_alone(tmp_
     monkeypatch.setattr("hf_lm.inference.pipelines.pipeline", pipeline)
     source, output = tmp_path / "in.txt", tmp_path / "out.jsonl"
     source.write_text("one\ntwo 春\nthree\n")
-    assert predict("sentiment", "m", str(source), str(output)) == 3
+    assert predict("sentiment", str(tmp_path), str(source), str(output)) == 3
     complete = output.read_bytes()
     rows = [json.loads(line) for line in complete.decode().splitlines()]
-    assert rows[1] == {"input": "two 春", "prediction": "TWO 春", "score": 0.5, "model": "m", "task": "sentiment"}
+    said = {"input": "two 春", "prediction": "TWO 春", "score": 0.5}
+    told = {"model": str(tmp_path), "fingerprint": model_fingerprint(str(tmp_path)), "task": "sentiment"}
+    assert rows[1] == said | told
     first = complete.index(b"\n") + 1
     for size in range(first, len(complete)):  # stopped anywhere after a complete line, also within a character
         output.write_bytes(complete[:size])
-        predict("sentiment", "m", str(source), str(output))
+        predict("sentiment", str(tmp_path), str(source), str(output))
         assert output.read_bytes() == complete
     windows = complete[:first].replace(b"\n", b"\r\n")
     output.write_bytes(windows)
-    predict("sentiment", "m", str(source), str(output))
+    predict("sentiment", str(tmp_path), str(source), str(output))
     assert output.read_bytes() == windows + complete[first:]
     output.write_bytes(b"")  # nothing that could be lost
-    predict("sentiment", "m", str(source), str(output))
+    predict("sentiment", str(tmp_path), str(source), str(output))
     assert output.read_bytes() == complete
+
+
+def test_a_file_of_predictions_is_written_by_one_command_at_once(tmp_path):
+    output = tmp_path / "out.jsonl"
+
+    def start():
+        with pytest.raises(FileExistsError, match=r"out\.jsonl is being written \(process \d+ on .*\): give another"):
+            write_lines(["a"], str(output), start, model=str(tmp_path), shared={}, description="")
+        return lambda piece: [{"prediction": text} for text in piece]
+
+    assert write_lines(["a"], str(output), start, model=str(tmp_path), shared={}, description="") == 1
+    assert [each.name for each in tmp_path.iterdir()] == ["out.jsonl"]
 
 
 def test_the_hash_of_much_text_is_kept_until_a_file_changes_and_not_of_one_just_written(tmp_path, monkeypatch):

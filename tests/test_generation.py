@@ -345,6 +345,11 @@ def test_a_file_of_prompts_goes_on_where_it_was_stopped(model, tokenizer, tmp_pa
         generate_lines(str(tmp_path), prompts[::-1], str(part), **settings)
     with pytest.raises(ValueError, match="5 lines for 4 inputs"):
         generate_lines(str(tmp_path), prompts[:4], str(part), **settings)
+    with torch.no_grad():
+        next(model.parameters()).add_(1)
+    model.save_pretrained(tmp_path)  # another model in the same folder
+    with pytest.raises(ValueError, match=r"line 1: other fingerprint than now \(\w{12}, not \w{12}\); choose"):
+        generate_lines(str(tmp_path), prompts, str(part), **settings)
 
 
 @pytest.mark.parametrize(

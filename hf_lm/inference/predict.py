@@ -3,10 +3,11 @@
 `hf-lm predict` uses a pipeline, `hf-lm generate --output` continues prompts.
 """
 
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from tqdm import tqdm
 
 from hf_lm.data.reading import SUFFIXES, read_lines, read_rows, suffix
 from hf_lm.data.tables import pick_column
-from hf_lm.files import refuse_foreign
+from hf_lm.files import held, holder, refuse_foreign
 from hf_lm.inference.decoding import Decoding
 
 COLUMNS = ("text", "prompt", "source", "sentence", "document", "article", "input", "content", "0")
@@ -26,7 +27,9 @@ Answer = Callable[[list[Any]], Iterable[dict[str, Any]]]  # from inputs to what 
 
 
 def predict(task: str, model: str, source: str, output: str, *, column: str = "") -> int:
-    """Write a line of JSON per input, in order: {"input", "prediction", ..., "model", "task"}; returns their number.
+    """Write a line of JSON per input, in order; returns their number.
+
+    {"input", "prediction", ..., "model", "fingerprint", "task"}.
 
     `source` is a .txt file with an input a line, or a table, whose `column` is read: "" guesses; question answering
     reads `question` and `context`, or the two columns that are listed with a comma. `write_lines` says how an
@@ -49,8 +52,7 @@ def predict(task: str, model: str, source: str, output: str, *, column: str = ""
 
         return answer
 
-    shared = {"model": model, "task": task}
-    return write_lines(inputs, output, start, source=source, description=task, shared=shared)
+    return write_lines(inputs, output, start, model=model, source=source, description=task, shared={"task": task})
 
 
 def generate_lines(
@@ -59,8 +61,8 @@ def generate_lines(
     """Write a line of JSON per prompt, in order; returns their number.
 
     {"input", "continuations": [{"text", "log_probability", "log_probability_per_token", "tokens", "ended"}, ...],
-    "model", "settings"}. `source`: the file that the prompts were read from. `write_lines` says how an existing output
-    is continued.
+    "model", "fingerprint", "settings"}. `source`: the file that the prompts were read from. `write_lines` says how an
+    existing output is continued.
     """
     settings: dict[str, Any] = vars(Decoding(**decoding)) | {"stop": list(Decoding(**decoding).stop)}
     piece = 4 * settings.pop("batch_size")  # the batch has no effect on the text
@@ -85,8 +87,10 @@ def generate_lines(
             for continuations in generate(*loaded, piece, **decoding)
         )
 
-    shared = {"model": model, "settings": settings}
-    return write_lines(prompts, output, start, source=source, description="writing", shared=shared, piece=piece)
+    shared = {"settings": settings}
+    return write_lines(
+        prompts, output, start, model=model, source=source, description="writing", shared=shared, piece=piece
+    )
 
 
 def write_lines(
@@ -94,42 +98,63 @@ def write_lines(
     output: str,
     start: Callable[[], Answer],
     *,
+    model: str,
     shared: dict[str, Any],
     source: str = "",
     description: str,
     piece: int = PIECE,
 ) -> int:
-    """Write a line of JSON per input, in order: {"input", the answer, `shared`}; returns their number.
+    """Write a line of JSON per input, in order: {"input", the answer, "model", "fingerprint", `shared`}; returns their
+    number.
 
     Lines that `output` already holds are kept and their inputs skipped, so that the same command continues where it
     was stopped; an unfinished last line is written again. `start`, called if inputs are left, loads the model and
     returns what answers a list of inputs. Raises ValueError or FileExistsError, and changes nothing, if `output` is
-    the `source` of the inputs, is not a file of such lines, or has other inputs or other `shared` values.
+    the `source` of the inputs, is not a file of such lines, has other inputs, another model or other `shared` values,
+    or is written by another process.
     """
+    from hf_lm.models.configuration import model_fingerprint
+
     path = Path(output)
     if source and path.exists() and path.samefile(source):
         raise ValueError(f"--output {output} is the file that is read: give another --output.")
     refuse_foreign(path, ours=lambda path: not path.stat().st_size or _is_row(_first_line(path)), option="--output")
-    written = _keep_lines(path, inputs, shared) if path.is_file() else 0
+    shared = {"model": model, "fingerprint": model_fingerprint(model), **shared}
     path.parent.mkdir(parents=True, exist_ok=True)
-    rest = iter(inputs[written:])
-    answer = start() if written < len(inputs) else None
-    with (
-        path.open("a", encoding="utf-8") as file,
-        tqdm(total=len(inputs), initial=written, desc=description, disable=None) as bar,
-    ):
-        try:
-            while answer and (some := list(islice(rest, piece))):
-                for given, answered in zip(some, answer(some), strict=True):
-                    file.write(json.dumps({"input": given, **answered, **shared}, ensure_ascii=False) + "\n")
-                file.flush()
-                written += len(some)
-                bar.update(len(some))
-        except KeyboardInterrupt:
-            bar.close()
-            print(f"stopped: {path} holds {written:,} of {len(inputs):,}; the same command resumes.", file=sys.stderr)
-            raise
+    with _alone(path):
+        written = _keep_lines(path, inputs, shared) if path.is_file() else 0
+        rest = iter(inputs[written:])
+        answer = start() if written < len(inputs) else None
+        with (
+            path.open("a", encoding="utf-8") as file,
+            tqdm(total=len(inputs), initial=written, desc=description, disable=None) as bar,
+        ):
+            try:
+                while answer and (some := list(islice(rest, piece))):
+                    for given, answered in zip(some, answer(some), strict=True):
+                        file.write(json.dumps({"input": given, **answered, **shared}, ensure_ascii=False) + "\n")
+                    file.flush()
+                    written += len(some)
+                    bar.update(len(some))
+            except KeyboardInterrupt:
+                bar.close()
+                said = f"stopped: {path} holds {written:,} of {len(inputs):,}; the same command resumes."
+                print(said, file=sys.stderr)
+                raise
     return len(inputs)
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold a file as the only command that writes it; a pipe or a device is nobody's."""
+    with contextlib.ExitStack() as until_written:
+        lock = path.with_name(f".{path.name}.lock")
+        try:
+            if path.is_file() or not path.exists():
+                until_written.enter_context(held(lock))
+        except BlockingIOError:
+            raise FileExistsError(f"{path} is being written ({holder(lock)}): give another --output.") from None
+        yield
 
 
 def _keep_lines(path: Path, inputs: Sequence[Input], shared: dict[str, Any]) -> int:

@@ -15,6 +15,8 @@ from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoConfig, PreTrainedConf
 from transformers.utils.hub import cached_file, extract_commit_hash
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from hf_lm.files import MODEL, hash_contents_once, hash_text
+
 CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 ADAPTER = "adapter_config.json"
@@ -36,6 +38,23 @@ def commit_of(name_or_path: str) -> str:
         return ""
     cached = (try_to_load_from_cache(name_or_path, name) for name in (CONFIG, ADAPTER))
     return next((extract_commit_hash(path, None) or "" for path in cached if isinstance(path, str)), "")
+
+
+def model_fingerprint(name_or_path: str) -> str:
+    """Twelve digits that change with what a checkpoint answers: with the files of a folder, the commit of a name.
+
+    Those of an adapter change with its base too. Much is not read again (`hash_contents_once`). Raises OSError or
+    ValueError in one line.
+    """
+    base = (find_adapter(name_or_path) or {}).get("base_model_name_or_path")
+    commits, files = [], []
+    for place in filter(None, (base, name_or_path)):
+        if not Path(place).is_dir():
+            load_config(place)  # asks the Hub
+            commits.append(f"{place} {commit_of(place)}")
+        found = [path for name in MODEL for path in Path(place).glob(name)] + [*Path(place).glob("target_tokenizer/*")]
+        files += [(path.name, path) for path in sorted(found)]
+    return hash_text(f"{commits} {hash_contents_once(files)}").hex()[:12]
 
 
 def load_config(name_or_path: str) -> PreTrainedConfig:
