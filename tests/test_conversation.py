@@ -258,6 +258,14 @@ def test_a_session_in_the_terminal(conversation, tmp_path, capsys):
         assert words in said
 
 
+def test_a_byte_that_is_no_utf8_is_read_as_a_replacement_character(conversation, tmp_path):
+    file = tmp_path / "chat.jsonl"
+    talk(conversation, read=typed("bad \udcff", f"/save {file}"))
+    assert load_conversation(file)[1] == {"role": "user", "content": "bad \ufffd"}
+    file.write_text('{"messages": [{"role": "user", "content": "bad \\ud83d"}]}')
+    assert load_conversation(file) == [{"role": "user", "content": "bad \ufffd"}]
+
+
 def test_ctrl_c_stops_an_answer_and_twice_leaves(conversation, monkeypatch, capsys):
     def pieces(*args, **kwargs):
         yield "one"

@@ -10,6 +10,7 @@ import torch
 import transformers
 from transformers import BertConfig, BertForMaskedLM, T5Config, T5ForConditionalGeneration
 
+from hf_lm.cli import main
 from hf_lm.evaluation.likelihood import labelled, token_log_probs
 from hf_lm.inference.decoding import Decoding
 from hf_lm.inference.generate import encode_prompt, generate, load_writer, stream
@@ -366,6 +367,17 @@ def test_an_input_without_text_is_refused_with_its_row(second, says, tmp_path):
     path.write_text("".join(json.dumps(row) + "\n" for row in ({"text": "a"}, second)))
     with pytest.raises(ValueError, match=says):
         read_texts(str(path))
+
+
+def test_half_a_surrogate_pair_is_read_as_a_replacement_character(model, tokenizer, tmp_path, capsys):
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"question": "a\\ud83d", "context": "b\\udc00"}\n')
+    assert read_texts(str(path), "question") == ["a\ufffd"]
+    assert read_columns(str(path), ("question", "context")) == [{"question": "a\ufffd", "context": "b\ufffd"}]
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    main(["generate", str(tmp_path), "bad \udcff", "--num_return_sequences", "2", "--max_new_tokens", "1"])
+    assert "bad \ufffd · 1" in capsys.readouterr().out
 
 
 def test_a_question_without_context_is_refused_with_its_row(tmp_path):

@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     decoding = decoding_of(args)
+    from hf_lm.data.reading import clean
     from hf_lm.inference.chat import Conversation, load_conversation
     from hf_lm.inference.generate import load_writer
 
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
     quiet()
     model, tokenizer = load_writer(args.model, device=args.device)
     conversation = Conversation(
-        model, tokenizer, system=args.system, template=args.template, messages=messages, **decoding
+        model, tokenizer, system=clean(args.system), template=args.template, messages=messages, **decoding
     )
     print(f"{args.model}: /help lists what can be done here, /quit leaves.")
     talk(conversation, file=args.load)
@@ -49,8 +50,11 @@ def run(args: argparse.Namespace) -> None:
 
 def talk(conversation: "Conversation", *, file: str = "", read: Callable[[str], str] = input) -> None:
     """The loop of `hf-lm chat`: lines from `read` until it is left. `file` is where /save without one saves."""
+    from hf_lm.data.reading import clean
+
     lines = Reader(read)
     while (line := lines.next("> ")) is not None:
+        line = clean(line)  # a byte that is no UTF-8 is typed as half a surrogate pair
         if not line.strip():
             continue
         try:

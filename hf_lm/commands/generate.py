@@ -28,10 +28,11 @@ def run(args: argparse.Namespace) -> None:
     decoding = decoding_of(args)
     if args.prompt and args.prompts:
         raise ValueError("prompts come from the command line or from a file: give a prompt or --prompts, not both.")
+    from hf_lm.data.reading import clean
     from hf_lm.inference.predict import generate_lines, read_texts
 
     quiet()
-    prompts = read_texts(args.prompts, args.column) if args.prompts else args.prompt or [""]
+    prompts = read_texts(args.prompts, args.column) if args.prompts else [clean(each) for each in args.prompt or [""]]
     if args.output:
         lines = generate_lines(args.model, prompts, args.output, source=args.prompts, device=args.device, **decoding)
         print(f"{lines:,} prompts with their continuations in {args.output}")

@@ -84,8 +84,9 @@ def plain_text(value: object, where: str) -> str:
     return str(value)
 
 
-def clean(text: str, cleaned: Counter) -> str:
+def clean(text: str, cleaned: Counter | None = None) -> str:
     """Line ends as \\n, no NUL, and U+FFFD for half a surrogate pair; nothing else about a text is changed."""
+    cleaned = Counter() if cleaned is None else cleaned
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_lm.data.reading import clean
 from hf_lm.files import refuse_foreign, write_whole
 from hf_lm.inference.decoding import Decoding
 from hf_lm.inference.generate import encode_prompt, stream, tokens_to_write
@@ -245,8 +246,8 @@ def _line(messages: list[Message]) -> bytes:
 def _messages(line: str | bytes) -> list[Message] | None:
     try:
         messages = json.loads(line)["messages"]
-        kept = [{"role": message["role"], "content": message["content"]} for message in messages]
-    except (ValueError, KeyError, TypeError):
+        kept = [{"role": message["role"], "content": clean(message["content"])} for message in messages]
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
     valid = all(each["role"] in ROLES[0 if i == 0 else 1 :] for i, each in enumerate(kept))
-    return kept if valid and all(isinstance(each["content"], str) for each in kept) else None
+    return kept if valid else None

@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from hf_lm.data.reading import SUFFIXES, read_lines, read_rows, suffix
+from hf_lm.data.reading import SUFFIXES, clean, read_lines, read_rows, suffix
 from hf_lm.data.tables import pick_column
 from hf_lm.files import held, holder, refuse_foreign
 from hf_lm.inference.decoding import Decoding
@@ -248,13 +248,13 @@ def read_columns(source: str, names: Sequence[str], columns: str = "") -> list[d
 
 
 def _text(row: dict[str, Any], name: str, source: str, number: int) -> str:
-    """A cell as text. Raises ValueError where it is missing, null, a list or an object."""
+    """A cell as `clean` text. Raises ValueError where it is missing, null, a list or an object."""
     value = row.get(name)
     if value is None or value != value or isinstance(value, list | dict):
         kind = "null" if value is None or value != value else f"a {type(value).__name__}"
         what = f"has no {name}" if name not in row else f"{name} is {kind}"
         raise ValueError(f"{source}, row {number}: {what}, where a text is needed; add it or remove the row.")
-    return str(value)
+    return clean(str(value))
 
 
 def _existing(source: str) -> Path:
