@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from hf_lm.data.conversations import read_prompts
 from hf_lm.data.tables import Table, hold_out, load_table, pick_column
 from hf_lm.dry_run import run_recipe
 from hf_lm.tasks.question_answering import read_question_answering
@@ -126,6 +127,15 @@ def test_columns_are_guessed_or_listed():
         pick_column(rows, "", ("label",), option="--label_column", where="x")
     with pytest.raises(ValueError, match=r"no column 'reveiw'.*Did you mean 'review'"):
         pick_column(rows, "reveiw", (), option="--text_column", where="x")
+
+
+def test_a_column_that_the_first_row_lacks_is_found():
+    rows = [{"text": "a"}, {"text": "b", "label": "pos"}]
+    assert pick_column(rows, "", ("label",), option="--label_column", where="x") == "label"
+    asked = [{"prompt": "q"}, *({"prompt": f"q{i}", "reference": "r"} for i in range(40))]
+    table = Table("x", "", {"train": asked})
+    read_prompts(table)
+    assert "r" in {row["reference"] for row in table.rows["train"]}
 
 
 def table_of(tmp_path, rows):

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from hf_lm.data.patterns import Pattern
 from hf_lm.data.reading import clean, plain_text
-from hf_lm.data.tables import Row, Table, hold_out, pick_column
+from hf_lm.data.tables import Row, Table, column_names, hold_out, pick_column
 from hf_lm.tokenization.chat_template import Message
 
 MESSAGES = ("messages", "conversations", "conversation")
@@ -27,16 +27,17 @@ def read_chat(table: Table, *, prompt: str = "", completion: str = "") -> None:
     instruction, input and output: the first row's columns say which. Turns after the last answer and rows without one
     are left out and counted.
     """
-    first, where = table.rows["train"][0], f"--dataset {table.source}"
+    train, where = table.rows["train"], f"--dataset {table.source}"
+    first = train[0]
     column = next((name for name in MESSAGES if isinstance(first.get(name), list)), "")
     if column and not prompt:
         form, read = "messages", lambda row: _messages(row.get(column), table)
     elif "instruction" in first and not prompt:
-        completion = pick_column([first], completion, COMPLETION[::-1], option="--completion", where=where)
+        completion = pick_column(train, completion, COMPLETION[::-1], option="--completion", where=where)
         form, read = "instruction, input and output", lambda row: _alpaca(row, completion, table)
     else:
-        prompt = pick_column([first], prompt, PROMPT, option="--prompt", where=where)
-        completion = pick_column([first], completion, COMPLETION, option="--completion", where=where)
+        prompt = pick_column(train, prompt, PROMPT, option="--prompt", where=where)
+        completion = pick_column(train, completion, COMPLETION, option="--completion", where=where)
         form = "prompt and completion"
         read = lambda row: _side(row.get(prompt), "user", table) + _side(row.get(completion), "assistant", table)  # noqa: E731
     for split, rows in table.rows.items():
@@ -64,10 +65,10 @@ def read_preferences(table: Table) -> None:
     transcripts as hh-rlhf has them. Pairs whose answers are equal or empty, or that part before the last answer, are
     left out and counted.
     """
-    first, where = table.rows["train"][0], f"--dataset {table.source}"
+    names, where = column_names(table.rows["train"]), f"--dataset {table.source}"
     for name in ("chosen", "rejected"):
-        pick_column([first], name, (), option="columns chosen and rejected", where=where)
-    explicit = next((name for name in ("prompt", "messages", "instruction", "question") if name in first), "")
+        pick_column(table.rows["train"], name, (), option="columns chosen and rejected", where=where)
+    explicit = next((name for name in ("prompt", "messages", "instruction", "question") if name in names), "")
     for split, rows in table.rows.items():
         kept = []
         for number, row in enumerate(rows, 1):
@@ -144,11 +145,11 @@ def read_prompts(table: Table, *, prompt: str = "", reference: str = "", answer_
     `answer_pattern` is a regular expression whose first group in the reference column is the reference ("#### (.*)" of
     GSM8K). A table without a reference column has empty ones: enough for a reward of form or length.
     """
-    first, where = table.rows["train"][0], f"--dataset {table.source}"
-    prompt = pick_column([first], prompt, (*PROMPT, "messages", "instruction"), option="--prompt", where=where)
-    names = [name for name in ("reference", "target", *COMPLETION) if name in first and name != prompt]
+    train, where = table.rows["train"], f"--dataset {table.source}"
+    prompt = pick_column(train, prompt, (*PROMPT, "messages", "instruction"), option="--prompt", where=where)
+    names = [name for name in ("reference", "target", *COMPLETION) if name in column_names(train) and name != prompt]
     if reference or names:
-        reference = pick_column([first], reference, names, option="--reference", where=where)
+        reference = pick_column(train, reference, names, option="--reference", where=where)
     pattern = Pattern(answer_pattern, option="--answer_pattern") if answer_pattern else None
     for split, rows in table.rows.items():
         kept = []

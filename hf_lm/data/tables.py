@@ -205,12 +205,17 @@ def cell(row: Row, column: str, where: str, left_out: Counter) -> str:
     return clean(plain_text(row.get(column), f"{where}: {column!r}"), left_out).strip()
 
 
+def column_names(rows: Sequence[Row]) -> list[str]:
+    """The columns that any of the first hundred rows has: JSON may leave out one that is empty."""
+    return list(dict.fromkeys(name for row in rows[:100] for name in row))
+
+
 def pick_column(rows: Sequence[Row], asked: str, guesses: Sequence[str], *, option: str, where: str) -> str:
     """The column to read: the one asked for, else the first of `guesses` that is there.
 
     Raises ValueError that lists the columns there are.
     """
-    names = list(rows[0])
+    names = column_names(rows)
     positional = all(name.isdigit() for name in names)
     if asked:
         if asked in names:
