@@ -129,6 +129,15 @@ def test_columns_are_guessed_or_listed():
         pick_column(rows, "reveiw", (), option="--text_column", where="x")
 
 
+def test_an_integer_that_is_written_as_a_float_is_the_same_class(tmp_path):
+    labels = [-1, -1.0, 1, 1.0]
+    write(tmp_path / "a.jsonl", [{"text": f"number {i}", "label": labels[i % 4]} for i in range(80)])
+    assert read_sentiment(load_table(str(tmp_path / "a.jsonl"))) == ["1", "-1"]
+    write(tmp_path / "a.jsonl", [{"text": "x", "score": value} for value in (0.5, 1e300, float("nan"))])
+    rows = load_table(str(tmp_path / "a.jsonl")).rows["train"]
+    assert [str(row["score"]) for row in rows] == ["0.5", "1e+300", "nan"]
+
+
 def test_a_column_that_the_first_row_lacks_is_found():
     rows = [{"text": "a"}, {"text": "b", "label": "pos"}]
     assert pick_column(rows, "", ("label",), option="--label_column", where="x") == "label"

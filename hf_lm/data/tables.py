@@ -132,7 +132,7 @@ def load_table(
     rows: dict[str, list[Row]] = {}
     origins: dict[str, list[Path]] = {}
     for split, paths, some in read:
-        rows.setdefault(split, []).extend(some)
+        rows.setdefault(split, []).extend(map(_with_integers, some))
         origins.setdefault(split, []).extend(paths)
     if not rows.get("train"):
         held = sorted(split for split in rows if rows[split])
@@ -176,6 +176,12 @@ def _hub_rows(rows: "Dataset") -> list[Row]:
     kinds = {key: getattr(kind, "feature", kind) for key, kind in rows.features.items()}
     labelled = {key: kind.names for key, kind in kinds.items() if hasattr(kind, "names")}
     return [row | {key: name(row[key], names) for key, names in labelled.items()} for row in rows.to_list()]
+
+
+def _with_integers(row: Row) -> Row:
+    """A row with 1 for 1.0, as a column of integers is written where values are missing: both are one class."""
+    whole = {key: int(value) for key, value in row.items() if isinstance(value, float) and abs(value) < 2**53}
+    return row | {key: value for key, value in whole.items() if value == row[key]}
 
 
 def _labelled(path: Path, label: str, repaired: Counter) -> Iterable[Row]:
