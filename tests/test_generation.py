@@ -14,11 +14,12 @@ from hf_lm.cli import main
 from hf_lm.evaluation.likelihood import labelled, token_log_probs
 from hf_lm.inference.decoding import Decoding
 from hf_lm.inference.generate import encode_prompt, generate, load_writer, stream
-from hf_lm.inference.predict import generate_lines, read_columns, read_texts
+from hf_lm.inference.predict import COLUMNS, generate_lines, read_columns, read_texts
 from hf_lm.inference.sampling import Draw, before_stop, seed_of
 from hf_lm.models.adapters import add_lora
 from hf_lm.models.gpt2 import new_gpt2
 from hf_lm.models.recurrent import new_recurrent
+from hf_lm.tasks import sentiment, summarization
 from hf_lm.tokenization.tokenizer import encode_documents, train_word_level
 
 PROMPTS = ["The quick brown", "", "春眠不觉晓，处处", "A model assigns a probability to every", "x"]
@@ -392,10 +393,19 @@ def test_columns_of_other_names_are_listed_in_the_order_of_the_task(tmp_path):
     path.write_text('{"passage": "me", "q": "who?"}\n')
     expected = [{"question": "who?", "context": "me"}]
     assert read_columns(str(path), ("question", "context"), "q,passage") == expected
-    with pytest.raises(ValueError, match=r"has no column 'question'.*Set --column QUESTION,CONTEXT"):
+    with pytest.raises(ValueError, match=r"has the columns \['passage', 'q'\]; .* --column QUESTION,CONTEXT"):
         read_columns(str(path), ("question", "context"))
     with pytest.raises(ValueError, match="give the columns of question and context, in this order"):
         read_columns(str(path), ("question", "context"), "q")
+
+
+def test_the_columns_that_a_recipe_finds_are_found(tmp_path):
+    assert {*sentiment.TEXT, *summarization.SOURCE, "src"} <= {*COLUMNS}
+    asked = {"question": "who?", "context": "me"}
+    nested = {"data": [{"paragraphs": [{"context": "me", "qas": [{"question": "who?", "id": 1}]}]}]}
+    for name, content in (("a.jsonl", {"query": "who?", "passage": "me"}), ("b.json", nested)):
+        (tmp_path / name).write_text(json.dumps(content))
+        assert read_columns(str(tmp_path / name), ("question", "context")) == [asked]
 
 
 def test_ctrl_c_in_a_file_of_prompts_keeps_what_is_written(model, tokenizer, tmp_path, monkeypatch, capsys):

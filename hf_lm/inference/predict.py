@@ -19,7 +19,10 @@ from hf_lm.data.tables import pick_column
 from hf_lm.files import held, holder, refuse_foreign
 from hf_lm.inference.decoding import Decoding
 
-COLUMNS = ("text", "prompt", "source", "sentence", "document", "article", "input", "content", "0")
+COLUMNS = (  # as the recipes and prompts call a text
+    *("text", "prompt", "source", "src", "sentence", "document", "article", "dialogue", "input", "review", "body"),
+    *("content", "comment", "tweet", "0"),
+)
 PIECE = 256  # inputs between two writes
 
 Input = str | dict[str, str]  # a text, or a question and its context
@@ -226,11 +229,15 @@ def read_texts(source: str, column: str = "") -> list[str]:
 
 
 def read_columns(source: str, names: Sequence[str], columns: str = "") -> list[dict[str, str]]:
-    """Each row of a table as {name: text}; the columns have these names, or those that `columns` lists, with commas.
+    """Each row of a table as {name: text}, and each question of SQuAD's nested articles.
 
+    The columns are those that `columns` lists, with commas, or have these names or others that the recipe reads.
     Raises FileNotFoundError or ValueError in one line.
     """
-    listed = columns.split(",") if columns else names
+    from hf_lm.tasks.questions import CONTEXT, QUESTION, flat_rows
+
+    listed = columns.split(",") if columns else [""] * len(names)
+    guesses = {"question": QUESTION, "context": CONTEXT}
     if len(listed) != len(names):
         raise ValueError(
             f"--column {columns}: give the columns of {' and '.join(names)}, in this order, with a comma."
@@ -238,9 +245,12 @@ def read_columns(source: str, names: Sequence[str], columns: str = "") -> list[d
     path = _existing(source)
     if suffix(path) == ".txt" or suffix(path) not in SUFFIXES:
         raise ValueError(f"{source}: this task needs a table with the columns {' and '.join(names)}.")
-    rows = _rows(path)
+    rows = list(flat_rows(_rows(path), source))
     option = f"--column {','.join(name.upper() for name in names)}"
-    found = [pick_column(rows, name, (), option=option, where=source) for name in listed]
+    found = [
+        pick_column(rows, asked, guesses.get(name, (name,)), option=option, where=source)
+        for asked, name in zip(listed, names, strict=True)
+    ]
     return [
         {name: _text(row, column, source, number) for name, column in zip(names, found, strict=True)}
         for number, row in enumerate(rows, 1)
