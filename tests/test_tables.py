@@ -233,14 +233,16 @@ def test_a_recipe_refuses_data_that_it_cannot_learn_in_one_line(tmp_path, recipe
 def test_rows_without_an_answer_in_their_context_are_left_out_of_train_and_kept_in_test(tmp_path):
     wrong = [row | {"answers": ["Ann"]} for row in ASKED[:3]]
     moved = [ASKED[4] | {"answers": {"text": ["104"], "answer_start": [0]}}]  # stands once, elsewhere
-    write(tmp_path / "train.jsonl", [*wrong, *moved, *ASKED[5:]])
+    twice = [row | {"answers": ["is"], "context": f"{row['context']} It is."} for row in ASKED[:2]]
+    write(tmp_path / "train.jsonl", [*wrong, *twice, *moved, *ASKED[5:]])
     write(tmp_path / "test.jsonl", wrong)
     write(tmp_path / "validation.jsonl", ASKED[:2])
     table = load_table(str(tmp_path))
     read_question_answering(table)
     assert len(table.rows["train"]) == 36
     assert table.rows["train"][0]["starts"] == [6]
-    assert table.left_out == {"answers_not_in_their_context": 3, "wrong_offsets_repaired": 1}
+    expected = {"answers_not_in_their_context": 3, "answers_in_several_places": 2, "wrong_offsets_repaired": 1}
+    assert table.left_out == expected
     assert len(table.rows["test"]) == 3
 
 

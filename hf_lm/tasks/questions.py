@@ -13,8 +13,8 @@ def read_question_answering(table: Table, *, question: str = "", context: str = 
     """Reduce a table to rows of {"id", "question", "context", "answers": [str], "starts": [int]}.
 
     Takes SQuAD's nested articles (v1 and v2) and flat rows. An offset at which the answer does not stand is repaired
-    where the text occurs once in the context; otherwise the row is left out of train, and counted. Missing splits are
-    cut by context.
+    where the text occurs once in the context; otherwise the row is left out of train, and counted: its answer is not
+    there, or in several places. Missing splits are cut by context.
     """
     where = f"--dataset {table.source}"
     if table.rows["train"] and "paragraphs" in table.rows["train"][0]:
@@ -37,10 +37,13 @@ def read_question_answering(table: Table, *, question: str = "", context: str = 
         ]
         unusable = [row for row in found if row is not None and None in row["starts"]]
         if split == "train":
-            table.left_out["answers_not_in_their_context"] += len(unusable)
+            several = sum(all(text in row["context"] for text in row["answers"]) for row in unusable)
+            table.left_out["answers_in_several_places"] += several
+            table.left_out["answers_not_in_their_context"] += len(unusable) - several
             found = [row for row in found if row is not None and None not in row["starts"]]
         table.rows[split] = [row for row in found if row is not None]
-    drop_empty_splits(table, "with a question, a context and, if there is one, an answer that stands in it")
+    needs = "with a question, a context and, if there is one, an answer that stands in it, once or at its start"
+    drop_empty_splits(table, needs)
     hold_out(table, {"validation": 0.1, "test": 0.1}, group=lambda row: row["context"], unit="context")
 
 
