@@ -5,8 +5,10 @@ import json
 import pytest
 
 from hf_lm.data.conversations import read_prompts
+from hf_lm.data.paths import find_files
 from hf_lm.data.tables import Table, hold_out, load_table, pick_column
 from hf_lm.dry_run import run_recipe
+from hf_lm.output_folder import save_run
 from hf_lm.tasks.question_answering import read_question_answering
 from hf_lm.tasks.sentiment import read_sentiment
 from hf_lm.tasks.translation import read_translation
@@ -17,6 +19,7 @@ ROWS = [
 
 
 def write(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".jsonl":
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     elif path.suffix == ".json":
@@ -51,6 +54,15 @@ def test_lines_of_different_length_are_refused_with_their_number(tmp_path):
     (tmp_path / "a.tsv").write_text("text\tlabel\nfine\tpos\nbroken\n")
     with pytest.raises(ValueError, match=r"a\.tsv, row 3: 1 columns, where the first row has 2"):
         load_table(str(tmp_path / "a.tsv"))
+
+
+def test_what_a_run_wrote_below_the_folder_is_not_its_data(tmp_path):
+    write(tmp_path / "train.jsonl", ROWS)
+    write(tmp_path / "out" / "checkpoint-2" / "state.json", [{"a": 1}])
+    assert len(find_files(str(tmp_path))) == 2
+    save_run({}, tmp_path / "out")
+    assert find_files(str(tmp_path)) == [tmp_path / "train.jsonl"]
+    assert len(find_files(str(tmp_path / "out"))) == 1  # named itself, it is what was asked for
 
 
 def test_aligned_files_are_columns_and_must_be_equally_long(tmp_path):

@@ -6,13 +6,15 @@ import re
 from pathlib import Path
 
 from hf_lm.data.reading import SUFFIXES, suffix
+from hf_lm.output_folder import is_run
 
 
 def find_files(name: str, *, any_ending: bool = False) -> list[Path] | None:
     """The files that a path or a glob names; None if it can only be a name on the Hub.
 
-    Those with an ending that can be read, or, with `any_ending`, all; hidden files and licences are left out. Raises
-    FileNotFoundError for a path that leads nowhere and ValueError for a file of another kind.
+    Those with an ending that can be read, or, with `any_ending`, all. Of a folder hidden files, licences and what is
+    in the folders of runs below it are left out. Raises FileNotFoundError for a path that leads nowhere and
+    ValueError for a file of another kind.
     """
     path = Path(name).expanduser()
     if path.is_file():
@@ -23,6 +25,8 @@ def find_files(name: str, *, any_ending: bool = False) -> list[Path] | None:
         return [path]
     if path.is_dir():
         found = sorted(p for p in path.rglob("*") if p.is_file() and (any_ending or suffix(p) in SUFFIXES))
+        runs = {p.parent for p in path.rglob("run.yaml") if p.parent != path and is_run(p.parent)}
+        found = [p for p in found if not runs.intersection(p.parents)]
         found = [p for p in found if not any(part.startswith(".") for part in p.relative_to(path).parts)]
         found = [p for p in found if p.stem.upper() not in ("README", "LICENSE", "LICENCE", "NOTICE")]
         if not found:
