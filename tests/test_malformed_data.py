@@ -174,6 +174,14 @@ def test_json_that_is_nested_or_has_endless_numbers_is_one_line(tmp_path):
                 read_rows(tmp_path / name)
 
 
+def test_json_that_is_one_value_is_no_table(tmp_path):
+    for text, said in (("3", "a int"), ('"words"', "a str"), ("null", "a NoneType")):
+        (tmp_path / "a.json").write_text(text)
+        for read in (documents, read_rows):
+            with pytest.raises(ValueError, match=rf"a\.json: expected a list of objects, got {said}"):
+                read(tmp_path / "a.json")
+
+
 def test_a_folder_that_holds_only_a_test_split_is_not_trained_on(tmp_path):
     (tmp_path / "test.jsonl").write_text('{"text": "a", "label": "b"}\n' * 30)
     with pytest.raises(ValueError, match="no training"):

@@ -302,6 +302,8 @@ def _json(path: Path, cleaned: Counter) -> Iterator[dict[str, Any]]:
         found = lists[0] if len(lists) == 1 else [found]
     if isinstance(found, list) and found and isinstance(found[0], str):
         found = [{"text": value} for value in found]
+    if not isinstance(found, list):
+        raise ValueError(f"{path}: expected a list of objects, got a {type(found).__name__}.")
     yield from found
 
 
