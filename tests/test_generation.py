@@ -322,6 +322,14 @@ def test_a_writer_is_loaded_from_a_folder_an_adapter_and_refused_from_an_encoder
         load_writer(tmp_path / "nothing")
 
 
+@pytest.mark.parametrize("device", ["foo", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused_in_one_line(device, model, tokenizer, tmp_path):
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=rf"there is no device '{device}' here; give cpu"):
+        load_writer(tmp_path, device=device)
+
+
 def test_a_file_of_prompts_goes_on_where_it_was_stopped(model, tokenizer, tmp_path, monkeypatch):
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)

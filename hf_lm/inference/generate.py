@@ -80,16 +80,27 @@ def load_writer(
             f"{name_or_path} is a {config.model_type}, an encoder, which cannot generate text; give a decoder (GPT-2, "
             "Llama, ...) or an encoder-decoder (T5, BART, ...)."
         )
+    place = _device(device)
     tokenizer = load_tokenizer(name_or_path)
     set_pad(tokenizer)
     load = load_causal_lm if kind == "decoder" else load_text_to_text
     model = load(name_or_path, tokenizer=tokenizer)
     if adapter := find_adapter(name_or_path):  # an adapter's updates are float32; the base's dtype counts
         config = load_config(adapter["base_model_name_or_path"])
-    place = torch.device(device or torch.accelerator.current_accelerator(check_available=True) or "cpu")
     half = config.dtype in (torch.bfloat16, torch.float16) and place.type != "cpu"
     cast(nn.Module, model).to(place, cast(torch.dtype, config.dtype) if half else None)
     return model.eval(), tokenizer
+
+
+def _device(name: str | torch.device | None) -> torch.device:
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    try:
+        place = torch.device(name or accelerator or "cpu")
+        torch.empty(1, device=place)
+    except (AssertionError, RuntimeError):
+        there = f"cpu or {accelerator}" if accelerator else "cpu"
+        raise ValueError(f"there is no device {str(name)!r} here; give {there}.") from None
+    return place
 
 
 def generate(
