@@ -195,7 +195,7 @@ def fill_cache(folder: Path, write: Callable[[Path], object]) -> None:
     one cache at once one writes and the others wait for it, however long it takes and without a collective, whose
     timeout would end them. A folder aside is locked as long as its process lives; those of killed runs are removed.
     Where a file system has no locks nobody waits: each process writes its own, and the first is kept. Raises OSError
-    in one line where the disk is full, and what `write` raises.
+    in one line where the disk is full or the cache's folder cannot be made, and what `write` raises.
     """
     if not damage(folder):
         return
@@ -227,6 +227,9 @@ def fill_cache(folder: Path, write: Callable[[Path], object]) -> None:
                     os.replace(aside, folder)
                     sync(parent)
     except Exception as error:
+        if isinstance(error, OSError) and not parent.is_dir() and not full_disk(error):
+            said = f"cannot make the cache {parent} ({error.strerror}): set HF_HOME to a folder that can be written."
+            raise OSError(said) from error
         if not (reason := full_disk(error)):
             raise
         raise OSError(
@@ -310,6 +313,8 @@ def held(path: Path) -> Iterator[None]:
     if fcntl is None:
         yield
         return
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, and this program needs a file of that name: move it.")
     owner, descriptor = os.getpid(), os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

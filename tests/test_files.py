@@ -145,6 +145,15 @@ def test_save_in_chat_adds_to_conversations_only(content, model, tokenizer, tmp_
     assert path.read_bytes() == mine + json.dumps({"messages": conversation.messages}).encode() + b"\n"
 
 
+def test_a_cache_that_cannot_be_made_and_a_lock_that_is_a_folder_are_said_with_what_helps(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"cannot make the cache .*file/hf_lm \(Not a directory\): set HF_HOME"):
+        files.fill_cache(tmp_path / "file" / "hf_lm" / "x", lambda folder: None)
+    lock = files.held(tmp_path)
+    with pytest.raises(IsADirectoryError, match="is a folder, and this program needs a file of that name"), lock:
+        pass
+
+
 def test_a_pipe_is_written_to(tmp_path):
     read, write = os.pipe()
     refuse_foreign(f"/dev/fd/{write}", ours=lambda path: False, option="--json")
