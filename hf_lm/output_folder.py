@@ -71,11 +71,14 @@ def is_run(folder: str | Path) -> bool:
 def check_output(output_dir: str | Path, *, resume: bool, overwrite: bool, inputs: Iterable[str | Path] = ()) -> None:
     """Raise FileExistsError where a run would replace what it must not. Nothing changes on disk.
 
-    That is, whatever was asked for: a file that has the name of one that a run writes and that no run wrote, and what
-    the run itself reads: those of `inputs` that are paths. An earlier run is replaced where `overwrite` is set and
-    continued where `resume` is. A folder that is absent, empty, or holds only files that no run writes is free.
+    That is, whatever was asked for: the root or the home folder, a file that has the name of one that a run writes
+    and that no run wrote, and what the run itself reads: those of `inputs` that are paths. An earlier run is replaced
+    where `overwrite` is set and continued where `resume` is. A folder that is absent, empty, or holds only files that
+    no run writes is free.
     """
     folder = Path(output_dir)
+    if folder.resolve() in (Path(folder.resolve().anchor), Path(os.path.expanduser("~")).resolve()):
+        raise FileExistsError(f"--output_dir {folder} is no folder for one run: give one below it, such as out/run.")
     if os.environ.get("RANK", "0") == "0" and holder(folder / LOCK):  # other ranks: the first may be ahead
         raise _in_use(folder)
     checkpoints, results = checkpoint_folders(folder), _results(folder)

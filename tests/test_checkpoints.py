@@ -318,6 +318,14 @@ def test_what_a_run_reads_is_not_replaced_by_it(tmp_path):
     check_output(tmp_path / "other", resume=False, overwrite=True, inputs=[base])
 
 
+def test_the_root_and_the_home_folder_are_no_output_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for folder in ("/", "/..", tmp_path):
+        with pytest.raises(FileExistsError, match=r"--output_dir .* is no folder for one run: give one below it"):
+            check_output(folder, resume=False, overwrite=False)
+    check_output(tmp_path / "out", resume=False, overwrite=False)
+
+
 def test_a_model_is_moved_into_place_beside_what_the_user_has_there(tmp_path):
     make_result(tmp_path)
     remove_results(tmp_path, checkpoints=False)
