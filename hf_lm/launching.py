@@ -99,6 +99,8 @@ def copy_recipe(name: str, folder: str | Path = ".") -> list[Path]:
     recipe and FileExistsError, with nothing written, where one of the files is there already.
     """
     folder = Path(folder)
+    if files := [path for path in (folder, *folder.parents) if path.is_file()]:
+        raise NotADirectoryError(f"{files[0]} is a file: give another folder.")
     if name in find_launch_files():
         sources = {folder / name: _recipes_folder() / "launch" / name}
     else:

@@ -70,6 +70,13 @@ def test_a_copy_runs_says_how_it_is_called_and_overwrites_nothing(tmp_path, monk
         copy_recipe("sentimant", "mine")
 
 
+def test_a_recipe_is_not_copied_into_a_file(tmp_path):
+    (tmp_path / "mine").write_text("")
+    for folder in (tmp_path / "mine", tmp_path / "mine" / "more"):
+        with pytest.raises(NotADirectoryError, match="mine is a file: give another folder"):
+            copy_recipe("pretrain", folder)
+
+
 def test_what_follows_the_name_is_the_recipes_and_what_stands_before_it_accelerates():
     path = ROOT / "recipes" / "sentiment.py"
     untouched = ["--lora_rank", "8", "--debug", "--label_column=-1", "--", "--help", "pretrain", ""]
