@@ -103,6 +103,12 @@ def test_columns_called_source_and_target_are_read_whatever_their_languages(tmp_
     assert table.languages == (["en", "de"] if source == "en" else [])
 
 
+def test_a_column_is_not_translated_into_itself(tmp_path):
+    write(tmp_path / "pairs.jsonl", [{"en": f"number {i}", "de": f"Nummer {i}"} for i in range(30)])
+    with pytest.raises(ValueError, match="the column 'en' is read and learned: give another --source or --target"):
+        read_translation(load_table(str(tmp_path / "pairs.jsonl")), source="en", target="en")
+
+
 def test_a_translation_column_holds_both_languages(tmp_path):
     rows = [{"id": str(i), "translation": {"en": f"number {i}", "de": f"Nummer {i}"}} for i in range(30)]
     write(tmp_path / "train.jsonl", rows)

@@ -372,7 +372,12 @@ def mean_loss(answers: Sequence[tuple[str, float, int]]) -> float | None:
 
 
 def to_sources_and_targets(table: Table, source: str, target: str) -> None:
-    """Reduce a table to rows of {"source", "targets"}; those without either are left out and counted."""
+    """Reduce a table to rows of {"source", "targets"}; those without either are left out and counted.
+
+    Raises ValueError where both are one column.
+    """
+    if source == target:
+        raise ValueError(f"the column {source!r} is read and learned: give another --source or --target.")
     for split, rows in table.rows.items():
         kept = []
         for number, row in enumerate(rows, 1):
