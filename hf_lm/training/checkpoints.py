@@ -15,9 +15,9 @@ import torch
 from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_callback import TrainerControl, TrainerState
 
-from hf_lm.files import damage, full_disk, hash_samples, hash_text, sync, write_manifest
+from hf_lm.files import damage, full_disk, hash_text, sync, write_manifest
 from hf_lm.hub.records import read_run
-from hf_lm.models.configuration import commit_of
+from hf_lm.models.configuration import model_fingerprint
 from hf_lm.models.target_tokenizer import target_tokenizer
 from hf_lm.output_folder import ASIDE, checkpoint_folders, list_checkpoints, remove_checkpoint, step_of
 from hf_lm.signals import endings, leave_closed_terminal
@@ -147,10 +147,7 @@ def inputs_of(task: Task, *, models: Iterable[str] = ()) -> dict[str, str]:
         rules = tokenizer_fingerprint(half) if half.is_fast else half.get_vocab()
         used.append([rules, half.all_special_tokens, half.chat_template])
     inputs = {"text": task.fingerprint, "tokenizer": hash_text(json.dumps(used, sort_keys=True)).hex()}
-    for name in models:
-        weights = sorted([*Path(name).glob("*.safetensors"), *Path(name).glob("*config.json")])
-        inputs[f"model {name}"] = hash_samples(weights) if weights else commit_of(name)
-    return inputs
+    return inputs | {f"model {name}": model_fingerprint(name) for name in models}
 
 
 def check_same_inputs(checkpoint: Path, inputs: dict[str, str]) -> None:
