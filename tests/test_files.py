@@ -66,7 +66,7 @@ LOST = [  # command, file of the user, its content, what the command prints
     ([*PREDICT, "crlf.txt"], "crlf.txt", "one\r\ntwo\r\nthr", "not written by this command"),
     ([*PREDICT, "run.jsonl"], "run.jsonl", '{"input": "one", "prediction": "x", "split": "test"}\n', "not written by"),
     ([*PREDICT, "p.jsonl"], "p.jsonl", row("one", "other"), "line 1: other model than now (other, not m)"),
-    ([*PREDICT, "p.jsonl"], "p.jsonl", row("one", fingerprint="g"), "line 1: other fingerprint than now (g, not f)"),
+    ([*PREDICT, "p.jsonl"], "p.jsonl", row("one", fingerprint="g"), "other fingerprint of the model than now (g,"),
     ([*PREDICT, "p.jsonl"], "p.jsonl", row("one", task="translation"), "line 1: other task than now"),
     ([*PREDICT, "p.jsonl"], "p.jsonl", row("one") + "my notes", "line 2: neither a complete line nor the beginning"),
     ([*PREDICT, "p.jsonl"], "p.jsonl", row("one") + row("two") + "my notes", "line 3: neither a complete line"),

@@ -127,9 +127,12 @@ def test_quotes_around_the_cells_of_a_tsv_are_read_in_one_way(tmp_path):
     path = tmp_path / "a.tsv"
     for text, first in (
         ('text\tlabel\n"a ""b"", c"\tneg\nplain\tpos\n', 'a "b", c'),  # as Excel and pandas write it
-        ('"text"\t"label"\n"a"\t"neg"\n', "a"),
+        ('text\tlabel\n"a, b"\tneg\nplain\tpos\n', "a, b"),  # as Excel does
+        ('"text"\t"label"\n"a"\t1\n', "a"),  # as R does
+        ('text\tlabel\n"a"\tneg\nplain\tpos\n', '"a"'),  # no program quotes one of these cells alone
         ('text\tlabel\n"a\tb"\tneg\n"a\nb"\tpos\n', "a\tb"),
         ('text\n"a\nb"\n', "a\nb"),
+        ('text\n"a"\nplain\n', '"a"'),
         ('text\tlabel\n"a"\tneg\n"Yes!" she said\tpos\n', '"a"'),  # as spoken: no syntax
         ('text\tlabel\n"a\tneg\nb"\tpos\n', '"a'),
     ):

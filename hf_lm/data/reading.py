@@ -339,15 +339,25 @@ def _cells(path: Path, cleaned: Counter) -> Iterator[list[str]]:
 def _tabs_are_quoted(path: Path) -> bool:
     """Whether the quotes around the cells of tab-separated lines are no part of them.
 
-    They are none where every cell that begins with a quote is quoted as a whole, as Excel and pandas write it. Where
-    lines have other numbers of cells, or one, cells may hold tabs and line ends: if a reading with quotes allows it.
+    They are none where each cell that begins with a quote is quoted as a whole and a program had a reason: it holds a
+    quote or a comma, or its column is quoted below the header. Where lines have other numbers of cells, or one, cells
+    may hold tabs and line ends: if a reading with quotes allows it.
     """
-    lengths, whole = set(), True
-    for row in (line.split("\t") for line in read_lines(path) if line):
+    lengths: set[int] = set()
+    bare: set[int] = set()  # columns with a cell that is not quoted
+    without_reason: set[int] = set()
+    whole = True
+    for number, line in enumerate(filter(None, read_lines(path))):
+        row = line.split("\t")
         lengths.add(len(row))
-        whole = whole and all(QUOTED.fullmatch(cell) for cell in row if cell.startswith('"'))
-    if len(lengths) == 1 and lengths != {1}:
-        return whole
+        for column, cell in enumerate(row):
+            if cell.startswith('"'):
+                whole = whole and QUOTED.fullmatch(cell) is not None
+                without_reason |= {column} if number and not re.search('""|,', cell[1:-1]) else set()
+            elif cell and number:
+                bare.add(column)
+    if len(lengths) == 1 and (whole or lengths != {1}):
+        return whole and not bare & without_reason
     with contextlib.suppress(ValueError):
         return len({len(row) for row in _quoted(path, "\t", Counter()) if row}) == 1
     return False

@@ -177,7 +177,8 @@ def _keep_lines(path: Path, inputs: Sequence[Input], shared: dict[str, Any]) -> 
         for key, value in shared.items():
             if kept.get(key) != value:
                 change = _difference(kept.get(key), value)
-                raise ValueError(f"{path}, line {number}: other {key} than now ({change}); choose another --output.")
+                what = "fingerprint of the model" if key == "fingerprint" else key
+                raise ValueError(f"{path}, line {number}: other {what} than now ({change}); choose another --output.")
     if tail := data[size:]:
         begun = _beginning(inputs[len(done)]) if len(done) < len(inputs) else b""
         if not begun or tail[: len(begun)] != begun[: len(tail)]:
