@@ -96,6 +96,42 @@ def test_each_document_is_kept_held_out_or_counted_as_dropped(written, texts):
     assert "| train |" in (folder / "out" / "README.md").read_text()
 
 
+def write_rows(folder: Path, lines: list[bytes], name: str = "a.jsonl") -> dict:
+    """A folder of one file of such lines, and arguments that read it."""
+    (folder / "in").mkdir()
+    (folder / "in" / name).write_bytes(b"\n".join(lines) + b"\n")
+    options = {"filters": "none", "deduplicate": "false", "vocab_size": 300, "workers": 1, "held_out": 0.1}
+    return {"dataset": folder / "in", "output_dir": folder / "out"} | options
+
+
+def as_rows(texts: list[str]) -> list[bytes]:
+    return [json.dumps({"text": text}).encode() for text in texts]
+
+
+def test_a_bad_byte_costs_one_character_and_what_is_left_out_is_counted(texts, tmp_path):
+    lines = as_rows(texts * 2)
+    lines[10] = lines[10].replace(b"the", b"th\xe9", 1)
+    lines[20:21] = [b'{"text": "half a pair \\ud83d"}', b'{"text": null}', b'{"other": "text"}', b'{"text": 5}']
+    report = here("corpus.py", **write_rows(tmp_path, lines))
+    assert report["steps"][0]["documents"] == 81
+    assert report["cleaned"] == {"empty_rows": 2, "invalid_utf8": 1, "lone_surrogates": 1}
+    assert "Dropped or repaired: 2 empty rows, 1 invalid utf8" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"text": broken}', r"a\.jsonl, line 11: not JSON"),
+        (b"[1]", r"a\.jsonl, row 11: expected named columns, got a list"),
+        (b'{"text": {}}', r"a\.jsonl, row 11: 'text' holds an object"),
+    ],
+)
+def test_a_row_that_no_recipe_reads_is_named(texts, tmp_path, line, message):
+    lines = as_rows(texts)
+    with pytest.raises(ValueError, match=message):
+        here("corpus.py", **write_rows(tmp_path, [*lines[:10], line, *lines[10:]]))
+
+
 def test_of_a_large_corpus_no_more_than_a_few_megabytes_are_held_out(tmp_path, monkeypatch):
     steps = pytest.importorskip("hf_lm.corpus.steps")
     texts = tmp_path / "filtered"

@@ -179,13 +179,14 @@ def _total(value: dict[str, float] | float) -> float:
 
 def corpus_report(stages: dict[str, list[dict[str, Any]]], run: dict[str, Any]) -> dict[str, Any]:
     """report.json without the tokens: documents and bytes after each step, reasons, duplicates, scripts, languages."""
-    steps, dropped, kinds = [], Counter(), Counter()
-    held: Counter = Counter()
+    steps: list[dict[str, Any]] = []
+    cleaned, dropped, kinds, held = Counter(), Counter(), Counter(), Counter()
     seconds = {name: round(sum(step["seconds"] for step in counted), 2) for name, counted in stages.items()}
     for step in (step for counted in stages.values() for step in counted):
         counts = step["counts"]
         if {"documents", "bytes"} <= counts.keys():
             steps.append({"step": step["name"], "documents": counts["documents"], "bytes": counts["bytes"]})
+        cleaned.update({key.removeprefix("cleaned_"): n for key, n in counts.items() if key.startswith("cleaned_")})
         dropped.update({key.removeprefix("dropped_"): n for key, n in counts.items() if key.startswith("dropped_")})
         kinds.update({key: n for key, n in counts.items() if key.startswith(("script_", "language_"))})
         held.update({key: n for key, n in counts.items() if key.startswith(("validation_", "test_"))})
@@ -196,6 +197,7 @@ def corpus_report(stages: dict[str, list[dict[str, Any]]], run: dict[str, Any]) 
         "versions": versions(),
         "run": run,
         "steps": steps,
+        "cleaned": dict(cleaned.most_common()),
         "dropped": dict(dropped.most_common()),
         "duplicates": {"in_groups": duplicates["duplicates"], "removed": duplicates["to_remove"]},
         "scripts": scripts,
@@ -213,7 +215,13 @@ def summary(report: dict[str, Any]) -> list[str]:
     lines = [
         f"{step['step']:<22}{step['documents']:>14,} documents{step['bytes']:>18,} bytes" for step in report["steps"]
     ]
+    lines += [f"dropped or repaired: {repaired}"] if (repaired := in_words(report["cleaned"])) else []
     return [*lines, f"{report['tokens']['tokens']:,} tokens as {report['tokens']['dtype']}"]
+
+
+def in_words(cleaned: dict[str, int]) -> str:
+    """What reading dropped or repaired, as the card of a model says it too."""
+    return ", ".join(f"{count:,} {what.replace('_', ' ')}" for what, count in cleaned.items())
 
 
 def page(report: dict[str, Any]) -> list[str]:
@@ -231,6 +239,7 @@ def page(report: dict[str, Any]) -> list[str]:
     ]
     lines += ["", "## Documents and bytes after each step", "", *markdown.table(("step", "documents", "bytes"), rows)]
     lines += ["", f"{report['tokens']['tokens']:,} tokens ({report['tokens']['dtype']})."]
+    lines += [f"Dropped or repaired: {repaired}."] if (repaired := in_words(report["cleaned"])) else []
     for title, key in (("Dropped, by reason", "dropped"), ("Scripts", "scripts"), ("Languages", "languages")):
         if report[key]:
             cells = [(markdown.in_table(name or "none"), f"{number:,}") for name, number in report[key].items()]

@@ -6,8 +6,10 @@
 import itertools
 import os
 import re
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
@@ -37,7 +39,8 @@ try:
         LanguageFilter,
     )
     from datatrove.pipeline.filters.base_filter import BaseFilter
-    from datatrove.pipeline.readers import JsonlReader, ParquetReader
+    from datatrove.pipeline.readers import JsonlReader
+    from datatrove.pipeline.readers.base import BaseDiskReader
     from datatrove.pipeline.tokens import DocumentTokenizer
     from datatrove.pipeline.writers import JsonlWriter
     from datatrove.utils.word_tokenizers import WhitespaceTokenizer
@@ -81,12 +84,47 @@ def input_files(dataset: str) -> list[str]:
     return names
 
 
+class Reader(BaseDiskReader):
+    """Documents as every recipe reads them: what can be mended is mended and counted, the rest ends the run.
+
+    datatrove's readers pass over a row that they cannot read, and over all of a file after a byte that is no UTF-8.
+    """
+
+    name = "reader"
+
+    def read_file(self, filepath: str) -> Iterator[Document]:
+        if not filepath.endswith(ENDINGS):
+            return
+        cleaned: Counter = Counter()
+        with self._here(filepath) as path:
+            texts = read_documents(path, text_column=self.text_key, document_start=None, cleaned=cleaned)
+            for number in itertools.count():
+                with self.track_time():
+                    text = next(texts, None)
+                if text is None:
+                    break
+                yield Document(text, f"{filepath}/{number}")
+        for what, count in cleaned.items():
+            self.stat_update(f"cleaned_{what}", value=count)
+
+    @contextmanager
+    def _here(self, filepath: str) -> Iterator[Path]:
+        """The file on this machine: one at an address is copied for as long as it is read."""
+        if self.data_folder.is_local():
+            yield Path(cast(str, self.data_folder.resolve_paths(filepath)))
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / Path(filepath).name
+            self.data_folder.get_file(filepath, str(path))
+            yield path
+
+
 def read(dataset: str, text_column: str) -> PipelineStep:
-    """datatrove's reader for the files of --dataset, shared out to the tasks by file."""
+    """The reader of --dataset, whose files are shared out to the tasks."""
     if dataset == "demo":
         return DemoReader()
-    reader = ParquetReader if input_files(dataset)[0].endswith(".parquet") else JsonlReader
-    return reader(dataset, text_key=text_column)
+    input_files(dataset)  # refuses what holds none
+    return Reader(dataset, text_key=text_column)
 
 
 def write(folder: Path, *, compression: str = "zstd") -> JsonlWriter:
