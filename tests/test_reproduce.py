@@ -98,6 +98,17 @@ def test_data_of_the_hub_are_read_at_the_commit_of_the_run(runs, tmp_path):
     assert yaml.safe_load((tmp_path / "run.yaml").read_text())["dataset"].endswith("opinions.jsonl@0123abcd")
 
 
+def test_a_published_configuration_replaces_resumes_reports_and_authenticates_nothing(runs, tmp_path):
+    published = fetch(str(runs / "first"))
+    kept = published.run
+    asked = {"overwrite_output_dir": True, "resume_from_checkpoint": "latest", "resume_with_changes": True}
+    asked |= {"push_to_hub": True, "hub_token": "of nobody", "api_key": "of nobody", "hub_strategy": "end"}
+    published.run = kept | asked | {"report_to": "wandb", "update_card": True}
+    command(published, tmp_path / "new", tmp_path / "run.yaml", seed=None, steps=0)
+    run = yaml.safe_load((tmp_path / "run.yaml").read_text())
+    assert run == kept | {"output_dir": str(tmp_path / "new"), "report_to": "none"}
+
+
 def test_data_that_moved_on_are_named(runs, tmp_path):
     rows = (runs / "opinions.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "opinions.jsonl").write_text("".join(rows[:-8]))

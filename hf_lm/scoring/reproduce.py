@@ -12,8 +12,10 @@ from typing import Any
 
 import yaml
 
+from hf_lm.arguments import ONE_INVOCATION
 from hf_lm.evaluation.intervals import Estimate
 from hf_lm.files import fingerprints
+from hf_lm.hub.credentials import names_secret
 from hf_lm.hub.records import read_report, read_run
 from hf_lm.inference.pipeline_base import download
 from hf_lm.launching import EXIT_OUT_OF_BUDGET, find_recipes
@@ -25,9 +27,9 @@ RECORDS = ["run.yaml", "report.json", "predictions.jsonl", "README.md"]
 IDENTICAL, AGREES, DIFFERS = "identical", "agrees", "differs"
 PRECISION = 1e-6  # relative: report.json keeps eight digits
 CHECKED = 1e-3  # relative, of weights measured again: another precision, another batch
-# Where the run writes and publishes, and what stopped it, are not the run.
+# Where the run writes and publishes, what it may replace and what stopped it are not the run; nor is `hub_...`.
 LEFT_OUT = (
-    *("output_dir", "push_to_hub", "hub_model_id", "hub_private_repo"),
+    *("output_dir", "push_to_hub", "update_card", *ONE_INVOCATION),
     *("max_hours", "max_cost", "price_per_hour", "stop_after_steps"),
 )
 
@@ -127,12 +129,15 @@ def what_differs(published: Published) -> list[str]:
 def command(
     published: Published, output_dir: Path, config: Path, *, seed: int | None, steps: int, base: str = ""
 ) -> list[str]:
-    """The command that runs it again; writes its configuration to `config`. `base` is read in place of the run's."""
-    run = {name: value for name, value in published.run.items() if name not in LEFT_OUT and name != "seed"}
+    """The command that runs it again; writes its configuration to `config`. `base` is read in place of the run's.
+
+    run.yaml is a stranger's: it replaces no folder, resumes nothing, holds no token and reports to nobody.
+    """
+    run = {name: value for name, value in published.run.items() if _is_of_the_run(name)}
     if base:
         named = published.report["model"]["base"]
         run |= {name: base for name in ("model", "tokenizer") if run.get(name) == named}
-    run["output_dir"] = str(output_dir)
+    run |= {"output_dir": str(output_dir), "report_to": "none"}
     if seed is not None or "seed" in published.run:
         run["seed"] = published.run["seed"] if seed is None else seed
     if steps:
@@ -145,6 +150,10 @@ def command(
     n = published.report.get("processes", 1)
     launcher = [] if n == 1 else ["-m", "accelerate.commands.launch", "--num_processes", str(n)]
     return [sys.executable, *launcher, str(recipe), "--config", str(config)]
+
+
+def _is_of_the_run(name: str) -> bool:
+    return not (name in LEFT_OUT or name == "seed" or name.startswith("hub_") or names_secret(name))
 
 
 def base_at_its_commit(published: Published) -> str:
