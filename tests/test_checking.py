@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -189,6 +190,17 @@ def test_each_thing_that_can_be_wrong_is_named_and_no_secret_shown(folder, how, 
     assert any(said in line for line in wrong), wrong
     assert len(wrong) == (2 if how in ("none", "empty") else 1)
     assert TOKEN not in "".join(wrong)
+
+
+def test_the_name_of_a_folder_is_inert_in_a_terminal(tmp_path, capsys):
+    folder = tmp_path / "model\x1b[31m"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(SystemExit):
+        main(["check", str(folder)])
+    said = capsys.readouterr().out
+    assert re.search("model\u241b\\[31m: .* wrong$", said)
+    assert "\x1b" not in said
 
 
 def test_a_folder_that_is_no_model_is_one_line(tmp_path, folder):

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import transformers
@@ -18,7 +19,16 @@ from hf_lm.data import packing
 from hf_lm.data.demos.opinions import opinions
 from hf_lm.models.bert import new_bert
 from hf_lm.models.configuration import commit_of
-from hf_lm.scoring.reproduce import check_weights, command, compare_losses, compare_metrics, fetch, other_data, overall
+from hf_lm.scoring.reproduce import (
+    Verdict,
+    check_weights,
+    command,
+    compare_losses,
+    compare_metrics,
+    fetch,
+    other_data,
+    overall,
+)
 from hf_lm.tasks import language_modelling
 from hf_lm.tokenization.tokenizer import new_tokenizer
 
@@ -107,6 +117,26 @@ def test_a_published_configuration_replaces_resumes_reports_and_authenticates_no
     command(published, tmp_path / "new", tmp_path / "run.yaml", seed=None, steps=0)
     run = yaml.safe_load((tmp_path / "run.yaml").read_text())
     assert run == kept | {"output_dir": str(tmp_path / "new"), "report_to": "none"}
+
+
+def test_the_records_of_a_stranger_are_inert_in_a_terminal(runs, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "run\x1b[31m"
+    shutil.copytree(runs / "first", folder)
+    report = json.loads((folder / "report.json").read_text()) | {"device": "GPU\x1b]0;title\x07"}
+    report["versions"]["torch"] = "0\x1b[2J"
+    (folder / "report.json").write_text(json.dumps(report))
+    verdicts = [Verdict("test accuracy", 1.0, 1.0, "identical")]
+    monkeypatch.setattr("hf_lm.scoring.reproduce.compare_metrics", lambda *runs: verdicts)
+    monkeypatch.setattr("subprocess.run", lambda *args, **kwargs: SimpleNamespace(returncode=0))
+    monkeypatch.setattr("hf_lm.scoring.reproduce.planned", lambda *args: "")
+    monkeypatch.setattr("hf_lm.scoring.reproduce.fetch", lambda source: fetch(str(folder)))
+    with pytest.raises(SystemExit):
+        main(["reproduce", str(folder), "--output_dir", str(tmp_path / "new")])
+    said = capsys.readouterr().out
+    assert "torch 0\u241b[2J there" in said
+    assert "on GPU\u241b]0;title" in said
+    assert said.endswith("run\u241b[31m: identical\n")
+    assert "\x1b" not in said
 
 
 def test_data_that_moved_on_are_named(runs, tmp_path):

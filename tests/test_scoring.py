@@ -214,6 +214,13 @@ def test_a_limit_takes_the_first_examples_only(classifier, reviews):
     assert "the first 7 examples only" in result["data"]["notes"]
 
 
+def test_the_name_of_a_model_is_inert_in_a_terminal(classifier, reviews, tmp_path, capsys):
+    folder = tmp_path / "model\x1b[31m"
+    shutil.copytree(classifier, folder)
+    score([str(folder)], dataset=str(reviews), limit=7)
+    assert "model\u241b[31m: scoring" in capsys.readouterr().out
+
+
 def test_a_causal_model_without_a_head_is_asked_for_the_likelihood_of_each_class(causal, reviews):
     result = quietly(causal, dataset=reviews, task="sentiment", limit=10)
     assert result["models"][causal]["how"] == "the likelihood of each class's name"

@@ -22,6 +22,7 @@ def run(args: argparse.Namespace) -> None:
     for wrong in checked.wrong:
         print(f"  wrong  {printable(wrong)}")
     n = len(checked.wrong)
-    print(f"{args.folder}: " + (f"{n} thing{'s are' if n > 1 else ' is'} wrong" if n else "as it should be"))
+    found = f"{n} thing{'s are' if n > 1 else ' is'} wrong" if n else "as it should be"
+    print(printable(f"{args.folder}: {found}"))
     if n:
         raise SystemExit(1)

@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
     rows += [[each.what, f"{each.published:.5g}", f"{each.here:.5g}", each.verdict] for each in verdicts]
     print("\n" + printable("\n".join(aligned(rows))))
     verdict = overall(verdicts)
-    print(f"\n{args.run}: {verdict}")
+    print(printable(f"\n{args.run}: {verdict}"))
     if output_dir.is_dir() and not args.check:
         import json
 

@@ -15,7 +15,7 @@ import yaml
 from hf_lm.arguments import ONE_INVOCATION
 from hf_lm.evaluation.intervals import Estimate
 from hf_lm.files import fingerprints
-from hf_lm.hub.credentials import names_secret
+from hf_lm.hub.credentials import names_secret, printable
 from hf_lm.hub.records import read_report, read_run
 from hf_lm.inference.pipeline_base import download
 from hf_lm.launching import EXIT_OUT_OF_BUDGET, find_recipes
@@ -185,10 +185,10 @@ def reproduce(
     """Run a published run again into a new folder and compare. Raises RuntimeError where the run itself fails."""
     published, out = fetch(source), Path(output_dir)
     for line in what_differs(published):
-        print(f"differs here: {line}")
+        print(printable(f"differs here: {line}"))
     base = base_at_its_commit(published)
     minutes, device = published.report.get("seconds", 0) / 60, published.report.get("device", "its machine")
-    print(f"it took {minutes:.1f} minutes on {device}")
+    print(printable(f"it took {minutes:.1f} minutes on {device}"))
     with tempfile.TemporaryDirectory() as place:
         config = Path(place) / "run.yaml"
         words = command(published, out, config, seed=seed, steps=steps, base=base)

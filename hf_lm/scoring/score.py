@@ -20,6 +20,7 @@ from hf_lm.data.sources import Corpus, load_corpus
 from hf_lm.data.tables import Table
 from hf_lm.evaluation.perplexity import score_documents
 from hf_lm.files import default_cache, hash_contents, hash_text, write_whole
+from hf_lm.hub.credentials import printable
 from hf_lm.models.configuration import context_length, family
 from hf_lm.models.loading import load_causal_lm
 from hf_lm.reporting.report import versions
@@ -237,9 +238,9 @@ def score_checkpoint(
     path = _cache(data, f"{content} {sorted(settings.items())} {run.get('as_text')}")
     about = path.with_suffix(".json")
     if about.is_file() and not again:
-        say(f"{checkpoint.name}: scored before")
+        say(printable(f"{checkpoint.name}: scored before"))
         return Scored(read_predictions(path), **json.loads(about.read_text(encoding="utf-8")))
-    say(f"{checkpoint.name}: scoring")
+    say(printable(f"{checkpoint.name}: scoring"))
     measure = _measure_likelihood if data.task == "pretrain" else _measure_task
     scored = Scored([], "", content, settings)
     if settings["precision"] != "float32":
