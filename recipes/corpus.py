@@ -54,7 +54,7 @@ def main(args: Arguments, training_args: TrainingArguments) -> dict:
     kinds += [steps.ScriptFilter(args.scripts)] if args.scripts else []
     reader = [steps.read(args.dataset, args.text_column), steps.Count("read"), *kinds]
     stages.add("filter", [*reader, steps.Count("after language", kinds=True), *kept, steps.write(at("filtered"))])
-    unique = [steps.JsonlReader(str(at("filtered")))]
+    unique = [steps.stored(at("filtered"))]
     if args.deduplicate:
         stages.add("signatures", [*unique, steps.signatures(at("signatures"))])
         stages.add("buckets", [dedup.MinhashDedupBuckets(str(at("signatures")), str(at("buckets")))], tasks=14)
@@ -66,7 +66,7 @@ def main(args: Arguments, training_args: TrainingArguments) -> dict:
     clean = [steps.LeakageFilter(held_out, args.evaluation, tokenizer, run=args.leakage_tokens), steps.Count("train")]
     merge = args.tokens_per_file > 0
     tokenize = steps.Tokenize(at("tokens") if merge else folder, tokenizer, shuffle_documents=not merge, seed=0)
-    stages.add("tokenize", [steps.JsonlReader(str(at("unique"))), *clean, tokenize])
+    stages.add("tokenize", [steps.stored(at("unique")), *clean, tokenize])
     if merge:
         shuffled = tokens.DocumentTokenizerMerger(
             str(at("tokens")), str(folder), "corpus", args.tokens_per_file, seed=0

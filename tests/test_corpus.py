@@ -132,6 +132,25 @@ def test_a_row_that_no_recipe_reads_is_named(texts, tmp_path, line, message):
         here("corpus.py", **write_rows(tmp_path, [*lines[:10], line, *lines[10:]]))
 
 
+def test_what_ends_a_corpus_is_one_line_without_a_traceback(texts, tmp_path, capfd):
+    arguments = write_rows(tmp_path, [b""])
+    with pytest.raises(ValueError, match=r"no document is left: --dataset holds no text, or --filters"):
+        here("corpus.py", **arguments)
+    (tmp_path / "in" / "a.jsonl").write_bytes(b"\n".join(as_rows(texts)))
+    other = arguments | {"output_dir": tmp_path / "other"}
+    with pytest.raises(ValueError, match=r"a\.jsonl has no column 'words'; it has \['text'\]"):
+        here("corpus.py", **other | {"text_column": "words", "workers": 2})
+    (tmp_path / "in" / "a.jsonl").rename(tmp_path / "in" / "a.jsonl.gz")
+    with pytest.raises(ValueError, match=r"a\.jsonl\.gz is damaged"):
+        here("corpus.py", **other | {"overwrite_output_dir": True})
+    for share in (0, 0.5):
+        with pytest.raises(ValueError, match=rf"--held_out {share}.*: give a share above 0 and below 0\.5"):
+            here("corpus.py", **other | {"held_out": share, "overwrite_output_dir": True})
+    said = capfd.readouterr().err
+    assert "a.jsonl.gz is damaged" in said
+    assert "Traceback" not in said
+
+
 def test_of_a_large_corpus_no_more_than_a_few_megabytes_are_held_out(tmp_path, monkeypatch):
     steps = pytest.importorskip("hf_lm.corpus.steps")
     texts = tmp_path / "filtered"

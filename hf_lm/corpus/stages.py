@@ -65,7 +65,8 @@ class Stages:
             if changed := sorted(key for key, value in asked.items() if begun.get(key, value) != value):
                 raise ValueError(
                     f"{self.folder} was begun with another --{changed[0]} ({begun[changed[0]]!r}, now "
-                    f"{asked[changed[0]]!r}): give that one to continue, or another --output_dir."
+                    f"{asked[changed[0]]!r}): give that one to continue, another --output_dir, "
+                    "or --overwrite_output_dir."
                 )
         save_run(run, self.folder)
 

@@ -43,6 +43,7 @@ try:
     from datatrove.pipeline.readers.base import BaseDiskReader
     from datatrove.pipeline.tokens import DocumentTokenizer
     from datatrove.pipeline.writers import JsonlWriter
+    from datatrove.utils.logging import logger
     from datatrove.utils.word_tokenizers import WhitespaceTokenizer
 except ImportError as error:
     raise ImportError(f"recipes/corpus.py needs datatrove ({error}): pip install 'hf-lm[corpus]'") from None
@@ -53,6 +54,15 @@ BATCH = 64  # documents that are tokenized at a time
 LETTERS = rf"[^\W{UNSPACED[1:-1]}]+"
 WORD = re.compile(rf"{UNSPACED}|(?<=\w)['’]{LETTERS}|{LETTERS}|--+|\.\.+|[^\w\s]")  # don't is two: don and 't
 ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+
+
+def _without_traceback(record: dict[str, Any]) -> None:
+    """Leave out of datatrove's log what a user can do nothing with: where an error of his files was raised."""
+    if isinstance(record["exception"] and record["exception"].value, ValueError | OSError):
+        record["exception"] = None
+
+
+logger.configure(patcher=cast(Any, _without_traceback))  # also in the processes of tasks, which import this
 
 
 class DemoReader(PipelineStep):
@@ -125,6 +135,23 @@ def read(dataset: str, text_column: str) -> PipelineStep:
         return DemoReader()
     input_files(dataset)  # refuses what holds none
     return Reader(dataset, text_key=text_column)
+
+
+class Stored(JsonlReader):
+    """What an earlier stage wrote. Raises ValueError where that is nothing."""
+
+    def run(self, data: object = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        if not Path(self.data_folder.path).is_dir():
+            raise ValueError(
+                "no document is left: --dataset holds no text, or --filters, --scripts, --languages and --held_out "
+                "take it all."
+            )
+        yield from super().run(data, rank, world_size)
+
+
+def stored(folder: Path) -> Stored:
+    """The documents that an earlier stage wrote."""
+    return Stored(str(folder))
 
 
 def write(folder: Path, *, compression: str = "zstd") -> JsonlWriter:
@@ -233,10 +260,12 @@ class HoldOut(PipelineStep):
 
     def __init__(self, folder: Path, share: float, texts: Path) -> None:
         super().__init__()
+        if not 0 < share < 0.5:
+            raise ValueError(f"--held_out {share}: give a share above 0 and below 0.5, taken twice.")
         self.folder, self.share, self.texts = folder, share, texts
 
     def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        share = min(self.share, HELD_OUT / max(1, sum(file.stat().st_size for file in self.texts.iterdir())))
+        share = min(self.share, HELD_OUT / max(1, sum(file.stat().st_size for file in self.texts.glob("*"))))
         with (
             write(self.folder / "validation", compression="gzip") as first,
             write(self.folder / "test", compression="gzip") as second,
