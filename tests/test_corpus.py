@@ -197,6 +197,8 @@ def test_a_second_start_does_only_what_is_missing(written):
     here("corpus.py", **arguments)
     assert {path.name: path.read_bytes() for path in out.glob("*.ds*")} == before
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert here("corpus.py", **arguments, resume_from_checkpoint="latest")["recipe"] == "corpus"  # finished
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
     (out / "report.json").unlink()
     (out / "README.md").unlink()
     with pytest.raises(ValueError, match=r"was begun with another --vocab_size \(400, now 500\)"):

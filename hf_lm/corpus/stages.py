@@ -18,7 +18,7 @@ from hf_lm.corpus.steps import PipelineStep  # pyright: ignore[reportAttributeAc
 from hf_lm.data.scripts import LANGUAGES
 from hf_lm.data.token_files import PREFIX, RECORD, TOKENIZER, record_tokens
 from hf_lm.files import write_whole
-from hf_lm.hub.records import read_run
+from hf_lm.hub.records import read_report, read_run
 from hf_lm.output_folder import is_run, prepare_output, save_run
 from hf_lm.reporting import markdown
 from hf_lm.reporting.report import save_report, versions
@@ -32,7 +32,8 @@ class Stages:
 
     `training_args` give the output folder and what run.yaml holds; `executor` names datatrove's: "local", "slurm"
     (which needs `partition` and `time`) or "ray". `workers` are tasks at the same time, 0 as many as the cores here
-    and as a cluster gives. A second start continues, with the same arguments only: another argument is refused.
+    and as a cluster gives. A second start continues, with the same arguments only: another argument is refused. A
+    start in the folder of a finished corpus is refused, or with --resume_from_checkpoint shows its report again.
     """
 
     def __init__(
@@ -46,13 +47,16 @@ class Stages:
         time: str = "",
     ) -> None:
         self.folder, self.kind, self.tasks = Path(training_args.output_dir).resolve(), executor, tasks
+        self.report = self.folder / "report.json"
         self.workers = workers or (os.cpu_count() or 1 if executor == "local" else -1)
         self.slurm: dict[str, Any] = {"partition": partition, "time": time}
         if executor == "slurm" and not partition:
             raise ValueError("--executor slurm needs --partition, the name of the cluster's queue.")
         self.executors: dict[str, Any] = {}  # datatrove's, by the name of the stage
         overwrite = training_args.overwrite_output_dir
-        prepare_output(self.folder, resume=False, overwrite=overwrite)
+        finished = (read_report(self.folder) or {}).get("recipe") == "corpus"
+        resume = bool(training_args.resume_from_checkpoint) and finished
+        prepare_output(self.folder, resume=resume, overwrite=overwrite)
         if overwrite and is_run(self.folder):
             remove_corpus(self.folder)
         self._continue(training_args.run)
@@ -60,7 +64,7 @@ class Stages:
     def _continue(self, run: dict[str, Any]) -> None:
         free = ("executor", "workers", "partition", "time")  # how it runs, not what comes out
         asked = {key: value for key, value in run.items() if key not in free}
-        if is_run(self.folder) and self.at("").is_dir():
+        if is_run(self.folder) and (self.at("").is_dir() or self.report.is_file()):
             begun = read_run(self.folder) or {}
             if changed := sorted(key for key, value in asked.items() if begun.get(key, value) != value):
                 raise ValueError(
@@ -112,16 +116,16 @@ class Stages:
         Raises RuntimeError at a stage whose tasks failed: datatrove's Ray executor would wait for them without end.
         """
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # tasks share the cores
-        path = self.folder / "report.json"
-        if self.kind == "slurm":
+        if self.report.is_file():
+            print(f"{self.folder} is finished.")
+        elif self.kind == "slurm":
             [*_, last] = self.executors.values()
             last.run()  # and what it depends on
-            if not path.is_file():
-                print(f"The jobs are queued. The last one writes {path}; start again to continue what failed.")
-                return {}
+            print(f"The jobs are queued. The last one writes {self.report}; start again to continue what failed.")
+            return {}
         else:
             self._run_each()
-        report = json.loads(path.read_bytes())
+        report = json.loads(self.report.read_bytes())
         print("\n".join(summary(report)))
         print(f"To train on it: accelerate launch recipes/pretrain.py --dataset {PREFIX}{self.folder}")
         return report
@@ -216,7 +220,7 @@ def summary(report: dict[str, Any]) -> list[str]:
     lines = [
         f"{step['step']:<22}{step['documents']:>14,} documents{step['bytes']:>18,} bytes" for step in report["steps"]
     ]
-    lines += [f"dropped or repaired: {repaired}"] if (repaired := in_words(report["cleaned"])) else []
+    lines += [f"dropped or repaired: {repaired}"] if (repaired := in_words(report.get("cleaned", {}))) else []
     return [*lines, f"{report['tokens']['tokens']:,} tokens as {report['tokens']['dtype']}"]
 
 
