@@ -191,6 +191,8 @@ UNFINISHED = {
     "half report": (lambda out: halve(out / "report.json"), r"report\.json is no JSON"),
     "run": (lambda out: (out / "run.yaml").write_text("learning_rate: 0.2\n"), "learning_rate is 0.2 in run.yaml"),
     "half run": (lambda out: (out / "run.yaml").write_text("{"), r"run\.yaml is not what a run writes"),
+    "odd proof": (lambda out: edit(out / "report.json", proofs={"load_back": True}), "load_back failed"),
+    "odd proofs": (lambda out: edit(out / "report.json", proofs=[1]), "no proof says that it loads"),
     "failed": (lambda out: edit(out / "report.json", proofs={"load_back": {"passed": False}}), "load_back failed"),
     "unproved": (lambda out: edit(out / "report.json", proofs={}), r"no proof says that it loads \(load_back\)"),
     "code": (lambda out: edit(out / "config.json", auto_map={"AutoConfig": "mine.C"}), "needs code of its own"),

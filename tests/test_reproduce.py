@@ -17,6 +17,7 @@ from running import ROOT, here
 from hf_lm.cli import main
 from hf_lm.data import packing
 from hf_lm.data.demos.opinions import opinions
+from hf_lm.hub.credentials import error_line
 from hf_lm.models.bert import new_bert
 from hf_lm.models.configuration import commit_of
 from hf_lm.scoring.reproduce import (
@@ -28,6 +29,7 @@ from hf_lm.scoring.reproduce import (
     fetch,
     other_data,
     overall,
+    reproduce,
 )
 from hf_lm.tasks import language_modelling
 from hf_lm.tokenization.tokenizer import new_tokenizer
@@ -137,6 +139,45 @@ def test_the_records_of_a_stranger_are_inert_in_a_terminal(runs, tmp_path, monke
     assert "on GPU\u241b]0;title" in said
     assert said.endswith("run\u241b[31m: identical\n")
     assert "\x1b" not in said
+
+
+def changed(run, folder, **report):
+    """A copy of a run with other entries in its report."""
+    shutil.copytree(run, folder, dirs_exist_ok=True)
+    path = folder / "report.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | report))
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("seconds", "x"), ("processes", "x"), ("versions", ["x"]), ("data", 1), ("model", "x"), ("metrics", [])],
+)
+def test_a_report_with_odd_values_is_one_line(runs, tmp_path, monkeypatch, key, value):
+    monkeypatch.setattr("subprocess.run", lambda *args, **kwargs: SimpleNamespace(returncode=0))
+    with pytest.raises(ValueError, match=r"report\.json or predictions\.jsonl is not what a run writes \("):
+        reproduce(changed(runs / "first", tmp_path / "run", **{key: value}), tmp_path / "new")
+
+
+@pytest.mark.parametrize("row", ["1", '{"split": "test", "reference": []}', '{"split": "test"}'])
+def test_predictions_with_odd_rows_are_one_line(runs, tmp_path, row):
+    folder = changed(runs / "first", tmp_path / "run")
+    with (tmp_path / "run" / "predictions.jsonl").open("a") as file:
+        file.write(f"{row}\n")
+    with pytest.raises(ValueError, match=r"is not what a run writes \("):
+        fetch(folder)
+
+
+def test_a_run_that_fails_is_one_line(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr("subprocess.run", lambda *args, **kwargs: SimpleNamespace(returncode=1))
+    with pytest.raises(OSError, match=r"exit code 1: .* was not reproduced") as failed:
+        reproduce(str(runs / "first"), tmp_path / "new")
+    assert "Error" not in error_line(failed.value)
+
+
+def test_weights_without_published_metrics_are_one_line(runs, tmp_path):
+    with pytest.raises(ValueError, match=r"is not what a run writes \(KeyError: 'validation'\)"):
+        check_weights(changed(runs / "first", tmp_path / "run", metrics={}))
 
 
 def test_data_that_moved_on_are_named(runs, tmp_path):

@@ -141,8 +141,9 @@ def check_finished(folder: Path) -> None:
     if report is None:
         raise ValueError(f"{folder} has a run.yaml and no report.json: its run did not end.")
     wrong = differences(folder, run, report)
-    proofs = report.get("proofs", {})
-    wrong += [f"the proof {name} failed" for name, proof in proofs.items() if proof.get("passed") is False]
+    proofs = proofs if isinstance(proofs := report.get("proofs"), dict) else {}
+    passed = {name: proof.get("passed") if isinstance(proof, dict) else False for name, proof in proofs.items()}
+    wrong += [f"the proof {name} failed" for name, holds in passed.items() if holds is False]
     if "load_back" not in proofs:
         wrong.append("no proof says that it loads (load_back)")
     if wrong:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -81,18 +82,29 @@ def fetch(source: str, *, weights: bool = False) -> Published:
         raise FileNotFoundError(f"{source} is no finished run of a recipe: it needs run.yaml and report.json.")
     path = folder / "predictions.jsonl"
     published = Published(source, folder, run, report, read_predictions(path) if path.is_file() else [])
-    for split, metric, value, estimate in recomputed(published):
-        if not math.isclose(value, estimate.value, rel_tol=PRECISION, abs_tol=PRECISION):
-            raise ValueError(
-                f"{source}: report.json says {split} {metric} {value:g}, and its predictions.jsonl gives "
-                f"{estimate.value:g}: one of the two was changed."
-            )
+    with reading_records(source):
+        for split, metric, value, estimate in recomputed(published):
+            if not math.isclose(value, estimate.value, rel_tol=PRECISION, abs_tol=PRECISION):
+                raise ValueError(
+                    f"{source}: report.json says {split} {metric} {value:g}, and its predictions.jsonl gives "
+                    f"{estimate.value:g}: one of the two was changed."
+                )
     if weights:
         recorded = {name: about for name, about in report.get("files", {}).items() if not name.endswith(".yaml")}
         changed = [name for name, about in recorded.items() if not _is(folder, name, about)]
         if changed:
             raise ValueError(f"{source}: {', '.join(changed)} is not what the run wrote (its SHA-256 differs).")
     return published
+
+
+@contextmanager
+def reading_records(source: str) -> Iterator[None]:
+    """Turn what the odd values of a stranger's records raise into one line that names the run."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{source}: report.json or predictions.jsonl is not what a run writes ({what}).") from None
 
 
 def _is(folder: Path, name: str, about: dict[str, Any]) -> bool:
@@ -182,26 +194,27 @@ def reproduce(
     seed: int | None = None,  # None is the run's
     steps: int = 0,  # compare the loss of the first steps only; 0 runs all
 ) -> list[Verdict]:
-    """Run a published run again into a new folder and compare. Raises RuntimeError where the run itself fails."""
+    """Run a published run again into a new folder and compare. Raises OSError where the run itself fails."""
     published, out = fetch(source), Path(output_dir)
-    for line in what_differs(published):
-        print(printable(f"differs here: {line}"))
-    base = base_at_its_commit(published)
-    minutes, device = published.report.get("seconds", 0) / 60, published.report.get("device", "its machine")
-    print(printable(f"it took {minutes:.1f} minutes on {device}"))
-    with tempfile.TemporaryDirectory() as place:
+    with reading_records(source), tempfile.TemporaryDirectory() as place:
+        for line in what_differs(published):
+            print(printable(f"differs here: {line}"))
+        base = base_at_its_commit(published)
+        minutes, device = published.report.get("seconds", 0) / 60, published.report.get("device", "its machine")
+        print(printable(f"it took {minutes:.1f} minutes on {device}"))
         config = Path(place) / "run.yaml"
         words = command(published, out, config, seed=seed, steps=steps, base=base)
         print(planned(published.report["recipe"], config))
         done = subprocess.run(words, check=False)
     if done.returncode not in (0, EXIT_OUT_OF_BUDGET if steps else 0):
-        raise RuntimeError(f"the run ended with exit code {done.returncode}: {source} was not reproduced.")
-    if steps:
-        return compare_losses(published, out, steps)
-    again = fetch(str(out))
-    for line in other_data(published, again):
-        print(f"differs here: {line}")
-    return compare_metrics(published, again)
+        raise ChildProcessError(f"the run ended with exit code {done.returncode}: {source} was not reproduced.")
+    with reading_records(source):
+        if steps:
+            return compare_losses(published, out, steps)
+        again = fetch(str(out))
+        for line in other_data(published, again):
+            print(f"differs here: {line}")
+        return compare_metrics(published, again)
 
 
 def compare_losses(published: Published, out: Path, steps: int) -> list[Verdict]:
@@ -270,14 +283,16 @@ def check_weights(source: str, *, say: Callable[[str], None] = print) -> list[Ve
     task = published.report["recipe"]
     if task not in METRICS:
         raise ValueError(f"a run of {task} is checked by running it again: leave --check out.")
-    split = "test" if "test" in published.metrics else "validation"
+    with reading_records(source):
+        split = "test" if "test" in published.metrics else "validation"
+        there = {name: float(about["value"]) for name, about in published.metrics[split].items()}
     sampled = {"eval_tokens": published.report.get("data", {}).get("eval_tokens", 0)}  # of a short pretraining run
     folder, data = str(published.folder), str(published.run["dataset"])
     result = score([folder], dataset=data, task=task, split=split, settings=sampled, say=say)
     (measured,) = result["models"].values()
     return [
-        _by_size(f"{split} {name}", about["value"], measured["metrics"][name]["value"], abs_tol=CHECKED)
-        for name, about in published.metrics[split].items()
+        _by_size(f"{split} {name}", value, measured["metrics"][name]["value"], abs_tol=CHECKED)
+        for name, value in there.items()
         if name in measured["metrics"]
     ]
 
