@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
+from hf_lm.data import token_files
 from hf_lm.data.packing import Blocks, markers, tokenize_documents
 from hf_lm.data.sources import load_corpus
 from hf_lm.data.token_files import JoinedArray, open_tokens, record_tokens
@@ -103,7 +104,10 @@ def test_files_of_uint32_give_the_same_stream(texts, tokenizer, tmp_path):
     narrow = open_tokens([(folder, 1.0)], tokenizer).tokens[:]
     for path in folder.glob("*.ds"):
         np.fromfile(path, np.uint16).astype(np.uint32).tofile(path)
-    (folder / "tokens.json").write_text((folder / "tokens.json").read_text().replace("uint16", "uint32"))
+    record = json.loads((folder / "tokens.json").read_text()) | {"dtype": "uint32"}
+    for file in record["files"].values():
+        del file["hash"]  # of the narrow ones
+    (folder / "tokens.json").write_text(json.dumps(record))
     wide = open_tokens([(folder, 1.0)], tokenizer).tokens
     assert wide.dtype == np.uint32
     assert np.array_equal(wide[:], narrow)
@@ -181,6 +185,28 @@ def test_what_does_not_fit_is_refused_in_one_line(texts, tokenizer, tmp_path):
     assert "tokens.json cannot be read" in refused(folder, tokenizer)
     (folder / "tokens.json").unlink()
     assert "has no tokens.json: recipes/corpus.py writes such a folder" in refused(folder, tokenizer)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_file_with_other_tokens_of_the_same_number_is_refused(texts, tokenizer, tmp_path, monkeypatch, whole):
+    if not whole:
+        monkeypatch.setattr(token_files, "CHUNK", 64)
+    folder = write_folder(tmp_path / "f", texts, tokenizer)
+    path = folder / "001_part.ds"
+    kept = path.read_bytes()
+    for at, token in ((0, 1), (len(kept) // 2 - 2, 2**16 - 1), (100, 1)):
+        tokens = np.frombuffer(kept, np.uint16).copy()
+        tokens[at] = token
+        tokens.tofile(path)
+        if whole or at != 100:  # between two parts
+            assert "001_part.ds or its index was changed after tokens.json was written" in refused(folder, tokenizer)
+        else:
+            open_tokens([(folder, 1.0)], tokenizer)
+    path.write_bytes(kept)
+    ends = np.fromfile(folder / "001_part.ds.index", np.uint64)
+    ends[0] -= 1
+    ends.tofile(folder / "001_part.ds.index")
+    assert "001_part.ds or its index was changed" in refused(folder, tokenizer)
 
 
 def test_files_without_held_out_text_are_refused(texts, tokenizer, tmp_path):

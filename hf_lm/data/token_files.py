@@ -5,6 +5,7 @@ ends, in tokens, as uint64. `tokens.json` beside them, which `record_tokens` wri
 """
 
 import bisect
+import hashlib
 import itertools
 import json
 import mmap
@@ -23,6 +24,7 @@ from hf_lm.tokenization.tokenizer import load_tokenizer, tokenizer_fingerprint
 PREFIX = "tokens:"  # of --dataset
 RECORD, TOKENIZER = "tokens.json", "tokenizer"  # in the folder of the files
 CHUNK = 2**22  # tokens read at a time
+PARTS = 8  # of a longer file, spread over it, that are read to recognise it: together CHUNK tokens
 DOCUMENTS = 2**12  # looked at at a time: each touches pages of the file
 
 
@@ -79,11 +81,11 @@ def record_tokens(folder: str | Path, tokenizer: PreTrainedTokenizerBase, **abou
         raise FileNotFoundError(f"{folder} holds no .ds file, which datatrove's DocumentTokenizer writes.")
     begin, end = markers(tokenizer)
     dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
-    files: dict[str, dict[str, int]] = {}
+    files: dict[str, dict[str, Any]] = {}
     for path in paths:
         tokens, index = _open_file(path, np.dtype(dtype))
         _check_documents(path, tokens, index, begin=begin, end=end, vocab_size=len(tokenizer))
-        files[path.name] = {"documents": len(index), "tokens": len(tokens)}
+        files[path.name] = {"documents": len(index), "tokens": len(tokens), "hash": _hash(tokens, index)}
     record = {
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "dtype": np.dtype(dtype).name,
@@ -119,7 +121,8 @@ def open_tokens(folders: Sequence[tuple[Path, float]], tokenizer: PreTrainedToke
 
     Of several folders, each gives its first documents, as many tokens as its weight asks for; the first that is used
     up ends all. The sizes of `bytes` and `words` are not known and zero. Raises ValueError in one line for a tokenizer
-    other than the one that wrote the tokens, and for an index that does not fit its file.
+    other than the one that wrote the tokens, for an index that does not fit its file, and for a file that is not the
+    one that tokens.json records: of a file of more than CHUNK tokens, PARTS are compared.
     """
     begin, end = markers(tokenizer)
     opened = []
@@ -179,7 +182,7 @@ def _first(files: list[tuple[np.ndarray, np.ndarray]], count: int) -> list[tuple
 
 
 def _open_file(
-    path: Path, dtype: np.dtype, *, expected: dict[str, int] | None = None
+    path: Path, dtype: np.dtype, *, expected: dict[str, Any] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Tokens and document ends of a file, both memory-mapped. Raises ValueError or FileNotFoundError in one line."""
     index_path = path.with_name(f"{path.name}.index")
@@ -197,12 +200,30 @@ def _open_file(
             f"--dataset {PREFIX}{path.parent}: {index_path.name} does not fit {path.name}: its documents end at token "
             f"{last:,}, and the file holds {sizes[0] / dtype.itemsize:,.10g} tokens of {dtype.name}. Write both again."
         )
-    if expected is not None and expected != {"documents": len(index), "tokens": len(tokens)}:
+    if expected is None:
+        return tokens, index
+    if (expected["documents"], expected["tokens"]) != (len(index), len(tokens)):
         raise ValueError(
             f"--dataset {PREFIX}{path.parent}: {path.name} holds {len(tokens):,} tokens in {len(index):,} documents, "
             f"and {RECORD} records {expected['tokens']:,} in {expected['documents']:,}: write the files again."
         )
+    if expected.get("hash", found := _hash(tokens, index)) != found:
+        raise ValueError(
+            f"--dataset {PREFIX}{path.parent}: {path.name} or its index was changed after {RECORD} was written: bring "
+            "the file back, or write the files again."
+        )
     return tokens, index
+
+
+def _hash(*arrays: np.ndarray) -> str:
+    """What the arrays of a file are recognised by: all of them up to CHUNK values, and PARTS of longer ones."""
+    digest = hashlib.blake2b(digest_size=16)
+    for array in arrays:
+        size = len(array) if len(array) <= CHUNK else CHUNK // PARTS
+        for start in np.linspace(0, len(array) - size, 1 if size == len(array) else PARTS, dtype=np.int64):
+            digest.update(array[start : start + size].tobytes())
+        _release(array)
+    return digest.hexdigest()
 
 
 def _check_documents(
