@@ -147,6 +147,12 @@ def test_a_template_that_loops_is_refused_within_seconds(chat_tokenizer, monkeyp
         assert not thread.is_alive()  # it takes no time any more
 
 
+def test_a_template_that_multiplies_text_is_refused(chat_tokenizer, monkeypatch):
+    monkeypatch.setattr(chat_template, "LONGEST", 1000)
+    with pytest.raises(ValueError, match="it makes 1,001 characters of one conversation, more than 1,000"):
+        encode_chats(chat_tokenizer, [rows(1)[0]["messages"]], template="{{ 'x' * 1001 }}")
+
+
 def test_a_thousand_conversations_are_rendered_in_one_thread(chat_tokenizer, monkeypatch):
     """Starting a thread takes longer than rendering: 6,400 pairs once took 22 s for it."""
     threads, render = [], chat_template_utils.render_jinja_template

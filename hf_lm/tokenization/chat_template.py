@@ -29,6 +29,7 @@ TEMPLATE = (
 )
 HIDDEN = re.compile("(\ue000[0-9a-f-]+\ue001)")  # replaces a control token in a message; private-use characters
 SECONDS = 10  # for one conversation; an ordinary template takes less than a millisecond
+LONGEST = 2**24  # characters of one conversation, which any template may multiply
 MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -95,8 +96,8 @@ def render_all(
 ) -> list[list[tuple[str, bool]]]:
     """Each conversation rendered by the template, in pieces: (text, whether it is the assistant's).
 
-    `template` "" is the tokenizer's own. Raises ValueError in one line where it refuses the messages, or loops for
-    more than SECONDS in one conversation.
+    `template` "" is the tokenizer's own. Raises ValueError in one line where it refuses the messages, loops for more
+    than SECONDS in one conversation, or makes more than LONGEST characters of one.
     """
     from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -104,15 +105,22 @@ def render_all(
     options: dict[str, Any] = dict(tokenizer.special_tokens_map)
     options |= {"chat_template": template, "add_generation_prompt": prompt}
     options |= {"return_assistant_tokens_mask": bool(MARKED.search(template))}
+
+    def render_one(turns: Sequence[Message]) -> Any:
+        [text], spans = render_jinja_template([list(turns)], **options)
+        if len(text) > LONGEST:
+            raise ValueError(f"it makes {len(text):,} characters of one conversation, more than {LONGEST:,}")
+        return [text], spans
+
     try:
-        rendered = _each_within_seconds(lambda turns: render_jinja_template([list(turns)], **options), conversations)
+        rendered = _each_within_seconds(render_one, conversations)
     except TimeoutError:
         raise ValueError(
             f"the chat template took more than {SECONDS} s for one conversation: look at its loops, or give another."
         ) from None
     except Exception as error:  # of Jinja, and whatever a template raises
         line = f", line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
-        message = " ".join(str(getattr(error, "message", None) or error).split())
+        message = " ".join(str(getattr(error, "message", None) or error).split()) or type(error).__name__
         raise ValueError(f"the chat template refuses these messages{line}: {message}") from None
     return [_pieces(text, spans[0] if spans else []) for [text], spans in rendered]
 
