@@ -244,7 +244,8 @@ def parse_arguments(
     """Resolve a recipe's run from its dataclasses, its own defaults, `--config FILE` and the command line; seed it.
 
     Recipe defaults are SHARED_DEFAULTS, bf16 where the machine is fast at it, those of the recipe's Arguments
-    (`defaults`) and `recipe_defaults`, the later over the earlier. `fresh`: what holds instead where no `--model` is
+    (`defaults`) and `recipe_defaults`, the later over the earlier. `concerns` of a recipe's Arguments: the training
+    arguments that its --help shows, where it reads no other. `fresh`: what holds instead where no `--model` is
     given: a randomly initialised model needs other rates than a pretrained one.
 
     Also takes `--help` and `--help_all`, `--print_config` (show the resolved run and exit), `--allow_code` (a function
@@ -303,9 +304,8 @@ def _parse(arguments_class, training_arguments_class, argv, recipe_defaults, fre
             refuse_code(given, kinds, where=config)
         parser.set_defaults(**given)
         origin |= dict.fromkeys(values, f"{config}: ")
-    end_with_help(
-        parser, argv, arguments_class, {*TrainingArguments.__annotations__, *recipe_defaults, *COMMON}, fresh
-    )
+    every = {*TrainingArguments.__annotations__, *recipe_defaults, *COMMON}
+    end_with_help(parser, argv, arguments_class, getattr(arguments_class, "concerns", every), fresh)
     namespace = parse_command_line(parser, argv, own)
     origin |= {token[2:].split("=")[0].replace("-", "_"): "--" for token in argv if token.startswith("--")}
     resolved = {key: value for key, value in vars(namespace).items() if key in own}

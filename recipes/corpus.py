@@ -11,13 +11,15 @@ accelerate launch recipes/corpus.py --dataset hf://datasets/user/name/data --exe
 # ///
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from hf_lm.arguments import Count, Share, Size, TrainingArguments, parse_arguments
 
 
 @dataclass
 class Arguments:
+    concerns: ClassVar = ("output_dir", "overwrite_output_dir", "resume_from_checkpoint")  # it trains nothing
+
     dataset: str = "demo"  # built-in text, a folder of .jsonl or .parquet files, or hf://datasets/USER/NAME/FOLDER
     text_column: str = "text"  # key of the text
     scripts: list[str] = field(default_factory=list)  # Unicode scripts kept, such as Latin Han; none keeps all
@@ -68,10 +70,8 @@ def main(args: Arguments, training_args: TrainingArguments) -> dict:
     tokenize = steps.Tokenize(at("tokens") if merge else folder, tokenizer, shuffle_documents=not merge, seed=0)
     stages.add("tokenize", [steps.stored(at("unique")), *clean, tokenize])
     if merge:
-        shuffled = tokens.DocumentTokenizerMerger(
-            str(at("tokens")), str(folder), "corpus", args.tokens_per_file, seed=0
-        )
-        stages.add("merge", [shuffled], tasks=1)
+        files = (str(at("tokens")), str(folder), "corpus", args.tokens_per_file)
+        stages.add("merge", [tokens.DocumentTokenizerMerger(*files, seed=0)], tasks=1)
     stages.add("report", [Report(folder, at("logs"), list(stages.executors), training_args.run)], tasks=1)
     return stages.run()
 

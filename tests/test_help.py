@@ -67,6 +67,17 @@ def test_the_trainers_options_are_shown_where_the_recipe_sets_them_or_all_are_as
     assert short < long
 
 
+def test_a_recipe_that_trains_nothing_shows_the_training_options_that_concern_it(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["corpus.py", "--help"])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(next(path for path in RECIPES if path.stem == "corpus")), run_name="__main__")
+    text = capsys.readouterr().out
+    shown = set(re.findall(r"^  --(\w+)", text[text.index("Every run:") :], re.MULTILINE))
+    general = {"config", "print_config", "allow_code", "debug"}
+    assert shown == {"output_dir", "overwrite_output_dir", "resume_from_checkpoint"} | general
+    assert "--help_all" not in text
+
+
 def test_defaults_are_those_of_this_run(shown, tmp_path):
     (tmp_path / "run.yaml").write_text("rank: 7\n")
     text = " ".join(shown("--help", "--config", str(tmp_path / "run.yaml")).split())
