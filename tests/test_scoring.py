@@ -218,7 +218,7 @@ def test_the_name_of_a_model_is_inert_in_a_terminal(classifier, reviews, tmp_pat
     folder = tmp_path / "model\x1b[31m"
     shutil.copytree(classifier, folder)
     score([str(folder)], dataset=str(reviews), limit=7)
-    assert "model\u241b[31m: scoring" in capsys.readouterr().out
+    assert "model\u241b[31m: scor" in capsys.readouterr().out
 
 
 def test_a_causal_model_without_a_head_is_asked_for_the_likelihood_of_each_class(causal, reviews):
