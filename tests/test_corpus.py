@@ -143,9 +143,11 @@ def test_what_ends_a_corpus_is_one_line_without_a_traceback(texts, tmp_path, cap
     (tmp_path / "in" / "a.jsonl").rename(tmp_path / "in" / "a.jsonl.gz")
     with pytest.raises(ValueError, match=r"a\.jsonl\.gz is damaged"):
         here("corpus.py", **other | {"overwrite_output_dir": True})
+    (tmp_path / "other" / "report.json").write_text("{}")
     for share in (0, 0.5):
         with pytest.raises(ValueError, match=rf"--held_out {share}.*: give a share above 0 and below 0\.5"):
             here("corpus.py", **other | {"held_out": share, "overwrite_output_dir": True})
+    assert (tmp_path / "other" / "report.json").is_file()  # nothing was removed
     said = capfd.readouterr().err
     assert "a.jsonl.gz is damaged" in said
     assert "Traceback" not in said

@@ -53,17 +53,16 @@ class Stages:
         if executor == "slurm" and not partition:
             raise ValueError("--executor slurm needs --partition, the name of the cluster's queue.")
         self.executors: dict[str, Any] = {}  # datatrove's, by the name of the stage
-        overwrite = training_args.overwrite_output_dir
-        finished = (read_report(self.folder) or {}).get("recipe") == "corpus"
-        resume = bool(training_args.resume_from_checkpoint) and finished
-        prepare_output(self.folder, resume=resume, overwrite=overwrite)
-        if overwrite and is_run(self.folder):
-            remove_corpus(self.folder)
-        self._continue(training_args.run)
+        self.arguments, self.overwrite = training_args.run, training_args.overwrite_output_dir
+        asked = bool(training_args.resume_from_checkpoint)
+        resume = asked and (read_report(self.folder) or {}).get("recipe") == "corpus"
+        prepare_output(self.folder, resume=resume, overwrite=self.overwrite)
+        if not self.overwrite:
+            self._check_same()
 
-    def _continue(self, run: dict[str, Any]) -> None:
+    def _check_same(self) -> None:
         free = ("executor", "workers", "partition", "time")  # how it runs, not what comes out
-        asked = {key: value for key, value in run.items() if key not in free}
+        asked = {key: value for key, value in self.arguments.items() if key not in free}
         if is_run(self.folder) and (self.at("").is_dir() or self.report.is_file()):
             begun = read_run(self.folder) or {}
             if changed := sorted(key for key, value in asked.items() if begun.get(key, value) != value):
@@ -72,7 +71,6 @@ class Stages:
                     f"{asked[changed[0]]!r}): give that one to continue, another --output_dir, "
                     "or --overwrite_output_dir."
                 )
-        save_run(run, self.folder)
 
     def at(self, name: str) -> Path:
         """Where the files of a stage are."""
@@ -116,6 +114,9 @@ class Stages:
         Raises RuntimeError at a stage whose tasks failed: datatrove's Ray executor would wait for them without end.
         """
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # tasks share the cores
+        if self.overwrite and is_run(self.folder):  # only now: what is wrong with the stages was refused before
+            remove_corpus(self.folder)
+        save_run(self.arguments, self.folder)
         if self.report.is_file():
             print(f"{self.folder} is finished.")
         elif self.kind == "slurm":
