@@ -30,7 +30,7 @@ def class_probabilities(
         return list((logits.sigmoid() if has_several_labels(model) else logits.softmax(-1)).cpu().numpy())
 
     rows = map_by_length(classify, [len(ids) for ids in inputs], description="classifying")
-    return np.array(rows).reshape(len(inputs), model.config.num_labels)
+    return np.array(rows).reshape(len(inputs), model.config.num_labels or 1)
 
 
 def has_several_labels(model: PreTrainedModel) -> bool:

@@ -33,7 +33,7 @@ def attention(model: PreTrainedModel, kind: str) -> Iterator[None]:
     try:
         yield
     finally:
-        model.set_attn_implementation(before)
+        model.set_attn_implementation(before or kind)
 
 
 def embedding_rows(model: PreTrainedModel) -> int:

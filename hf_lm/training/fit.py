@@ -90,7 +90,7 @@ def fit(
     check_arguments(args, model, merge=merge)
     with contextlib.ExitStack() as lock:
         checkpoint = open_output(args, inputs=[*origin.values(), *args.teachers], lock=lock)
-        inputs = inputs_of(task, models=[*(origin.values() if is_adapted(model) else ()), *args.teachers])
+        inputs = inputs_of(task, models=[*_base_of_an_adapter(model), *args.teachers])
         check_processes(Path(args.output_dir), inputs)
         if checkpoint is not None and not args.resume_with_changes:
             check_same_inputs(checkpoint, inputs)
@@ -135,6 +135,11 @@ def _own_arguments(training_args: TrainingArguments, task: Task, model: PreTrain
     if message := choose_rate(args, model):
         PartialState().print(message)
     return args
+
+
+def _base_of_an_adapter(model: PreTrainedModel) -> Iterable[str]:
+    """Its folder or Hub id, which no checkpoint holds; nothing for a model that is trained completely."""
+    return origin_of(base_of(model)).values() if is_adapted(model) else ()
 
 
 def check_arguments(args: TrainingArguments, model: PreTrainedModel, *, merge: bool) -> None:
