@@ -120,19 +120,6 @@ def hash_contents(files: Iterable[tuple[str, Path]]) -> str:
     return digest.hexdigest()
 
 
-def hash_samples(paths: Iterable[Path]) -> str:
-    """One hash of files that may be large, by their names, sizes and 64 pieces of each. Raises OSError."""
-    digest = hashlib.blake2b(digest_size=16)
-    for path in paths:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            digest.update(f"{path.name}\0{size}\0".encode())
-            for k in range(64):
-                file.seek(size * k // 64)
-                digest.update(file.read(2**14))
-    return digest.hexdigest()
-
-
 def hash_contents_once(files: Iterable[tuple[str, Path]]) -> str:
     """As `hash_contents`; that of MUCH is kept in the cache while no file changes in size or time, and not read again.
 

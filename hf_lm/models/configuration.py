@@ -15,7 +15,7 @@ from transformers import MODEL_FOR_MASKED_LM_MAPPING, AutoConfig, PreTrainedConf
 from transformers.utils.hub import cached_file, extract_commit_hash
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from hf_lm.files import MODEL, hash_samples, hash_text
+from hf_lm.files import MODEL, hash_contents_once, hash_text
 
 CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -43,8 +43,8 @@ def commit_of(name_or_path: str) -> str:
 def model_fingerprint(name_or_path: str) -> str:
     """Twelve digits that change with what a checkpoint answers: with the files of a folder, the commit of a name.
 
-    Those of an adapter change with its base too. Of large files samples are read. Raises OSError or ValueError in one
-    line.
+    Those of an adapter change with its base too. Much is not read again (`hash_contents_once`). Raises OSError or
+    ValueError in one line.
     """
     base = (find_adapter(name_or_path) or {}).get("base_model_name_or_path")
     commits, files = [], []
@@ -53,8 +53,8 @@ def model_fingerprint(name_or_path: str) -> str:
             load_config(place)  # asks the Hub
             commits.append(f"{place} {commit_of(place)}")
         found = [path for name in MODEL for path in Path(place).glob(name)] + [*Path(place).glob("target_tokenizer/*")]
-        files += sorted(found)
-    return hash_text(f"{commits} {hash_samples(files)}").hex()[:12]
+        files += [(path.name, path) for path in sorted(found)]
+    return hash_text(f"{commits} {hash_contents_once(files)}").hex()[:12]
 
 
 def load_config(name_or_path: str) -> PreTrainedConfig:

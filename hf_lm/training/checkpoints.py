@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +17,6 @@ from transformers.trainer_callback import TrainerControl, TrainerState
 
 from hf_lm.files import damage, full_disk, hash_text, sync, write_manifest
 from hf_lm.hub.records import read_run
-from hf_lm.models.configuration import model_fingerprint
 from hf_lm.models.target_tokenizer import target_tokenizer
 from hf_lm.output_folder import ASIDE, checkpoint_folders, list_checkpoints, remove_checkpoint, step_of
 from hf_lm.signals import endings, leave_closed_terminal
@@ -137,17 +136,13 @@ def searched_learning_rate(folder: Path) -> float | None:
     return None if run.get("sweep") else run.get("learning_rate")
 
 
-def inputs_of(task: Task, *, models: Iterable[str] = ()) -> dict[str, str]:
-    """What a checkpoint records of what a run reads, beside its arguments.
-
-    `models`: folders or Hub ids of those that a checkpoint does not hold: an adapter's base, and teachers.
-    """
+def inputs_of(task: Task) -> dict[str, str]:
+    """What a checkpoint records of what a run reads, beside its arguments and the models that it does not hold."""
     tokenizer, used = task.tokenizer, []
     for half in {id(half): half for half in (tokenizer, target_tokenizer(tokenizer))}.values():
         rules = tokenizer_fingerprint(half) if half.is_fast else half.get_vocab()
         used.append([rules, half.all_special_tokens, half.chat_template])
-    inputs = {"text": task.fingerprint, "tokenizer": hash_text(json.dumps(used, sort_keys=True)).hex()}
-    return inputs | {f"model {name}": model_fingerprint(name) for name in models}
+    return {"text": task.fingerprint, "tokenizer": hash_text(json.dumps(used, sort_keys=True)).hex()}
 
 
 def check_same_inputs(checkpoint: Path, inputs: dict[str, str]) -> None:
