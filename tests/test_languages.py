@@ -99,7 +99,7 @@ def test_a_prefix_that_the_checkpoint_was_taught_is_read_before_each_source():
     prefix = encode_documents(tokenizer, ["a dog "])[0]
     assert prefix
     assert all(feature["input_ids"][: len(prefix)] == prefix for feature in task.train_dataset)
-    assert model.config.task_specific_params["translation"] == {"prefix": "a dog "}  # for who goes on from here
+    assert model.config.task_specific_params["translation"]["prefix"] == "a dog "  # for further training
     assert translation(tokenizer)[1].prefix_ids == []
 
 
