@@ -85,9 +85,8 @@ def test_a_signal_in_the_last_evaluation_of_a_run_without_checkpoints_does_not_l
 
 def test_a_sweep_takes_the_best_rate_and_run_yaml_repeats_it(data, tmp_path):
     pytest.importorskip("optuna", reason="--sweep needs the extra sweep")
-    report = here(
-        "sentiment.py", dataset=data, output_dir=tmp_path, num_train_epochs=1, sweep=2, learning_rate=1e-3, **FAST
-    )
+    options = FAST | {"dataset": data, "output_dir": tmp_path, "num_train_epochs": 1, "learning_rate": 1e-3}
+    report = here("sentiment.py", sweep=2, **options)
     tried = report["sweep"]
     assert len(tried) == 2
     assert all(1e-4 <= trial["learning_rate"] <= 1e-2 for trial in tried)
@@ -97,6 +96,7 @@ def test_a_sweep_takes_the_best_rate_and_run_yaml_repeats_it(data, tmp_path):
     assert run["sweep"] == 0
     assert report["arguments"]["sweep"] == 0
     assert check_finished(tmp_path) is None  # it can be pushed
+    assert here("sentiment.py", sweep=2, resume_from_checkpoint="latest", **options)["sweep"] == tried
 
 
 def test_a_sweep_measures_each_rate_at_its_end_where_nothing_is_evaluated_before(tmp_path):

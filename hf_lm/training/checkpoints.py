@@ -23,7 +23,7 @@ from hf_lm.signals import endings, leave_closed_terminal
 from hf_lm.tasks.task import Task
 from hf_lm.tokenization.tokenizer import tokenizer_fingerprint
 
-INPUTS = "inputs.json"  # in a checkpoint: see `inputs_of`
+INPUTS, SWEPT = "inputs.json", "sweep"  # in a checkpoint: see `inputs_of`; a key in it
 
 # What may differ between a run and the checkpoint it resumes: nothing that changes a number.
 MAY_DIFFER = (
@@ -143,6 +143,11 @@ def inputs_of(task: Task) -> dict[str, str]:
         rules = tokenizer_fingerprint(half) if half.is_fast else half.get_vocab()
         used.append([rules, half.all_special_tokens, half.chat_template])
     return {"text": task.fingerprint, "tokenizer": hash_text(json.dumps(used, sort_keys=True)).hex()}
+
+
+def rates_tried(checkpoint: Path | None) -> list[dict[str, float]]:
+    """What --sweep tried before the run of a checkpoint: best first, empty where it tried nothing."""
+    return [] if checkpoint is None else json.loads((checkpoint / INPUTS).read_bytes()).get(SWEPT, [])
 
 
 def check_same_inputs(checkpoint: Path, inputs: dict[str, str]) -> None:

@@ -34,6 +34,7 @@ from hf_lm.training.checkpoints import (
     disk_errors,
     find_checkpoint,
     inputs_of,
+    rates_tried,
     save_aside,
     searched_learning_rate,
 )
@@ -106,7 +107,8 @@ def fit(
         check_skipped(args.skip_proofs, before)
         proofs = prove_all(trainer, before)
         sweeps = args.sweep and checkpoint is None
-        swept = choose_learning_rate(model, task, args, build_trainer, started=started) if sweeps else []
+        choose = lambda: choose_learning_rate(model, task, args, build_trainer, started=started)  # noqa: E731
+        swept = trainer.swept = choose() if sweeps else rates_tried(checkpoint)
         replace_results(args, checkpoint)
         train(trainer, checkpoint, started=started)
         measured = measure(trainer, task, evaluations)

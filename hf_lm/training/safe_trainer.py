@@ -28,6 +28,7 @@ from hf_lm.output_folder import list_checkpoints, remove_checkpoint, save_run
 from hf_lm.training.allocator import keep_freed_memory
 from hf_lm.training.checkpoints import (
     INPUTS,
+    SWEPT,
     OnTrainBegin,
     StopOnSignal,
     check_best,
@@ -73,6 +74,7 @@ class SafeTrainerMixin(_Trainer):
         self.measure, self.context = measure, context
         self.tokens_seen: int | torch.Tensor = 0  # by all processes
         self.inputs: dict[str, str] = {}  # of checkpoints.inputs_of
+        self.swept: list[dict[str, float]] = []  # what --sweep tried
         self._aside: Path | None = None
         self._resumed: Path | None = None  # the checkpoint that training continued from
         self._faster_plain = False  # see is_faster_plain
@@ -331,7 +333,7 @@ class SafeTrainerMixin(_Trainer):
             if self.args.should_save:
                 self.state.save_to_json(str(aside / name / "trainer_state.json"))
                 save_run(self.args.run, aside / name)
-                (aside / name / INPUTS).write_text(json.dumps(self.inputs))
+                (aside / name / INPUTS).write_text(json.dumps(self.inputs | {SWEPT: self.swept}))
 
         save_aside(folder, name, write, main=self.is_world_process_zero(), wait=self.accelerator.wait_for_everyone)
         self._rotate(folder / name)
