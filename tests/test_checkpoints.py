@@ -47,7 +47,8 @@ from hf_lm.training.checkpoints import (
     rotate,
     save_aside,
 )
-from hf_lm.training.fit import models_of, open_output
+from hf_lm.training.fit import open_output
+from hf_lm.training.outcome import models_of
 
 
 def make_checkpoint(folder: Path, step: int, run: dict | None = None) -> Path:

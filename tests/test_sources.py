@@ -17,8 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from loopback_hub import hub  # noqa: F401  (a fixture)
 
+from hf_lm.data.cutting import cut
 from hf_lm.data.patterns import Pattern
-from hf_lm.data.reading import cut, read_documents
+from hf_lm.data.reading import read_documents
 from hf_lm.data.sources import load_corpus
 from hf_lm.tasks.language_modelling import LanguageModelling
 from hf_lm.tokenization.tokenizer import new_tokenizer

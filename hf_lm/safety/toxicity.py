@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from hf_lm.data.reading import cut
+from hf_lm.data.cutting import cut
 from hf_lm.data.sources import Corpus
 from hf_lm.files import hash_text
 from hf_lm.safety.measures import Measure, mean_by_group

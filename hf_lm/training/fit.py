@@ -19,7 +19,6 @@ from hf_lm.arguments import TrainingArguments
 from hf_lm.hub.push import check_repository, push_to_hub
 from hf_lm.launching import EXIT_OUT_OF_BUDGET
 from hf_lm.models.adapters import base_of, has_base, is_adapted, merged
-from hf_lm.models.configuration import model_fingerprint
 from hf_lm.models.quantization import quantized_bits
 from hf_lm.output_folder import is_run, list_checkpoints, prepare_output, remove_results, save_run
 from hf_lm.reporting.card import write_card
@@ -39,7 +38,14 @@ from hf_lm.training.checkpoints import (
     searched_learning_rate,
 )
 from hf_lm.training.estimate import estimate_run
-from hf_lm.training.outcome import Finished, describe_devices, origin_of, outcome
+from hf_lm.training.outcome import (
+    Finished,
+    base_of_an_adapter,
+    describe_devices,
+    models_of,
+    origin_of,
+    outcome,
+)
 from hf_lm.training.processes import (
     check_engine,
     check_processes,
@@ -92,7 +98,7 @@ def fit(
     check_arguments(args, model, merge=merge)
     with contextlib.ExitStack() as lock:
         checkpoint = open_output(args, inputs=[*origin.values(), *args.teachers], lock=lock)
-        inputs = inputs_of(task) | models_of([*_base_of_an_adapter(model), *args.teachers])
+        inputs = inputs_of(task) | models_of([*base_of_an_adapter(model), *args.teachers])
         check_processes(Path(args.output_dir), inputs)
         if checkpoint is not None and not args.resume_with_changes:
             check_same_inputs(checkpoint, inputs)
@@ -138,16 +144,6 @@ def _own_arguments(training_args: TrainingArguments, task: Task, model: PreTrain
     if message := choose_rate(args, model):
         PartialState().print(message)
     return args
-
-
-def _base_of_an_adapter(model: PreTrainedModel) -> Iterable[str]:
-    """Its folder or Hub id, which no checkpoint holds; nothing for a model that is trained completely."""
-    return origin_of(base_of(model)).values() if is_adapted(model) else ()
-
-
-def models_of(names: list[str]) -> dict[str, str]:
-    """What a checkpoint records of the models that it does not hold; the main process reads them."""
-    return on_main_process(lambda: {f"model {name}": model_fingerprint(name) for name in names})
 
 
 def check_arguments(args: TrainingArguments, model: PreTrainedModel, *, merge: bool) -> None:

@@ -1,5 +1,6 @@
 """What `fit` reports about a training: the contents of report.json."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,10 +9,11 @@ from transformers import EncoderDecoderModel, PreTrainedModel
 
 from hf_lm.arguments import TrainingArguments
 from hf_lm.files import fingerprints
-from hf_lm.models.adapters import base_of
-from hf_lm.models.configuration import commit_of
+from hf_lm.models.adapters import base_of, is_adapted
+from hf_lm.models.configuration import commit_of, model_fingerprint
 from hf_lm.reporting.report import peak_memory_bytes, versions
 from hf_lm.tasks.task import Measured, Task
+from hf_lm.training.processes import on_main_process
 from hf_lm.training.safe_trainer import SafeTrainerMixin
 
 
@@ -106,3 +108,13 @@ def describe_devices(args: TrainingArguments) -> str:
         kind += f", {torch.get_num_threads()} threads each" if n > 1 else f", {torch.get_num_threads()} threads"
     precision = "bf16" if args.bf16 else "fp16" if args.fp16 else "float32"
     return f"{n} process{'es' if n > 1 else ''} ({kind}), {precision}"
+
+
+def base_of_an_adapter(model: PreTrainedModel) -> Iterable[str]:
+    """Its folder or Hub id, which no checkpoint holds; nothing for a model that is trained completely."""
+    return origin_of(base_of(model)).values() if is_adapted(model) else ()
+
+
+def models_of(names: list[str]) -> dict[str, str]:
+    """What a checkpoint records of the models that it does not hold; the main process reads them."""
+    return on_main_process(lambda: {f"model {name}": model_fingerprint(name) for name in names})
