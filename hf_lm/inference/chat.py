@@ -18,7 +18,7 @@ from hf_lm.files import refuse_foreign, write_whole
 from hf_lm.inference.decoding import Decoding
 from hf_lm.inference.generate import encode_prompt, stream, tokens_to_write
 from hf_lm.models.configuration import context_length
-from hf_lm.tokenization.chat_template import Message, control_tokens, encode_chats, render
+from hf_lm.tokenization.chat_template import Message, encode_chats, end_of_turn
 
 ROLES = ("system", "user", "assistant")
 
@@ -84,7 +84,7 @@ class Conversation:
             model, tokenizer, "a", max_new_tokens=self.settings.max_new_tokens
         )  # refuses an answer that is too long
         self.template = choose_template(tokenizer, template)
-        self.end_ids, self.stop = self._ends()
+        self.end_ids, self.stop = end_of_turn(tokenizer, template=self.template)
         self.messages: list[Message] = copy.deepcopy(messages or [])
         self.left_out = 0
         self.tries = 0  # answers given to the last message
@@ -194,25 +194,6 @@ class Conversation:
     def _encode(self, messages: list[Message]) -> list[int]:
         [(ids, _)] = encode_chats(self.tokenizer, [messages], prompt=True, template=self.template)
         return ids
-
-    def _ends(self) -> tuple[list[int], list[str]]:
-        """What the template puts after an answer: (the id that ends it, []) or ([], strings that end it).
-
-        A base model's end token ends a document; a turn may end with another token, or with none.
-        """
-        marks = ["qzxqone", "qzxqtwo", "qzxqthree"]  # words of no template
-        roles = ["user", "assistant", "user"]
-        turns = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
-        text = "".join(piece for piece, _ in render(self.tokenizer, turns, template=self.template))
-        places = [text.find(mark) for mark in marks]
-        if -1 in places or places != sorted(places):
-            return [], []
-        after_question, after_answer = (text[places[i] + len(marks[i]) : places[i + 1]] for i in (0, 1))
-        controls = control_tokens(self.tokenizer, self.template)
-        ends = [i for i, token in controls.items() if after_answer.lstrip().startswith(token.content)]
-        if ends:
-            return [max(ends, key=lambda i: len(controls[i].content))], []
-        return [], [each.rstrip() for each in (after_answer, after_question) if each.strip()]
 
 
 def load_conversation(path: str | Path) -> list[Message]:

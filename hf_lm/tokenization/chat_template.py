@@ -241,6 +241,26 @@ def _shown(text: str, shown: dict[str, list[str]]) -> list[str]:
     return [part for part in parts if part]
 
 
+def end_of_turn(tokenizer: PreTrainedTokenizerBase, *, template: str = "") -> tuple[list[int], list[str]]:
+    """What the template puts after an answer: (the id that ends it, []) or ([], strings that end it).
+
+    A base model's end token ends a document; a turn may end with another token, or with none.
+    """
+    marks = ["qzxqone", "qzxqtwo", "qzxqthree"]  # words of no template
+    roles = ["user", "assistant", "user"]
+    turns = [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)]
+    text = "".join(piece for piece, _ in render(tokenizer, turns, template=template))
+    places = [text.find(mark) for mark in marks]
+    if -1 in places or places != sorted(places):
+        return [], []
+    after_question, after_answer = (text[places[i] + len(marks[i]) : places[i + 1]] for i in (0, 1))
+    controls = control_tokens(tokenizer, template)
+    ends = [i for i, token in controls.items() if after_answer.lstrip().startswith(token.content)]
+    if ends:
+        return [max(ends, key=lambda i: len(controls[i].content))], []
+    return [], [each.rstrip() for each in (after_answer, after_question) if each.strip()]
+
+
 def ends_of(tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig) -> set[int]:
     """The ids that end an answer: the tokenizer's and those of the generation configuration."""
     known = generation.eos_token_id
