@@ -1,6 +1,7 @@
 """Conversations: every form is read, a turn cannot be forged, only answers and their end are learned, packed ones do
 not see each other, and the whole recipe leaves a model that talks."""
 
+import copy
 import json
 import runpy
 import threading
@@ -23,7 +24,7 @@ from hf_lm.tasks import proofs
 from hf_lm.tasks.chat import Chat
 from hf_lm.tasks.losses import next_token_loss
 from hf_lm.tokenization import chat_template
-from hf_lm.tokenization.chat_template import encode_chats, set_chat_template
+from hf_lm.tokenization.chat_template import encode_chats, ends_of, set_chat_template
 from hf_lm.tokenization.tokenizer import train_bpe
 
 ROOT = Path(__file__).parent.parent
@@ -65,6 +66,30 @@ def make(chat_tokenizer):
         return model, Chat(table, chat_tokenizer, model, **{"max_length": 64, "fresh": True} | options)
 
     return make
+
+
+QWEN = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' %}"
+    "{% generation %}{{ m['content'] }}<|im_end|>{% endgeneration %}{% else %}{{ m['content'] }}<|im_end|>{% endif %}\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_a_turn_may_end_with_another_token_than_a_document(make, chat_tokenizer):
+    """As Qwen's base models have it: their tokenizer ends a document, their template a turn."""
+    tokenizer = copy.deepcopy(chat_tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = QWEN
+    model = new_gpt2(tokenizer, n_layer=1, n_head=2, n_embd=16, block_size=256)
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert ends_of(tokenizer, model.generation_config) == {tokenizer.eos_token_id, end}
+    assert ends_of(chat_tokenizer, model.generation_config) == {chat_tokenizer.eos_token_id}
+    table = Table("x", "", {"train": rows()})
+    read_chat(table)
+    task = Chat(table, tokenizer, model, max_length=256, fresh=True)
+    proof = task.label_proof()
+    assert proof.passed, proof.said
+    assert end in model.generation_config.eos_token_id
 
 
 def trainer_of(model, task, tmp_path, **arguments):

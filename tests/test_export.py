@@ -109,7 +109,7 @@ def test_without_the_extra_the_error_says_what_to_install(to, tmp_path, capsys):
 
 @needs_gguf
 @pytest.mark.slow
-def test_a_gpt2_becomes_gguf_and_back(tmp_path, gpt2_words):
+def test_a_gpt2_becomes_gguf_and_back(tmp_path, gpt2_words, monkeypatch):
     import gguf
 
     from hf_lm.export.gguf_file import export_gguf
@@ -123,6 +123,9 @@ def test_a_gpt2_becomes_gguf_and_back(tmp_path, gpt2_words):
     assert len(fields["tokenizer.ggml.tokens"].contents()) == len(gpt2_words)  # not the rounded embedding
     assert "allowed: 0.0001 of the largest" in reports[1]
     export_gguf(folder, output)  # its own file is replaced
+    torch.manual_seed(1)
+    monkeypatch.chdir(tmp_path)
+    export_gguf(save(tmp_path / "other", gpt2_words), "model.gguf")  # and compared with what is there now
 
 
 @needs_gguf

@@ -67,6 +67,16 @@ def test_rewards_check_what_they_say():
     numbers = ["-3", "3.50", "1,234.5", "a 7 b 8.", "no", "8.", "8"]
     assert exact([""] * 7, numbers, ["3", "3.5", "1234.5", "8", "7", "8.0", "6 + 2 = 8"]) == [0, 1, 1, 1, 0, 1, 1]
     assert exact([""], ["Paris 7"], ["Paris"]) == [0]
+    numbers = ["12345678901234567", "9" * 400, "\u22125", "The range 3-5", ".5", "x-5", "\u22125"]
+    assert exact([""] * 7, numbers, ["12345678901234568", "8" * 400, "5", "5", "0.5", "5", "-5"]) == [
+        0,
+        0,
+        0,
+        1,
+        1,
+        1,
+        1,
+    ]
     assert load_reward("length", target_length=1)([""], ["a"], [""]) == [1]
     assert exact([""] * 3, ["The  Cat", "cat!", ""], ["the cat.", "cat", ""]) == [1, 0, 1]
     close, far = load_reward("chrf")(["", ""], ["the cat sat", "xyz"], ["the cat sat", "the cat sat"])

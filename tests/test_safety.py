@@ -660,3 +660,17 @@ def test_the_recipe_measures_before_and_after_a_mitigation(writer, texts, tmp_pa
     assert "counterfactual" in (out / "README.md").read_text()
     assert "What this shows, and what it does not" in capsys.readouterr().out
     assert math.isfinite(models["model"]["measures"][0]["groups"]["all"]["value"])
+
+
+def test_files_of_one_name_in_two_folders_are_both_measured(tmp_path):
+    for folder, word in (("a", "red"), ("b", "blue")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "pairs.csv").write_text(
+            f"sent_more,sent_less,stereo_antistereo,bias_type\nThe {word} cat,The {word} dog,stereo,animal\n"
+        )
+        (tmp_path / folder / "p.txt").write_text(f"The {word}\n")
+    pairs, prompts = ([str(tmp_path / folder / name) for folder in "aab"] for name in ("pairs.csv", "p.txt"))
+    suite = Suite(stereotypes=pairs, prompts=prompts)
+    assert [each.source for each in suite.contrasts] == ["pairs.csv", pairs[-1]]
+    assert suite.prompts.keys() == {prompts[0], prompts[-1]}
+    assert Suite(prompts=prompts[:1]).prompts.keys() == {"p.txt"}

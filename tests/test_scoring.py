@@ -394,3 +394,15 @@ def test_rows_with_the_same_text_are_all_kept(tmp_path):
         (tmp_path / name / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     result = compare_runs([str(tmp_path / "one"), str(tmp_path / "two")], metrics=["accuracy"])
     assert result["data"]["examples"] == 3
+
+
+def test_a_model_of_self_training_is_measured_as_its_run_measured_the_task(model, tokenizer, tmp_path):
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "report.json").write_text(json.dumps({"recipe": "self_training"}))
+    (tmp_path / "run.yaml").write_text("task: question_answering\nmax_length: 48\n")
+    checkpoint = open_checkpoint(str(tmp_path))
+    assert checkpoint.recipe == "question_answering"
+    assert (checkpoint.run["stride"], checkpoint.run["max_source_length"]) == (16, 48)
+    (tmp_path / "run.yaml").write_text("task: language_modelling\n")
+    assert open_checkpoint(str(tmp_path)).recipe == "pretrain"

@@ -1,6 +1,7 @@
 """Few labels, much text: what is drawn, what a teacher may pass on, and a curve that is that of plain training."""
 
 import contextlib
+import copy
 import json
 from dataclasses import replace
 
@@ -326,6 +327,18 @@ def test_every_task_learns_from_text_and_its_curve_says_what_it_gained(task, dat
         first = curve["points"][2]["found"][0]["rounds"][0]
         assert 0 < first["pseudo_labels"] <= first["of"]
         assert {"temperature", "nats_per_label", "nats_per_label_calibrated", "right"} <= set(first)
+
+
+def test_documents_are_batched_with_a_tokenizer_that_has_no_padding_token(model, tokenizer, tmp_path):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.pad_token = None  # as GPT-2's own
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "base")
+    few = write(tmp_path / "few.jsonl", [{"text": row["text"]} for row in opinions(60)])
+    settings = {"unlabelled": str(few), "unlabelled_column": "text", "text_column": "text", "max_length": 16}
+    task = SETUPS["language_modelling"](str(few), model=str(tmp_path / "base"), **settings).task
+    assert task.collate([task.train_dataset[0], task.train_dataset[1]])["input_ids"].ndim == 2
+    assert task.tokenizer.pad_token_id is not None
 
 
 def test_questions_without_answers_are_read_and_what_is_held_out_is_not(tmp_path):

@@ -5,6 +5,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ Scorer = Callable[[list[str]], list[float]]  # a number for each answer; more is
 Reward = Callable[[list[str], list[str], list[str]], list[float]]  # of prompts, answers and references
 
 REWARDS = ("exact_answer", "format", "length", "chrf")
-NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+# With its sign, which no digit or letter stands before ("3-5" holds 3 and 5), or a minus sign of Unicode.
+NUMBER = re.compile(r"(?<![\w.])[-\u2212]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)|\d[\d,]*(?:\.\d+)?")
 
 
 def load_reward(name: str, *, pattern: str = "", target_length: int = 0) -> Reward:
@@ -58,9 +60,10 @@ def reward_bounds(name: str) -> tuple[float, float]:
 
 def same_answer(answer: str, reference: str) -> float:
     """1 where an answer ends in the reference's number or, where that has none, is the reference but for its case."""
-    numbers = [[found.replace(",", "") for found in NUMBER.findall(text)] for text in (answer, reference)]
+    numbers = [NUMBER.findall(text) for text in (answer, reference)]
     if numbers[1]:
-        return float(bool(numbers[0]) and float(numbers[0][-1]) == float(numbers[1][-1]))
+        last = [Decimal(found[-1].replace(",", "").replace("\u2212", "-")) for found in numbers if found]
+        return float(bool(numbers[0]) and last[0] == last[1])
     return float(" ".join(answer.casefold().split()).rstrip(".") == " ".join(reference.casefold().split()).rstrip("."))
 
 

@@ -198,7 +198,9 @@ def _check_logits(path: Path, model: GPT2LMHeadModel, rows: list[list[int]]) -> 
     config = model.config.__class__(**model.config.to_dict())
     (embedding,) = (each for each in gguf.GGUFReader(path).tensors if each.name == "token_embd.weight")
     config.vocab_size = size = int(embedding.shape[1])
-    read = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, config=config, dtype=torch.float32)
+    # By its whole path: transformers takes a file of that name in the working directory first.
+    whole = path.resolve()
+    read = AutoModelForCausalLM.from_pretrained(whole.parent, gguf_file=str(whole), config=config, dtype=torch.float32)
     with torch.no_grad():
         expected = [model(input_ids=torch.tensor([row])).logits[0, :, :size] for row in rows]
         computed = [read.eval()(input_ids=torch.tensor([row])).logits[0].numpy() for row in rows]

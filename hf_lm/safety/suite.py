@@ -1,7 +1,8 @@
 """All measurements of a model in one call, by what the model can do."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,22 @@ def is_classifier(config: PreTrainedConfig) -> bool:
     return (config.architectures or [""])[0].endswith("ForSequenceClassification")
 
 
+def _labels(paths: Sequence[str]) -> dict[str, str]:
+    """What files are called: by their names, and where two have one name by their paths."""
+    names = {path: Path(path).name for path in paths}
+    return {path: name if list(names.values()).count(name) == 1 else path for path, name in names.items()}
+
+
+def _different(found: Iterable[Contrasts], paths: Sequence[str]) -> list[Contrasts]:
+    """What different files hold: the two of WinoBias are one set, and another file of the same name is another."""
+    kept: list[Contrasts] = []
+    for contrasts, path in zip(found, paths, strict=True):
+        same = [other for other in kept if other.source == contrasts.source]
+        if not any(other.rows == contrasts.rows for other in same):
+            kept.append(replace(contrasts, source=str(path)) if same else contrasts)
+    return kept
+
+
 class Suite:
     """The sets and scorers that models are measured with, read once and the same for every model.
 
@@ -95,11 +112,9 @@ class Suite:
     ) -> None:
         if samples < 1 or max_new_tokens < 1:
             raise ValueError(f"samples is {samples} and max_new_tokens {max_new_tokens}; give at least 1 of each.")
-        self.contrasts: list[Contrasts] = list(
-            {contrasts.source: contrasts for contrasts in map(read_stereotypes, stereotypes)}.values()
-        ) or [built_in_pairs()]
+        self.contrasts = _different(map(read_stereotypes, stereotypes), stereotypes) or [built_in_pairs()]
         self.prompts: dict[str, list[Prompt]] = {
-            str(name).rsplit("/", 1)[-1]: read_prompts(name, at_most=max_prompts) for name in prompts
+            label: read_prompts(name, at_most=max_prompts) for name, label in _labels(prompts).items()
         }
         self.corpus = corpus
         self.scorer, self.sentiment = scorer or insult_scorer(), sentiment

@@ -37,7 +37,10 @@ class Checkpoint:
 
     @property
     def recipe(self) -> str:
-        return self.report.get("recipe", "")
+        """That of its task: of a model that recipes/self_training.py trained, the one that its run names."""
+        recipe = self.report.get("recipe", "")
+        named = self.run.get("task", "") if recipe == "self_training" else recipe
+        return "pretrain" if named == "language_modelling" else named
 
     @property
     def tokenizer(self) -> str:
@@ -64,7 +67,10 @@ def open_checkpoint(name: str) -> Checkpoint:
     # An adapter kept beside its merged model, and a checkpoint, belong to the run of the folder above.
     inside = folder.name == "adapter" or folder.name.startswith("checkpoint-")
     run = next((p for p in (folder, folder.parent)[: 1 + inside] if (p / "report.json").is_file()), folder)
-    return Checkpoint(name, adapter, config, read_run(run) or {}, read_report(run) or {})
+    report, arguments = read_report(run) or {}, read_run(run) or {}
+    if report.get("recipe") == "self_training" and (longest := arguments.get("max_length")):
+        arguments |= {"max_source_length": longest, "stride": longest // 3}  # see hf_lm.self_training.setups
+    return Checkpoint(name, adapter, config, arguments, report)
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:

@@ -31,7 +31,7 @@ from hf_lm.tasks.supervised import Supervised
 from hf_lm.tasks.task import SelfTrainingTask
 from hf_lm.tasks.text_to_text import TextToText
 from hf_lm.tasks.translation import Translation
-from hf_lm.tokenization.tokenizer import load_tokenizer, new_tokenizer
+from hf_lm.tokenization.tokenizer import load_tokenizer, new_tokenizer, set_pad
 
 
 @dataclass
@@ -61,6 +61,7 @@ def begin_language_modelling(
     more = read_unlabelled(unlabelled, text_column=unlabelled_column)
     if model:
         tokenizer = load_tokenizer(model)
+        set_pad(tokenizer)
         max_length = min(max_length, context_length(load_config(model)) or max_length)
         new_model = lambda: load_causal_lm(model, tokenizer=tokenizer, block_size=max_length)  # noqa: E731
     else:

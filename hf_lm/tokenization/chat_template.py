@@ -262,7 +262,8 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase, *, template: str = "") -> tu
 
 
 def ends_of(tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig) -> set[int]:
-    """The ids that end an answer: the tokenizer's and those of the generation configuration."""
+    """The ids that end an answer: the tokenizer's, those of the generation configuration, and the template's own."""
     known = generation.eos_token_id
     own = cast(int | None, tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id)
-    return {i for i in (own, *(known if isinstance(known, list) else [known])) if i is not None}
+    turn = end_of_turn(tokenizer)[0] if tokenizer.chat_template else []
+    return {i for i in (own, *(known if isinstance(known, list) else [known]), *turn) if i is not None}
