@@ -8,6 +8,7 @@ import atexit
 import gc
 import math
 import os
+import re
 import sys
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
@@ -229,6 +230,11 @@ SHARED_DEFAULTS: dict[str, Any] = {"logging_steps": 10, "save_total_limit": 2}
 # The Trainer's own that every recipe's --help shows beside ours and those that the recipe sets.
 COMMON = ("num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "report_to", "seed")
 
+# What gloo and NCCL raise where another process has ended.
+ENDED = re.compile(
+    r"Connection (reset|closed) by peer|Socket closed|remote process exited|NCCL communicator was aborted"
+)
+
 # About one invocation rather than about the run: they do not belong in run.yaml.
 ONE_INVOCATION = ("resume_from_checkpoint", "overwrite_output_dir", "resume_with_changes")
 
@@ -400,5 +406,8 @@ def _one_line(kind: type[BaseException], error: BaseException, trace: object) ->
     prefix = f"[process {rank}] " if rank else ""
     if issubclass(kind, KeyboardInterrupt):
         print(f"\n{prefix}interrupted", file=sys.stderr)
+        return
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and ENDED.search(str(error)):
+        print(f"{prefix}error: another process ended first: see what it said  (--debug shows more)", file=sys.stderr)
         return
     print(f"{prefix}error: {error_line(error)}  (--debug shows the traceback)", file=sys.stderr)

@@ -391,10 +391,12 @@ def test_the_next_window_is_read_while_one_is_trained_on_and_no_more_than_the_tr
 
 def test_reading_ahead_ends_with_the_process():
     code = (
-        "import itertools, threading, time\n"
+        "import atexit, itertools, threading, time\n"
         "from hf_lm.data.reading import until_exit\n"
         "rows = until_exit(time.sleep(0.01) for _ in itertools.count())\n"
-        "threading.Thread(target=lambda: sum(1 for _ in rows)).start()\n"
+        "thread = threading.Thread(target=lambda: sum(1 for _ in rows), daemon=True)\n"
+        "thread.start()\n"
+        "atexit.register(thread.join, 5)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0

@@ -142,7 +142,8 @@ def _open(name: str, *, streaming: bool = False) -> dict[str, Any]:
 def _not_loaded(name: str, error: Exception) -> ValueError:
     from datasets import config as settings
 
-    offline = settings.HF_HUB_OFFLINE or isinstance(error, (ConnectionError, OSError))
-    said = str(error).splitlines()[0] if str(error) else type(error).__name__
+    answered = getattr(error, "response", None) is not None  # an error of HTTP
+    offline = settings.HF_HUB_OFFLINE or (isinstance(error, (ConnectionError, OSError)) and not answered)
+    said = (str(error).splitlines()[0] if str(error) else type(error).__name__).rstrip(".")
     reason = " The Hub was not reached: this machine is offline or HF_HUB_OFFLINE is set." if offline else ""
     return ValueError(f"--dataset {name} is no file or folder here and was not loaded from the Hub: {said}.{reason}")

@@ -1,5 +1,6 @@
 """Causal language modelling: documents packed into blocks, every token predicted from those before it."""
 
+import atexit
 import contextlib
 import copy
 import lzma
@@ -139,8 +140,9 @@ class LanguageModelling:
                 print(f"window {number}: {leakage.said}", file=sys.stderr)
         trained_on = (number + 1) * len(self.train_dataset) * self.block_size
         if state.is_local_main_process and trained_on < self.training_tokens:
-            self._reading = threading.Thread(target=self._read_ahead, args=(number + 1,))
+            self._reading = threading.Thread(target=self._read_ahead, args=(number + 1,), daemon=True)
             self._reading.start()
+            atexit.register(self._reading.join, 5)  # `until_exit` ends it, unless it waits for the network
         return stream
 
     def _tokenize_window(self, number: int) -> TokenStream:

@@ -183,7 +183,8 @@ def save_aside(
             if main:
                 files = _move_into_place(aside, folder, name)
     except Exception:
-        shutil.rmtree(aside, ignore_errors=True)
+        if main:  # which another process may still write into
+            shutil.rmtree(aside, ignore_errors=True)
         raise
     wait()
     return files

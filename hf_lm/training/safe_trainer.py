@@ -243,6 +243,8 @@ class SafeTrainerMixin(_Trainer):
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
+        if self.args.world_size > 1:  # each process has the loss of its rows, and another number of them may go on
+            self._tr_loss.copy_(self.accelerator.reduce(self._tr_loss.clone(), "mean"))
         (Path(output_dir) / f"counts_{self.args.process_index}.json").write_text(json.dumps(self.counts()))
 
     def _begin(self) -> None:
@@ -252,8 +254,8 @@ class SafeTrainerMixin(_Trainer):
         if self._resumed is None:
             return
         resumed = Path(self._resumed).resolve()
-        counts = resumed / f"counts_{self.args.process_index}.json"
-        if counts.is_file():  # another number of processes has others
+        names = (f"counts_{self.args.process_index}.json", "counts_0.json")  # a process more takes those of the first
+        if counts := next((resumed / name for name in names if (resumed / name).is_file()), None):
             self.continue_counts(json.loads(counts.read_text()))
         newest = list_checkpoints(self.args.output_dir)[-1:]
         if [path.resolve() for path in newest] == [resumed]:
@@ -294,8 +296,9 @@ class SafeTrainerMixin(_Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs.update(self.speedometer.measure())
-        if "train_loss" in logs and self._resumed is not None:  # the Trainer's is of the steps since the resume
-            logs["train_loss"] = self._total_loss_scalar / max(1, self.state.global_step)
+        if "train_loss" in logs:  # the Trainer's is of this process, and of the steps since the resume
+            total = torch.tensor(self._total_loss_scalar, device=self.args.device)
+            logs["train_loss"] = float(self.accelerator.reduce(total, "mean")) / max(1, self.state.global_step)
         super().log(logs, start_time)
 
     # Checkpoints

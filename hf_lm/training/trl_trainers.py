@@ -85,6 +85,10 @@ class SFT(TrlTrainerMixin, SFTTrainer):
     are never held as a whole.
     """
 
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        self._metrics["train"].pop("num_tokens", None)  # TRL counts the width of a batch, as if it were one row
+        super().log(logs, start_time)
+
 
 def _encoded(task: Chat | Preference, measure: Callable) -> dict[str, Any]:
     """What a trainer over features that are encoded already takes of a task."""
