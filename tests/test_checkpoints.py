@@ -20,6 +20,7 @@ import torch
 from matplotlib.figure import Figure
 from safetensors.torch import save_file
 from transformers import AutoTokenizer
+from transformers.trainer_callback import TrainerControl, TrainerState
 
 from hf_lm.arguments import TrainingArguments
 from hf_lm.files import fingerprints, write_manifest, write_whole
@@ -39,6 +40,7 @@ from hf_lm.tokenization.tokenizer import train_bpe
 from hf_lm.training import checkpoints
 from hf_lm.training.checkpoints import (
     INPUTS,
+    SaveBeforeWaiting,
     check_same_inputs,
     check_same_run,
     disk_errors,
@@ -46,6 +48,7 @@ from hf_lm.training.checkpoints import (
     inputs_of,
     rotate,
     save_aside,
+    unscheduled_steps,
 )
 from hf_lm.training.fit import open_output
 from hf_lm.training.outcome import models_of
@@ -457,3 +460,14 @@ def test_another_base_or_teacher_of_the_same_name_is_refused_at_a_resume(model, 
     model.save_pretrained(base)
     with pytest.raises(ValueError, match=rf"what changed is the model {base}\."):
         check_same_inputs(tmp_path, models_of([str(base)]))
+
+
+@pytest.mark.parametrize(("waits", "due", "saves"), [(True, False, True), (True, True, False), (False, False, False)])
+def test_a_checkpoint_is_saved_before_a_text_is_waited_for_unless_there_is_one(waits, due, saves):
+    state, control = TrainerState(global_step=7, max_steps=20, epoch=1.0), TrainerControl(should_save=due)
+    args, callback = SimpleNamespace(world_size=1, device="cpu"), SaveBeforeWaiting(lambda: waits)
+    callback.on_step_end(args, state, control)
+    control.should_save = False  # the Trainer has saved
+    callback.on_epoch_end(args, state, control)
+    assert control.should_save == saves
+    assert unscheduled_steps(state) == [7] * saves

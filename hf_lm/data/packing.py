@@ -248,7 +248,7 @@ class Blocks:
     each document, which is what keeps documents apart in the model. The first epoch has the documents in the order of
     the stream; `start_epoch` puts them in another order. With `window`, epoch n has the blocks of the stream
     `window(n)` instead, as many as the first one: of a longer one the last are left out, of a shorter one some come
-    twice. Raises ValueError if there is not one block.
+    twice; `waits()` says whether the next one is still being read. Raises ValueError if there is not one block.
     """
 
     def __init__(
@@ -258,6 +258,7 @@ class Blocks:
         block_size: int,
         isolate: bool,
         window: Callable[[int], TokenStream] | None = None,
+        waits: Callable[[], bool] = bool,  # never
     ) -> None:
         if stream.total < block_size:
             raise ValueError(
@@ -265,6 +266,7 @@ class Blocks:
                 "or a smaller --block_size."
             )
         self.stream, self.block_size, self.isolate, self.window = stream, block_size, isolate, window
+        self.waits = waits
         self.count = stream.total // block_size
         self._parts: _Parts | None = None  # of the epoch's order; None: that of the stream
 
@@ -285,7 +287,7 @@ class Blocks:
     def __getstate__(self) -> dict[str, Any]:
         """For workers that are not forked: they open the tokens themselves, and begin no epoch."""
         parts = None if self._parts is None else replace(self._parts, tokens=np.zeros(0, np.uint16))
-        return vars(self) | {"window": None, "_parts": parts}
+        return vars(self) | {"window": None, "waits": bool, "_parts": parts}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)

@@ -108,8 +108,8 @@ class LanguageModelling:
         self._limit_evaluation(training_tokens)
         self.windows: list[dict[str, Any]] = []  # what was read of a streamed corpus since the last start
         self._reading: threading.Thread | None = None  # the next one
-        window = self._window if corpus.window else None
-        self.train_dataset = Blocks(self.streams["train"], block_size=block_size, isolate=self.isolate, window=window)
+        options: dict[str, Any] = {"window": self._window, "waits": self._waits} if corpus.window else {}
+        self.train_dataset = Blocks(self.streams["train"], block_size=block_size, isolate=self.isolate, **options)
 
     def _large_shares(self) -> list[str]:
         """Of splits that were cut from train by document and are far larger than was asked for: documents are few."""
@@ -144,6 +144,9 @@ class LanguageModelling:
             self._reading.start()
             atexit.register(self._reading.join, 5)  # `until_exit` ends it, unless it waits for the network
         return stream
+
+    def _waits(self) -> bool:
+        return self._reading is not None and self._reading.is_alive()
 
     def _tokenize_window(self, number: int) -> TokenStream:
         def folder(k: int) -> Path:

@@ -294,6 +294,24 @@ def _within_epoch(state: TrainerState) -> bool:
     return state.epoch % 1 != 0
 
 
+class SaveBeforeWaiting(StopWithCheckpoint):
+    """A checkpoint at the end of an epoch whose next text is still being read: that may take long, and fail."""
+
+    def __init__(self, waits: Callable[[], bool]) -> None:
+        self.waits = waits
+        self._saved = False  # after the last step, as scheduled
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        self._saved = control.should_save
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        waits = torch.tensor(int(self.waits()), device=args.device)
+        if args.world_size > 1:  # one process of each machine reads
+            torch.distributed.all_reduce(waits, op=torch.distributed.ReduceOp.MAX)
+        if int(waits) and not self._saved:
+            self._save(state, control)
+
+
 class StopOnSignal(StopWithCheckpoint):
     """SIGTERM, SIGHUP and Ctrl-C end training after the step in progress, with a checkpoint; a second one at once."""
 

@@ -30,6 +30,7 @@ from hf_lm.training.checkpoints import (
     INPUTS,
     SWEPT,
     OnTrainBegin,
+    SaveBeforeWaiting,
     StopOnSignal,
     check_best,
     rotate,
@@ -93,6 +94,8 @@ class SafeTrainerMixin(_Trainer):
             )
         self.stop = StopOnSignal()
         self.add_callback(self.stop)
+        if isinstance(self.train_dataset, Blocks) and self.train_dataset.window:
+            self.add_callback(SaveBeforeWaiting(self.train_dataset.waits))
         self.add_callback(OnTrainBegin(self._begin))
         dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
         self.speedometer = Speedometer(
@@ -244,8 +247,13 @@ class SafeTrainerMixin(_Trainer):
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
         if self.args.world_size > 1:  # each process has the loss of its rows, and another number of them may go on
-            self._tr_loss.copy_(self.accelerator.reduce(self._tr_loss.clone(), "mean"))
+            loss = cast(torch.Tensor, self._tr_loss)
+            loss.copy_(self._mean(loss.clone()))
         (Path(output_dir) / f"counts_{self.args.process_index}.json").write_text(json.dumps(self.counts()))
+
+    def _mean(self, number: torch.Tensor) -> torch.Tensor:
+        """Over all processes, each of which must ask."""
+        return cast(torch.Tensor, self.accelerator.reduce(number, "mean"))
 
     def _begin(self) -> None:
         """Restore the counts of the run that is resumed, and remove the checkpoints that it was about to remove."""
@@ -298,7 +306,7 @@ class SafeTrainerMixin(_Trainer):
             logs.update(self.speedometer.measure())
         if "train_loss" in logs:  # the Trainer's is of this process, and of the steps since the resume
             total = torch.tensor(self._total_loss_scalar, device=self.args.device)
-            logs["train_loss"] = float(self.accelerator.reduce(total, "mean")) / max(1, self.state.global_step)
+            logs["train_loss"] = float(self._mean(total)) / max(1, self.state.global_step)
         super().log(logs, start_time)
 
     # Checkpoints
