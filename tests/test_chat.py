@@ -3,6 +3,7 @@ not see each other, and the whole recipe leaves a model that talks."""
 
 import copy
 import json
+import math
 import runpy
 import threading
 from pathlib import Path
@@ -119,6 +120,23 @@ def test_every_form_of_a_conversation_is_read():
         table.rows["validation"] = table.rows["test"] = [row]
         read_chat(table)
         assert table.rows["train"] == forms[:1]
+
+
+def test_a_column_system_is_the_system_turn_of_conversations_that_have_none():
+    asked, said = {"role": "user", "content": "Add.\n\n1 and 2"}, {"role": "assistant", "content": "3"}
+    for row in (
+        {"conversations": [{"from": "human", "value": "Add.\n\n1 and 2"}, {"from": "gpt", "value": "3"}]},
+        {"prompt": "Add.\n\n1 and 2", "completion": "3"},
+        {"instruction": "Add.", "input": "1 and 2", "output": "3"},
+    ):
+        for cell, turns in (("Be brief.", [{"role": "system", "content": "Be brief."}]), (" ", []), (math.nan, [])):
+            table = Table("x", "", {split: [row | {"system": cell}] for split in ("train", "validation", "test")})
+            read_chat(table)
+            assert table.rows["train"] == [{"messages": [*turns, asked, said]}]
+    own = {"messages": [{"role": "system", "content": "Be kind."}, asked, said]}
+    table = Table("x", "", {split: [own | {"system": "Be brief."}] for split in ("train", "validation", "test")})
+    read_chat(table)
+    assert table.rows["train"] == [own]
 
 
 def test_what_cannot_be_learned_is_left_out_and_counted_or_said_in_one_line():

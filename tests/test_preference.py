@@ -96,6 +96,23 @@ def test_every_form_of_a_pair_is_read():
     assert (row["chosen"], row["rejected"]) == ("d", "e\n\nnot a turn")
 
 
+def test_all_columns_of_a_prompt_are_read():
+    answers = {"chosen": "Yes.", "rejected": "No."}
+    asked, system = {"role": "user", "content": "Is it?\n\nThis."}, {"role": "system", "content": "Be brief."}
+    own = [{"role": "system", "content": "Be kind."}, asked]
+    for row, messages in (
+        ({"instruction": "Is it?", "input": "This."}, [asked]),
+        ({"instruction": "Is it?\n\nThis.", "input": ""}, [asked]),
+        ({"system": "Be brief.", "question": "Is it?\n\nThis."}, [system, asked]),
+        ({"system": "Be brief.", "prompt": own}, own),
+    ):
+        assert read(row | answers, fill="same").rows["train"] == [answers | {"messages": messages}], row
+    shared = {side: [asked, {"role": "assistant", "content": text}] for side, text in answers.items()}
+    assert read(shared | {"system": "Be brief."}, fill="same").rows["train"][0]["messages"] == [system, asked]
+    with pytest.raises(ValueError, match="3 pairs without a prompt"):  # a system turn alone asks nothing
+        read({"system": "Be brief.", "chosen": "Yes.", "rejected": "No."}, fill="same")
+
+
 def test_pairs_that_teach_nothing_are_left_out_and_counted():
     good = {"prompt": "a", "chosen": "b", "rejected": "c"}
     table = read(good, good | {"rejected": "b"}, good | {"chosen": " "}, good | {"rejected": None})

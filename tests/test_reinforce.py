@@ -172,6 +172,26 @@ def test_a_reference_is_taken_out_of_a_longer_text():
         read_prompts(Table("x", "", {"train": rows}), answer_pattern="(")
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [({}, "Add.\n\n{i}"), ({"prompt": "input"}, "{i}"), ({"prompt": "instruction"}, "Add.")],
+)
+def test_an_instruction_with_its_input_is_the_prompt_unless_a_column_is_asked_for(options, expected):
+    rows = [{"instruction": "Add.", "input": f"{i}", "output": "3", "system": "Be brief."} for i in range(40)]
+    splits = {split: [dict(row) for row in rows] for split in ("train", "validation", "test")}
+    table = Table("x", "", splits)
+    read_prompts(table, **options)
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": expected.format(i=7)}]
+    assert table.rows["train"][7] == {"messages": messages, "reference": "3"}
+
+
+def test_instructions_whose_input_is_empty_are_prompts():
+    table = Table("x", "", {"train": [{"instruction": f"Say {i}.", "input": "", "output": "x"} for i in range(40)]})
+    read_prompts(table)
+    assert table.notes[0] == "prompts in 'instruction' and 'input', references in 'output'"
+    assert not table.left_out.total()
+
+
 def test_prompts_that_leave_no_room_are_refused(make):
     with pytest.raises(ValueError, match="lower --max_new_tokens"):
         make(digits, max_new_tokens=31)

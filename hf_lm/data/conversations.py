@@ -11,6 +11,7 @@ from hf_lm.tokenization.chat_template import Message
 
 MESSAGES = ("messages", "conversations", "conversation")
 PROMPT = ("prompt", "question", "query", "input")
+INSTRUCTION = ("instruction", "input")  # of Alpaca: together they are a prompt
 COMPLETION = ("completion", "response", "answer", "output")
 ROLES = {
     **dict.fromkeys(("user", "human", "prompter"), "user"),
@@ -24,30 +25,36 @@ def read_chat(table: Table, *, prompt: str = "", completion: str = "") -> None:
     """Reduce a table to rows of {"messages"} that end with an answer, and cut the splits it lacks.
 
     Rows are messages ({"role", "content"}, or ShareGPT's {"from", "value"}), a prompt and a completion, or Alpaca's
-    instruction, input and output: the first row's columns say which. Turns after the last answer and rows without one
-    are left out and counted.
+    instruction, input and output: the first row's columns say which. A column `system` is their system turn where they
+    have none. Turns after the last answer and rows without one are left out and counted.
     """
     train, where = table.rows["train"], f"--dataset {table.source}"
     first = train[0]
     column = next((name for name in MESSAGES if isinstance(first.get(name), list)), "")
     if column and not prompt:
-        form, read = "messages", lambda row: _messages(row.get(column), table)
+        form, asked = "messages", ()
     elif "instruction" in first and not prompt:
         completion = pick_column(train, completion, COMPLETION[::-1], option="--completion", where=where)
-        form, read = "instruction, input and output", lambda row: _alpaca(row, completion, table)
+        form, asked = "instruction, input and output", INSTRUCTION
     else:
         prompt = pick_column(train, prompt, PROMPT, option="--prompt", where=where)
         completion = pick_column(train, completion, COMPLETION, option="--completion", where=where)
-        form = "prompt and completion"
-        read = lambda row: _side(row.get(prompt), "user", table) + _side(row.get(completion), "assistant", table)  # noqa: E731
+        form, asked = "prompt and completion", (prompt,)
+
+    def read(row: Row) -> list[Message]:
+        if not asked:
+            return _messages(row.get(column), table)
+        return _asked(row, asked, table) + _side(row.get(completion), "assistant", table)
+
     for split, rows in table.rows.items():
         kept = []
         for number, row in enumerate(rows, 1):
             with _named(table, split, number):
                 messages = read(row)
-            while messages and messages[-1]["role"] != "assistant":
-                table.left_out["turns_after_the_last_answer"] += 1
-                messages.pop()
+                while messages and messages[-1]["role"] != "assistant":
+                    table.left_out["turns_after_the_last_answer"] += 1
+                    messages.pop()
+                messages = _with_system(row, messages, table)
             if not messages:
                 table.left_out["rows_without_an_answer"] += 1
             elif any(not message["content"] for message in messages if message["role"] == "assistant"):
@@ -61,34 +68,37 @@ def read_chat(table: Table, *, prompt: str = "", completion: str = "") -> None:
 def read_preferences(table: Table) -> None:
     """Reduce a table to rows of {"messages", "chosen", "rejected"}: a prompt and two answers to it, the better first.
 
-    Rows have a prompt of their own, or the beginning that both sides share is the prompt: of lists of messages, or of
-    transcripts as hh-rlhf has them. Pairs whose answers are equal or empty, or that part before the last answer, are
-    left out and counted.
+    Rows have a prompt of their own (an instruction with its input is one), or the beginning that both sides share is
+    the prompt: of lists of messages, or of transcripts as hh-rlhf has them. A column `system` is its system turn where
+    it has none. Pairs whose answers are equal or empty, or that part before the last answer, are left out and counted.
     """
     names, where = column_names(table.rows["train"]), f"--dataset {table.source}"
     for name in ("chosen", "rejected"):
         pick_column(table.rows["train"], name, (), option="columns chosen and rejected", where=where)
     explicit = next((name for name in ("prompt", "messages", "instruction", "question") if name in names), "")
+    asked = INSTRUCTION if explicit == "instruction" else (explicit,) if explicit else ()
     for split, rows in table.rows.items():
         kept = []
         for number, row in enumerate(rows, 1):
             with _named(table, split, number):
-                prompt, chosen, rejected = _pair(row, explicit, table)
+                prompt, chosen, rejected = _pair(row, asked, table)
+                prompt = _with_system(row, prompt, table)
             if reason := _no_pair(prompt, chosen, rejected):
                 table.left_out[reason] += 1
             else:
                 kept.append({"messages": prompt, "chosen": chosen[0]["content"], "rejected": rejected[0]["content"]})
         table.rows[split] = kept
-    kind = f"a prompt in {explicit!r}" if explicit else "the prompt is the beginning that both sides share"
+    columns = _named_columns(asked, names)
+    kind = f"a prompt in {columns}" if columns else "the prompt is the beginning that both sides share"
     key = lambda row: "\n".join(message["content"] for message in row["messages"])  # noqa: E731
     _finish(table, f"pairs of answers; {kind}", key, "prompt", {"validation": 0.1, "test": 0.1})
 
 
-def _pair(row: Row, explicit: str, table: Table) -> tuple[list[Message], list[Message], list[Message]]:
-    """(prompt, chosen answer, rejected answer) of a row; without a column `explicit` the sides share the prompt."""
-    if not explicit:
+def _pair(row: Row, asked: Sequence[str], table: Table) -> tuple[list[Message], list[Message], list[Message]]:
+    """(prompt, chosen answer, rejected answer) of a row; without columns `asked` the sides share the prompt."""
+    if not asked:
         return _common_beginning(row.get("chosen"), row.get("rejected"), table)
-    prompt = _side(row.get(explicit), "user", table)
+    prompt = _asked(row, asked, table)
     chosen, rejected = (_side(row.get(name), "assistant", table) for name in ("chosen", "rejected"))
     if prompt and prompt == chosen[: len(prompt)]:  # as some write it: the prompt stands in both sides again
         chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
@@ -142,12 +152,17 @@ def _no_pair(prompt: list[Message], chosen: list[Message], rejected: list[Messag
 def read_prompts(table: Table, *, prompt: str = "", reference: str = "", answer_pattern: str = "") -> None:
     """Reduce a table to rows of {"messages", "reference"}: what is asked, and the answer by which a reply is checked.
 
+    A prompt is a column, `prompt` alone if it is given, or Alpaca's instruction and input; a column `system` is its
+    system turn where it has none.
     `answer_pattern` is a regular expression whose first group in the reference column is the reference ("#### (.*)" of
     GSM8K). A table without a reference column has empty ones: enough for a reward of form or length.
     """
     train, where = table.rows["train"], f"--dataset {table.source}"
-    prompt = pick_column(train, prompt, (*PROMPT, "messages", "instruction"), option="--prompt", where=where)
-    names = [name for name in ("reference", "target", *COMPLETION) if name in column_names(train) and name != prompt]
+    guesses = ("prompt", "question", "query", "messages", *INSTRUCTION)
+    column = pick_column(train, prompt, guesses, option="--prompt", where=where)
+    asked = INSTRUCTION if column == "instruction" and not prompt else (column,)
+    there = column_names(train)
+    names = [name for name in ("reference", "target", *COMPLETION) if name in there and name not in asked]
     if reference or names:
         reference = pick_column(train, reference, names, option="--reference", where=where)
     pattern = Pattern(answer_pattern, option="--answer_pattern") if answer_pattern else None
@@ -155,7 +170,7 @@ def read_prompts(table: Table, *, prompt: str = "", reference: str = "", answer_
         kept = []
         for number, row in enumerate(rows, 1):
             with _named(table, split, number):
-                messages = _side(row.get(prompt), "user", table)
+                messages = _with_system(row, _asked(row, asked, table), table)
                 answer = clean(plain_text(row.get(reference), repr(reference)), table.left_out).strip()
             found = pattern.search(answer) if pattern else None
             if pattern and not found:
@@ -166,7 +181,8 @@ def read_prompts(table: Table, *, prompt: str = "", reference: str = "", answer_
                 answer = ((found[1] if found.groups() else found[0]) or "").strip() if found else answer
                 kept.append({"messages": messages, "reference": answer})
         table.rows[split] = kept
-    said = f"prompts in {prompt!r}" + (f", references in {reference!r}" if reference else ", no references")
+    references = f"references in {reference!r}" if reference else "no references"
+    said = f"prompts in {_named_columns(asked, there)}, {references}"
     _finish(table, said, lambda row: row["messages"][-1]["content"], "prompt", {"validation": 0.1, "test": 0.1})
 
 
@@ -220,11 +236,25 @@ def _side(value: object, role: str, table: Table) -> list[Message]:
     return [{"role": role, "content": clean(plain_text(value, f"the {role}'s text"), table.left_out).strip()}]
 
 
-def _alpaca(row: Row, completion: str, table: Table) -> list[Message]:
-    asked = [plain_text(row.get(name), repr(name)).strip() for name in ("instruction", "input")]
-    system = _side(row["system"], "system", table) if row.get("system") else []
-    prompt = _side("\n\n".join(part for part in asked if part), "user", table)
-    return [*system, *prompt, *_side(row.get(completion), "assistant", table)]
+def _asked(row: Row, columns: Sequence[str], table: Table) -> list[Message]:
+    """What a row asks: the text or messages of its first column, texts of more below one another."""
+    first, *more = (row.get(column) for column in columns)
+    if not more or isinstance(first, list | dict):
+        return _side(first, "user", table)
+    texts = [plain_text(row.get(column), repr(column)).strip() for column in columns]
+    return _side("\n\n".join(text for text in texts if text), "user", table)
+
+
+def _with_system(row: Row, messages: list[Message], table: Table) -> list[Message]:
+    """Messages after what the row's column `system` says, unless they are none or have a system turn themselves."""
+    if not messages or any(message["role"] == "system" for message in messages):
+        return messages
+    return [*(turn for turn in _side(row.get("system"), "system", table) if turn["content"]), *messages]
+
+
+def _named_columns(columns: Sequence[str], there: Sequence[str]) -> str:
+    """Those of the columns that a table has, in words."""
+    return " and ".join(repr(column) for column in columns if column in there)
 
 
 def _transcript(text: str, table: Table) -> list[Message]:
