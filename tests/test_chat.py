@@ -139,6 +139,16 @@ def test_a_column_system_is_the_system_turn_of_conversations_that_have_none():
     assert table.rows["train"] == [own]
 
 
+def test_a_sample_holds_the_messages_of_its_question(make):
+    model, task = make()
+    rows = task.table.rows["test"]
+    for row in rows:
+        row["messages"] = [{"role": "system", "content": "Be brief."}, *row["messages"]]
+    first = task.samples(model.eval())[0]
+    assert first["messages"] == rows[0]["messages"][:2]
+    assert first["prompt"] == "Be brief.\n" + rows[0]["messages"][1]["content"] + "\n"
+
+
 def test_what_cannot_be_learned_is_left_out_and_counted_or_said_in_one_line():
     good = [{"prompt": f"question {i}", "completion": "yes"} for i in range(30)]
     table = Table("x", "", {"train": [*good, {"prompt": "a", "completion": " "}, {"prompt": "b", "completion": None}]})

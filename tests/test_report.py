@@ -269,6 +269,22 @@ def test_text_of_a_model_cannot_break_out_of_its_block(folder):
     assert "\\|" in tables[0]
 
 
+def test_a_chat_model_is_shown_with_the_messages_of_its_first_sample(tmp_path):
+    messages = [{"role": "system", "content": "Be 0."}, {"role": "user", "content": "What is 0?" + "?" * 300}]
+    sample = {"prompt": "Be 0.\nWhat is 0?\n", "continuation": "0", "messages": messages}
+    (tmp_path / "chat_template.jinja").touch()
+    for samples, shown in (
+        ([sample], [messages[0], {"role": "user", "content": "What is 0?" + "?" * 186 + " ..."}]),
+        ([], [{"role": "user", "content": "Hello."}]),
+    ):
+        write_card(REPORT | {"pipeline_tag": "text-generation", "samples": samples}, tmp_path)
+        text = (tmp_path / "README.md").read_text(encoding="utf-8")
+        assert f"print(answer({json.dumps(shown)}, max_new_tokens=40))" in text
+        assert f"messages = {json.dumps(shown)}" in text
+    write_card(REPORT | {"samples": [sample]}, tmp_path)
+    assert "[Be 0.\nWhat is 0?\n]0" in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
 def test_a_report_with_less_in_it_still_makes_a_card(tmp_path):
     write_card({"recipe": "pretrain", "seconds": 1.0, "data": {"source": "x"}, "history": []}, tmp_path)
     assert ModelCard.load(tmp_path / "README.md").data.tags == ["hf_lm"]

@@ -76,11 +76,10 @@ def _introduction(report: dict[str, Any], folder: Path) -> str:
 def _with_pipeline(report: dict[str, Any], folder: Path) -> list[str]:
     """How the model is used through `pipeline`, and a chat model through its template, on held-out input."""
     chats = (folder / "chat_template.jinja").is_file()
-    asked = next(iter(report.get("samples", [])), {}).get("prompt", "")
-    message = json.dumps([{"role": "user", "content": shortened(asked.strip() or "Hello.", 200)}], ensure_ascii=False)
+    asked = json.dumps(_asked(report), ensure_ascii=False)
     quoted = {key: json.dumps(shortened(text, 200), ensure_ascii=False) for key, text in example_of(report).items()}
     given = ", ".join(text if key == "text" else f"{key}={text}" for key, text in quoted.items())
-    given = "" if _writes_for_a_head(report) else message if chats else given
+    given = "" if _writes_for_a_head(report) else asked if chats else given
     lines: list[str] = []
     if given:
         given += ", max_new_tokens=40" if report.get("pipeline_tag") == "text-generation" else ""
@@ -92,13 +91,19 @@ def _with_pipeline(report: dict[str, Any], folder: Path) -> list[str]:
             "It answers in the form of its chat template:",
             "",
             "```python",
-            f"messages = {message}",
+            f"messages = {asked}",
             'options = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}',
             "prompt = tokenizer.apply_chat_template(messages, **options)",
             "print(tokenizer.decode(model.generate(**prompt, max_new_tokens=40)[0], skip_special_tokens=True))",
             "```",
         ]
     return lines
+
+
+def _asked(report: dict[str, Any]) -> list[dict[str, str]]:
+    """The messages of the first sample, each shortened; a greeting where there is none."""
+    messages = next(iter(report.get("samples", [])), {}).get("messages") or [{"role": "user", "content": "Hello."}]
+    return [message | {"content": shortened(message["content"], 200)} for message in messages]
 
 
 def _writes_for_a_head(report: dict[str, Any]) -> bool:

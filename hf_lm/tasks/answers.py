@@ -42,14 +42,17 @@ class Answers(Supervised):
         """A conversation up to where the model answers."""
         return row["messages"]
 
-    def samples(self, model: PreTrainedModel) -> list[dict[str, str]]:
-        """What a model answers, greedily, to SAMPLES held-out questions, spread over them."""
+    def samples(self, model: PreTrainedModel) -> list[dict[str, Any]]:
+        """What a model answers, greedily, to SAMPLES held-out questions, spread over them; as text and as messages."""
         rows = self.table.rows[self.splits[-1]]
         asked = [self.question(row) for row in rows[:: max(1, len(rows) // SAMPLES)][:SAMPLES]]
         room = max(1, (context_length(model.config) or 2**20) - self.max_new_tokens)
         prompts = [ids[-room:] for ids, _ in encode_chats(self.tokenizer, asked, prompt=True)]
         texts = self.tokenizer.batch_decode(self.write(model, prompts), skip_special_tokens=True)
-        return [{"prompt": as_text(one) + "\n", "continuation": text} for one, text in zip(asked, texts, strict=True)]
+        return [
+            {"prompt": as_text(one) + "\n", "continuation": text, "messages": one}
+            for one, text in zip(asked, texts, strict=True)
+        ]
 
     def write(
         self,

@@ -355,7 +355,7 @@ class Supervised:
             for example in scores.examples:
                 yield {"split": split, **example}
 
-    def samples(self, model: PreTrainedModel) -> list[dict[str, str]]:
+    def samples(self, model: PreTrainedModel) -> list[dict[str, Any]]:
         return []
 
     def report(self, measured: Mapping[str, Scores]) -> dict[str, Any]:

@@ -105,8 +105,8 @@ class Task(TrainingData, Protocol):
         """Inputs of the model on which its logits are compared before and after saving or merging."""
         ...
 
-    def samples(self, model: PreTrainedModel) -> list[dict[str, str]]:
-        """{"prompt", "continuation"} of texts that the model generates for the report."""
+    def samples(self, model: PreTrainedModel) -> list[dict[str, Any]]:
+        """{"prompt", "continuation"} of texts that the model generates for the report; {"messages"} of chats."""
         ...
 
     def predictions(self, measured: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
