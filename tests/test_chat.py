@@ -139,13 +139,14 @@ def test_a_column_system_is_the_system_turn_of_conversations_that_have_none():
     assert table.rows["train"] == [own]
 
 
-def test_a_sample_holds_the_messages_of_its_question(make):
+def test_a_sample_and_the_example_hold_the_messages_of_a_question(make):
     model, task = make()
     rows = task.table.rows["test"]
     for row in rows:
         row["messages"] = [{"role": "system", "content": "Be brief."}, *row["messages"]]
     first = task.samples(model.eval())[0]
     assert first["messages"] == rows[0]["messages"][:2]
+    assert task.example()["messages"] in [row["messages"][:2] for row in rows]
     assert first["prompt"] == "Be brief.\n" + rows[0]["messages"][1]["content"] + "\n"
 
 

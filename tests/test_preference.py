@@ -113,6 +113,11 @@ def test_all_columns_of_a_prompt_are_read():
         read({"system": "Be brief.", "chosen": "Yes.", "rejected": "No."}, fill="same")
 
 
+def test_the_example_is_a_question_without_its_answer(make):
+    _, task = make()
+    assert task.example() in [{"messages": row["messages"]} for row in task.table.rows["test"]]
+
+
 def test_pairs_that_teach_nothing_are_left_out_and_counted():
     good = {"prompt": "a", "chosen": "b", "rejected": "c"}
     table = read(good, good | {"rejected": "b"}, good | {"chosen": " "}, good | {"rejected": None})

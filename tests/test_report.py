@@ -285,6 +285,14 @@ def test_a_chat_model_is_shown_with_the_messages_of_its_first_sample(tmp_path):
     assert "[Be 0.\nWhat is 0?\n]0" in (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
+def test_the_widget_of_a_chat_model_holds_messages(tmp_path):
+    question = [{"role": "system", "content": "Be 0."}, {"role": "user", "content": "0" * 2000}]
+    report = REPORT | {"pipeline_tag": "text-generation", "example": {"messages": question}}
+    write_card(report, tmp_path)
+    shown = [question[0], {"role": "user", "content": "0" * 996 + " ..."}]
+    assert metadata_load(tmp_path / "README.md")["widget"] == [{"messages": shown}]
+
+
 def test_a_report_with_less_in_it_still_makes_a_card(tmp_path):
     write_card({"recipe": "pretrain", "seconds": 1.0, "data": {"source": "x"}, "history": []}, tmp_path)
     assert ModelCard.load(tmp_path / "README.md").data.tags == ["hf_lm"]

@@ -10,7 +10,7 @@ import yaml
 from hf_lm.files import write_whole
 from hf_lm.hub.credentials import printable
 from hf_lm.hub.records import read_run
-from hf_lm.reporting.card_metadata import example_of, is_hub_id, metadata, shortened
+from hf_lm.reporting.card_metadata import example_of, in_brief, is_hub_id, metadata
 from hf_lm.reporting.markdown import fenced, in_code, in_table, table
 from hf_lm.reporting.plots import TUNING
 from hf_lm.reporting.report import SHOWN, beside, gain_in_words, in_words, plan_in_words, warnings
@@ -77,8 +77,9 @@ def _with_pipeline(report: dict[str, Any], folder: Path) -> list[str]:
     """How the model is used through `pipeline`, and a chat model through its template, on held-out input."""
     chats = (folder / "chat_template.jinja").is_file()
     asked = json.dumps(_asked(report), ensure_ascii=False)
-    quoted = {key: json.dumps(shortened(text, 200), ensure_ascii=False) for key, text in example_of(report).items()}
-    given = ", ".join(text if key == "text" else f"{key}={text}" for key, text in quoted.items())
+    example = in_brief(example_of(report), 200)
+    quoted = {key: json.dumps(value, ensure_ascii=False) for key, value in example.items()}
+    given = ", ".join(text if key in ("text", "messages") else f"{key}={text}" for key, text in quoted.items())
     given = "" if _writes_for_a_head(report) else asked if chats else given
     lines: list[str] = []
     if given:
@@ -103,7 +104,7 @@ def _with_pipeline(report: dict[str, Any], folder: Path) -> list[str]:
 def _asked(report: dict[str, Any]) -> list[dict[str, str]]:
     """The messages of the first sample, each shortened; a greeting where there is none."""
     messages = next(iter(report.get("samples", [])), {}).get("messages") or [{"role": "user", "content": "Hello."}]
-    return [message | {"content": shortened(message["content"], 200)} for message in messages]
+    return in_brief({"messages": messages}, 200)["messages"]
 
 
 def _writes_for_a_head(report: dict[str, Any]) -> bool:

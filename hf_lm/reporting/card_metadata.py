@@ -39,7 +39,7 @@ def metadata(report: dict[str, Any], folder: Path) -> str:
         eval_results=results,
     )
     if example:
-        card["widget"] = [{key: shortened(text, 1000) for key, text in example.items()}]
+        card["widget"] = [in_brief(example, 1000)]
     # A licence is its owner's to give: the metadata is valid without one, and this line says where it goes.
     return f"---\n# license: apache-2.0   <- the licence that you give the model\n{card.to_yaml()}\n---"
 
@@ -59,10 +59,21 @@ def is_hub_id(name: str) -> bool:
     return bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name)) and not Path(name).exists()
 
 
-def example_of(report: dict[str, Any]) -> dict[str, str]:
-    """A held-out input of the model's task, {"text"} or {"question", "context"}; {} where there is none."""
+def example_of(report: dict[str, Any]) -> dict[str, Any]:
+    """A held-out input of the model's task: {"text"}, {"question", "context"} or {"messages"}; {} if there is none."""
     prompts = [{"text": sample["prompt"]} for sample in report.get("samples", []) if sample.get("prompt", "").strip()]
     return report.get("example") or next(iter(prompts), {})
+
+
+def in_brief(example: dict[str, Any], most: int) -> dict[str, Any]:
+    """An example with at most `most` characters of each of its texts, those of messages among them."""
+
+    def brief(value: str | list[dict[str, str]]) -> str | list[dict[str, str]]:
+        if isinstance(value, str):
+            return shortened(value, most)
+        return [message | {"content": shortened(message["content"], most)} for message in value]
+
+    return {key: brief(value) for key, value in example.items()}
 
 
 def shortened(text: str, most: int) -> str:

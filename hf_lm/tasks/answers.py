@@ -42,6 +42,11 @@ class Answers(Supervised):
         """A conversation up to where the model answers."""
         return row["messages"]
 
+    def example(self) -> dict[str, Any]:
+        """The messages of the held-out question that is nearest to a line in length; never its answer."""
+        asked = map(self.question, self.table.rows[self.splits[-1]][:200])
+        return {"messages": min(asked, key=lambda messages: abs(len(as_text(messages)) - 80))}
+
     def samples(self, model: PreTrainedModel) -> list[dict[str, Any]]:
         """What a model answers, greedily, to SAMPLES held-out questions, spread over them; as text and as messages."""
         rows = self.table.rows[self.splits[-1]]

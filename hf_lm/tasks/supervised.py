@@ -391,7 +391,7 @@ class Supervised:
         worst = sorted(wrong.values(), key=lambda example: example["score"])[:WORST]
         return {"data": data, "example": self.example(), "examples": answered[:FIRST], "worst": worst}
 
-    def example(self) -> dict[str, str]:
+    def example(self) -> dict[str, Any]:
         """What a person may ask the model: the row of held-out data that is nearest to a line in length."""
         rows = self.table.rows[self.splits[-1]][:200]
         return {"text": min((self.text_of(row) for row in rows), key=lambda text: abs(len(text) - 80))}
