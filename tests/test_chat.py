@@ -150,6 +150,20 @@ def test_a_sample_and_the_example_hold_the_messages_of_a_question(make):
     assert first["prompt"] == "Be brief.\n" + rows[0]["messages"][1]["content"] + "\n"
 
 
+def test_a_question_ends_before_the_first_answer_to_the_user(make):
+    _, task = make()
+    for roles, asked in (
+        (("user", "assistant", "user", "assistant"), 1),
+        (("system", "user", "assistant"), 2),
+        (("assistant", "user", "assistant"), 2),
+        (("system", "assistant", "user", "user", "assistant", "user", "assistant"), 4),
+        (("system", "assistant"), 1),
+        (("assistant",), 1),
+    ):
+        messages = [{"role": role, "content": f"{i}"} for i, role in enumerate(roles)]
+        assert task.question({"messages": messages}) == messages[:asked]
+
+
 def test_what_cannot_be_learned_is_left_out_and_counted_or_said_in_one_line():
     good = [{"prompt": f"question {i}", "completion": "yes"} for i in range(30)]
     table = Table("x", "", {"train": [*good, {"prompt": "a", "completion": " "}, {"prompt": "b", "completion": None}]})

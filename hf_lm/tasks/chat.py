@@ -207,9 +207,10 @@ class Chat(Answers):
         return render_causal(self.tokenizer, row)
 
     def question(self, row: Row) -> list[dict[str, str]]:
-        """A conversation up to its first answer."""
+        """A conversation up to the first answer to the user; a greeting of the assistant before that is none."""
         roles = [message["role"] for message in row["messages"]]
-        return row["messages"][: max(1, roles.index("assistant"))]
+        asked = roles.index("user") if "user" in roles else 0
+        return row["messages"][: max(1, roles.index("assistant", asked))]
 
     def report(self, measured: Mapping[str, Scores]) -> dict[str, Any]:
         found = super().report(measured)
