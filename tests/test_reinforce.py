@@ -17,7 +17,7 @@ from hf_lm.evaluation.rewards import REWARDS, checked, load_reward, load_scorer,
 from hf_lm.models.adapters import add_lora
 from hf_lm.models.gpt2 import new_gpt2
 from hf_lm.tasks.reinforce import Reinforce
-from hf_lm.tokenization.chat_template import set_chat_template
+from hf_lm.tokenization.chat_template import encode_chats, set_chat_template
 from hf_lm.tokenization.tokenizer import train_bpe
 
 
@@ -30,12 +30,13 @@ def tokenizer():
 
 @pytest.fixture
 def make(tokenizer):
-    def make(reward, **options):
+    def make(reward, extra=(), block_size=32, **options):
         transformers.set_seed(0)
-        model = new_gpt2(tokenizer, n_layer=1, n_head=2, n_embd=32, block_size=32)
+        model = new_gpt2(tokenizer, n_layer=1, n_head=2, n_embd=32, block_size=block_size)
         rows = [row | {"prompt": "please " * (i % 3) + row["prompt"]} for i, row in enumerate(sums(12))]
         table = Table("x", "", {"train": rows})
         read_prompts(table)
+        table.rows["train"] += extra
         options = {"max_new_tokens": 4, "num_generations": 4, "answers": 8} | options
         return model, Reinforce(table, tokenizer, model, reward=checked(reward, "the reward"), **options)
 
@@ -190,6 +191,26 @@ def test_instructions_whose_input_is_empty_are_prompts():
     read_prompts(table)
     assert table.notes[0] == "prompts in 'instruction' and 'input', references in 'output'"
     assert not table.left_out.total()
+
+
+def test_prompts_of_one_text_and_other_turns_are_two_and_rewards_see_the_text(make, tmp_path):
+    given = []
+
+    def reward(prompts, answers, references):
+        given.extend(prompts)
+        return digits(prompts, answers, references)
+
+    apart = [{"role": "system", "content": "Be 0."}, {"role": "user", "content": "1+1="}]
+    joined = [{"role": "user", "content": "Be 0.\n1+1="}]
+    extra = [{"messages": messages, "reference": "2"} for messages in (apart, joined)]
+    model, task = make(reward, extra=extra, block_size=64)
+    *_, one, two = task.train_dataset
+    for feature, messages in ((one, apart), (two, joined)):
+        [(ids, _)] = encode_chats(task.tokenizer, [messages], prompt=True)
+        assert task.prompt_ids[feature["prompt"]] == ids
+    task.train_dataset = [one, two]
+    trainer_of(model, task, tmp_path, max_steps=1, per_device_train_batch_size=8).train()
+    assert set(given) == {"Be 0.\n1+1="}
 
 
 def test_prompts_that_leave_no_room_are_refused(make):

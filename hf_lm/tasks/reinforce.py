@@ -1,5 +1,6 @@
 """Reinforce: answers are sampled, a reward checks them, and what was better than its group becomes likelier (GRPO)."""
 
+import json
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -69,13 +70,13 @@ class Reinforce(BesideReference):
         self.suppressed = model.generation_config.suppress_tokens
         self.before: dict[str, np.ndarray] = {}  # of the model as it came: (prompts, reward and length)
         room = (context_length(model.config) or 2**20) - max_new_tokens
-        self.prompt_ids: dict[str, list[int]] = {}
+        self.prompt_ids: dict[str, list[int]] = {}  # by `key_of`
         for split, rows in table.rows.items():
             encoded = encode_chats(tokenizer, [row["messages"] for row in rows], prompt=True)
             kept = []
             for row, (ids, _) in zip(rows, encoded, strict=True):
                 if len(ids) <= room:
-                    self.prompt_ids[self.text_of(row)] = ids
+                    self.prompt_ids[self.key_of(row)] = ids
                     kept.append(row)
             table.left_out["prompts_longer_than_the_context"] += len(rows) - len(kept)
             if not kept:
@@ -88,9 +89,16 @@ class Reinforce(BesideReference):
         self.context += max_new_tokens
         self.set_generation(model, tokenizer)
 
+    @staticmethod
+    def key_of(row: Row) -> str:
+        """The messages of a prompt as one string: prompts of other turns may have the same text."""
+        return json.dumps(row["messages"])
+
     def encode(self, rows: Sequence[Row]) -> Encoded:
-        """What TRL's trainer reads of a row; it finds the ids in `prompt_ids`."""
-        features = [{"prompt": self.text_of(row), "reference": row["reference"]} for row in rows]
+        """What TRL's trainer reads of a row: "prompt" finds the ids in `prompt_ids`; rewards are given "text"."""
+        features = [
+            {"prompt": self.key_of(row), "text": self.text_of(row), "reference": row["reference"]} for row in rows
+        ]
         return Encoded(features, tokens=sum(len(self.prompt_ids[feature["prompt"]]) for feature in features))
 
     def predict(
@@ -115,7 +123,7 @@ class Reinforce(BesideReference):
         """(prompts, 2): the mean reward and the mean length in tokens of the answers to each prompt."""
         rows = self.encoded[split].features[: self.answers] * self.draws
         texts = self.tokenizer.batch_decode(written, skip_special_tokens=True)
-        rewards = self.reward([row["prompt"] for row in rows], texts, [row["reference"] for row in rows])
+        rewards = self.reward([row["text"] for row in rows], texts, [row["reference"] for row in rows])
         found = np.array([rewards, [len(ids) for ids in written]], float)
         return found.reshape(2, self.draws, -1).mean(axis=1).T
 
@@ -125,7 +133,7 @@ class Reinforce(BesideReference):
         divergence = (values[0] - values[1]).reshape(self.draws, -1).mean(axis=0)
         texts = self.tokenizer.batch_decode(written[: len(found)], skip_special_tokens=True)
         examples = [
-            {"input": row["prompt"], "reference": row["reference"], "prediction": text, "score": float(reward)}
+            {"input": row["text"], "reference": row["reference"], "prediction": text, "score": float(reward)}
             for row, text, (reward, _) in zip(self.encoded[split].features, texts, found, strict=False)
         ]
         estimates = {

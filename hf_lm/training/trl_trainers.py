@@ -146,8 +146,8 @@ class GRPO(TrlTrainerMixin, GRPOTrainer):
         self.without_signal: Counter = Counter()  # steps in a row, by what was wrong
         self.first_reward: float | None = None
 
-        def reward(prompts: list[str], completions: list[str], reference: list[str], **_: object) -> list[float]:
-            return task.reward(prompts, completions, reference)
+        def reward(completions: list[str], text: list[str], reference: list[str], **_: object) -> list[float]:
+            return task.reward(text, completions, reference)
 
         super().__init__(model, args, reward_funcs=reward, **kwargs)
         reference = task.reference
