@@ -407,7 +407,7 @@ def _one_line(kind: type[BaseException], error: BaseException, trace: object) ->
     if issubclass(kind, KeyboardInterrupt):
         print(f"\n{prefix}interrupted", file=sys.stderr)
         return
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and ENDED.search(str(error)):
+    if issubclass(kind, RuntimeError) and int(os.environ.get("WORLD_SIZE", "1")) > 1 and ENDED.search(str(error)):
         print(f"{prefix}error: another process ended first: see what it said  (--debug shows more)", file=sys.stderr)
         return
     print(f"{prefix}error: {error_line(error)}  (--debug shows the traceback)", file=sys.stderr)

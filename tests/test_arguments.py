@@ -9,6 +9,7 @@ from typing import Literal
 import pytest
 import yaml
 
+from hf_lm import arguments
 from hf_lm.arguments import Function, TrainingArguments, parse_arguments
 
 
@@ -198,3 +199,19 @@ def test_one_of_several_processes_that_is_taken_for_the_only_one_is_refused(tmp_
     )
     expected = "this is one of 2 processes, and accelerate takes it for the only one: without GPUs give --use_cpu."
     assert done.stdout.splitlines() == [expected] * 2
+
+
+@pytest.mark.parametrize(
+    ("error", "processes", "ended"),
+    [
+        (RuntimeError("[pair.cc:537] Read error [127.0.0.1]:1: Connection reset by peer"), 2, True),
+        (RuntimeError("[pair.cc:537] Read error [127.0.0.1]:1: Connection reset by peer"), 1, False),
+        (ConnectionResetError("Connection reset by peer"), 2, False),  # of the Hub
+    ],
+)
+def test_what_gloo_says_of_a_process_that_ended_is_said_in_words(error, processes, ended, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    arguments._one_line(type(error), error, None)
+    said = capsys.readouterr().err
+    assert ("another process ended first" in said) == ended
+    assert ("Connection reset by peer" in said) != ended

@@ -40,12 +40,14 @@ from hf_lm.tokenization.tokenizer import train_bpe
 from hf_lm.training import checkpoints
 from hf_lm.training.checkpoints import (
     INPUTS,
+    SWEPT,
     SaveBeforeWaiting,
     check_same_inputs,
     check_same_run,
     disk_errors,
     find_checkpoint,
     inputs_of,
+    rates_tried,
     rotate,
     save_aside,
     unscheduled_steps,
@@ -460,6 +462,14 @@ def test_another_base_or_teacher_of_the_same_name_is_refused_at_a_resume(model, 
     model.save_pretrained(base)
     with pytest.raises(ValueError, match=rf"what changed is the model {base}\."):
         check_same_inputs(tmp_path, models_of([str(base)]))
+
+
+def test_a_checkpoint_that_records_no_inputs_has_no_rates(tmp_path):
+    assert rates_tried(None) == rates_tried(tmp_path) == []
+    (tmp_path / INPUTS).write_text(json.dumps({"text": "a"}))
+    assert rates_tried(tmp_path) == []
+    (tmp_path / INPUTS).write_text(json.dumps({"text": "a", SWEPT: [{"learning_rate": 0.1}]}))
+    assert rates_tried(tmp_path) == [{"learning_rate": 0.1}]
 
 
 @pytest.mark.parametrize(("waits", "due", "saves"), [(True, False, True), (True, True, False), (False, False, False)])

@@ -147,7 +147,9 @@ def inputs_of(task: Task) -> dict[str, str]:
 
 def rates_tried(checkpoint: Path | None) -> list[dict[str, float]]:
     """What --sweep tried before the run of a checkpoint: best first, empty where it tried nothing."""
-    return [] if checkpoint is None else json.loads((checkpoint / INPUTS).read_bytes()).get(SWEPT, [])
+    if checkpoint is None or not (checkpoint / INPUTS).is_file():  # which --resume_with_changes does not ask for
+        return []
+    return json.loads((checkpoint / INPUTS).read_bytes()).get(SWEPT, [])
 
 
 def check_same_inputs(checkpoint: Path, inputs: dict[str, str]) -> None:
