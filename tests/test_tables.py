@@ -6,6 +6,7 @@ import pytest
 
 from hf_lm.data.conversations import read_prompts
 from hf_lm.data.paths import find_files
+from hf_lm.data.sources import load_corpus
 from hf_lm.data.tables import Table, hold_out, load_table, pick_column
 from hf_lm.dry_run import run_recipe
 from hf_lm.output_folder import save_run
@@ -63,6 +64,23 @@ def test_what_a_run_wrote_below_the_folder_is_not_its_data(tmp_path):
     save_run({}, tmp_path / "out")
     assert find_files(str(tmp_path)) == [tmp_path / "train.jsonl"]
     assert len(find_files(str(tmp_path / "out"))) == 1  # named itself, it is what was asked for
+
+
+def test_a_folder_that_datasets_saved_is_its_data_with_the_names_of_its_classes(tmp_path):
+    from datasets import ClassLabel, Dataset, DatasetDict
+
+    rows = Dataset.from_list([row | {"label": row["label"] == "pos"} for row in ROWS])
+    rows = rows.cast_column("label", ClassLabel(names=["neg", "pos"]))
+    DatasetDict(train=rows.select(range(30)), test=rows.select(range(30, 40))).save_to_disk(str(tmp_path / "saved"))
+    train = tmp_path / "saved" / "train"
+    for name in ("cache-1a2b.arrow", "data-00001-of-00002.arrow"):  # of a map, and of an earlier save
+        (train / name).write_bytes((train / "data-00000-of-00001.arrow").read_bytes())
+    assert load_table(str(tmp_path / "saved")).rows == {"train": ROWS[:30], "test": ROWS[30:]}
+    assert load_table(str(train / "*.arrow")).rows["train"] == ROWS[:30]
+    corpus = load_corpus(str(tmp_path / "saved"))
+    assert list(corpus.documents("test")) == [row["text"] for row in ROWS[30:]]
+    rows.to_parquet(str(tmp_path / "rows.parquet"))
+    assert load_table(str(tmp_path / "rows.parquet")).rows["train"] == ROWS
 
 
 def test_aligned_files_are_columns_and_must_be_equally_long(tmp_path):

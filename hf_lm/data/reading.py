@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_lm.data.class_names import names_in_schema, with_names
 from hf_lm.data.cutting import cut
 from hf_lm.data.opening import CHUNK, check_encoding, check_utf8, reading
 from hf_lm.data.patterns import Pattern
@@ -349,8 +350,9 @@ def _parquet(path: Path, cleaned: Counter) -> Iterator[dict[str, Any]]:
         try:
             opened = parquet.ParquetFile(source)
             _check_names(opened.schema_arrow.names, path)
+            classes = names_in_schema(opened.schema_arrow)
             for batch in opened.iter_batches(batch_size=256):
-                yield from batch.to_pylist()
+                yield from (with_names(row, classes) for row in batch.to_pylist())
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not a parquet file, or is damaged: {str(error).splitlines()[0]}") from None
 
@@ -364,15 +366,16 @@ def _arrow(path: Path, cleaned: Counter) -> Iterator[dict[str, Any]]:
         try:
             try:
                 batches = pyarrow.ipc.open_stream(source)
-                names = batches.schema.names
+                schema = batches.schema
             except pyarrow.ArrowInvalid:
                 opened = pyarrow.ipc.open_file(source)
                 batches = (opened.get_batch(i) for i in range(opened.num_record_batches))
-                names = opened.schema.names
-            _check_names(names, path)
+                schema = opened.schema
+            _check_names(schema.names, path)
+            classes = names_in_schema(schema)
             for batch in batches:
                 for start in range(0, batch.num_rows, 256):
-                    yield from batch.slice(start, 256).to_pylist()
+                    yield from (with_names(row, classes) for row in batch.slice(start, 256).to_pylist())
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not an arrow file, or is damaged: {str(error).splitlines()[0]}") from None
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from hf_lm.data.class_names import names_in_features, with_names
 from hf_lm.data.demos.cldr import country_questions, phrases
 from hf_lm.data.demos.dialogues import dialogues, preferences, sums
 from hf_lm.data.demos.documentation import demo_split, docstring_summaries
@@ -167,15 +168,8 @@ def _read_aligned(files: list[Path], root: Path, repaired: Counter) -> Read:
 
 def _hub_rows(rows: "Dataset") -> list[Row]:
     """Rows with class labels, and lists of them, as their names."""
-
-    def name(label: int | list[int] | None, names: Sequence[str]) -> Any:
-        if isinstance(label, list):
-            return [name(each, names) for each in label]
-        return names[label] if label is not None and label >= 0 else None
-
-    kinds = {key: getattr(kind, "feature", kind) for key, kind in rows.features.items()}
-    labelled = {key: kind.names for key, kind in kinds.items() if hasattr(kind, "names")}
-    return [row | {key: name(row[key], names) for key, names in labelled.items()} for row in rows.to_list()]
+    names = names_in_features(rows.features)
+    return [with_names(row, names) for row in rows.to_list()]
 
 
 def _with_integers(row: Row) -> Row:
