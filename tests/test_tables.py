@@ -12,6 +12,7 @@ from hf_lm.dry_run import run_recipe
 from hf_lm.output_folder import save_run
 from hf_lm.tasks.question_answering import read_question_answering
 from hf_lm.tasks.sentiment import read_sentiment
+from hf_lm.tasks.tagged_words import load_tagged_words
 from hf_lm.tasks.translation import read_translation
 
 ROWS = [
@@ -81,6 +82,18 @@ def test_a_folder_that_datasets_saved_is_its_data_with_the_names_of_its_classes(
     assert list(corpus.documents("test")) == [row["text"] for row in ROWS[30:]]
     rows.to_parquet(str(tmp_path / "rows.parquet"))
     assert load_table(str(tmp_path / "rows.parquet")).rows["train"] == ROWS
+
+
+def test_the_folders_of_a_glob_are_its_splits(tmp_path):
+    for split, rows in (("test", ROWS[30:]), ("train", ROWS[:30])):
+        write(tmp_path / split / "rows.jsonl", rows)
+        tagged = "".join(f"{row['text'].split()[0]} O\nRome B-LOC\n\n" for row in rows)
+        (tmp_path / split / "words.conll").write_text(tagged)
+    assert load_table(str(tmp_path / "*" / "*.jsonl")).rows == {"train": ROWS[:30], "test": ROWS[30:]}
+    assert load_table(str(tmp_path / "test" / "*.jsonl")).rows == {"train": ROWS[30:]}  # named itself
+    corpus = load_corpus(str(tmp_path / "*" / "*.jsonl"))
+    assert list(corpus.documents("test")) == [row["text"] for row in ROWS[30:]]
+    assert len(load_tagged_words(str(tmp_path / "*" / "*.conll")).rows["test"]) == 10
 
 
 def test_aligned_files_are_columns_and_must_be_equally_long(tmp_path):

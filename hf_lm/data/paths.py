@@ -66,6 +66,12 @@ def _listed(state: Path) -> set[str] | None:
         return None
 
 
+def root_of(name: str, files: list[Path]) -> Path:
+    """The folder below which the names of files say their splits: that named, or the one that all of a glob are in."""
+    path = Path(name).expanduser()
+    return path if path.is_dir() else Path(os.path.commonpath([path.parent for path in files]))
+
+
 def split_of(path: Path, root: Path) -> str:
     """The split of a file: the one that its name says, or train."""
     return named_split(path, root) or "train"

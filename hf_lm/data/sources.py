@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from hf_lm.data.demos.documentation import demo_split, documentation
 from hf_lm.data.hub_datasets import download_window, load_hub, pin
 from hf_lm.data.packing import TokenStream
-from hf_lm.data.paths import file_names, find_files, named_split
+from hf_lm.data.paths import file_names, find_files, named_split, root_of
 from hf_lm.data.patterns import Pattern
 from hf_lm.data.reading import SECTION, beginning, column_values, read_documents, rows_to_documents, suffix
 from hf_lm.data.token_files import PREFIX, TOKENIZER, documents_of, open_tokens, read_record
@@ -173,7 +173,7 @@ def _limit(corpus: Corpus, max_bytes: int) -> None:
 
 
 def _from_files(name: str, files: list[Path], text_column: str, start: Pattern | None) -> Corpus:
-    root = Path(name).expanduser() if Path(name).expanduser().is_dir() else files[0].parent
+    root = root_of(name, files)
     by_split: dict[str, list[Path]] = {}
     alone = len(files) == 1 and not Path(name).expanduser().is_dir()
     said = {path: "train" if alone else named_split(path, root) for path in files}

@@ -13,7 +13,7 @@ from hf_lm.data.demos.dialogues import dialogues, preferences, sums
 from hf_lm.data.demos.documentation import demo_split, docstring_summaries
 from hf_lm.data.demos.opinions import opinions
 from hf_lm.data.hub_datasets import load_hub
-from hf_lm.data.paths import file_names, find_files, split_of
+from hf_lm.data.paths import file_names, find_files, root_of, split_of
 from hf_lm.data.reading import SUFFIXES, clean, plain_text, read_lines, read_rows, suffix
 from hf_lm.data.sources import SPLITS, choose_sides, cut_note
 from hf_lm.files import hash_contents, hash_text
@@ -117,8 +117,7 @@ def load_table(
         by_split, content, commit = load_hub(dataset)
         rows_of = {split: _hub_rows(rows) for split, rows in by_split.items()}
         return Table(dataset, content.hex(), rows_of, format="a dataset of the Hub", commit=commit)
-    root = Path(dataset).expanduser()
-    root = root if root.is_dir() else files[0].parent
+    root = root_of(dataset, files)
     named = [path for path in files if suffix(path) in SUFFIXES and suffix(path) != ".txt"]
     if not named and [path.suffix for path in files] == [".txt"]:  # as tables of sentence pairs are often called
         named = files

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_lm.data.overlap import UNSPACED, WORD
-from hf_lm.data.paths import file_names, find_files, split_of
+from hf_lm.data.paths import file_names, find_files, root_of, split_of
 from hf_lm.data.reading import SUFFIXES, clean, read_lines, suffix
 from hf_lm.data.tables import DEMOS, Row, Table, drop_empty_splits, hold_out, load_table, pick_column
 from hf_lm.files import hash_contents
@@ -37,8 +37,7 @@ def load_tagged_words(dataset: str, *, text_column: str = "", label_column: str 
         table = load_table(dataset)
         read_tagged_words(table, text_column=text_column, label_column=label_column)
         return table
-    place = Path(dataset).expanduser()
-    root, alone = (place, False) if place.is_dir() else (files[0].parent, len(files) == 1)
+    root, alone = root_of(dataset, files), len(files) == 1 and not Path(dataset).expanduser().is_dir()
     rows: dict[str, list[Row]] = {}
     origins: dict[str, list[Path]] = {}
     for path in files:
