@@ -113,6 +113,7 @@ def test_every_form_of_a_conversation_is_read():
             "completion": [{"role": "assistant", "content": "3"}],
         },
         alpaca,
+        {"instruction": "Add.", "context": "1 and 2", "response": "3", "category": "closed_qa"},
     ]
     others = [{"prompt": f"{i}", "completion": "x"} for i in range(9)]
     for row in forms:
@@ -137,6 +138,17 @@ def test_a_column_system_is_the_system_turn_of_conversations_that_have_none():
     table = Table("x", "", {split: [own | {"system": "Be brief."}] for split in ("train", "validation", "test")})
     read_chat(table)
     assert table.rows["train"] == [own]
+
+
+def test_a_history_is_the_turns_before_a_prompt():
+    turns = [{"role": role, "content": role[:1]} for role in ("user", "assistant")] * 2
+    for row in ({"instruction": "u", "input": "", "output": "a"}, {"prompt": "u", "response": "a"}):
+        for cell, before in (([["u", "a"]], 2), ([], 0), (None, 0), (math.nan, 0)):
+            table = Table("x", "", {split: [row | {"history": cell}] for split in ("train", "validation", "test")})
+            read_chat(table)
+            assert table.rows["train"] == [{"messages": turns[2 - before :]}]
+    with pytest.raises(ValueError, match="train row 1: history is 'u a'; it must be a list of pairs"):
+        read_chat(Table("x", "", {"train": [row | {"history": "u a"}]}))
 
 
 def test_a_sample_and_the_example_hold_the_messages_of_a_question(make):

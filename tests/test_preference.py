@@ -100,8 +100,11 @@ def test_all_columns_of_a_prompt_are_read():
     answers = {"chosen": "Yes.", "rejected": "No."}
     asked, system = {"role": "user", "content": "Is it?\n\nThis."}, {"role": "system", "content": "Be brief."}
     own = [{"role": "system", "content": "Be kind."}, asked]
+    before = [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]
     for row, messages in (
         ({"instruction": "Is it?", "input": "This."}, [asked]),
+        ({"instruction": "Is it?", "input": "", "context": "This."}, [asked]),
+        ({"prompt": "Is it?\n\nThis.", "history": [["u", "a"]]}, [*before, asked]),
         ({"instruction": "Is it?\n\nThis.", "input": ""}, [asked]),
         ({"system": "Be brief.", "question": "Is it?\n\nThis."}, [system, asked]),
         ({"system": "Be brief.", "prompt": own}, own),

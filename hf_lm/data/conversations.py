@@ -11,7 +11,7 @@ from hf_lm.tokenization.chat_template import Message
 
 MESSAGES = ("messages", "conversations", "conversation")
 PROMPT = ("prompt", "question", "query", "input")
-INSTRUCTION = ("instruction", "input")  # of Alpaca: together they are a prompt
+INSTRUCTION = ("instruction", "input", "context")  # of Alpaca and Dolly: together they are a prompt
 COMPLETION = ("completion", "response", "answer", "output")
 ROLES = {
     **dict.fromkeys(("user", "human", "prompter"), "user"),
@@ -26,7 +26,8 @@ def read_chat(table: Table, *, prompt: str = "", completion: str = "") -> None:
 
     Rows are messages ({"role", "content"}, or ShareGPT's {"from", "value"}), a prompt and a completion, or Alpaca's
     instruction, input and output: the first row's columns say which. A column `system` is their system turn where they
-    have none. Turns after the last answer and rows without one are left out and counted.
+    have none, and a column `history` holds the turns before a prompt. Turns after the last answer and rows without one
+    are left out and counted.
     """
     train, where = table.rows["train"], f"--dataset {table.source}"
     first = train[0]
@@ -35,7 +36,7 @@ def read_chat(table: Table, *, prompt: str = "", completion: str = "") -> None:
         form, asked = "messages", ()
     elif "instruction" in first and not prompt:
         completion = pick_column(train, completion, COMPLETION[::-1], option="--completion", where=where)
-        form, asked = "instruction, input and output", INSTRUCTION
+        form, asked = _named_columns((*INSTRUCTION, completion), column_names(train)), INSTRUCTION
     else:
         prompt = pick_column(train, prompt, PROMPT, option="--prompt", where=where)
         completion = pick_column(train, completion, COMPLETION, option="--completion", where=where)
@@ -237,12 +238,22 @@ def _side(value: object, role: str, table: Table) -> list[Message]:
 
 
 def _asked(row: Row, columns: Sequence[str], table: Table) -> list[Message]:
-    """What a row asks: the text or messages of its first column, texts of more below one another."""
-    first, *more = (row.get(column) for column in columns)
-    if not more or isinstance(first, list | dict):
+    """What a row asks: the messages of its first column, or the texts of all below one another, after its history."""
+    first = row.get(columns[0])
+    if isinstance(first, list | dict):
         return _side(first, "user", table)
     texts = [plain_text(row.get(column), repr(column)).strip() for column in columns]
-    return _side("\n\n".join(text for text in texts if text), "user", table)
+    question = _side("\n\n".join(text for text in texts if text), "user", table)
+    return [*_history(row.get("history"), table), *question]
+
+
+def _history(value: object, table: Table) -> list[Message]:
+    """The turns before a prompt, as LLaMA-Factory has them: a list of pairs, a question and its answer."""
+    if value is None or value != value or value in ("", []):
+        return []
+    if not isinstance(value, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in value):
+        raise ValueError(f"history is {value!r:.40}; it must be a list of pairs, a question and its answer.")
+    return [turn for asked, said in value for turn in (*_side(asked, "user", table), *_side(said, "assistant", table))]
 
 
 def _with_system(row: Row, messages: list[Message], table: Table) -> list[Message]:
@@ -254,7 +265,8 @@ def _with_system(row: Row, messages: list[Message], table: Table) -> list[Messag
 
 def _named_columns(columns: Sequence[str], there: Sequence[str]) -> str:
     """Those of the columns that a table has, in words."""
-    return " and ".join(repr(column) for column in columns if column in there)
+    *first, last = [repr(column) for column in columns if column in there] or [""]
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _transcript(text: str, table: Table) -> list[Message]:
