@@ -1,6 +1,8 @@
 """Models behind an API: what they are asked, and that no refusal, silence or nonsense of a server loses an answer."""
 
 import json
+import os
+import signal
 import socket
 import threading
 import time
@@ -18,6 +20,14 @@ pytest.importorskip("openai")
 KEY = "sk-secret-of-the-test"
 ROWS = [{"text": f"number {i}", "label": ("pos", "neg")[i % 2]} for i in range(12)]
 TRAIN = [{"text": f"old {i}", "label": ("pos", "neg")[i % 3 == 0]} for i in range(9)]
+NO_COMPLETION = {  # of status 200
+    "empty": {"choices": []},
+    "no message": {"choices": [{"index": 0, "message": None}]},
+    "parts": {
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": [{"type": "text", "text": "pos"}]}}]
+    },
+    "error": {"error": {"message": "overloaded", "code": 503}},
+}
 
 
 class Server:
@@ -40,8 +50,10 @@ class Server:
                 body = {"choices": [{"index": 0, "message": {"role": "assistant", "content": server.answer(text)}}]}
                 if step in ("garbage", "broken"):
                     body = "<html>a page</html>"
-                elif step == "empty":
-                    body = {"choices": []}
+                elif step in NO_COMPLETION:
+                    body = NO_COMPLETION[step]
+                elif step == 422:
+                    body = {"detail": "the prompt is too long"}  # as FastAPI says it
                 elif step != 200:
                     body = {
                         "error": {"message": f"no, {KEY} will not do", "param": "max_tokens" if step == 400 else None}
@@ -123,7 +135,11 @@ def test_what_was_answered_before_an_error_is_kept_and_not_asked_again(server, a
     assert len(answers_in(tmp_path / "a.jsonl")) == 12
 
 
-NONSENSE = [("garbage", "no completion"), ("broken", "no JSON"), ("empty", "no completion"), (404, "answered 404")]
+NONSENSE = [
+    *[("garbage", "no completion"), ("broken", "no JSON"), (404, "answered 404"), (422, "the prompt is too long")],
+    *((step, "no completion: ") for step in ("empty", "no message", "parts")),
+    ("error", "overloaded"),
+]
 
 
 @pytest.mark.parametrize(("step", "said"), NONSENSE)
@@ -135,6 +151,23 @@ def test_nonsense_ends_in_one_line(server, asked, tmp_path, step, said):
 def test_silence_ends_in_one_line(server, asked, tmp_path):
     server.script = ["hang"] * 9
     assert "did not answer in time" in refused(server, asked, tmp_path / "a.jsonl", retries=0, timeout=0.3)
+
+
+def test_ctrl_c_waits_for_no_request_and_says_what_is_kept(server, asked, tmp_path, capsys):
+    server.script, interrupted = [200, *["hang"] * 30], []
+
+    def interrupt():
+        while len(server.seen) < 3:
+            time.sleep(0.01)
+        interrupted.append(time.time())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        run(server, asked, tmp_path / "a.jsonl")
+    assert time.time() - interrupted[0] < 1  # a request that hangs takes 1.5 seconds, and is tried again
+    assert len(answers_in(tmp_path / "a.jsonl")) == 1
+    assert "1 of 12 answers are kept; the same command continues" in capsys.readouterr().err
 
 
 def test_a_parameter_that_a_model_refuses_is_left_out(server, asked, tmp_path):

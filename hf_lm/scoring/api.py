@@ -7,12 +7,14 @@ import json
 import os
 import random
 import socket
+import sys
+import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
@@ -108,26 +110,24 @@ def complete(
     """
     client = _client(base_url, retries=retries, timeout=timeout)
     limits: dict[str, Any] = {"max_tokens": asked.max_tokens, "temperature": 0}
+    kept = 0
     _drop_incomplete_line(path)
     bar = tqdm(total=len(rows), desc=f"asking {model}", delay=2, leave=False, disable=None)
-    with bar, path.open("a", encoding="utf-8") as file, ThreadPoolExecutor(at_once) as pool:
-
-        def keep(row: int, answer: str) -> None:
-            file.write(json.dumps({"asked": asked.key(row), "answer": answer}) + "\n")
-            file.flush()
-            bar.update()
-
-        def request(row: int) -> str:
-            return _answer(client, model, asked.messages[row], limits)
-
+    with bar, path.open("a", encoding="utf-8") as file:
+        requests = _request_all(lambda row: _answer(client, model, asked.messages[row], limits), rows, at_once=at_once)
         try:
-            kept, failure = _request_all(pool, request, rows, at_once=at_once, keep=keep)
+            for row, answer in requests:
+                file.write(json.dumps({"asked": asked.key(row), "answer": answer}) + "\n")
+                file.flush()
+                kept += 1
+                bar.update()
         except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)
-            client.close()  # ends the requests in flight
+            bar.close()
+            said = f"stopped: {kept} of {len(rows)} answers are kept; the same command continues from there."
+            print(said, file=sys.stderr)
             raise
-    if failure is not None:
-        raise _in_one_line(failure, model, kept, len(rows)) from failure
+        except Exception as error:
+            raise _in_one_line(error, model, kept, len(rows)) from error
 
 
 def _client(base_url: str, *, retries: int, timeout: float) -> "OpenAI":
@@ -155,37 +155,44 @@ def _answer(client: "OpenAI", model: str, messages: Any, limits: dict[str, Any])
             if error.param not in sent:
                 raise
             limits.pop(error.param, None)
-    if not getattr(completion, "choices", None):
-        raise ValueError(f"{model} answered with something that is no completion: {str(completion)[:60]!r}.")
-    return (completion.choices[0].message.content or "").strip()
+    try:
+        return (completion.choices[0].message.content or "").strip()
+    except (AttributeError, IndexError, TypeError):  # a server may answer anything
+        said = completion.to_json(indent=None, warnings=False) if hasattr(completion, "to_json") else str(completion)
+        raise ValueError(f"{model} answered with something that is no completion: {said[:200]!r}.") from None
 
 
-def _request_all(
-    pool: ThreadPoolExecutor,
-    request: Callable[[int], str],
-    rows: Iterable[int],
-    *,
-    at_once: int,
-    keep: Callable[[int, str], None],
-) -> tuple[int, BaseException | None]:
-    """Request each row and keep its answer; how many were kept, and the first failure, which begins no other row."""
-    waiting: dict[Future[str], int] = {}
+def _request_all(request: Callable[[int], str], rows: Iterable[int], *, at_once: int) -> Iterator[tuple[int, str]]:
+    """Each row with its answer, as they come; raises the first failure when the requests in flight have ended.
+
+    A thread per request, which does not keep a program that ends waiting.
+    """
+    answered: SimpleQueue[tuple[int, str, BaseException | None]] = SimpleQueue()
+
+    def work(row: int) -> None:
+        try:
+            answered.put((row, request(row), None))
+        except BaseException as error:
+            answered.put((row, "", error))
+
     failure: BaseException | None = None
-    left, kept = iter(rows), 0
+    left, in_flight, any_kept = iter(rows), 0, False
     while True:
-        while failure is None and len(waiting) < (at_once if kept else 1):  # a single one first: it may be refused
+        while failure is None and in_flight < (at_once if any_kept else 1):  # a single one first: it may be refused
             if (row := next(left, None)) is None:
                 break
-            waiting[pool.submit(request, row)] = row
-        if not waiting:
-            return kept, failure
-        for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-            row = waiting.pop(future)
-            if error := future.exception():
-                failure = failure or error
-            else:
-                keep(row, future.result())
-                kept += 1
+            threading.Thread(target=work, args=(row,), daemon=True).start()
+            in_flight += 1
+        if not in_flight:
+            break
+        row, answer, error = answered.get()
+        in_flight -= 1
+        if error is None:
+            any_kept = True
+            yield row, answer
+        failure = failure or error
+    if failure is not None:
+        raise failure
 
 
 def _check_address(base_url: str) -> None:
@@ -209,8 +216,9 @@ def _in_one_line(error: BaseException, model: str, kept: int, rows: int) -> Exce
         message = "the API refused the key: set OPENAI_API_KEY to one that is valid"
     elif isinstance(error, openai.APIStatusError):
         message = f"the API answered {error.status_code}"
-        if isinstance(error.body, dict) and error.body.get("message"):
-            message += f", {error.body['message']}"
+        body = error.body if isinstance(error.body, dict) else {}
+        if why := body.get("message") or body.get("detail"):  # detail: of FastAPI, as `transformers serve` has it
+            message += f", {why}"
         if error.status_code >= 500:
             message += "; its own log says why: a prompt over the model's context (lower --few_shot), perhaps"
     elif isinstance(error, openai.APITimeoutError):
