@@ -73,6 +73,20 @@ def test_samples_are_drawn_from_the_whole_distribution_at_the_temperature_given(
     assert found[:64] != found[64:128]  # batches are drawn apart
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_settings_of_a_checkpoint_change_no_answer_but_for_the_tokens_it_never_writes(model, temperature):
+    from hf_lm.models.adapters import add_lora
+
+    options = {"pad_id": 1, "ends": {3}, "max_new_tokens": 8, "temperature": temperature}
+    prompts = [[5, 6, 7], [8], [9, 10]]
+    plain = write(model, prompts, **options)
+    own = {"repetition_penalty": 1.9, "no_repeat_ngram_size": 1, "min_p": 0.9, "typical_p": 0.1, "num_beams": 2}
+    model.generation_config.update(**own)
+    assert write(model, prompts, **options) == plain
+    assert write(add_lora(model, rank=2), prompts, **options) == plain
+    assert model.generation_config.to_diff_dict().items() >= own.items()
+
+
 def test_processes_share_the_work(model, monkeypatch):
     """Of samples whole batches, each of which is drawn from one random state."""
     given, whole = [], []

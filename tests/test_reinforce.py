@@ -251,6 +251,19 @@ def test_without_told_positions_padding_on_the_left_would_change_what_is_learned
     assert not task.log_prob_proof(trainer).passed
 
 
+def test_settings_of_a_checkpoint_change_no_answer_that_is_learned_from(make, tmp_path):
+    answers = []
+    for own in ({}, {"no_repeat_ngram_size": 1, "typical_p": 0.1, "min_p": 0.9, "repetition_penalty": 1.9}):
+        model, task = make(lambda p, a, r: torch.rand(len(a)).tolist())
+        model.generation_config.update(**own)
+        trainer = trainer_of(model, task, tmp_path, max_steps=1, per_device_train_batch_size=8)
+        trainer.train()
+        answers.append(list(trainer._logs["completion"]))
+        assert model.generation_config.to_diff_dict().items() >= own.items()
+    assert answers[0] == answers[1]
+    assert len(set(answers[0])) > 4
+
+
 @pytest.mark.parametrize(
     ("reward", "options", "expected"),
     [

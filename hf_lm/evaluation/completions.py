@@ -1,6 +1,7 @@
 """Log-probabilities of given completions, and completions that a model generates, in batches of like-sized prompts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from transformers import GenerationConfig
 
 from hf_lm.data.batches import Feature, Processes, TokenId, map_by_length, pad_batch
 from hf_lm.evaluation.likelihood import evaluating, token_log_probs, unwrapped
+from hf_lm.models.adapters import base_of
 from hf_lm.models.configuration import family
 
 Batch = dict[str, torch.Tensor]
@@ -68,6 +70,20 @@ def generate_ids(
         )
 
 
+@contextmanager
+def plain_generation(model: torch.nn.Module) -> Iterator[None]:
+    """Of the checkpoint's generation settings only `suppress_tokens`: `generate` adds its penalties, filters and beams
+    to any settings that it is given.
+    """
+    base = base_of(unwrapped(model))
+    own = base.generation_config
+    base.generation_config = GenerationConfig(suppress_tokens=own.suppress_tokens)
+    try:
+        yield
+    finally:
+        base.generation_config = own
+
+
 def write(
     model: torch.nn.Module,
     prompts: Sequence[Sequence[int]],
@@ -81,7 +97,8 @@ def write(
 ) -> list[list[int]]:
     """The completion of each prompt up to and with the first of the ids `ends`; without one it has `max_new_tokens`.
 
-    Sampling draws from the whole distribution; the global random state is unchanged.
+    Sampling draws from the whole distribution, without the checkpoint's settings (see `plain_generation`); the global
+    random state is unchanged.
     """
     config = GenerationConfig(
         use_cache=True,
@@ -89,19 +106,19 @@ def write(
         do_sample=temperature > 0,
         eos_token_id=sorted(ends),
         pad_token_id=pad_id,
-        suppress_tokens=unwrapped(model).generation_config.suppress_tokens,
         **({"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature > 0 else {}),
     )
     options = lambda rows, inputs: {"generation_config": config}  # noqa: E731
-    sequences = generate_ids(
-        model,
-        prompts,
-        pad_id=pad_id,
-        options=options,
-        processes=processes,
-        seed=seed if temperature > 0 else None,
-        max_tokens=2**12,
-    )
+    with plain_generation(model):
+        sequences = generate_ids(
+            model,
+            prompts,
+            pad_id=pad_id,
+            options=options,
+            processes=processes,
+            seed=seed if temperature > 0 else None,
+            max_tokens=2**12,
+        )
     return [_until(ids, ends) for (ids,) in sequences]
 
 

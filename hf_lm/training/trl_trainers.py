@@ -19,6 +19,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 from trl.trainer.utils import add_fused_lm_head, disable_dropout_in_model
 
 from hf_lm.arguments import TrainingArguments
+from hf_lm.evaluation.completions import plain_generation
 from hf_lm.models.adapters import base_of
 from hf_lm.tasks.chat import Chat
 from hf_lm.tasks.preference import Preference
@@ -176,7 +177,8 @@ class GRPO(TrlTrainerMixin, GRPOTrainer):
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        found = super()._generate_and_score_completions(inputs)
+        with plain_generation(self.accelerator.unwrap_model(self.model)):  # TRL undoes some of a checkpoint's settings
+            found = super()._generate_and_score_completions(inputs)
         if self.model.training:
             self._watch({key: values[-1] for key, values in self._metrics["train"].items() if values})
         return found
