@@ -31,6 +31,14 @@ def test_the_page_lists_each_example():
     assert re.findall(r"\]\((\d\d_\w+\.py)\)", page) == [path.name for path in EXAMPLES]
 
 
+def test_the_examples_that_need_no_model_run(capsys):
+    for name in ("07_intervals", "08_paired_test"):
+        runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
+    shown = capsys.readouterr().out
+    assert "accuracy 72.5, 95 % interval 65.8 to 78.6" in shown
+    assert "a or c: no difference (p 0.565, corrected)" in shown
+
+
 @pytest.mark.slow
 def test_the_examples_run_in_their_order(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

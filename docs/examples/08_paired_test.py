@@ -9,4 +9,4 @@ rng = np.random.default_rng(0)
 hard = rng.normal(size=300)  # what makes an example hard for every model
 scores = {"a": hard + rng.normal(size=300), "b": hard + rng.normal(size=300) + 0.4, "c": hard + rng.normal(size=300)}
 for pair in compare({name: mean(values) for name, values in scores.items()}, "score"):
-    print(f"{pair.model_a} or {pair.model_b}: {pair.better or 'no difference'} (p {pair.corrected:.3f}, corrected)")
+    print(f"{pair.model_a} or {pair.model_b}: {pair.better or 'no difference'} (p {pair.p_corrected:.3f}, corrected)")
