@@ -2,7 +2,7 @@
 
 accelerate launch recipes/summarization.py                                          # a small demo, anywhere
 accelerate launch recipes/summarization.py --model out/pretrain                     # the GPT that pretrain.py made
-accelerate launch recipes/summarization.py --model google-t5/t5-small --dataset EdinburghNLP/xsum
+accelerate launch recipes/summarization.py --model google-t5/t5-small --dataset EdinburghNLP/xsum@refs/convert/parquet
 """
 
 # /// script

@@ -1,7 +1,7 @@
 """Fine-tune a checkpoint to find named entities in text.
 
 accelerate launch recipes/token_classification.py                                          # facts about countries
-accelerate launch recipes/token_classification.py --model google-bert/bert-base-cased --dataset eriktks/conll2003
+accelerate launch recipes/token_classification.py --model google-bert/bert-base-cased --dataset lhoestq/conll2003
 accelerate launch recipes/token_classification.py --model out/pretrain --dataset conll/ --label_column 3
 """
 

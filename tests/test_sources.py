@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from loopback_hub import hub  # noqa: F401  (a fixture)
 
 from hf_lm.data.cutting import cut
+from hf_lm.data.hub_datasets import load_hub
 from hf_lm.data.patterns import Pattern
 from hf_lm.data.reading import read_documents
 from hf_lm.data.sources import load_corpus
@@ -427,6 +428,14 @@ def test_the_beginning_of_a_dataset_comes_over_the_protocol_of_the_hub(hub, tmp_
 
 
 # Bad input
+
+
+def test_a_dataset_that_is_a_script_is_refused_with_the_revision_that_may_have_its_rows(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "user" / "scripted").mkdir(parents=True)
+    (tmp_path / "user" / "scripted" / "scripted.py").write_text("raise SystemExit('this ran')")
+    with pytest.raises(ValueError, match=r"found scripted\.py\..*--dataset user/scripted@refs/convert/parquet\.$"):
+        load_hub("user/scripted:en")
 
 
 @pytest.mark.parametrize(

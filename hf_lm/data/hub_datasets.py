@@ -146,4 +146,6 @@ def _not_loaded(name: str, error: Exception) -> ValueError:
     offline = settings.HF_HUB_OFFLINE or (isinstance(error, (ConnectionError, OSError)) and not answered)
     said = (str(error).splitlines()[0] if str(error) else type(error).__name__).rstrip(".")
     reason = " The Hub was not reached: this machine is offline or HF_HUB_OFFLINE is set." if offline else ""
+    if "scripts are no longer supported" in said:
+        reason = f" Of many such datasets the Hub has the rows: --dataset {_parts(name)[0]}@refs/convert/parquet."
     return ValueError(f"--dataset {name} is no file or folder here and was not loaded from the Hub: {said}.{reason}")
