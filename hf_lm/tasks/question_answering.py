@@ -14,7 +14,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_lm.data.batches import Processes
 from hf_lm.data.overlap import normal_words
 from hf_lm.data.tables import Row, Table
-from hf_lm.evaluation.intervals import Estimate
 from hf_lm.evaluation.metrics import QuestionAnswering as Metric
 from hf_lm.evaluation.metrics import answer_score, lack_spaces, sentences
 from hf_lm.tasks.losses import Batch, WithSpanLogits, span_logits, span_loss
@@ -59,7 +58,7 @@ class _Answers:
     metric_names = (
         *("f1", "exact_match", "has_answer_f1", "has_answer_exact_match", "no_answer_f1", "no_answer_exact_match"),
     )
-    main_metric, unit = metric_names[0], "questions"
+    main_metric, metric, unit = metric_names[0], Metric, "questions"
     columns = ("question", "context", "answers")
     settings: ClassVar = {"max_length": 384, "stride": 128, "max_target_length": 32}
     inputs = ("question", "context")
@@ -71,10 +70,6 @@ class _Answers:
     @classmethod
     def texts_of(cls, row: Row) -> list[str]:
         return [row["question"], row["context"]]
-
-    @classmethod
-    def estimates_of(cls, examples: Sequence[dict[str, Any]], labels: Sequence[str]) -> dict[str, Estimate]:
-        return Metric().estimates([row["prediction"] for row in examples], [row["reference"] for row in examples])
 
     @classmethod
     def instruction(
@@ -123,7 +118,7 @@ class _Answers:
 
     def scores(self, split: str, texts: Sequence[str], loss: float | None) -> Scores:
         examples = answered(self.table.rows[split], texts)
-        return Scores(self.estimates_of(examples, ()), examples, loss)
+        return Scores(Metric().estimates(texts, [row["reference"] for row in examples]), examples, loss)
 
     def example(self) -> dict[str, str]:
         rows = self.table.rows[self.table.splits[-1]][:200]

@@ -101,13 +101,9 @@ class _OneOfClasses(Supervised):
     settings: ClassVar = {"max_length": 256}
     pipeline_options: ClassVar = {"truncation": True}
     read = staticmethod(read_sentiment)
-    confidence_threshold = 0.8
+    read_from, confidence_threshold = "text", 0.8
     labels: list[str]
     table: Table
-
-    @classmethod
-    def texts_of(cls, row: Row) -> list[str]:
-        return [row["text"]]
 
     @classmethod
     def estimates_of(cls, examples: Sequence[dict[str, Any]], labels: Sequence[str]) -> dict[str, Estimate]:
@@ -133,10 +129,6 @@ class _OneOfClasses(Supervised):
         return f"Which class is the text? Answer with one of these and nothing else: {', '.join(labels)}."
 
     @classmethod
-    def as_prompt(cls, row: Row) -> str:
-        return row["text"]
-
-    @classmethod
     def as_answer(cls, row: Row) -> str:
         return row["label"]
 
@@ -159,10 +151,6 @@ class _OneOfClasses(Supervised):
     def know_classes(self, labels: Sequence[str]) -> None:
         self.labels = list(labels)
         self.index = {label: i for i, label in enumerate(self.labels)}
-        self.metric = Classification(classes=len(self.labels))
-
-    def text_of(self, row: Row) -> str:
-        return row["text"]
 
     def row_of(self, text: str) -> Row:
         return {"text": text, "label": self.labels[0]}
@@ -188,7 +176,8 @@ class _OneOfClasses(Supervised):
             }
             for row, guess, chance, right in zip(rows, predicted, probabilities, true, strict=True)
         ]
-        estimates = self.metric.estimates(predicted.tolist(), true.tolist(), probabilities=probabilities)
+        metric = Classification(classes=len(self.labels))
+        estimates = metric.estimates(predicted.tolist(), true.tolist(), probabilities=probabilities)
         return Scores(estimates, examples, float(-log_probs[np.arange(len(true)), true].mean()))
 
     def baseline_predictions(self, split: str) -> tuple[str, Sequence[Any]]:

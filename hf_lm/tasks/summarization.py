@@ -8,7 +8,6 @@ import numpy as np
 
 from hf_lm.data.overlap import UNSPACED, normal_words
 from hf_lm.data.tables import Row, Table, hold_out, pick_column
-from hf_lm.evaluation.intervals import Estimate
 from hf_lm.evaluation.metrics import Summarization as Rouge
 from hf_lm.evaluation.metrics import sentences
 from hf_lm.tasks.text_to_text import TextToText, to_sources_and_targets
@@ -33,14 +32,10 @@ def read_summarization(table: Table, *, source: str = "", target: str = "") -> N
 class Summarization(TextToText):
     recipe, kind, pipeline_tag = "summarization", "summarization model", "summarization"
     metric_names = ("rougeL", "rouge1", "rouge2", "rougeLsum")
-    main_metric = metric_names[0]
+    main_metric, metric = metric_names[0], Rouge
     settings: ClassVar = {"max_source_length": 256, "max_target_length": 64, "num_beams": 1}
     read = staticmethod(read_summarization)
     cue = "\n\nTL;DR: "  # as GPT-2's authors had it
-
-    @classmethod
-    def estimates_of(cls, examples: Sequence[dict[str, Any]], labels: Sequence[str]) -> dict[str, Estimate]:
-        return Rouge().estimates([row["prediction"] for row in examples], [row["reference"] for row in examples])
 
     @classmethod
     def instruction(

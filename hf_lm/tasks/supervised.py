@@ -48,6 +48,8 @@ class Supervised:
     read: ClassVar[Callable[..., Any]]  # (table, **columns): reduce it to the task's rows, cut the splits it lacks
     endings: ClassVar[Literal["columns", "labels"]] = "columns"  # of files without rows: see load_table
     inputs: ClassVar[tuple[str, ...]] = ("text",)  # that the pipeline takes
+    read_from = "text"  # the key of a row under which the text that is read stands
+    metric: ClassVar[type[Any]]  # of hf_lm.evaluation.metrics: of predictions and references
     pipeline_options: ClassVar[dict[str, Any]] = {}  # with which the pipeline answers as the evaluation measures
     how = "text that it writes"  # its model answers, in words
     needs_validation = False  # whether test is measured with what was chosen on validation
@@ -93,7 +95,7 @@ class Supervised:
     @classmethod
     def texts_of(cls, row: Row) -> Sequence[str]:
         """All text of a row: what a new tokenizer is trained on."""
-        raise NotImplementedError
+        return [row[cls.read_from], *row.get("targets", ())]
 
     @classmethod
     def languages(cls, columns: Mapping[str, str]) -> tuple[str, str] | None:
@@ -108,7 +110,7 @@ class Supervised:
     @classmethod
     def estimates_of(cls, examples: Sequence[dict[str, Any]], labels: Sequence[str]) -> dict[str, Estimate]:
         """The metrics of examples as `score` makes them."""
-        raise NotImplementedError
+        return cls.metric().estimates([row["prediction"] for row in examples], [row["reference"] for row in examples])
 
     @classmethod
     def labels_of(cls, examples: Sequence[dict[str, Any]]) -> list[str]:
@@ -125,7 +127,7 @@ class Supervised:
     @classmethod
     def as_prompt(cls, row: Row) -> str:
         """A row as an API is asked about it."""
-        raise NotImplementedError
+        return row[cls.read_from]
 
     @classmethod
     def as_answer(cls, row: Row) -> str:
@@ -194,7 +196,7 @@ class Supervised:
 
     def text_of(self, row: Row) -> str:
         """The text of a row that must not occur in train."""
-        raise NotImplementedError
+        return row[self.read_from]
 
     def target_of(self, row: Row) -> str:
         """What is to be written for a row; for tasks whose answer is written."""

@@ -46,21 +46,14 @@ class TextToText(Supervised):
 
     cue: ClassVar[str]
     writes = True  # its answers are texts that the model generates
+    read_from = "source"
     columns = ("source", "target")
     settings: ClassVar = {"max_source_length": 128, "max_target_length": 128, "num_beams": 1}
     confidence_threshold = 0.6  # of a token, on average
 
     @classmethod
-    def texts_of(cls, row: Row) -> list[str]:
-        return [row["source"], *row["targets"]]
-
-    @classmethod
     def from_start(cls, table: Table, start: Start, *, drop_overlap: bool = False, **settings: Any) -> Self:
         return cls(table, start.tokenizer, start.model, drop_overlap=drop_overlap, **settings)
-
-    @classmethod
-    def as_prompt(cls, row: Row) -> str:
-        return row["source"]
 
     @classmethod
     def as_answer(cls, row: Row) -> str:
@@ -165,9 +158,6 @@ class TextToText(Supervised):
             f"writes ({', '.join(what)}): {text!r} as {back!r}; what it loses the model cannot write, so {remedy}"
             + (", or give a --decoder that does" if halves and not apart else "")
         )
-
-    def text_of(self, row: Row) -> str:
-        return row["source"]
 
     def row_of(self, text: str) -> Row:
         return {"source": text, "targets": [text]}

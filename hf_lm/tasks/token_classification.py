@@ -74,10 +74,6 @@ class TokenClassification(Supervised):
         return load_tagged_words(dataset, **columns)
 
     @classmethod
-    def texts_of(cls, row: Row) -> list[str]:
-        return [row["text"]]
-
-    @classmethod
     def from_start(
         cls, table: Table, start: Start, *, max_length: int, drop_overlap: bool = False
     ) -> "TokenClassification":
@@ -102,10 +98,6 @@ class TokenClassification(Supervised):
             "List the entities of the text in their order, one a line, each as its type, a colon and its words as "
             f"they stand. The types are {', '.join(types)}. Say {NONE} where the text has none."
         )
-
-    @classmethod
-    def as_prompt(cls, row: Row) -> str:
-        return row["text"]
 
     @classmethod
     def as_answer(cls, row: Row) -> str:
@@ -146,9 +138,6 @@ class TokenClassification(Supervised):
         return {"prediction": found}
 
     # Rows and answers
-
-    def text_of(self, row: Row) -> str:
-        return row["text"]
 
     def encode(self, rows: Sequence[Row]) -> EncodedWords:
         encoded, frame = EncodedWords(), self.frame

@@ -8,7 +8,6 @@ from typing import Any, Self
 import numpy as np
 
 from hf_lm.data.tables import Row, Table, hold_out, pick_column
-from hf_lm.evaluation.intervals import Estimate
 from hf_lm.evaluation.metrics import Translation as Metric
 from hf_lm.tasks.rows import Scores
 from hf_lm.tasks.start import Start
@@ -44,7 +43,7 @@ def read_translation(table: Table, *, source: str, target: str) -> None:
 class Translation(TextToText):
     recipe, kind, pipeline_tag = "translation", "translation model", "translation"
     metric_names = ("bleu", "chrf", "ter")
-    main_metric = metric_names[0]
+    main_metric, metric = metric_names[0], Metric
     read = staticmethod(read_translation)
     cue = "\n=\n"
 
@@ -56,10 +55,6 @@ class Translation(TextToText):
     def from_start(cls, table: Table, start: Start, *, drop_overlap: bool = False, **settings: Any) -> Self:
         source, target = start.languages or ("", "")
         return super().from_start(table, start, drop_overlap=drop_overlap, source=source, target=target, **settings)
-
-    @classmethod
-    def estimates_of(cls, examples: Sequence[dict[str, Any]], labels: Sequence[str]) -> dict[str, Estimate]:
-        return Metric().estimates([row["prediction"] for row in examples], [row["reference"] for row in examples])
 
     @classmethod
     def instruction(
