@@ -28,12 +28,11 @@ from hf_lm.inference.predict import predict
 from hf_lm.inspection.recipe import inspect_recipe
 from hf_lm.inspection.terminal import show_inspection
 from hf_lm.models.adapters import add_lora, merge_adapter
-from hf_lm.models.configuration import context_length
+from hf_lm.models.configuration import context_length, model_fingerprint
 from hf_lm.models.encoder_decoder import load_text_to_text
 from hf_lm.models.gpt2 import new_gpt2
 from hf_lm.models.target_tokenizer import TARGET, decode_targets, save_tokenizer, target_tokenizer
 from hf_lm.planning.resolve import resolve
-from hf_lm.scoring.restore import fingerprint, open_checkpoint
 from hf_lm.tasks import proofs
 from hf_lm.tasks.text_to_text import changed_targets
 from hf_lm.tasks.translation import Translation, read_translation
@@ -317,9 +316,9 @@ def test_the_folder_is_checked_published_copied_and_told_apart_with_its_second_t
     assert {f"{TARGET}/tokenizer.json", f"{TARGET}/tokenizer_config.json", "tokenizer.json"} <= published
     _copy_model(trained.out, tmp_path / "copy")
     assert (tmp_path / "copy" / TARGET / "tokenizer.json").is_file()
-    before = fingerprint(open_checkpoint(str(tmp_path / "copy")))
+    before = model_fingerprint(str(tmp_path / "copy"))
     train_bpe(["other"], vocab_size=260).save_pretrained(tmp_path / "copy" / TARGET)
-    assert fingerprint(open_checkpoint(str(tmp_path / "copy"))) != before
+    assert model_fingerprint(str(tmp_path / "copy")) != before
 
 
 def test_a_plan_and_an_inspection_take_both_halves(made):

@@ -42,7 +42,11 @@ def compare_runs(folders: Sequence[str], *, metrics: Sequence[str] = (), split: 
     about = {folder: {"versions": report.get("versions", {})} for folder, (report, _) in runs.items()}
     data = runs[first][0].get("data", {})
     tokenizers = {folder: report.get("tokenizer", {}) for folder, (report, _) in runs.items()}
-    lossy = {folder: json.dumps(about) for folder, about in tokenizers.items() if _has_unknown_words(about)}
+    lossy = {  # of unknown words the likelihood is that of another text
+        folder: json.dumps(about)
+        for folder, about in tokenizers.items()
+        if any(text.get("unknown", 0) > 0 for text in about.get("text", {}).values())
+    }
     return {
         "task": task,
         "data": {
@@ -106,8 +110,3 @@ def _in_order(
             f"{folder} (not {str(shown['input'])[:60]!r}): measure both on one data set with hf-lm score."
         )
     return matched
-
-
-def _has_unknown_words(tokenizer: dict[str, Any]) -> bool:
-    """Whether a tokenizer leaves words unknown: the likelihood is then that of another text."""
-    return any(text.get("unknown", 0) > 0 for text in tokenizer.get("text", {}).values())

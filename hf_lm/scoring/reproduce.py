@@ -30,7 +30,7 @@ PRECISION = 1e-6  # relative: report.json keeps eight digits
 CHECKED = 1e-3  # relative, of weights measured again: another precision, another batch
 # Where the run writes and publishes, what it may replace and what stopped it are not the run; nor is `hub_...`.
 LEFT_OUT = (
-    *("output_dir", "push_to_hub", "update_card", *ONE_INVOCATION),
+    *("output_dir", "push_to_hub", "update_card", "seed", *ONE_INVOCATION),
     *("max_hours", "max_cost", "price_per_hour", "stop_after_steps"),
 )
 
@@ -91,7 +91,8 @@ def fetch(source: str, *, weights: bool = False) -> Published:
                 )
     if weights:
         recorded = {name: about for name, about in report.get("files", {}).items() if not name.endswith(".yaml")}
-        changed = [name for name, about in recorded.items() if not _is(folder, name, about)]
+        there = fingerprints(folder, [name for name in recorded if (folder / name).is_file()])
+        changed = [name for name, about in recorded.items() if there.get(name) != about]
         if changed:
             raise ValueError(f"{source}: {', '.join(changed)} is not what the run wrote (its SHA-256 differs).")
     return published
@@ -105,10 +106,6 @@ def reading_records(source: str) -> Iterator[None]:
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         what = f"{type(error).__name__}: {error}"
         raise ValueError(f"{source}: report.json or predictions.jsonl is not what a run writes ({what}).") from None
-
-
-def _is(folder: Path, name: str, about: dict[str, Any]) -> bool:
-    return (folder / name).is_file() and fingerprints(folder, [name])[name] == about
 
 
 def recomputed(published: Published) -> Iterator[tuple[str, str, float, Estimate]]:
@@ -145,7 +142,8 @@ def command(
 
     run.yaml is a stranger's: it replaces no folder, resumes nothing, holds no token and reports to nobody.
     """
-    run = {name: value for name, value in published.run.items() if _is_of_the_run(name)}
+    left_out = lambda name: name in LEFT_OUT or name.startswith("hub_") or names_secret(name)  # noqa: E731
+    run = {name: value for name, value in published.run.items() if not left_out(name)}
     if base:
         named = published.report["model"]["base"]
         run |= {name: base for name in ("model", "tokenizer") if run.get(name) == named}
@@ -162,10 +160,6 @@ def command(
     n = published.report.get("processes", 1)
     launcher = [] if n == 1 else ["-m", "accelerate.commands.launch", "--num_processes", str(n)]
     return [sys.executable, *launcher, str(recipe), "--config", str(config)]
-
-
-def _is_of_the_run(name: str) -> bool:
-    return not (name in LEFT_OUT or name == "seed" or name.startswith("hub_") or names_secret(name))
 
 
 def base_at_its_commit(published: Published) -> str:

@@ -10,10 +10,8 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_lm.data.tables import Table
-from hf_lm.files import hash_contents, hash_text
 from hf_lm.hub.records import read_report, read_run
-from hf_lm.models.configuration import commit_of, family, find_adapter, load_config
-from hf_lm.models.target_tokenizer import TARGET
+from hf_lm.models.configuration import family, find_adapter, load_config
 from hf_lm.tasks.by_name import TASKS
 from hf_lm.tasks.start import head_of, start_from
 from hf_lm.tasks.supervised import Supervised
@@ -73,22 +71,7 @@ def open_checkpoint(name: str) -> Checkpoint:
     return Checkpoint(name, adapter, config, arguments, report)
 
 
-def fingerprint(checkpoint: Checkpoint) -> str:
-    """What a checkpoint is: the hash of its weights, configuration and tokenizer, or its commit on the Hub."""
-    commits, files = [], []
-    base = (checkpoint.adapter or {}).get("base_model_name_or_path")
-    for place in filter(None, (base, checkpoint.name)):
-        if not Path(place).is_dir():
-            commits.append(f"{place} {commit_of(place)}")
-            continue
-        for path in sorted([*Path(place).iterdir(), *Path(place, TARGET).glob("*")]):
-            about_run = path.name in ("report.json", "scores.json", "trainer_state.json")
-            if path.suffix in (".safetensors", ".json", ".txt", ".model", ".spm", ".jinja") and not about_run:
-                files.append((path.name, path))
-    return hash_text(f"{commits} {hash_contents(files)}").hex()
-
-
-def precision(model: PreTrainedModel, settings: dict[str, Any]) -> AbstractContextManager:
+def autocast_as(model: PreTrainedModel, settings: dict[str, Any]) -> AbstractContextManager:
     """The precision in which the run measured."""
     if settings["precision"] == "float32":
         return nullcontext()

@@ -21,12 +21,12 @@ from hf_lm.data.tables import Table
 from hf_lm.evaluation.perplexity import score_documents
 from hf_lm.files import default_cache, hash_contents, hash_text, write_whole
 from hf_lm.hub.credentials import printable
-from hf_lm.models.configuration import context_length, family
+from hf_lm.models.configuration import context_length, family, model_fingerprint
 from hf_lm.models.loading import load_causal_lm
 from hf_lm.reporting.report import versions
 from hf_lm.scoring.api import answers_in, complete, messages_of
 from hf_lm.scoring.predictions import GROUPS, METRICS, Example, estimates_of, read_predictions, unit_of
-from hf_lm.scoring.restore import SETTINGS, Checkpoint, build_task, fingerprint, open_checkpoint, precision
+from hf_lm.scoring.restore import SETTINGS, Checkpoint, autocast_as, build_task, open_checkpoint
 from hf_lm.scoring.scoreboard import check_metrics, compare_models
 from hf_lm.tasks.by_name import TASKS
 from hf_lm.tokenization.tokenizer import encode_documents, load_tokenizer, tokenizer_fingerprint
@@ -124,8 +124,9 @@ def score(
     given = {name: value for name, value in (settings or {}).items() if value}
     for name in given.keys() - SETTINGS[task].keys():
         raise ValueError(f"--{name} means nothing for {task}; there are --{' --'.join(SETTINGS[task])}.")
-    for checkpoint in opened.values():
-        check_recipe(checkpoint, task)
+    for checkpoint in opened.values():  # any causal model has a perplexity
+        if task != "pretrain" and checkpoint.recipe in METRICS and checkpoint.recipe not in ("pretrain", task):
+            raise ValueError(f"{checkpoint.name} was trained for {checkpoint.recipe}, not for {task}.")
     if task == "pretrain" and len(opened) < len(models):
         raise ValueError("an API does not tell the likelihood of a text: perplexity needs the checkpoint itself.")
     data = read_data(task, dataset, split, columns or {}, list(opened.values()), limit)
@@ -182,12 +183,6 @@ def check_task(task: str, metrics: Sequence[str], opened: Sequence[Checkpoint]) 
     return recipes.pop()
 
 
-def check_recipe(checkpoint: Checkpoint, task: str) -> None:
-    """Raise ValueError for a model that was trained for another task; any causal model has a perplexity."""
-    if checkpoint.recipe in METRICS and checkpoint.recipe not in ("pretrain", task) and task != "pretrain":
-        raise ValueError(f"{checkpoint.name} was trained for {checkpoint.recipe}, not for {task}.")
-
-
 def read_data(
     task: str, dataset: str, split: str, columns: dict[str, str], opened: Sequence[Checkpoint], limit: int
 ) -> Data:
@@ -234,8 +229,9 @@ def score_checkpoint(
     settings |= {"precision": next((name for name in ("bf16", "fp16") if run.get(name)), "float32")}
     if run.get("drop_overlap"):
         settings["drop_overlap"] = True
-    content = fingerprint(checkpoint)
-    path = _cache(data, f"{content} {sorted(settings.items())} {run.get('as_text')}")
+    content = model_fingerprint(checkpoint.name)
+    identity = f"{data.identity} {content} {sorted(settings.items())} {run.get('as_text')} {_code()}"
+    path = default_cache() / "scores" / f"{hash_text(identity).hex()}.jsonl"  # named by the libraries and code too
     about = path.with_suffix(".json")
     if about.is_file() and not again:
         say(printable(f"{checkpoint.name}: scored before"))
@@ -252,12 +248,6 @@ def score_checkpoint(
     described = {key: value for key, value in vars(scored).items() if key != "examples"}
     write_whole(about, json.dumps(described, ensure_ascii=False))  # last: where it exists the examples are complete
     return scored
-
-
-def _cache(data: Data, identity: str) -> Path:
-    """The file of a model's predictions on the data, named by both, by this code and the libraries it uses."""
-    digest = hash_text(f"{data.identity} {identity} {_code()}").hex()
-    return default_cache() / "scores" / f"{digest}.jsonl"
 
 
 def _code() -> str:
@@ -288,7 +278,7 @@ def _measure_likelihood(checkpoint: Checkpoint, data: Data, scored: Scored) -> N
         name=data.split,
     )
     stream = stream.sample(settings["eval_tokens"] or stream.total)
-    with precision(model, settings):
+    with autocast_as(model, settings):
         likelihood = score_documents(model, stream, block_size=settings["block_size"], stride=settings["eval_stride"])
     scored.examples = likelihood.examples()
     scored.how = f"likelihood in windows of {settings['block_size']} tokens"
@@ -315,7 +305,7 @@ def _measure_task(checkpoint: Checkpoint, data: Data, scored: Scored) -> None:
     table = Table(table.source, table.fingerprint, dict(table.rows), labels=table.labels)  # a task may drop rows
     rebuilt = build_task(checkpoint, TASKS[data.task], table, columns=data.columns, settings=scored.settings)
     model, task, scored.how = _on_device(rebuilt.model), rebuilt.task, rebuilt.how
-    with precision(model, scored.settings):
+    with autocast_as(model, scored.settings):
         if task.needs_validation and split == "test":
             task.measure(model, "validation")  # which chooses from where on there is no answer
         if rebuilt.first_line:

@@ -67,7 +67,8 @@ def compare_models(
         }
         if name in LIKELIHOODS and len(together) < len(estimates):
             not_compared[name] = f"not comparable for {' and '.join(apart)}, whose tokenizer loses text"
-        if name == "perplexity" and _differ([measured.statistics[:, 1] for measured in together.values()]):
+        tokens = [measured.statistics[:, 1] for measured in together.values()]
+        if name == "perplexity" and not all(np.array_equal(tokens[0], other) for other in tokens[1:]):
             not_compared[name] = "not comparable: the models do not count the same tokens"
             continue
         comparisons += compare(together, name)
@@ -77,10 +78,6 @@ def compare_models(
         "not_compared": not_compared,
         "comparisons": [_report(comparison, unit) for comparison in comparisons],
     }
-
-
-def _differ(tokens: Sequence[np.ndarray]) -> bool:
-    return any(not np.array_equal(tokens[0], other) for other in tokens[1:])
 
 
 def _report(comparison: Comparison, unit: str) -> dict[str, Any]:
