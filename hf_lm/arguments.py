@@ -261,7 +261,7 @@ def parse_arguments(
     process', and errors are raised.
     """
     if argv is None:
-        argv = sys.argv[1:] if (tokens := dry_run.arguments()) is None else tokens
+        argv = sys.argv[1:] if (tokens := dry_run.mode().arguments) is None else list(tokens)
     argv = list(argv)
     _use_every_core()
     debug = take_flag(argv, "--debug")
@@ -358,7 +358,7 @@ def bf16_is_fast() -> bool:
 
     In a dry run for another device: whether that one does.
     """
-    if (device := dry_run.bf16()) is not None:
+    if (device := dry_run.mode().bf16) is not None:
         return device
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)

@@ -29,12 +29,14 @@ class FitCall(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Mode:
-    recipe: str
-    arguments: Sequence[str]
-    bf16: bool | None = None
+class Mode:
+    """What a dry run asks of the library; the defaults are those outside of one."""
+
+    recipe: str = ""
+    arguments: Sequence[str] | None = None  # the tokens of the recipe's command line; None: the process' own
+    bf16: bool | None = None  # whether the device it is for multiplies in bfloat16; None asks this machine
     sample: Sample | None = None
-    tokens: int = 0
+    tokens: int = 0  # of the training text that it is for; 0: the text that the recipe reads
     arguments_only: bool = False
 
 
@@ -42,7 +44,9 @@ class _Reached(BaseException):  # no `except Exception` of a recipe may go on to
     pass
 
 
-_mode: ContextVar[_Mode | None] = ContextVar("dry_run", default=None)
+OUTSIDE = Mode()
+_mode: ContextVar[Mode] = ContextVar("dry_run", default=OUTSIDE)
+mode = _mode.get
 
 
 def run_recipe(
@@ -62,17 +66,17 @@ def run_recipe(
     training text that the run is planned for, whatever the recipe reads here; 0 where that is the text itself. Raises
     what the recipe raises, and ValueError where it does not call `fit`.
     """
-    return _run(_Mode(recipe, [str(token) for token in arguments], bf16, sample, tokens))
+    return _run(Mode(recipe, [str(token) for token in arguments], bf16, sample, tokens))
 
 
 def parse_recipe(recipe: str, arguments: Sequence[str] = ()) -> Any:
     """A recipe's own Arguments, resolved, without running its `main`. Raises what `parse_arguments` raises."""
-    return _run(_Mode(recipe, [str(token) for token in arguments], arguments_only=True))
+    return _run(Mode(recipe, [str(token) for token in arguments], arguments_only=True))
 
 
-def _run(mode: _Mode) -> Any:
-    path = recipe_path(mode.recipe)
-    before = _mode.set(mode)
+def _run(asked: Mode) -> Any:
+    path = recipe_path(asked.recipe)
+    before = _mode.set(asked)
     try:
         runpy.run_path(str(path), run_name="__main__")
     except _Reached as end:
@@ -87,19 +91,12 @@ def _run(mode: _Mode) -> Any:
 
 def active() -> bool:
     """Whether this is a dry run."""
-    return _mode.get() is not None
-
-
-def arguments() -> list[str] | None:
-    """The tokens of the recipe's command line in a dry run; None outside of one."""
-    mode = _mode.get()
-    return None if mode is None else list(mode.arguments)
+    return mode() is not OUTSIDE
 
 
 def parsed(args: object) -> None:
     """`parse_arguments` has the recipe's Arguments: the end of a dry run that asked for no more."""
-    mode = _mode.get()
-    if mode is not None and mode.arguments_only:
+    if mode().arguments_only:
         raise _Reached(args)
 
 
@@ -111,25 +108,12 @@ def reached(model: "PreTrainedModel", task: object, training_args: object, **opt
 
 def refuse() -> None:
     """Raise ValueError in a dry run: its recipe is about to train, or to write, before it calls `fit`."""
-    mode = _mode.get()
-    if mode is not None:
+    if recipe := mode().recipe:
         raise ValueError(
-            f"{Path(mode.recipe).stem} trains or writes before it calls fit, and a plan or an inspection shows what a "
+            f"{Path(recipe).stem} trains or writes before it calls fit, and a plan or an inspection shows what a "
             "recipe hands to fit: there is nothing to look at. Nothing was trained or written. To run it: "
-            f"hf-lm run {mode.recipe}"
+            f"hf-lm run {recipe}"
         )
-
-
-def bf16() -> bool | None:
-    """Whether the device that a dry run is for multiplies in bfloat16; None where this machine is to be asked."""
-    mode = _mode.get()
-    return None if mode is None else mode.bf16
-
-
-def planned_tokens() -> int:
-    """Tokens of the training text that a dry run is for; 0 where it is the text that the recipe reads."""
-    mode = _mode.get()
-    return 0 if mode is None else mode.tokens
 
 
 def sampled(documents: Iterable[str], folder: Path, *, split: str, size: int) -> tuple[Iterable[str], Path]:
@@ -137,5 +121,5 @@ def sampled(documents: Iterable[str], folder: Path, *, split: str, size: int) ->
 
     `size`: bytes of the corpus' training text, estimated.
     """
-    mode = _mode.get()
-    return (documents, folder) if mode is None or mode.sample is None else mode.sample(documents, folder, split, size)
+    sample = mode().sample
+    return sample(documents, folder, split, size) if sample else (documents, folder)

@@ -177,7 +177,7 @@ class LanguageModelling:
         A dry run, which may have read the beginning of the text, goes by all its bytes, or by the tokens it is for.
         """
         stream = self.streams["train"]
-        tokens, planned = 0 if self.corpus.window else stream.total, dry_run.planned_tokens()
+        tokens, planned = 0 if self.corpus.window else stream.total, dry_run.mode().tokens
         if planned:  # the built-in text stands for another
             tokens, built_in = planned, False
         elif dry_run.active() and (read := int(stream.bytes.sum())):
