@@ -243,12 +243,34 @@ def test_an_offset_that_is_no_integer_is_refused_with_its_row_and_one_that_is_ab
         ([{"role": ["user"], "content": "x"}], "the role"),
         ([{"role": "user", "content": [{"type": "image", "url": "x"}]}], r"a part that is no text \(image\)"),
         ([{"role": "user", "content": {"a": 1}}], "content holds an object"),
+        ([{"role": "assistant", "content": "x", "tool_calls": [{}]}], r"a message calls a tool \(tool_calls\)"),
+        ([{"role": "assistant", "content": "x", "weight": 0}, {"role": "user", "content": "y"}], "not to be learned"),
+        ([{"from": "gpt", "value": "x", "train": False}], "not to be learned"),
     ],
 )
 def test_messages_of_another_form_are_refused_with_their_row(messages, said):
     good = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
     with pytest.raises(ValueError, match=f"train row 2: .*{said}"):
         read_chat(table((good, {"messages": messages}, good)))
+
+
+def test_marks_of_messages_that_change_nothing_are_no_error():
+    asked = {"role": "user", "content": "q", "weight": 0, "tool_calls": None}
+    rows = table(tuple({"messages": [asked, {"role": "assistant", "content": f"{i}", "weight": 1}]} for i in range(9)))
+    rows.rows["validation"] = rows.rows["test"] = [{"messages": []}]
+    read_chat(rows)
+    assert len(rows.rows["train"]) == 9
+
+
+def test_a_row_that_asks_nothing_is_counted():
+    for empty in (None, " ", [{"role": "system", "content": "Be brief."}, {"role": "user", "content": ""}]):
+        prompts = [*(f"question {i}" for i in range(40)), empty]
+        chats = table(tuple({"prompt": prompt, "completion": "a"} for prompt in prompts))
+        read_chat(chats)
+        assert +chats.left_out == {"rows_without_a_prompt": 1}
+        pairs = table(tuple({"prompt": prompt, "chosen": "a", "rejected": "b"} for prompt in prompts))
+        read_preferences(pairs)
+        assert +pairs.left_out == {"pairs_without_a_prompt": 1}
 
 
 def test_a_pair_without_a_side_is_counted_and_a_null_reference_is_empty():

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from hf_lm.data.conversations import read_prompts
+from hf_lm.data.conversations import read_chat, read_prompts
 from hf_lm.data.paths import find_files
 from hf_lm.data.sources import load_corpus
 from hf_lm.data.tables import Table, hold_out, load_table, pick_column
@@ -194,6 +194,11 @@ def test_a_column_that_the_first_row_lacks_is_found():
     table = Table("x", "", {"train": asked})
     read_prompts(table)
     assert "r" in {row["reference"] for row in table.rows["train"]}
+    said = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    for first in ({"messages": None}, {}):
+        table = Table("x", "", {split: [first, {"messages": said}] for split in ("train", "validation", "test")})
+        read_chat(table)
+        assert table.rows["test"] == [{"messages": said}]
 
 
 def table_of(tmp_path, rows):

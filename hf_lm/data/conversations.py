@@ -16,8 +16,9 @@ COMPLETION = ("completion", "response", "answer", "output")
 ROLES = {
     **dict.fromkeys(("user", "human", "prompter"), "user"),
     **dict.fromkeys(("assistant", "gpt", "bot", "model", "chatgpt"), "assistant"),
-    "system": "system",
+    **dict.fromkeys(("system", "developer"), "system"),
 }
+CALLS = ("tool_calls", "function_call")
 TURN = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")  # a transcript of hh-rlhf
 
 
@@ -30,13 +31,13 @@ def read_chat(table: Table, *, prompt: str = "", completion: str = "") -> None:
     are left out and counted.
     """
     train, where = table.rows["train"], f"--dataset {table.source}"
-    first = train[0]
-    column = next((name for name in MESSAGES if isinstance(first.get(name), list)), "")
+    names = column_names(train)
+    column = next((name for name in MESSAGES if any(isinstance(row.get(name), list) for row in train[:100])), "")
     if column and not prompt:
         form, asked = "messages", ()
-    elif "instruction" in first and not prompt:
+    elif "instruction" in names and not prompt:
         completion = pick_column(train, completion, COMPLETION[::-1], option="--completion", where=where)
-        form, asked = _named_columns((*INSTRUCTION, completion), column_names(train)), INSTRUCTION
+        form, asked = _named_columns((*INSTRUCTION, completion), names), INSTRUCTION
     else:
         prompt = pick_column(train, prompt, PROMPT, option="--prompt", where=where)
         completion = pick_column(train, completion, COMPLETION, option="--completion", where=where)
@@ -56,14 +57,22 @@ def read_chat(table: Table, *, prompt: str = "", completion: str = "") -> None:
                     table.left_out["turns_after_the_last_answer"] += 1
                     messages.pop()
                 messages = _with_system(row, messages, table)
-            if not messages:
-                table.left_out["rows_without_an_answer"] += 1
-            elif any(not message["content"] for message in messages if message["role"] == "assistant"):
-                table.left_out["rows_with_an_empty_answer"] += 1
+            if reason := _no_chat(messages):
+                table.left_out[reason] += 1
             else:
                 kept.append({"messages": messages})
         table.rows[split] = kept
     _finish(table, f"rows read as {form}", _first_question, "conversation")
+
+
+def _no_chat(messages: list[Message]) -> str:
+    """Why messages are nothing to learn from; "" where they are."""
+    said, asked = ([turn["content"] for turn in messages if turn["role"] == role] for role in ("assistant", "user"))
+    if not said:
+        return "rows_without_an_answer"
+    if not all(said):
+        return "rows_with_an_empty_answer"
+    return "rows_without_a_prompt" if asked and not any(asked) else ""
 
 
 def read_preferences(table: Table) -> None:
@@ -147,7 +156,7 @@ def _no_pair(prompt: list[Message], chosen: list[Message], rejected: list[Messag
         return "pairs_that_part_before_the_last_answer"
     if not chosen[0]["content"] or not rejected[0]["content"]:
         return "pairs_with_an_empty_answer"
-    return "" if prompt else "pairs_without_a_prompt"
+    return "" if any(turn["content"] for turn in prompt if turn["role"] != "system") else "pairs_without_a_prompt"
 
 
 def read_prompts(table: Table, *, prompt: str = "", reference: str = "", answer_pattern: str = "") -> None:
@@ -208,14 +217,26 @@ def _messages(value: object, table: Table) -> list[Message]:
         if not isinstance(message, dict):
             raise ValueError(f"a message is {message!r:.40}; it must be an object with role and content.")
         role = message.get("role", message.get("from"))
+        if not isinstance(role, str) or role not in ROLES:
+            raise ValueError(f"a message has the role {role!r:.40}; there are {', '.join(ROLES)}.")
+        _check_learnable(message, ROLES[role])
         content = message.get("content", message.get("value"))
         if isinstance(content, list):
             content = "".join(map(_part, content))
-        if not isinstance(role, str) or role not in ROLES:
-            raise ValueError(f"a message has the role {role!r:.40}; there are {', '.join(ROLES)}.")
         text = clean(plain_text(content, "a message's content"), table.left_out).strip()
         found.append({"role": ROLES[role], "content": text})
     return found
+
+
+def _check_learnable(message: Row, role: str) -> None:
+    """Raises ValueError for what a message has beside its text and would be lost."""
+    if field := next((name for name in CALLS if message.get(name)), ""):
+        raise ValueError(f"a message calls a tool ({field}); only text can be learned: remove the field or the row.")
+    if role == "assistant" and (message.get("weight") == 0 or message.get("train") is False):
+        raise ValueError(
+            "an answer is marked as not to be learned (weight 0, train false), and every answer is learned here: end "
+            "the conversation before it, or remove the mark."
+        )
 
 
 def _part(part: object) -> str:
