@@ -1,18 +1,20 @@
 """Labelled data as it comes: every form gives the same rows, and what cannot be read is said in one line."""
 
 import json
+from functools import partial
 
 import pytest
 
-from hf_lm.data.conversations import read_chat, read_prompts
+from hf_lm.data.conversations import read_chat, read_preferences, read_prompts
 from hf_lm.data.paths import find_files
-from hf_lm.data.sources import load_corpus
+from hf_lm.data.sources import SPLITS, load_corpus
 from hf_lm.data.tables import Table, hold_out, load_table, pick_column
 from hf_lm.dry_run import run_recipe
 from hf_lm.output_folder import save_run
 from hf_lm.tasks.question_answering import read_question_answering
 from hf_lm.tasks.sentiment import read_sentiment
-from hf_lm.tasks.tagged_words import load_tagged_words
+from hf_lm.tasks.summarization import read_summarization
+from hf_lm.tasks.tagged_words import load_tagged_words, read_tagged_words
 from hf_lm.tasks.translation import read_translation
 
 ROWS = [
@@ -199,6 +201,30 @@ def test_a_column_that_the_first_row_lacks_is_found():
         table = Table("x", "", {split: [first, {"messages": said}] for split in ("train", "validation", "test")})
         read_chat(table)
         assert table.rows["test"] == [{"messages": said}]
+
+
+def test_columns_that_are_not_read_are_named():
+    wide = ", ".join(f"'z{i}'" for i in range(8))
+    for read, row in (
+        (read_sentiment, {"text": "a", "label": "pos"}),
+        (read_chat, {"prompt": "q", "response": "a", "system": "s", "history": []}),
+        (read_chat, {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}),
+        (read_prompts, {"instruction": "q", "input": "i", "answer": "a"}),
+        (read_preferences, {"prompt": "q", "chosen": "a", "rejected": "b"}),
+        (read_summarization, {"document": "d", "summary": "s"}),
+        (partial(read_translation, source="en", target="de"), {"translation": {"en": "a", "de": "b"}}),
+        (read_tagged_words, {"tokens": ["a", "b"], "tags": ["O", "B-X"]}),
+        (read_question_answering, {"id": "1", "question": "q", "context": "c", "answers": []}),
+    ):
+        for more, said in (
+            ({}, []),
+            ({"z": 1, "text_pair": "b"}, ["columns that are not read: 'z', 'text_pair'"]),
+            ({f"z{i}": 1 for i in range(11)}, [f"columns that are not read: {wide} and 3 more"]),
+        ):
+            two = [row | more, row | more | ({"label": "neg"} if read is read_sentiment else {})]
+            table = Table("x", "", {split: list(two) for split in SPLITS})
+            read(table)
+            assert [note for note in table.notes if "not read" in note] == said
 
 
 def table_of(tmp_path, rows):

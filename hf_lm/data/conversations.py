@@ -6,12 +6,13 @@ from contextlib import contextmanager
 
 from hf_lm.data.patterns import Pattern
 from hf_lm.data.reading import clean, plain_text
-from hf_lm.data.tables import Row, Table, column_names, hold_out, pick_column
+from hf_lm.data.tables import Row, Table, column_names, hold_out, note_unread, pick_column
 from hf_lm.tokenization.chat_template import Message
 
 MESSAGES = ("messages", "conversations", "conversation")
 PROMPT = ("prompt", "question", "query", "input")
 INSTRUCTION = ("instruction", "input", "context")  # of Alpaca and Dolly: together they are a prompt
+BESIDE = ("system", "history")  # of a prompt
 COMPLETION = ("completion", "response", "answer", "output")
 ROLES = {
     **dict.fromkeys(("user", "human", "prompter"), "user"),
@@ -26,7 +27,7 @@ def read_chat(table: Table, *, prompt: str = "", completion: str = "") -> None:
     """Reduce a table to rows of {"messages"} that end with an answer, and cut the splits it lacks.
 
     Rows are messages ({"role", "content"}, or ShareGPT's {"from", "value"}), a prompt and a completion, or Alpaca's
-    instruction, input and output: the first row's columns say which. A column `system` is their system turn where they
+    instruction, input and output: the columns say which. A column `system` is their system turn where they
     have none, and a column `history` holds the turns before a prompt. Turns after the last answer and rows without one
     are left out and counted.
     """
@@ -42,6 +43,8 @@ def read_chat(table: Table, *, prompt: str = "", completion: str = "") -> None:
         prompt = pick_column(train, prompt, PROMPT, option="--prompt", where=where)
         completion = pick_column(train, completion, COMPLETION, option="--completion", where=where)
         form, asked = "prompt and completion", (prompt,)
+
+    note_unread(table, (*(asked or [column]), completion, *BESIDE))
 
     def read(row: Row) -> list[Message]:
         if not asked:
@@ -87,6 +90,7 @@ def read_preferences(table: Table) -> None:
         pick_column(table.rows["train"], name, (), option="columns chosen and rejected", where=where)
     explicit = next((name for name in ("prompt", "messages", "instruction", "question") if name in names), "")
     asked = INSTRUCTION if explicit == "instruction" else (explicit,) if explicit else ()
+    note_unread(table, ("chosen", "rejected", *asked, *BESIDE))
     for split, rows in table.rows.items():
         kept = []
         for number, row in enumerate(rows, 1):
@@ -175,6 +179,7 @@ def read_prompts(table: Table, *, prompt: str = "", reference: str = "", answer_
     names = [name for name in ("reference", "target", *COMPLETION) if name in there and name not in asked]
     if reference or names:
         reference = pick_column(train, reference, names, option="--reference", where=where)
+    note_unread(table, (*asked, reference, *BESIDE))
     pattern = Pattern(answer_pattern, option="--answer_pattern") if answer_pattern else None
     for split, rows in table.rows.items():
         kept = []

@@ -228,6 +228,14 @@ def pick_column(rows: Sequence[Row], asked: str, guesses: Sequence[str], *, opti
     raise ValueError(f"{where} has the columns {names}; say which one to read with {option}.{hint}")
 
 
+def note_unread(table: Table, read: Iterable[str]) -> None:
+    """Say which columns of a table are not among those that are read, before its rows are reduced to them."""
+    unread = [name for name in column_names(table.rows["train"]) if name not in set(read)]
+    if unread and table.source not in DEMOS:
+        more = f" and {len(unread) - 8} more" if len(unread) > 8 else ""
+        table.notes.append(f"columns that are not read: {', '.join(map(repr, unread[:8]))}{more}")
+
+
 def drop_empty_splits(table: Table, needs: str) -> None:
     """Leave out held-out splits that have no rows any more, and say so. Raises ValueError if train has none."""
     if not table.rows["train"]:

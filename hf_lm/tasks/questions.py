@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from hf_lm.data.reading import SURROGATE, plain_text
-from hf_lm.data.tables import Row, Table, cell, drop_empty_splits, hold_out, pick_column
+from hf_lm.data.tables import Row, Table, cell, drop_empty_splits, hold_out, note_unread, pick_column
 
 QUESTION, CONTEXT = ("question", "query", "0"), ("context", "passage", "document")  # columns, as they are often called
 
@@ -30,6 +30,7 @@ def read_question_answering(table: Table, *, question: str = "", context: str = 
         "answers": pick_column(first, answers, ("answers", "answer"), option="--answers", where=where),
     }
     table.columns = names
+    note_unread(table, (*names.values(), "id", "is_impossible"))
     for split, rows in table.rows.items():
         found = [
             _row(row, number, names, table.left_out, f"{where}, {split} row {number + 1}")
