@@ -85,6 +85,14 @@ def test_every_form_of_a_pair_is_read():
         {"prompt": "Hi?", "chosen": "Yes.", "rejected": "No."},
         {"prompt": [asked], "chosen": [yes], "rejected": [no]},
         {"prompt": "Hi?", "chosen": [asked, yes], "rejected": [asked, no]},
+        {"messages": [asked, yes], "chosen": [asked, yes], "rejected": [asked, no]},
+        {
+            "conversations": [{"from": "human", "value": "Hi?"}],
+            "chosen": {"from": "gpt", "value": "Yes."},
+            "rejected": {"from": "gpt", "value": "No."},
+        },
+        {"query": "Hi?", "chosen": "Yes.", "rejected": "No."},
+        {"prompt": "\n\nHuman: Hi?\n\nAssistant:", "chosen": " Yes.", "rejected": " No."},
         {"chosen": [asked, yes], "rejected": [asked, no]},
         {"chosen": "\n\nHuman: Hi?\n\nAssistant: Yes.", "rejected": "\n\nHuman: Hi?\n\nAssistant: No."},
         {"chosen": "Hi? Yes.", "rejected": "Hi? No."},
@@ -94,6 +102,25 @@ def test_every_form_of_a_pair_is_read():
     (row,) = read({"chosen": turns + "d", "rejected": turns + "e\n\nnot a turn"}, fill="same").rows["train"]
     assert [m["content"] for m in row["messages"]] == ["a", "b", "c"]
     assert (row["chosen"], row["rejected"]) == ("d", "e\n\nnot a turn")
+
+
+def test_sides_may_hold_more_of_the_conversation_than_the_prompt():
+    system, asked, said, more = (
+        {"role": role, "content": text}
+        for role, text in (("system", "Be brief."), ("user", "Hi?"), ("assistant", "Yes?"), ("user", "And?"))
+    )
+    ends = {side: {"role": "assistant", "content": side} for side in ("chosen", "rejected")}
+    for prompt, shared, messages in (
+        ("Hi?", [system, asked], [system, asked]),
+        ("Hi?", [asked, said, more], [asked, said, more]),
+        ("Hi?", [said, more], [asked, said, more]),
+        ("And?", [said, more], [said, more]),
+        ([system, asked], [asked], [system, asked]),
+        ([system, asked], [said, more], [system, asked, said, more]),
+        (None, [asked], [asked]),
+    ):
+        row = {"prompt": prompt} | {side: [*shared, end] for side, end in ends.items()}
+        assert read(row, fill="same").rows["train"] == [{"messages": messages} | {side: side for side in ends}], row
 
 
 def test_all_columns_of_a_prompt_are_read():

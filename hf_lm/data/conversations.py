@@ -21,6 +21,7 @@ ROLES = {
 }
 CALLS = ("tool_calls", "function_call")
 TURN = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")  # a transcript of hh-rlhf
+ASKING = re.compile(r"Human: .*\n\nAssistant:", re.DOTALL)  # one that ends where the assistant answers
 
 
 def read_chat(table: Table, *, prompt: str = "", completion: str = "") -> None:
@@ -81,14 +82,15 @@ def _no_chat(messages: list[Message]) -> str:
 def read_preferences(table: Table) -> None:
     """Reduce a table to rows of {"messages", "chosen", "rejected"}: a prompt and two answers to it, the better first.
 
-    Rows have a prompt of their own (an instruction with its input is one), or the beginning that both sides share is
-    the prompt: of lists of messages, or of transcripts as hh-rlhf has them. A column `system` is its system turn where
-    it has none. Pairs whose answers are equal or empty, or that part before the last answer, are left out and counted.
+    Rows have a prompt of their own (an instruction with its input is one), which both sides may repeat or continue, or
+    the beginning that the sides share is the prompt: of lists of messages, or of transcripts as hh-rlhf has them. A
+    column `system` is its system turn where it has none. Pairs whose answers are equal or empty, or that part before
+    the last answer, are left out and counted.
     """
     names, where = column_names(table.rows["train"]), f"--dataset {table.source}"
     for name in ("chosen", "rejected"):
         pick_column(table.rows["train"], name, (), option="columns chosen and rejected", where=where)
-    explicit = next((name for name in ("prompt", "messages", "instruction", "question") if name in names), "")
+    explicit = next((name for name in ("prompt", *MESSAGES, "instruction", *PROMPT) if name in names), "")
     asked = INSTRUCTION if explicit == "instruction" else (explicit,) if explicit else ()
     note_unread(table, ("chosen", "rejected", *asked, *BESIDE))
     for split, rows in table.rows.items():
@@ -113,10 +115,20 @@ def _pair(row: Row, asked: Sequence[str], table: Table) -> tuple[list[Message], 
     if not asked:
         return _common_beginning(row.get("chosen"), row.get("rejected"), table)
     prompt = _asked(row, asked, table)
-    chosen, rejected = (_side(row.get(name), "assistant", table) for name in ("chosen", "rejected"))
-    if prompt and prompt == chosen[: len(prompt)]:  # as some write it: the prompt stands in both sides again
-        chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
-    return prompt, chosen, rejected
+    sides = [_side(row.get(name), "assistant", table) for name in ("chosen", "rejected")]
+    shared, chosen, rejected = _parted(*sides)
+    if prompt[len(prompt) - len(shared) :] == shared:  # none, or the prompt again
+        return prompt, chosen, rejected
+    continues = shared[0]["role"] == "assistant" and not any(turn in shared for turn in prompt[-1:])
+    return [*prompt, *shared] if continues else shared, chosen, rejected  # the turns after the prompt, or all of them
+
+
+def _parted(chosen: list[Message], rejected: list[Message]) -> tuple[list[Message], list[Message], list[Message]]:
+    """The turns with which both begin, but for the last turn of each, and what follows them in each."""
+    alike = 0
+    while alike < min(len(chosen), len(rejected)) - 1 and chosen[alike] == rejected[alike]:
+        alike += 1
+    return chosen[:alike], chosen[alike:], rejected[alike:]
 
 
 @contextmanager
@@ -145,11 +157,7 @@ def _common_beginning(
         _transcript(side, table) if isinstance(side, str) else _side(side, "assistant", table)
         for side in (chosen, rejected)
     ]
-    prompt = []
-    while min(map(len, sides)) > 1 and sides[0][0] == sides[1][0]:
-        prompt.append(sides[0].pop(0))
-        sides[1].pop(0)
-    return prompt, sides[0], sides[1]
+    return _parted(*sides)
 
 
 def _no_pair(prompt: list[Message], chosen: list[Message], rejected: list[Message]) -> str:
@@ -269,7 +277,8 @@ def _asked(row: Row, columns: Sequence[str], table: Table) -> list[Message]:
     if isinstance(first, list | dict):
         return _side(first, "user", table)
     texts = [plain_text(row.get(column), repr(column)).strip() for column in columns]
-    question = _side("\n\n".join(text for text in texts if text), "user", table)
+    text = "\n\n".join(text for text in texts if text)
+    question = _transcript(text, table)[:-1] if ASKING.fullmatch(text) else _side(text, "user", table)
     return [*_history(row.get("history"), table), *question]
 
 
