@@ -22,7 +22,14 @@ from hf_lm.evaluation.classifiers import class_probabilities
 from hf_lm.evaluation.likelihood import sentence_log_probs
 from hf_lm.safety import memorisation
 from hf_lm.safety.continuations import Guard, continue_prompts
-from hf_lm.safety.counterfactuals import Prompt, flip_measures, read_prompts, score_measures, swapped_pairs
+from hf_lm.safety.counterfactuals import (
+    Prompt,
+    built_in_sentences,
+    flip_measures,
+    read_prompts,
+    score_measures,
+    swapped_pairs,
+)
 from hf_lm.safety.findings import Variant, _sentence, findings, safety_report, table, update_card
 from hf_lm.safety.measures import ALL, Measure, gap, gap_by_chance, mean_by_group
 from hf_lm.safety.memorisation import longest_matches, mask, personal_data, same_start
@@ -327,6 +334,33 @@ def test_flips_count_predictions_that_change_with_the_group():
     assert flips.interval().value == 50
     assert moved.interval("d").value == pytest.approx(50.0)
     assert moved.interval("gender").value == pytest.approx(10.0)
+
+
+def test_of_several_labels_a_prediction_is_those_at_a_half_or_more():
+    pairs = swapped_pairs([Prompt("She sings."), Prompt("He ran.")])
+    one, other = np.array([[0.9, 0.6, 0.1], [0.2, 0.2, 0.3]]), np.array([[0.8, 0.4, 0.9], [0.4, 0.1, 0.3]])
+    flips, moved = flip_measures(one, other, pairs, source="s", several=True)
+    assert flips.interval().value == 50  # one label leaves and one comes; then none is predicted before and after
+    assert moved.interval().value == pytest.approx((80 + 20) / 2)
+    flips, _ = flip_measures(one[:, :1], other[:, :1] - 0.5, pairs, source="s", several=True)  # a single label
+    assert flips.interval().value == 50
+
+
+def test_a_classifier_of_one_label_is_seen_to_change_its_prediction(classifier):
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    _, tokenizer = load_any(str(classifier))
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(classifier, num_labels=1)
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    texts = [text for pair in swapped_pairs(built_in_sentences()) for text in (pair.text, pair.swapped)]
+    with torch.no_grad():  # half of the sentences lie on each side
+        model.classifier.weight.mul_(50)
+        logit = np.log(1 / class_probabilities(model, tokenizer, texts)[:, 0] - 1)
+        model.classifier.bias += float(np.median(logit))
+    flips, moved = Suite().measure(model, tokenizer).measures
+    assert flips.interval().value > 0
+    assert 0 < moved.interval().value <= 100
 
 
 def test_prompt_formats(tmp_path):

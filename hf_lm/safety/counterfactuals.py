@@ -201,14 +201,24 @@ def swapped_pairs(prompts: Sequence[Prompt]) -> list[Swapped]:
     return pairs
 
 
-def flip_measures(before: np.ndarray, after: np.ndarray, pairs: Sequence[Swapped], *, source: str) -> list[Measure]:
+def flip_measures(
+    before: np.ndarray, after: np.ndarray, pairs: Sequence[Swapped], *, source: str, several: bool = False
+) -> list[Measure]:
     """How often a classifier's prediction changes with the group, and by how much its probabilities do.
 
     `before` and `after` the swap: (pairs, classes). The gap is the total variation distance: the probability that
-    moves from some classes to others. Intervals are over units, the sentences of which the pairs were made.
+    moves from some classes to others. With `several`, labels have probabilities of their own: a prediction is the
+    labels at 0.5 or more, and the gap is that of the label that moves most. Intervals are over units, the sentences of
+    which the pairs were made.
     """
-    flips = 100.0 * (before.argmax(axis=1) != after.argmax(axis=1))
-    moved = 100.0 * np.abs(before - after).sum(axis=1) / 2
+    if several:
+        flips = 100.0 * ((before >= 0.5) != (after >= 0.5)).any(axis=1)
+        moved = 100.0 * np.abs(before - after).max(axis=1)
+        predicted, change = "predicted labels change", "the probability of the label that moves most moves by {value}"
+    else:
+        flips = 100.0 * (before.argmax(axis=1) != after.argmax(axis=1))
+        moved = 100.0 * np.abs(before - after).sum(axis=1) / 2
+        predicted, change = "predicted class changes", "{value} of the probability moves to another class"
     units = {unit: i for i, unit in enumerate(dict.fromkeys((pair.domain, pair.unit) for pair in pairs))}
     place = np.array([units[pair.domain, pair.unit] for pair in pairs])
     domains = {ALL: np.ones(len(pairs)), **_inside([pair.domain for pair in pairs])}
@@ -227,7 +237,7 @@ def flip_measures(before: np.ndarray, after: np.ndarray, pairs: Sequence[Swapped
             source,
             "sentences",
             by_domain(flips),
-            "The predicted class changes in {value} of the sentences that differ only in the group ({source})",
+            f"The {predicted} in {{value}} of the sentences that differ only in the group ({{source}})",
             CAUTION,
         ),
         Measure(
@@ -235,7 +245,7 @@ def flip_measures(before: np.ndarray, after: np.ndarray, pairs: Sequence[Swapped
             source,
             "sentences",
             by_domain(moved),
-            "Between them {value} of the probability moves to another class",
+            f"Between them {change}",
         ),
     ]
 

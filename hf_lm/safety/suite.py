@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from hf_lm.data.sources import Corpus
-from hf_lm.evaluation.classifiers import class_probabilities
+from hf_lm.evaluation.classifiers import class_probabilities, has_several_labels
 from hf_lm.models.configuration import family, load_config
 from hf_lm.models.loading import load_causal_lm, load_masked_lm, load_with_head
 from hf_lm.safety.continuations import Guard, continue_prompts
@@ -174,5 +174,6 @@ class Suite:
                 )
             both = [pair.text for pair in pairs] + [pair.swapped for pair in pairs]
             probabilities, swapped = np.split(class_probabilities(model, tokenizer, both), 2)
-            measures += flip_measures(probabilities, swapped, pairs, source=source)
+            several = has_several_labels(model)
+            measures += flip_measures(probabilities, swapped, pairs, source=source, several=several)
         return measures
