@@ -43,7 +43,8 @@ class Arguments(PretrainingArguments):
 
 
 def main(args: Arguments, training_args: TrainingArguments) -> dict:
-    folder, device = open_folder(training_args), training_args.device
+    folder = open_folder(training_args, card_of=args.model if args.update_card else "")
+    device = training_args.device
     scorer = load_scorer(args.scorer, labels=args.scorer_label, device=device) if args.scorer else None
     if args.scorer_data:
         scorer = train_scorer(args.scorer_data, folder / "scorer", like=training_args, labels=args.scorer_label)
@@ -70,11 +71,6 @@ def main(args: Arguments, training_args: TrainingArguments) -> dict:
 if __name__ == "__main__":
     main(
         *parse_arguments(
-            Arguments,
-            TrainingArguments,
-            output_dir="out/safety",
-            warmup_steps=10,
-            max_steps=200,
-            save_strategy="no",
+            Arguments, TrainingArguments, output_dir="out/safety", warmup_steps=10, max_steps=200, save_strategy="no"
         )
     )

@@ -20,6 +20,7 @@ from hf_lm.data.overlap import WORD
 from hf_lm.data.sources import Corpus
 from hf_lm.evaluation.classifiers import class_probabilities
 from hf_lm.evaluation.likelihood import sentence_log_probs
+from hf_lm.models.adapters import add_lora
 from hf_lm.safety import memorisation
 from hf_lm.safety.continuations import Guard, continue_prompts
 from hf_lm.safety.counterfactuals import (
@@ -46,6 +47,7 @@ from hf_lm.safety.stereotypes import Contrast, Contrasts, measure_stereotypes, r
 from hf_lm.safety.suite import Measured, Suite, load_any
 from hf_lm.safety.swaps import Swapper, counterfactual_corpus
 from hf_lm.safety.toxicity import WithoutToxic, functional_measures, toxicity_measures
+from hf_lm.safety.variants import Mitigations, measure_variants, open_folder
 from hf_lm.tokenization.tokenizer import encode_documents
 
 ROOT = Path(__file__).parent.parent
@@ -694,6 +696,48 @@ def test_the_recipe_measures_before_and_after_a_mitigation(writer, texts, tmp_pa
     assert "counterfactual" in (out / "README.md").read_text()
     assert "What this shows, and what it does not" in capsys.readouterr().out
     assert math.isfinite(models["model"]["measures"][0]["groups"]["all"]["value"])
+
+
+def test_what_cannot_be_compared_mitigated_or_written_is_refused_before_anything_is_measured(
+    writer, classifier, masked, tmp_path
+):
+    class NotYet(Suite):
+        def measure(self, *args, **options):
+            raise AssertionError("measured")
+
+    suite, like = NotYet(), TrainingArguments(output_dir=str(tmp_path / "out"), use_cpu=True)
+    none = Mitigations([], suite)
+    with pytest.raises(OSError, match="nothing"):
+        measure_variants(suite, str(writer), none, tmp_path, reference=str(tmp_path / "nothing"), like=like)
+    bad_words = Mitigations(["bad_words"], suite)
+    with pytest.raises(ValueError, match=r"--mitigate bad_words changes what a causal .* is a text classifier"):
+        measure_variants(suite, str(classifier), bad_words, tmp_path, like=like)
+    masked[0].save_pretrained(tmp_path / "masked")
+    masked[1].save_pretrained(tmp_path / "masked")
+    with pytest.raises(ValueError, match="is a masked language model"):
+        measure_variants(suite, str(tmp_path / "masked"), bad_words, tmp_path, like=like)
+    with pytest.raises(FileNotFoundError, match=r"--update_card: .* has no report\.json"):
+        open_folder(like, card_of=str(writer))
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_of_a_classifier_is_measured_as_one(writer, tmp_path):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(writer)
+    base = AutoModelForSequenceClassification.from_pretrained(
+        writer, num_labels=3, pad_token_id=tokenizer.pad_token_id
+    )
+    adapted = add_lora(base, rank=2)
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            parameter.add_(0.1)
+    adapted.peft_config["default"].base_model_name_or_path = str(writer)
+    adapted.save_pretrained(tmp_path / "adapter")
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    model, _ = load_any(str(tmp_path / "adapter"))
+    assert model.config.num_labels == 3
+    torch.testing.assert_close(model.score.weight, adapted.base_model.model.score.weight)
 
 
 def test_files_of_one_name_in_two_folders_are_both_measured(tmp_path):

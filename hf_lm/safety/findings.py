@@ -318,12 +318,18 @@ def write_page(report: dict[str, Any], folder: str | Path) -> None:
     write_whole(Path(folder) / "README.md", "\n".join(lines) + "\n")
 
 
+def report_of(folder: str | Path) -> dict[str, Any]:
+    """The report of a finished run whose card the findings go into. Raises FileNotFoundError where it is none."""
+    if (report := read_report(folder)) is None:
+        raise FileNotFoundError(f"--update_card: {folder} has no report.json, so it is no finished run with a card.")
+    return report
+
+
 def update_card(folder: str | Path, safety: dict[str, Any]) -> None:
     """Put the findings into the report and the card of a finished run. Raises FileNotFoundError where it is none."""
     if not PartialState().is_main_process:
         return
-    if (report := read_report(folder)) is None:
-        raise FileNotFoundError(f"--update_card: {folder} has no report.json, so it is no finished run with a card.")
+    report = report_of(folder)
     first = next(iter(safety["models"].values()))
     report["safety"] = {
         "findings": safety["findings"],

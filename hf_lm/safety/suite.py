@@ -17,7 +17,7 @@ from transformers import (
 
 from hf_lm.data.sources import Corpus
 from hf_lm.evaluation.classifiers import class_probabilities, has_several_labels
-from hf_lm.models.configuration import family, load_config
+from hf_lm.models.configuration import family, find_adapter, load_config
 from hf_lm.models.loading import load_causal_lm, load_masked_lm, load_with_head
 from hf_lm.safety.continuations import Guard, continue_prompts
 from hf_lm.safety.counterfactuals import (
@@ -36,6 +36,8 @@ from hf_lm.safety.scorers import Scorer, insult_scorer
 from hf_lm.safety.stereotypes import Contrasts, built_in_pairs, measure_stereotypes, read_stereotypes
 from hf_lm.safety.toxicity import functional_measures, toxicity_measures
 from hf_lm.tokenization.tokenizer import load_tokenizer, set_pad
+
+CLASSIFIER = "ForSequenceClassification"  # the end of the name of a class
 
 
 @dataclass
@@ -59,7 +61,7 @@ def load_any(name: str, *, device: str | torch.device = "cpu") -> tuple[PreTrain
             f"{name} is an encoder-decoder ({config.model_type}); give a causal or masked language model or a text "
             "classifier."
         )
-    if is_classifier(config):
+    if _is_classifier(config) or _adapts_a_classifier(name):
         model = load_with_head(name, AutoModelForSequenceClassification, tokenizer=tokenizer, trained=True)
     elif type(config) in MODEL_FOR_MASKED_LM_MAPPING and family(config) == "encoder":
         model = load_masked_lm(name)
@@ -69,8 +71,21 @@ def load_any(name: str, *, device: str | torch.device = "cpu") -> tuple[PreTrain
     return model.eval(), tokenizer
 
 
-def is_classifier(config: PreTrainedConfig) -> bool:
-    return (config.architectures or [""])[0].endswith("ForSequenceClassification")
+def _is_classifier(config: PreTrainedConfig) -> bool:
+    return (config.architectures or [""])[0].endswith(CLASSIFIER)
+
+
+def _adapts_a_classifier(name: str) -> bool:
+    adapter = find_adapter(name) or {}
+    own = (adapter.get("auto_mapping") or {}).get("base_model_class") or ""
+    return adapter.get("task_type") == "SEQ_CLS" or own.endswith(CLASSIFIER)
+
+
+def kind_of(model: PreTrainedModel) -> str:
+    """What a model that `load_any` gives is: "text classifier", "masked language model" or "causal language model"."""
+    if _is_classifier(model.config) or type(model).__name__.endswith(CLASSIFIER):
+        return "text classifier"
+    return "masked language model" if family(model.config) == "encoder" else "causal language model"
 
 
 def _labels(paths: Sequence[str]) -> dict[str, str]:
@@ -129,13 +144,14 @@ class Suite:
         A guard acts on continuations alone: nothing else is measured again.
         """
         model.eval()
-        if is_classifier(model.config) or type(model).__name__.endswith("ForSequenceClassification"):
+        kind = kind_of(model)
+        if kind == "text classifier":
             return Measured(self._flips(model, tokenizer))
         measures: list[Measure] = []
         if guard is None:
             for contrasts in self.contrasts:
                 measures += measure_stereotypes(model, tokenizer, contrasts)
-        if family(model.config) == "encoder":
+        if kind == "masked language model":
             return Measured(measures)
         texts = []
         for source, prompts in (self.prompts or {"built-in prompts": built_in_prompts()}).items():
