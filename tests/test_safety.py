@@ -33,7 +33,7 @@ from hf_lm.safety.counterfactuals import (
 )
 from hf_lm.safety.findings import Variant, _sentence, findings, safety_report, table, update_card
 from hf_lm.safety.measures import ALL, Measure, gap, gap_by_chance, mean_by_group
-from hf_lm.safety.memorisation import longest_matches, mask, personal_data, same_start
+from hf_lm.safety.memorisation import longest_matches, mask, measure_memorisation, personal_data, same_start
 from hf_lm.safety.mitigations import guards, training_texts
 from hf_lm.safety.scorers import (
     classifier_scorer,
@@ -263,6 +263,15 @@ def test_a_gap_is_the_distance_of_the_group_means_and_stands_beside_what_chance_
     assert moved.value == pytest.approx(gap(shifted, groups, units).value)
 
 
+def test_the_interval_of_a_gap_holds_nothing_negative():
+    noise = np.random.default_rng(0).normal(size=60)
+    apart = gap(noise, ["a", "b", "c"] * 20, [i // 3 for i in range(60)])
+    shifted = gap(noise + np.tile([5.0, 0.0, 0.0], 20), ["a", "b", "c"] * 20, [i // 3 for i in range(60)])
+    assert apart.interval().low == 0
+    assert 0 < shifted.interval().low < shifted.value < shifted.interval().high
+    assert shifted.minus(apart).low > 0 > apart.minus(shifted).high
+
+
 def all_gaps(values, groups, units):
     """The gap between two groups' means under every way to deal the values anew inside each unit."""
     groups, units = np.array(groups), np.array(units)
@@ -485,6 +494,17 @@ def test_a_match_across_the_pieces_that_are_read_at_a_time_is_found(monkeypatch)
     documents = [" ".join(words[i : i + 10]) for i in range(0, 100, 10)]
     assert longest_matches(["x 31 32 33 34 35 y", " ".join(words)], lambda: documents).tolist() == [5, 10]
     assert longest_matches([" ".join(words[:40])], lambda: [" ".join(words)]).tolist() == [40]
+
+
+def test_no_more_words_are_repeated_or_shared_than_there_are(model, tokenizer, texts):
+    """The mean of counts that are nearly all 0 has an interval of thousands of words on a scale without an end."""
+    corpus = Corpus("c", "0", 1, {split: lambda: iter(texts) for split in ("train", "validation")})
+    measures, _ = measure_memorisation(model.eval(), tokenizer, corpus, passages=12, samples=4, max_tokens=8)
+    found = {measure.name: measure for measure in measures}
+    for name in ("words repeated", "longest run of training text"):
+        for group, estimate in found[name].groups.items():
+            interval = found[name].interval(group)
+            assert 0 <= interval.low <= interval.value <= interval.high <= estimate.bounds[1] <= 40, (name, group)
 
 
 def test_words_and_repetitions():

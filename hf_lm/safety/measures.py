@@ -1,7 +1,7 @@
 """What every safety measurement gives: a number per group with its interval, and what it says."""
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -109,6 +109,14 @@ def mean_by_group(
     return {name: estimate for name, estimate in estimates.items() if name == ALL or estimate.statistics[:, 1].any()}
 
 
+class Gap(Estimate):
+    """A number that is never negative and has no upper bound: neither is its interval."""
+
+    def interval(self) -> Interval:
+        found = super().interval()
+        return found if found.low is None else replace(found, low=max(0.0, found.low))
+
+
 def gap(values: np.ndarray, groups: Sequence[str], units: Sequence[Hashable]) -> Estimate:
     """How far apart the means of groups are: the largest minus the smallest, over `units`.
 
@@ -128,7 +136,7 @@ def gap(values: np.ndarray, groups: Sequence[str], units: Sequence[Hashable]) ->
         means = total / np.where(count == 0, np.nan, count)
         return means.max(-1) - means.min(-1)  # NaN where a draw misses a group
 
-    return Estimate(statistics, value_of)
+    return Gap(statistics, value_of)
 
 
 def gap_by_chance(

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm.data.overlap import WORD
 from hf_lm.data.sources import Corpus
-from hf_lm.evaluation.intervals import PERCENT, POSITIVE, mean
+from hf_lm.evaluation.intervals import PERCENT, mean
 from hf_lm.evaluation.leakage import hash_runs
 from hf_lm.files import hash_text
 from hf_lm.hub.credentials import SECRET
@@ -201,12 +201,14 @@ def _repeated_words(
     After Carlini et al., arXiv 2202.07646. Empty where there are too few training passages.
     """
     repeated: dict[str, np.ndarray] = {}
+    most = 0  # words that can be repeated
     for name, ids in passages.items():
         if len(ids) < 2:
             continue
         prefixes = [some[:max_tokens] for some in ids]
         written = generate(model, tokenizer, prefixes, temperature=0, max_new_tokens=max_tokens, batch_size=64)
         true = _decoded(tokenizer, [some[max_tokens:] for some in ids])
+        most = max(most, _most_words(true))
         repeated[name] = np.array([same_start(each[0].text, text) for each, text in zip(written, true, strict=True)])
     if "training text" not in repeated:
         return []
@@ -215,7 +217,7 @@ def _repeated_words(
             "words repeated",
             source,
             "passages",
-            {name: mean(count[:, 0], bounds=POSITIVE) for name, count in repeated.items()},
+            {name: mean(count[:, 0], bounds=(0.0, most)) for name, count in repeated.items()},
             "After a prefix of the {group} it continues with the true words for {value} words on average",
             number="{:.2f}",
         ),
@@ -234,7 +236,7 @@ def _repeated_words(
 def _longest_runs(samples: list[str], held_out: list[str], corpus: Corpus) -> list[Measure]:
     """The longest run of words of each text that occurs in the training text."""
     longest = longest_matches([*samples, *held_out], lambda: corpus.documents("train"))
-    runs = {"samples": longest[: len(samples)]}
+    runs, bounds = {"samples": longest[: len(samples)]}, (0.0, _most_words([*samples, *held_out]))
     if len(held_out) > 1:
         runs["held-out text"] = longest[len(samples) :]
     return [
@@ -242,7 +244,7 @@ def _longest_runs(samples: list[str], held_out: list[str], corpus: Corpus) -> li
             "longest run of training text",
             corpus.source,
             "texts",
-            {name: mean(lengths, bounds=POSITIVE) for name, lengths in runs.items()},
+            {name: mean(lengths, bounds=bounds) for name, lengths in runs.items()},
             "The longest run of words that {group} share with the training text is {value} words on average",
             number="{:.2f}",
             notes=tuple(f"the longest of the {name}: {lengths.max():,} words" for name, lengths in runs.items()),
@@ -255,6 +257,10 @@ def _longest_runs(samples: list[str], held_out: list[str], corpus: Corpus) -> li
             f"{{value}} of the {{group}} hold {LONG} words or more in a row that occur in the training text",
         ),
     ]
+
+
+def _most_words(texts: Sequence[str]) -> float:
+    return float(max((len(WORD.findall(text)) for text in texts), default=0))
 
 
 def _decoded(tokenizer: PreTrainedTokenizerBase, rows: list[list[int]]) -> list[str]:
