@@ -6,6 +6,9 @@ import math
 import pytest
 import torch
 import transformers
+from accelerate import PartialState
+from accelerate.state import AcceleratorState, GradientState
+from on_gloo import on_gloo
 
 from hf_lm.arguments import TrainingArguments
 from hf_lm.data.conversations import read_preferences
@@ -305,3 +308,28 @@ def test_the_recipe_reports_what_preferences_did(tmp_path, tokenizer):
     lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
     assert any("reference_answer" in line for line in lines)
     assert any("rejected" in line for line in lines)
+
+
+def losses_of_epochs(rank, folder, tokenizer, processes, batch, accumulation):
+    """The losses of the steps of two epochs of 19 pairs; those of the second show what the first learned."""
+    for state in (AcceleratorState, GradientState, PartialState):  # of the process that was forked
+        state._reset_state()
+    transformers.set_seed(0)
+    model = new_gpt2(tokenizer, n_layer=1, n_head=2, n_embd=32, block_size=48, dropout=0.0)
+    table = Table("x", "", {"train": pairs(19), "validation": pairs(4), "test": pairs(4)})
+    read_preferences(table)
+    task = Preference(table, tokenizer, model, max_length=40, max_new_tokens=6)
+    settings = {"num_train_epochs": 2, "learning_rate": 1e-2, "per_device_train_batch_size": batch}
+    settings |= {"gradient_accumulation_steps": accumulation, "ddp_backend": "gloo" if processes > 1 else None}
+    trainer = trainer_of(model, task, folder / str(rank), **settings)
+    trainer.train()
+    assert trainer.args.world_size == processes
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def test_every_pair_of_an_epoch_counts_once_whatever_shares_the_step(tokenizer, tmp_path):
+    (expected,) = on_gloo(1, losses_of_epochs, tmp_path, tokenizer, 1, 8, 1)
+    assert len(expected) == 6
+    for processes, batch, accumulation in ((1, 2, 4), (2, 4, 1), (2, 2, 2)):  # the last step has 3 pairs
+        for losses in on_gloo(processes, losses_of_epochs, tmp_path, tokenizer, processes, batch, accumulation):
+            assert losses == pytest.approx(expected, rel=1e-5)

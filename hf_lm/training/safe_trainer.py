@@ -135,19 +135,26 @@ class SafeTrainerMixin(_Trainer):
         split = self.args.data_parallel < self.args.world_size
         return not (split or self.is_fsdp_enabled or self.is_deepspeed_enabled)
 
-    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
-        """As the Trainer's, but the rows that accelerate repeats to fill an epoch's last batch count nothing.
+    def _rows_that_count(self, size: int) -> int:
+        """How many rows of this process's newest batch, of `size` rows, count: the first.
 
-        They lie behind the rest of the data set in that batch of all processes, and get the label -100.
+        accelerate fills the last batch of an epoch with rows from its beginning, behind the others of all processes.
         """
-        last = self.is_in_train and self.accelerator.gradient_state.end_of_dataloader
-        if batch_samples and "labels" in batch_samples[-1] and last and not self.args.dataloader_drop_last:
-            # accelerate's own `remainder` is lost where an epoch is resumed in its middle
-            batches = 1 if self.accelerator.split_batches else self.args.data_parallel
-            remainder = len(cast(Sized, self.train_dataset)) % (self.args.train_batch_size * batches)
-            labels, together = batch_samples[-1]["labels"], self.args.world_size // self.args.data_parallel
-            if remainder:
-                labels[max(0, remainder - len(labels) * (self.args.process_index // together)) :] = -100
+        if not (self.is_in_train and self.accelerator.gradient_state.end_of_dataloader):
+            return size
+        # accelerate's own `remainder` is lost where an epoch is resumed in its middle
+        batches = 1 if self.accelerator.split_batches else self.args.data_parallel
+        rows = len(cast(Sized, self.train_dataset)) % (self.args.train_batch_size * batches)
+        if not rows or self.args.dataloader_drop_last:
+            return size
+        together = self.args.world_size // self.args.data_parallel
+        return min(size, max(0, rows - size * (self.args.process_index // together)))
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
+        """As the Trainer's, but rows that fill an epoch's last batch count nothing: they get the label -100."""
+        if batch_samples and "labels" in batch_samples[-1]:
+            labels = batch_samples[-1]["labels"]
+            labels[self._rows_that_count(len(labels)) :] = -100
         return super()._get_num_items_in_batch(batch_samples, device)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: torch.Tensor | float | None = None) -> Any:

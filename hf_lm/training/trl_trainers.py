@@ -118,10 +118,51 @@ def sft_trainer(model: PreTrainedModel, args: TrainingArguments, task: Chat, mea
 
 
 class DPO(TrlTrainerMixin, DPOTrainer):
-    """TRL's direct preference optimization over features that are encoded already; its loss is a mean over pairs."""
+    """TRL's direct preference optimization over features that are encoded already.
+
+    Its loss is the mean over the pairs of an optimizer step, each of which counts once (TRL's: of means over batches).
+    """
+
+    loss_is_scaled_for_ga = True  # compute_loss divides by the pairs of the whole step
 
     def _prepare_dataset(self, dataset: Dataset, *_: object, **__: object) -> Dataset:
         return dataset
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Any:
+        """The pairs of a step, of all processes; an epoch's last batch gets the parts whose pairs count, or do not.
+
+        A part has as many pairs on each process, because TRL gathers numbers of every pair.
+        """
+        if not batch_samples:
+            return None
+        *before, size = (len(batch["input_ids"]) // 2 for batch in batch_samples)
+        counted = self._rows_that_count(size)
+        found = torch.tensor([[sum(before) + counted, counted % size]], device=device)
+        if self.args.average_tokens_across_devices:
+            found = self.accelerator.gather(found)
+        split = int(found[:, 1].max())
+        parts = [(0, split), (split, size)] if split else [(0, size)]
+        weighed = [(start, stop, stop - start if stop <= counted else 0) for start, stop in parts]
+        batch_samples[-1]["parts"] = torch.tensor(weighed)
+        return found[:, 0].sum()
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | None = None,
+    ) -> Any:
+        size = len(inputs["input_ids"]) // 2
+        parts = inputs.pop("parts", torch.tensor([(0, size, size)]))
+        if num_items_in_batch is None:
+            return super().compute_loss(model, inputs, return_outputs)
+        loss = torch.zeros((), device=self.args.device)
+        for start, stop, counted in parts.tolist():
+            part = {name: torch.cat([side[start:stop] for side in both.chunk(2)]) for name, both in inputs.items()}
+            loss = loss + counted * super().compute_loss(model, part)
+        processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        return loss * processes / num_items_in_batch
 
 
 def dpo_trainer(model: PreTrainedModel, args: TrainingArguments, task: Preference, measure: Callable) -> DPO:
