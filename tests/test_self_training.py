@@ -368,6 +368,20 @@ def test_a_model_that_cannot_read_the_text_is_refused_before_the_first_training(
     assert not (tmp_path / "out" / "learning_curve.json").exists()
 
 
+def test_each_drawing_of_the_labels_is_proved_before_the_first_training(tmp_path):
+    rows = questions(460)  # a proof reads the first 400
+    for row in rows[400:]:
+        row["context"] += " " + " ".join(f"w{i}" for i in range(80))
+        row["answers"] = [row["context"]]
+    (tmp_path / "data").mkdir()
+    for split, some in (("train", rows), ("validation", questions(480)[460:]), ("test", questions(500)[480:])):
+        write(tmp_path / "data" / f"{split}.jsonl", some)
+    settings = FAST | {"task": "question_answering", "labelled": tmp_path / "data", "shares": 0.3}
+    with pytest.raises(ValueError, match=r"answers do not fit completely into any window: raise --max_length"):
+        here("self_training.py", output_dir=tmp_path / "out", **settings)
+    assert not (tmp_path / "out" / "learning_curve.json").exists()
+
+
 def test_it_is_looked_at_and_planned_without_a_training(labelled, tmp_path):
     (tmp_path / "many.txt").write_text("one more text\nand another one\n")
     arguments = ["--labelled", labelled, "--unlabelled", tmp_path / "many.txt", "--output_dir", tmp_path / "out"]

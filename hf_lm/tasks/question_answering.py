@@ -297,9 +297,8 @@ class QuestionAnswering(_Answers, Supervised):
         if wrong:
             return Proof(False, f"{len(wrong)} labels give another span: {wrong[0][0]!r} for {wrong[0][1]!r}")
         if lost:
-            return Proof(
-                False, f"{lost} of {len(asked)} answers do not fit completely into any window: raise --stride"
-            )
+            more = "--stride" if self.stride < self.max_length // 3 else "--max_length (windows share a third at most)"
+            return Proof(False, f"{lost} of {len(asked)} answers do not fit completely into any window: raise {more}")
         return Proof(True, f"the labels of {len(found)} questions give back their answers, each whole in a window")
 
     def render_row(self, row: dict[str, Any]) -> list[Part]:
