@@ -32,7 +32,7 @@ from hf_lm.inspection.recipe import inspect_recipe
 from hf_lm.output_folder import prepare_output
 from hf_lm.self_training.experiment import LABELS, PSEUDO, SelfTraining, epochs_for_steps, load_backbone
 from hf_lm.self_training.pseudo_labels import select_confident
-from hf_lm.self_training.rows import draw_labelled, leave_out_known, read_unlabelled
+from hf_lm.self_training.rows import Unlabelled, draw_labelled, leave_out_known, read_unlabelled
 from hf_lm.self_training.setups import SETUPS
 from hf_lm.tasks.domain import DenoisedText
 
@@ -353,6 +353,16 @@ def test_questions_without_answers_are_read_and_what_is_held_out_is_not(tmp_path
     texts = tmp_path / "many.txt"
     texts.write_text("A text that asks nothing.\n")
     assert "serve pretraining alone" in read_unlabelled(str(texts), questions=True).notes[0]
+
+
+def test_a_short_context_of_a_held_out_question_is_left_out_of_the_text(tmp_path):
+    task = begin(write(tmp_path / "few.jsonl", questions(60)), "question_answering")
+    row = task.table.rows["test"][0]
+    row["context"] = "It lies in Oslo."
+    row["question"] += " " + " ".join(f"or {i}" for i in range(20))
+    unlabelled = Unlabelled("many.txt", [row["context"], "It lies nowhere."])
+    leave_out_known(unlabelled, task)
+    assert unlabelled.texts == ["It lies nowhere."]
 
 
 def test_a_model_that_cannot_read_the_text_is_refused_before_the_first_training(tmp_path):

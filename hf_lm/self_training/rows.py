@@ -118,7 +118,7 @@ def leave_out_known(unlabelled: Unlabelled, task: SelfTrainingTask) -> list[Row]
     labelled = {" ".join(normal_words(text)) for text in train}
     overlap = find_overlap(train, held_out).train
 
-    def unknown(texts: list[str]) -> np.ndarray:
+    def unknown(texts: list[str], held_out: list[str]) -> np.ndarray:
         there = find_overlap(texts, held_out).train
         known = np.array([" ".join(normal_words(text)) in labelled for text in texts], bool)
         unlabelled.left_out["in_a_held-out_split"] += int(there.sum())
@@ -126,7 +126,8 @@ def leave_out_known(unlabelled: Unlabelled, task: SelfTrainingTask) -> list[Row]
         return ~(there | known)
 
     if texts := unlabelled.texts:
-        kept = unknown(texts)
+        contexts = {row["context"] for split in table.splits[1:] for row in table.rows[split] if "context" in row}
+        kept = unknown(texts, [*held_out, *contexts])
         unlabelled.texts = [text for text, keep in zip(texts, kept, strict=True) if keep]
         if not unlabelled.texts:
             raise ValueError(
@@ -134,7 +135,7 @@ def leave_out_known(unlabelled: Unlabelled, task: SelfTrainingTask) -> list[Row]
                 "data, so it adds nothing. Leave the option out: train rows whose label a share leaves out are used."
             )
     if rows := unlabelled.questions:
-        kept = unknown([task.text_of(row) for row in rows])
+        kept = unknown([task.text_of(row) for row in rows], held_out)
         unlabelled.questions = [row for row, keep in zip(rows, kept, strict=True) if keep]
     return [row for row, drop in zip(table.rows["train"], overlap, strict=True) if not drop]
 
