@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,7 @@ from test_families import answerer, checkpoints, classifier, tokenizer, trainer_
 
 from hf_lm import pipeline
 from hf_lm.arguments import TrainingArguments
+from hf_lm.cli import main
 from hf_lm.models.adapters import add_lora, has_base, load_merged, merge_adapter
 from hf_lm.models.configuration import load_config
 from hf_lm.models.encoder_decoder import load_text_to_text
@@ -128,6 +130,15 @@ def test_merge_adapter_writes_an_ordinary_folder_and_replaces_nothing(adapters, 
     with pytest.raises(ValueError, match="holds no adapter"):
         merge_adapter(out, tmp_path / "again")
     assert not list(tmp_path.glob(".merging-*"))
+
+
+def test_the_command_merge_prints_its_line_and_nothing_of_transformers_and_peft(adapters, tmp_path, capfd):
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        main(["merge", str(adapters["classifier", "bert"].folder), str(tmp_path / "merged")])
+    printed = capfd.readouterr()
+    assert printed.err == ""
+    assert printed.out == f"merged into {tmp_path}/merged; hf-lm check {tmp_path}/merged checks it\n"
 
 
 def test_an_adapter_made_elsewhere_says_its_classes_by_its_weights(adapters, tokenizer, tmp_path):  # noqa: F811

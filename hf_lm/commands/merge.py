@@ -14,7 +14,9 @@ def run(args: argparse.Namespace) -> None:
     from pathlib import Path
 
     from hf_lm.models.adapters import merge_adapter
+    from hf_lm.reporting.terminal import quiet
 
+    quiet()
     output = args.output or str(Path(args.adapter).resolve().parent / "merged")
     merge_adapter(args.adapter, output)
     print(f"merged into {output}; hf-lm check {output} checks it")

@@ -1,7 +1,6 @@
 """LoRA: the checkpoint is frozen and small matrices beside its own are trained (Hu et al., arXiv 2106.09685)."""
 
 import json
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
@@ -12,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_lm.files import new_folder
 from hf_lm.models.configuration import ADAPTED, ADAPTER, find_adapter, load_config
-from hf_lm.models.loading import load_with_head
+from hf_lm.models.loading import add_adapter, load_with_head
 from hf_lm.models.parts import fresh_modules
 from hf_lm.models.quantization import dequantized, quantized_bits
 from hf_lm.models.target_tokenizer import find_target, save_tokenizer
@@ -47,7 +46,7 @@ def add_lora(
         raise ValueError(f"--lora_rank is {rank}; it must be 0 (train every weight) or more.")
     if rank == 0:
         return model
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig
 
     fresh = fresh_modules(model)
     targets = {
@@ -68,9 +67,7 @@ def add_lora(
         modules_to_save=fresh or None,
     )
     base = model.name_or_path
-    with warnings.catch_warnings():  # peft reads a property by the name that transformers calls deprecated
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-        adapted = get_peft_model(model, config)
+    adapted = add_adapter(model, config)
     if base and Path(base).is_dir():
         # A relative path such as out/pretrain is also a name on the Hub: from another folder peft would look there.
         adapted.peft_config["default"].base_model_name_or_path = str(Path(base).resolve())
@@ -99,10 +96,10 @@ def merged(model: "PeftModel") -> PreTrainedModel:
     checkpoint's own by the error of quantization. peft would add the updates and quantize the sum again.
     """
     if quantized_bits(model):
-        from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+        from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
         config, updates = model.peft_config["default"], get_peft_model_state_dict(model)
-        model = cast("PeftModel", get_peft_model(dequantized(cast(Any, model).unload()), config))
+        model = add_adapter(dequantized(cast(Any, model).unload()), config)
         set_peft_model_state_dict(model, updates)
     return cast(Any, model).merge_and_unload().eval()
 

@@ -2,9 +2,10 @@
 
 import logging
 import re
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors.torch import load_file
@@ -37,6 +38,9 @@ from hf_lm.models.configuration import (
 from hf_lm.models.parts import embedding_rows, has_untrained_head, in_body, kept_in_full_precision
 from hf_lm.models.quantization import dequantized, keep_weights, quantization_options
 from hf_lm.models.target_tokenizer import target_tokenizer
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
 
 # float32, else the saved one: a bfloat16 checkpoint would be trained in bfloat16
 SAFE = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
@@ -264,7 +268,7 @@ def _read_adapted(
     auto_class: type, name_or_path: str, adapter: dict[str, Any], config: PreTrainedConfig, **options: object
 ) -> tuple[PreTrainedModel, set[str], dict[str, Shapes]]:
     """An adapter's base as the adapter was trained on it (quantized, then dequantized, if it was), merged with it."""
-    from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
+    from peft import PeftConfig, get_peft_model_state_dict
     from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 
     def plain(key: str) -> str:
@@ -290,7 +294,7 @@ def _read_adapted(
     if bits:
         model = dequantized(model)
     try:
-        adapted = get_peft_model(model, PeftConfig.from_pretrained(name_or_path))
+        adapted = add_adapter(model, PeftConfig.from_pretrained(name_or_path))
         needed = adapted.state_dict() | get_peft_model_state_dict(adapted, save_embedding_layers=False)
         shapes = {key: (weights[key].shape, needed[key].shape) for key in weights.keys() & needed.keys()}
         wrong = {key: both for key, both in shapes.items() if both[0] != both[1]}
@@ -312,6 +316,15 @@ def _read_adapted(
             model.generation_config = GenerationConfig.from_pretrained(name_or_path)
     _forget_name(model)
     return model, missing, resized | heads
+
+
+def add_adapter(model: PreTrainedModel, config: "PeftConfig") -> "PeftModel":
+    """A model with the adapter that a configuration describes, its weights as peft begins them."""
+    from peft import get_peft_model
+
+    with warnings.catch_warnings():  # peft reads a property by the name that transformers calls deprecated
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        return cast("PeftModel", get_peft_model(model, config))
 
 
 def _forget_name(model: PreTrainedModel) -> None:
