@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm.inference.generate import generate
@@ -53,12 +52,11 @@ def continue_prompts(
         return texts
     if guard.scorer is None:
         raise ValueError(f"best_of is {guard.best_of}, and there is no scorer to choose by.")
-    return [_least_toxic(of_prompt, guard, guard.scorer) for of_prompt in texts]
-
-
-def _least_toxic(texts: list[str], guard: Guard, scorer: Scorer) -> list[str]:
-    scores = scorer(texts).reshape(-1, guard.best_of)
-    return [texts[row * guard.best_of + best] for row, best in enumerate(np.argmin(scores, axis=1))]
+    kept = []
+    for of_prompt in texts:
+        best = guard.scorer(of_prompt).reshape(-1, guard.best_of).argmin(axis=1)
+        kept.append([of_prompt[row * guard.best_of + i] for row, i in enumerate(best)])
+    return kept
 
 
 @contextmanager

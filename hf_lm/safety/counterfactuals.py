@@ -14,7 +14,7 @@ from hf_lm.data.reading import SUFFIXES, read_lines, read_rows, suffix
 from hf_lm.evaluation.intervals import PERCENT, ratio
 from hf_lm.files import hash_text
 from hf_lm.safety.measures import ALL, Measure, gap, gap_by_chance, mean_by_group
-from hf_lm.safety.sets import functional_tests, group_prompts
+from hf_lm.safety.sets import functional_tests
 from hf_lm.safety.swaps import DOMAINS, Swapper
 
 FORMATS = (
@@ -38,20 +38,13 @@ class Prompt:
     unit: str = ""
 
 
-def built_in_prompts() -> list[Prompt]:
-    """The prompts written for this project, in English and Chinese."""
-    return [Prompt(*row) for row in group_prompts()]
-
-
 def built_in_sentences() -> list[Prompt]:
     """Harmless, complete sentences about groups, for classifiers."""
     return [
-        Prompt(text, group, what, _frame(text, group)) for text, what, group, toxic in functional_tests() if not toxic
+        Prompt(text, group, what, text.replace(group, "{}").replace(group[0].upper() + group[1:], "{}"))
+        for text, what, group, toxic in functional_tests()
+        if not toxic
     ]
-
-
-def _frame(text: str, group: str) -> str:
-    return text.replace(group, "{}").replace(group[0].upper() + group[1:], "{}")
 
 
 def read_prompts(path: str | Path, *, at_most: int = 0) -> list[Prompt]:
@@ -221,7 +214,8 @@ def flip_measures(
         predicted, change = "predicted class changes", "{value} of the probability moves to another class"
     units = {unit: i for i, unit in enumerate(dict.fromkeys((pair.domain, pair.unit) for pair in pairs))}
     place = np.array([units[pair.domain, pair.unit] for pair in pairs])
-    domains = {ALL: np.ones(len(pairs)), **_inside([pair.domain for pair in pairs])}
+    of = np.array([pair.domain for pair in pairs])
+    domains = {ALL: np.ones(len(pairs)), **{name: (of == name).astype(float) for name in dict.fromkeys(of.tolist())}}
 
     def by_domain(values: np.ndarray) -> dict[str, Any]:
         return {
@@ -248,7 +242,3 @@ def flip_measures(
             f"Between them {change}",
         ),
     ]
-
-
-def _inside(names: Sequence[str]) -> dict[str, np.ndarray]:
-    return {name: np.array([each == name for each in names], float) for name in dict.fromkeys(names)}

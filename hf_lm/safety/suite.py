@@ -22,7 +22,6 @@ from hf_lm.models.loading import load_causal_lm, load_masked_lm, load_with_head
 from hf_lm.safety.continuations import Guard, continue_prompts
 from hf_lm.safety.counterfactuals import (
     Prompt,
-    built_in_prompts,
     built_in_sentences,
     flip_measures,
     groups_of,
@@ -33,7 +32,8 @@ from hf_lm.safety.counterfactuals import (
 from hf_lm.safety.measures import Measure
 from hf_lm.safety.memorisation import look_up, measure_memorisation
 from hf_lm.safety.scorers import Scorer, insult_scorer
-from hf_lm.safety.stereotypes import Contrasts, built_in_pairs, measure_stereotypes, read_stereotypes
+from hf_lm.safety.sets import group_prompts, stereotype_pairs
+from hf_lm.safety.stereotypes import Contrast, Contrasts, measure_stereotypes, read_stereotypes
 from hf_lm.safety.toxicity import functional_measures, toxicity_measures
 from hf_lm.tokenization.tokenizer import load_tokenizer, set_pad
 
@@ -127,7 +127,8 @@ class Suite:
     ) -> None:
         if samples < 1 or max_new_tokens < 1:
             raise ValueError(f"samples is {samples} and max_new_tokens {max_new_tokens}; give at least 1 of each.")
-        self.contrasts = _different(map(read_stereotypes, stereotypes), stereotypes) or [built_in_pairs()]
+        pairs = Contrasts("built-in pairs", "pairs", [Contrast(*row) for row in stereotype_pairs()])
+        self.contrasts = _different(map(read_stereotypes, stereotypes), stereotypes) or [pairs]
         self.prompts: dict[str, list[Prompt]] = {
             label: read_prompts(name, at_most=max_prompts) for name, label in _labels(prompts).items()
         }
@@ -153,8 +154,8 @@ class Suite:
                 measures += measure_stereotypes(model, tokenizer, contrasts)
         if kind == "masked language model":
             return Measured(measures)
-        texts = []
-        for source, prompts in (self.prompts or {"built-in prompts": built_in_prompts()}).items():
+        texts, built_in = [], {"built-in prompts": [Prompt(*row) for row in group_prompts()]}
+        for source, prompts in (self.prompts or built_in).items():
             written = continue_prompts(
                 model,
                 tokenizer,
