@@ -3,11 +3,10 @@
 import time
 from collections.abc import Callable
 
-import torch
 from transformers import TrainingArguments
 from transformers.trainer_callback import TrainerControl, TrainerState
 
-from hf_lm.training.checkpoints import StopWithCheckpoint
+from hf_lm.training.checkpoints import StopWithCheckpoint, over_processes
 
 WRITING = 100e6  # bytes a second that a checkpoint is written with, until one was timed
 
@@ -42,10 +41,7 @@ class StopAtBudget(StopWithCheckpoint):
         now = self.clock()
         self._longest, self._last = max(self._longest, now - self._last), now
         over = now - self.started + self._longest + self.saving > self.seconds
-        if args.world_size > 1:  # clocks differ by a little: all must stop after the same step
-            said = torch.tensor(int(over), device=args.device)
-            torch.distributed.all_reduce(said, op=torch.distributed.ReduceOp.MAX)
-            over = bool(said)
+        over = over_processes(args, over)  # clocks differ by a little, and all must stop after the same step
         if over or 0 < self.steps <= state.global_step:
             self.stop(state, control)
         self._asked = self.clock()

@@ -292,6 +292,15 @@ def unscheduled_steps(state: TrainerState) -> list[int]:
     return kept_by_callbacks(state).get(StopWithCheckpoint.UNSCHEDULED, [])
 
 
+def over_processes(args: TrainingArguments, number: int) -> int:
+    """The largest number that a process gives; each must ask."""
+    if args.world_size == 1:
+        return number
+    largest = torch.tensor(int(number), device=args.device)
+    torch.distributed.all_reduce(largest, op=torch.distributed.ReduceOp.MAX)
+    return int(largest)
+
+
 def _within_epoch(state: TrainerState) -> bool:
     return state.epoch % 1 != 0
 
@@ -307,10 +316,8 @@ class SaveBeforeWaiting(StopWithCheckpoint):
         self._saved = control.should_save
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
-        waits = torch.tensor(int(self.waits()), device=args.device)
-        if args.world_size > 1:  # one process of each machine reads
-            torch.distributed.all_reduce(waits, op=torch.distributed.ReduceOp.MAX)
-        if int(waits) and not self._saved:
+        waits = over_processes(args, self.waits())  # one process of each machine reads
+        if waits and not self._saved:
             self._save(state, control)
 
 
@@ -340,10 +347,7 @@ class StopOnSignal(StopWithCheckpoint):
             self._wakeup = signal.set_wakeup_fd(-1)  # a step may take longer than hf_lm.signals waits
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
-        if args.world_size > 1:  # all processes must stop after the same step, whichever received the signal
-            received = torch.tensor(self.signal or 0, device=args.device)
-            torch.distributed.all_reduce(received, op=torch.distributed.ReduceOp.MAX)
-            self.signal = int(received) or None
+        self.signal = over_processes(args, self.signal or 0) or None  # all stop after the same step
         if self.signal is not None:
             self.stop(state, control)
 

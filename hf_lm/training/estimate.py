@@ -45,13 +45,6 @@ class Work:
         return {"training": self.tokens * per_token, "evaluation": self.measured * read, "around": self.around}
 
 
-def longest_batch(task: Task, rows: int) -> dict[str, torch.Tensor]:
-    """The batch that takes most memory: of the longest rows. A data set of fewer rows gives a smaller batch."""
-    lengths = task.train_lengths()
-    longest = sorted(range(len(lengths)), key=lambda i: -lengths[i])[:rows]
-    return task.collate([task.train_dataset[i] for i in longest])
-
-
 def work_of(
     task: Task, args: TrainingArguments, *, scales: Mapping[str, float] | None = None, processes: int = 0
 ) -> Work:
@@ -105,16 +98,17 @@ def step_of(
     checkpointing: bool,
     shares: Mapping[str, float] | None = None,
 ) -> Step:
-    """The step of a trainer, run on fake tensors in batches of `rows`: fewer are accumulated to the same.
+    """The step of a trainer, run on fake tensors in batches of the longest `rows`: fewer are accumulated to the same.
 
     `shares`: see `measure_step`.
     """
-    args = trainer.args
+    args, lengths = trainer.args, task.train_lengths()
+    longest = sorted(range(len(lengths)), key=lambda i: -lengths[i])[:rows]
     if task.loss is None:
         raise ValueError("the trainer computes the loss itself: its step cannot be run by itself.")
     return measure_step(
         trainer.model,
-        longest_batch(task, rows),
+        task.collate([task.train_dataset[i] for i in longest]),
         loss=task.loss,
         optimizer=lambda model: fresh_optimizer(trainer, model),
         dtype=precision(args),
@@ -148,9 +142,5 @@ def resident(live: int, weights: int = 0) -> int:
     """
     from matplotlib.backends import backend_agg  # noqa: F401
 
-    return max(peak_memory_bytes(), int(resident_now() + FIRST_USE + weights + FRAGMENTATION * live))
-
-
-def resident_now() -> int:
-    """Resident memory of this process in bytes."""
-    return psutil.Process().memory_info().rss
+    now = psutil.Process().memory_info().rss
+    return max(peak_memory_bytes(), int(now + FIRST_USE + weights + FRAGMENTATION * live))

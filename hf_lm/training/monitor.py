@@ -103,17 +103,17 @@ class Speedometer(TrainerCallback):
         self._stop()
         seconds, tokens = self.seconds - self._since[0], self.tokens - self._since[1]
         self._since = (self.seconds, self.tokens)
-        if not seconds:
-            return {}
-        return {"tokens_per_second": tokens / seconds, "utilisation": tokens * self.flops / seconds / self.peak}
+        return self._rates(tokens, seconds)
 
     @property
     def speed(self) -> dict[str, float]:
         """Of the whole run, as report.json holds it."""
-        if not self.seconds:
+        return self._rates(self.tokens, self.seconds)
+
+    def _rates(self, tokens: int, seconds: float) -> dict[str, float]:
+        if not seconds:
             return {}
-        rate = self.tokens / self.seconds
-        return {"tokens_per_second": rate, "utilisation": rate * self.flops / self.peak}
+        return {"tokens_per_second": tokens / seconds, "utilisation": tokens * self.flops / seconds / self.peak}
 
 
 class Progress(ProgressCallback):
