@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from hf_lm.arguments import Amount, Count, Function, Positive, ReplyArguments, Size, TrainingArguments, parse_arguments
 from hf_lm.data.conversations import read_prompts
 from hf_lm.data.tables import load_table
-from hf_lm.evaluation.rewards import load_reward, reward_bounds
+from hf_lm.evaluation.rewards import COMPARING, load_reward, reward_bounds
 from hf_lm.models.adapters import add_lora
 from hf_lm.tasks.reinforce import Reinforce
 from hf_lm.training.chat_model import chat_model, with_answers
@@ -43,7 +43,8 @@ def main(args: Arguments, training_args: TrainingArguments) -> dict:
 
     reward = load_reward(args.reward, pattern=args.pattern, target_length=args.target_length)
     table = load_table(args.dataset)
-    read_prompts(table, prompt=args.prompt, reference=args.reference, answer_pattern=args.answer_pattern)
+    columns = {"prompt": args.prompt, "reference": args.reference, "answer_pattern": args.answer_pattern}
+    read_prompts(table, **columns, compared=args.reward in COMPARING)
     chats = with_answers(table.rows["train"], "reference")
     tiny = {"vocab_size": 320, "n_embd": 128, "block_size": 64, "steps": 600}
     model, tokenizer, notes = chat_model(args.model, chats, template=args.chat_template, **tiny)
@@ -66,7 +67,7 @@ def main(args: Arguments, training_args: TrainingArguments) -> dict:
 
 
 if __name__ == "__main__":
-    steps = {"max_steps": 100, "eval_strategy": "steps", "eval_steps": 50, "save_strategy": "steps", "save_steps": 50}
+    steps = {"eval_strategy": "steps", "eval_steps": 50, "save_strategy": "steps", "save_steps": 50}
     tiny_model = {"learning_rate": 2e-4, "max_steps": 600, "warmup_steps": 50, "max_new_tokens": 4}
     main(
         *parse_arguments(
@@ -74,7 +75,6 @@ if __name__ == "__main__":
             TrainingArguments,
             fresh=tiny_model | {"per_device_train_batch_size": 128},
             output_dir="out/reinforce",
-            learning_rate=1e-5,
-            **steps,
+            **steps | {"learning_rate": 1e-5, "max_steps": 100},
         )
     )

@@ -186,6 +186,34 @@ def test_an_instruction_with_its_input_is_the_prompt_unless_a_column_is_asked_fo
     assert table.rows["train"][7] == {"messages": messages, "reference": "3"}
 
 
+def test_an_answer_among_the_turns_of_a_prompt_is_its_reference_and_is_not_shown():
+    asked, said = {"role": "user", "content": "1+1="}, {"role": "assistant", "content": "2"}
+    for row, reference, note in (
+        ({"messages": [asked, said]}, "2", "its last turn"),
+        ({"conversations": [{"from": "human", "value": "1+1="}, {"from": "gpt", "value": "2"}]}, "2", "its last turn"),
+        ({"messages": [asked, said], "ground_truth": "3"}, "3", "'ground_truth'"),
+        ({"problem": "1+1=", "solution": "4"}, "4", "'solution'"),
+        ({"messages": [asked, said, asked, said, said]}, "2", "its last turn"),
+    ):
+        table = Table("x", "", {split: [row] for split in ("train", "validation", "test")})
+        read_prompts(table, compared=True)
+        (read,) = table.rows["train"]
+        assert read["messages"] in ([asked], [asked, said, asked])
+        assert read["reference"] == reference
+        assert table.notes[-1].endswith(f"references in {note}")
+
+
+def test_what_is_compared_needs_a_reference():
+    rows = [{"prompt": f"q{i}", "answer": "1" if i else None} for i in range(40)]
+    table = Table("x", "", {"train": rows})
+    read_prompts(table, compared=True)
+    assert table.left_out["rows_without_a_reference"] == 1
+    with pytest.raises(ValueError, match=r"has the columns \['prompt'\]; say which one to read with --reference"):
+        read_prompts(Table("x", "", {"train": [{"prompt": "q"}]}), compared=True)
+    with pytest.raises(ValueError, match="no training row that can be used: 1 rows without a reference"):
+        read_prompts(Table("x", "", {"train": [{"prompt": "q", "answer": ""}]}), compared=True)
+
+
 def test_instructions_whose_input_is_empty_are_prompts():
     table = Table("x", "", {"train": [{"instruction": f"Say {i}.", "input": "", "output": "x"} for i in range(40)]})
     read_prompts(table)

@@ -10,10 +10,12 @@ from hf_lm.data.tables import Row, Table, column_names, hold_out, note_unread, p
 from hf_lm.tokenization.chat_template import Message
 
 MESSAGES = ("messages", "conversations", "conversation")
-PROMPT = ("prompt", "question", "query", "input")
+PROMPT = ("prompt", "question", "query", "problem", "input")
 INSTRUCTION = ("instruction", "input", "context")  # of Alpaca and Dolly: together they are a prompt
 BESIDE = ("system", "history")  # of a prompt
 COMPLETION = ("completion", "response", "answer", "output")
+ASKED = ("prompt", *MESSAGES, "instruction", *PROMPT)  # where the answers have columns of their own
+REFERENCE = ("reference", "target", *COMPLETION, "solution", "ground_truth")
 ROLES = {
     **dict.fromkeys(("user", "human", "prompter"), "user"),
     **dict.fromkeys(("assistant", "gpt", "bot", "model", "chatgpt"), "assistant"),
@@ -90,7 +92,7 @@ def read_preferences(table: Table) -> None:
     names, where = column_names(table.rows["train"]), f"--dataset {table.source}"
     for name in ("chosen", "rejected"):
         pick_column(table.rows["train"], name, (), option="columns chosen and rejected", where=where)
-    explicit = next((name for name in ("prompt", *MESSAGES, "instruction", *PROMPT) if name in names), "")
+    explicit = next((name for name in ASKED if name in names), "")
     asked = INSTRUCTION if explicit == "instruction" else (explicit,) if explicit else ()
     note_unread(table, ("chosen", "rejected", *asked, *BESIDE))
     for split, rows in table.rows.items():
@@ -171,21 +173,25 @@ def _no_pair(prompt: list[Message], chosen: list[Message], rejected: list[Messag
     return "" if any(turn["content"] for turn in prompt if turn["role"] != "system") else "pairs_without_a_prompt"
 
 
-def read_prompts(table: Table, *, prompt: str = "", reference: str = "", answer_pattern: str = "") -> None:
+def read_prompts(
+    table: Table, *, prompt: str = "", reference: str = "", answer_pattern: str = "", compared: bool = False
+) -> None:
     """Reduce a table to rows of {"messages", "reference"}: what is asked, and the answer by which a reply is checked.
 
     A prompt is a column, `prompt` alone if it is given, or Alpaca's instruction and input; a column `system` is its
-    system turn where it has none.
+    system turn where it has none. Where it ends with turns of the assistant, they are no part of it, and the last is
+    the reference of a table without a reference column.
     `answer_pattern` is a regular expression whose first group in the reference column is the reference ("#### (.*)" of
-    GSM8K). A table without a reference column has empty ones: enough for a reward of form or length.
+    GSM8K). A table without a reference column has empty ones: enough for a reward of form or length. Rows of an empty
+    reference are left out and counted where answers are `compared` with it.
     """
     train, where = table.rows["train"], f"--dataset {table.source}"
-    guesses = ("prompt", "question", "query", "messages", *INSTRUCTION)
-    column = pick_column(train, prompt, guesses, option="--prompt", where=where)
+    column = pick_column(train, prompt, ASKED, option="--prompt", where=where)
     asked = INSTRUCTION if column == "instruction" and not prompt else (column,)
     there = column_names(train)
-    names = [name for name in ("reference", "target", *COMPLETION) if name in there and name not in asked]
-    if reference or names:
+    names = [name for name in REFERENCE if name in there and name not in asked]
+    in_turns = not reference and not names and any(isinstance(row.get(column), list) for row in train[:100])
+    if reference or names or (compared and not in_turns):
         reference = pick_column(train, reference, names, option="--reference", where=where)
     note_unread(table, (*asked, reference, *BESIDE))
     pattern = Pattern(answer_pattern, option="--answer_pattern") if answer_pattern else None
@@ -195,9 +201,15 @@ def read_prompts(table: Table, *, prompt: str = "", reference: str = "", answer_
             with _named(table, split, number):
                 messages = _with_system(row, _asked(row, asked, table), table)
                 answer = clean(plain_text(row.get(reference), repr(reference)), table.left_out).strip()
+            if in_turns and messages and messages[-1]["role"] == "assistant":
+                answer = messages[-1]["content"]
+            while messages and messages[-1]["role"] == "assistant":
+                messages.pop()
             found = pattern.search(answer) if pattern else None
             if pattern and not found:
                 table.left_out["rows_whose_reference_lacks_the_pattern"] += 1
+            elif compared and not answer:
+                table.left_out["rows_without_a_reference"] += 1
             elif not messages or not messages[-1]["content"]:
                 table.left_out["rows_without_a_prompt"] += 1
             else:
@@ -205,6 +217,7 @@ def read_prompts(table: Table, *, prompt: str = "", reference: str = "", answer_
                 kept.append({"messages": messages, "reference": answer})
         table.rows[split] = kept
     references = f"references in {reference!r}" if reference else "no references"
+    references = "references in its last turn" if in_turns else references
     said = f"prompts in {_named_columns(asked, there)}, {references}"
     _finish(table, said, lambda row: row["messages"][-1]["content"], "prompt", {"validation": 0.1, "test": 0.1})
 

@@ -18,6 +18,7 @@ Scorer = Callable[[list[str]], list[float]]  # a number for each answer; more is
 Reward = Callable[[list[str], list[str], list[str]], list[float]]  # of prompts, answers and references
 
 REWARDS = ("exact_answer", "format", "length", "chrf")
+COMPARING = ("exact_answer", "chrf")  # of them those that need a reference
 # With its sign, which no digit or letter stands before ("3-5" holds 3 and 5), or a minus sign of Unicode.
 NUMBER = re.compile(r"(?<![\w.])[-\u2212]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)|\d[\d,]*(?:\.\d+)?")
 
