@@ -214,10 +214,11 @@ def test_a_template_comes_from_the_tokenizer_a_name_or_a_file(tokenizer, chat_to
     file.write_text(CHATML)
     assert choose_template(tokenizer, str(file)) == CHATML
     file.write_text("{% for m in messages %}")
-    with pytest.raises(ValueError, match="template refuses these messages, line 1"):
+    with pytest.raises(ValueError, match="the chat template cannot be read, line 1"):
         Conversation(model, tokenizer, template=str(file))
     file.write_text("{{ raise_exception('no system role') if messages[0].role == 'system' }}" + CHATML)
-    with pytest.raises(ValueError, match="refuses these messages: no system role"):
+    said = r"refuses these messages: no system role \(system: 'x', user: 'Hello'\)"
+    with pytest.raises(ValueError, match=said):
         Conversation(model, tokenizer, template=str(file), system="x").say("Hello")
 
 

@@ -106,7 +106,11 @@ def render_all(
     options |= {"chat_template": template, "add_generation_prompt": prompt}
     options |= {"return_assistant_tokens_mask": bool(MARKED.search(template))}
 
+    refused: Sequence[Message] = ()
+
     def render_one(turns: Sequence[Message]) -> Any:
+        nonlocal refused
+        refused = turns
         [text], spans = render_jinja_template([list(turns)], **options)
         if len(text) > LONGEST:
             raise ValueError(f"it makes {len(text):,} characters of one conversation, more than {LONGEST:,}")
@@ -119,9 +123,12 @@ def render_all(
             f"the chat template took more than {SECONDS} s for one conversation: look at its loops, or give another."
         ) from None
     except Exception as error:  # of Jinja, and whatever a template raises
-        line = f", line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
         message = " ".join(str(getattr(error, "message", None) or error).split()) or type(error).__name__
-        raise ValueError(f"the chat template refuses these messages{line}: {message}") from None
+        if isinstance(error, jinja2.TemplateSyntaxError):
+            raise ValueError(f"the chat template cannot be read, line {error.lineno}: {message}") from None
+        turns = ", ".join(f"{turn['role']}: {turn['content']!r:.30}" for turn in refused[:4])
+        turns += ", ..." if len(refused) > 4 else ""
+        raise ValueError(f"the chat template refuses these messages: {message.rstrip('.')} ({turns}).") from None
     return [_pieces(text, spans[0] if spans else []) for [text], spans in rendered]
 
 
