@@ -31,7 +31,7 @@ class Arguments(ReplyArguments):
     max_length: Size = 512  # tokens of a prompt and an answer
     loss_type: LossType = "sigmoid"  # DPO; the others are its variants in TRL
     beta: Positive = 0.1  # strength of the KL penalty towards the reference model
-    label_smoothing: Share = 0.0  # share of pairs assumed to be swapped, for the losses robust and exo_pair
+    label_smoothing: Share = 0.0  # share of pairs assumed to be swapped, for robust, exo_pair, aot and aot_unpaired
     scorer: Function = ""  # judges which answer wins: a text classifier's folder, or module:function
     scorer_label: str = ""  # the classifier's label for a good answer
 

@@ -275,6 +275,20 @@ def test_relatives_of_the_loss_are_finite_and_train(make, tmp_path):
         assert "starts_at_reference" not in task.proofs_before(trainer)
 
 
+@pytest.mark.parametrize(
+    ("loss_type", "smoothing", "said"),
+    [
+        ("sigmoid", 0.1, "only exo_pair, robust, aot, aot_unpaired use it"),
+        ("exo_pair", 0.0, "infinite at 0"),
+        ("robust", 0.5, "less than 0.5"),
+        ("aot", 0.7, "less than 0.5"),
+    ],
+)
+def test_a_smoothing_that_a_loss_ignores_or_does_not_survive_is_refused(make, loss_type, smoothing, said):
+    with pytest.raises(ValueError, match=rf"^--loss_type {loss_type} with --label_smoothing {smoothing:g}: .*{said}"):
+        make(loss_type=loss_type, label_smoothing=smoothing)
+
+
 def test_only_an_answer_counts():
     assert labelled([1, 2], [3]) == {"input_ids": [1, 2, 3], "labels": [-100, -100, 3]}
 

@@ -279,6 +279,15 @@ def test_without_told_positions_padding_on_the_left_would_change_what_is_learned
     assert not task.log_prob_proof(trainer).passed
 
 
+@pytest.mark.parametrize(
+    ("group", "give"), [(3, "give 2, 4, 8, or"), (1, "give 2, 4, 8, or"), (16, "give 2, 4, 8, or")]
+)
+def test_answers_of_a_step_that_are_no_groups_are_refused_in_our_words(make, tmp_path, group, give):
+    model, task = make(digits, num_generations=group)
+    with pytest.raises(ValueError, match=rf"^--num_generations {group} .* 8 answers of a step .*{give}"):
+        trainer_of(model, task, tmp_path, per_device_train_batch_size=4, gradient_accumulation_steps=2)
+
+
 def test_settings_of_a_checkpoint_change_no_answer_that_is_learned_from(make, tmp_path):
     answers = []
     for own in ({}, {"no_repeat_ngram_size": 1, "typical_p": 0.1, "min_p": 0.9, "repetition_penalty": 1.9}):

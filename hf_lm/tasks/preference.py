@@ -29,6 +29,8 @@ LossType = Literal[
     "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
 ]  # fmt: skip
 
+SMOOTHED = ("exo_pair", "robust", "aot", "aot_unpaired")  # losses that TRL computes with label_smoothing
+
 
 class _Trainer(ProvenTrainer, Protocol):
     """What the proofs ask of TRL's DPOTrainer beside."""
@@ -72,6 +74,7 @@ class Preference(BesideReference):
         scorer: Scorer | None = None,
         drop_overlap: bool = False,
     ) -> None:
+        _check_smoothing(loss_type, label_smoothing)
         self.max_length = min(max_length, context_length(model.config) or max_length)
         self.max_new_tokens = min(max_new_tokens, self.max_length // 2)
         self.beta, self.loss_type, self.label_smoothing = beta, loss_type, label_smoothing
@@ -315,3 +318,14 @@ class Preference(BesideReference):
             f"to prefer the longer one is right in {bias['longer_is_chosen']:.0f} % of the training pairs"
         )
         return super().report(measured) | {"length_bias": bias}
+
+
+def _check_smoothing(loss_type: str, label_smoothing: float) -> None:
+    """Raise ValueError for a share of swapped pairs that a loss ignores, cannot do without or does not survive."""
+    said = f"--loss_type {loss_type} with --label_smoothing {label_smoothing:g}"
+    if label_smoothing and loss_type not in SMOOTHED:
+        raise ValueError(f"{said}: only {', '.join(SMOOTHED)} use it (robust is DPO with it); leave it out.")
+    if loss_type == "exo_pair" and not label_smoothing:
+        raise ValueError(f"{said}: this loss is infinite at 0; its paper takes --label_smoothing 0.001.")
+    if label_smoothing >= 0.5 and loss_type in SMOOTHED:
+        raise ValueError(f"{said}: with half of the pairs swapped nothing is preferred; give less than 0.5.")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import math
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, cast
@@ -270,7 +271,21 @@ def _count_from_the_mask(module: nn.Module, args: tuple, kwargs: dict[str, Any])
     return args, kwargs
 
 
+def _check_groups(args: TrainingArguments, group: int) -> None:
+    """Raise ValueError where the answers of a step, over all processes, are not groups of `group`."""
+    parts = (args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size)
+    answers = math.prod(parts)
+    if group < 2 or answers % group:
+        possible = [n for n in range(2, answers + 1) if answers % n == 0][:6] or ["none"]
+        raise ValueError(
+            f"--num_generations {group} must be 2 or more and divide the {answers:,} answers of a step "
+            f"(--per_device_train_batch_size {parts[0]} x {parts[1]} accumulated x {parts[2]} processes): give "
+            f"{', '.join(map(str, possible))}, or another batch size."
+        )
+
+
 def grpo_trainer(model: PreTrainedModel, args: TrainingArguments, task: Reinforce, measure: Callable) -> GRPO:
+    _check_groups(args, task.num_generations)
     _snapshot_reference(model, args, task)
     config = _config(
         GRPOArguments,
