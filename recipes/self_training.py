@@ -37,6 +37,7 @@ class Arguments(Settings):
     unlabelled_column: str = ""  # column of the texts; "" guesses
     max_length: Size = 256  # tokens of a text, or of a window
     max_target_length: Size = 64  # tokens of a text that is written
+    drop_overlap: bool = False  # remove labelled training rows that also occur in a held-out split
 
 
 def main(args: Arguments, training_args: TrainingArguments) -> dict:
@@ -51,6 +52,7 @@ def main(args: Arguments, training_args: TrainingArguments) -> dict:
         target=args.target,
         max_length=args.max_length,
         max_target_length=args.max_target_length,
+        drop_overlap=args.drop_overlap,
     )
     learned = SelfTraining(**vars(start), training_args=training_args, **args.settings())
     learned.run()

@@ -365,6 +365,16 @@ def test_a_short_context_of_a_held_out_question_is_left_out_of_the_text(tmp_path
     assert unlabelled.texts == ["It lies nowhere."]
 
 
+def test_training_rows_that_occur_in_a_held_out_split_can_be_removed(tmp_path):
+    rows = opinions(60)
+    for split, some in (("train", rows), ("validation", opinions(80)[60:]), ("test", rows[:5])):
+        write(tmp_path / f"{split}.jsonl", some)
+    before, after = (begin(tmp_path, drop_overlap=drop).table.rows["train"] for drop in (False, True))
+    assert {row["text"] for row in before} - {row["text"] for row in after} >= {row["text"] for row in rows[:5]}
+    with pytest.raises(ValueError, match="--drop_overlap is for rows with labels"):
+        begin(tmp_path, "language_modelling", drop_overlap=True)
+
+
 def test_a_model_that_cannot_read_the_text_is_refused_before_the_first_training(tmp_path):
     tokenizer = Tokenizer(WordLevel({"[UNK]": 0, "[PAD]": 1, "[SEP]": 2, "good": 3}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()

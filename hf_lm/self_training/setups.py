@@ -53,9 +53,12 @@ def begin_language_modelling(
     unlabelled_column: str,
     text_column: str,
     max_length: int,
+    drop_overlap: bool = False,
     **_: object,
 ) -> Setup:
     """Documents of the domain take the place of labels: how much do a few of them tell after more text of its kind?"""
+    if drop_overlap:
+        raise ValueError("--drop_overlap is for rows with labels; the proof leakage reports what documents share.")
     with rename_option_in_errors("--labelled"):
         corpus = load_corpus(labelled or "demo", text_column=text_column)
     more = read_unlabelled(unlabelled, text_column=unlabelled_column)
@@ -82,6 +85,7 @@ def begin_rows(
     unlabelled_column: str,
     max_length: int,
     max_target_length: int,
+    drop_overlap: bool = False,
     **options: str,
 ) -> Setup:
     """A task over labelled rows, with a tokenizer that has also read the unlabelled text where it is new.
@@ -109,7 +113,8 @@ def begin_rows(
         "max_source_length": max_length,
         "max_target_length": max_target_length,
     }
-    task = task_class.from_start(table, start, **{key: lengths[key] for key in task_class.settings if key in lengths})
+    settings = {key: lengths[key] for key in task_class.settings if key in lengths}
+    task = task_class.from_start(table, start, drop_overlap=drop_overlap, **settings)
 
     def new_model() -> PreTrainedModel:
         made = start.new_model()
