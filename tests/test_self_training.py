@@ -407,6 +407,9 @@ def test_it_is_looked_at_and_planned_without_a_training(labelled, tmp_path):
     arguments = ["--labelled", labelled, "--unlabelled", tmp_path / "many.txt", "--output_dir", tmp_path / "out"]
     found = run_recipe("self_training", arguments)
     assert found.task.labels == ["negative", "positive"]
+    assert found.options["assumed"] == [
+        "one training, on all labelled rows, of up to 32 that the curve and its best take"
+    ]
     assert found.task.table.notes[-1].startswith("many.txt gives 2 texts without labels")
     assert inspect_recipe("self_training", arguments)["labels"]["train"].keys() == {"negative", "positive"}
     assert not (tmp_path / "out").exists()

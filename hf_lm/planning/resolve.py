@@ -64,18 +64,19 @@ def resolve(recipe: str, argv: Sequence[str], *, tokens: int = 0, bf16: bool | N
     if task.loss is None:
         raise ValueError(f"the recipe {recipe} trains by another loss than one over labels: it cannot be planned.")
     run = Resolved(Path(recipe).stem, model, task, args, args.run, int(args.run.get("quantize") or 0))
+    run.assumed = list(called.options.get("assumed", ()))
     if tokens:
         if isinstance(rows := task.train_dataset, list):
             cast(Any, task).train_dataset = rows * -(
                 -args.per_device_train_batch_size // len(rows)
             )  # enough for a batch
         run.scales = {"train": tokens / max(1, sum(task.train_lengths()))}
-        run.assumed = [
+        run.assumed += [
             f"{tokens:,} tokens an epoch, as --tokens says: no data was read, rows are as long as they may be"
         ]
     elif sample.bytes:
         run.scales = sample.scales()
-        run.assumed = [
+        run.assumed += [
             f"tokens of train from its {sample.size / 1e6:,.0f} MB and the first {SAMPLE / 1e6:.0f} MB tokenized"
         ]
     return run

@@ -162,7 +162,11 @@ class SelfTraining(Settings, Setup):
     def run(self) -> list[Trained]:
         """Every training. The output folder is made, or refused, before the first, and nothing is written into it."""
         if dry_run.active():  # a model is built for it alone
-            dry_run.reached(self.initial_model(LABELS, self.training_args.seed), self.task, self.training_args)
+            each = 1 + (PRETRAINED in self.methods) + (PSEUDO in self.methods) * self.rounds
+            most = len(self.shares) * self.seeds * each + (PRETRAINED in self.methods) + 1
+            said = f"one training, on all labelled rows, of up to {most} that the curve and its best take"
+            model = self.initial_model(LABELS, self.training_args.seed)
+            dry_run.reached(model, self.task, self.training_args, assumed=[said])
         if PartialState().is_main_process:
             prepare_output(
                 Path(self.training_args.output_dir),
