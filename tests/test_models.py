@@ -13,6 +13,7 @@ from transformers import (
     BertForMaskedLM,
     GPT2Config,
     GPT2LMHeadModel,
+    GPT2Model,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
@@ -169,6 +170,14 @@ def test_a_tokenizer_that_is_not_the_models_is_refused(saved):
 def test_a_block_longer_than_the_positions_is_refused(saved):
     with pytest.raises(ValueError, match=r"block_size=33, but .* has 32 positions; give --block_size 32 or less"):
         load_causal_lm(str(saved), block_size=33)
+
+
+def test_the_search_for_a_view_of_later_tokens_says_that_nothing_is_padding(saved, monkeypatch):
+    masked = []
+    look = lambda self, ids, mask: masked.append(mask is not None)  # noqa: E731
+    monkeypatch.setattr(GPT2Model, "warn_if_padding_and_no_attention_mask", look)
+    load_causal_lm(str(saved))
+    assert masked == [True, True]
 
 
 def test_models_that_are_not_causal_are_refused(tmp_path):

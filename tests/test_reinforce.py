@@ -2,6 +2,7 @@
 
 import math
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -332,23 +333,26 @@ def test_the_recipe_reports_the_reward_beside_that_before_training(tokenizer, tm
     new_gpt2(tokenizer, n_layer=1, n_head=2, n_embd=32, block_size=32).save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
     out = tmp_path / "out"
-    report = run_recipe(
-        "reinforce.py",
-        model=tmp_path / "base",
-        output_dir=out,
-        reward="length",
-        target_length=6,
-        max_new_tokens=4,
-        num_generations=4,
-        answers=8,
-        max_steps=4,
-        eval_strategy="steps",
-        eval_steps=2,
-        save_strategy="no",
-        logging_steps=1,
-        collapse_steps=0,
-        skip_proofs="load_back",
-    )
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        report = run_recipe(
+            "reinforce.py",
+            model=tmp_path / "base",
+            output_dir=out,
+            reward="length",
+            target_length=6,
+            max_new_tokens=4,
+            num_generations=4,
+            answers=8,
+            max_steps=4,
+            eval_strategy="steps",
+            eval_steps=2,
+            save_strategy="no",
+            logging_steps=1,
+            collapse_steps=0,
+            skip_proofs="load_back",
+        )
+    assert not [warning for warning in warned if "is_gradient_checkpointing" in str(warning.message)]
     metric = report["metrics"]["test"]["reward"]
     assert metric["baseline"]["name"] == "before training"
     assert metric["low"] <= metric["value"] <= metric["high"]

@@ -37,6 +37,8 @@ def run(args: argparse.Namespace) -> None:
         print(f"Publish it: hf upload USER/NAME {folder} . --repo-type space")
         return
     from hf_lm.demo.page import open_page
+    from hf_lm.reporting.terminal import quiet
 
+    quiet()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     open_page(args.models, port=args.port, device=args.device)

@@ -26,7 +26,9 @@ def run(args: argparse.Namespace) -> None:
 
     from hf_lm.inspection.recipe import inspect_recipe
     from hf_lm.inspection.terminal import in_colour, show_inspection
+    from hf_lm.reporting.terminal import quiet
 
+    quiet()
     args, rest = split_options(args, _add_own)
     inspection = inspect_recipe(args.recipe, rest, examples=args.examples)
     width = min(120, shutil.get_terminal_size((100, 24)).columns)

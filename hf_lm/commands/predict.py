@@ -21,6 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from hf_lm.inference.predict import predict
+    from hf_lm.reporting.terminal import quiet
 
+    quiet()
     lines = predict(args.task, args.model, args.input, args.output, column=args.column)
     print(f"{lines:,} predictions in {args.output}")

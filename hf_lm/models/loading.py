@@ -369,7 +369,8 @@ def _is_causal(model: PreTrainedModel) -> bool:
     ids = torch.arange(6)[None]
     changed = ids.clone()
     changed[0, -1] = 6
-    logits = [model(input_ids=each, use_cache=False).logits[:, :-1] for each in (ids, changed)]
+    rows = ({"input_ids": each, "attention_mask": torch.ones_like(each)} for each in (ids, changed))  # no padding
+    logits = [model(**row, use_cache=False).logits[:, :-1] for row in rows]
     difference = (logits[0] - logits[1]).abs().max()
     return bool(difference <= 1e-5 * logits[0].abs().max())
 

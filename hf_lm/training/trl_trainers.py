@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import math
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, cast
@@ -188,6 +189,8 @@ class GRPO(TrlTrainerMixin, GRPOTrainer):
         self.task = task
         self.without_signal: Counter = Counter()  # steps in a row, by what was wrong
         self.first_reward: float | None = None
+        # TRL reads this property of transformers by its deprecated name whenever it samples.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
 
         def reward(completions: list[str], text: list[str], reference: list[str], **_: object) -> list[float]:
             return task.reward(text, completions, reference)
