@@ -123,7 +123,8 @@ class Chat(Answers):
         rows = self.table.rows[split]
         nll, tokens = -np.array([one for one, _ in answers]), np.array([count for _, count in answers], np.float64)
         whole = [row["learned"].count(True) for row in rows]
-        said = np.array([len(self.said_by_assistant(row).encode()) for row in rows], np.float64)
+        turns = [[each["content"] for each in row["messages"] if each["role"] == "assistant"] for row in rows]
+        said = np.array([len("".join(each).encode()) for each in turns], np.float64)
         size = said * tokens / whole  # of answers that were cut, the part that was scored
         estimates = {
             "answer_perplexity": ratio(nll, tokens, transform=np.exp, higher_is_better=False, bounds=POSITIVE),
@@ -138,10 +139,6 @@ class Chat(Answers):
             for row, loss, count in zip(rows, nll, tokens, strict=True)
         ]
         return Scores(estimates, examples, float(nll.sum() / tokens.sum()))
-
-    @staticmethod
-    def said_by_assistant(row: Row) -> str:
-        return "".join(message["content"] for message in row["messages"] if message["role"] == "assistant")
 
     def baseline(self, split: str) -> tuple[str, Scores]:
         if not self.fresh:

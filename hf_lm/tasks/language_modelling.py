@@ -21,13 +21,13 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from hf_lm import dry_run
 from hf_lm.arguments import TrainingArguments
-from hf_lm.data.batches import Feature
+from hf_lm.data.batches import Feature, TokenId
 from hf_lm.data.packing import Blocks, TokenStream, cache_folder, collate_blocks, tokenize_documents
 from hf_lm.data.reading import until_exit
 from hf_lm.data.scripts import languages_of, script_shares
 from hf_lm.data.sources import Corpus
+from hf_lm.evaluation.completions import write
 from hf_lm.evaluation.leakage import leaked_share
-from hf_lm.evaluation.likelihood import unwrapped
 from hf_lm.evaluation.perplexity import Likelihood, score_documents, unigram_likelihood, windows
 from hf_lm.models.configuration import context_length
 from hf_lm.models.parts import embedding_rows
@@ -108,7 +108,8 @@ class LanguageModelling:
         self._limit_evaluation(training_tokens)
         self.windows: list[dict[str, Any]] = []  # what was read of a streamed corpus since the last start
         self._reading: threading.Thread | None = None  # the next one
-        options: dict[str, Any] = {"window": self._window, "waits": self._waits} if corpus.window else {}
+        waits = lambda: self._reading is not None and self._reading.is_alive()  # noqa: E731
+        options: dict[str, Any] = {"window": self._window, "waits": waits} if corpus.window else {}
         self.train_dataset = Blocks(self.streams["train"], block_size=block_size, isolate=self.isolate, **options)
 
     def _large_shares(self) -> list[str]:
@@ -144,9 +145,6 @@ class LanguageModelling:
             self._reading.start()
             atexit.register(self._reading.join, 5)  # `until_exit` ends it, unless it waits for the network
         return stream
-
-    def _waits(self) -> bool:
-        return self._reading is not None and self._reading.is_alive()
 
     def _tokenize_window(self, number: int) -> TokenStream:
         def folder(k: int) -> Path:
@@ -331,29 +329,18 @@ class LanguageModelling:
 
     def samples(self, model: PreTrainedModel, *, count: int = 2, max_new_tokens: int = 80) -> list[dict[str, str]]:
         """Continuations of the first words of held-out documents, drawn at temperature 0.8 with a fixed seed."""
-        stream, found = self.streams["test" if "test" in self.streams else "validation"], []
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            for i in range(min(count, len(stream))):
-                ids = stream.document(i * len(stream) // count)[: min(13, self.block_size // 2)]
-                prompt = torch.from_numpy(ids.astype("int64"))[None].to(model.device)
-                room = self.block_size - prompt.shape[1]
-                output = unwrapped(model).generate(
-                    prompt,
-                    attention_mask=torch.ones_like(prompt),
-                    max_new_tokens=min(max_new_tokens, room),
-                    do_sample=True,
-                    temperature=0.8,
-                    top_p=0.95,
-                    pad_token_id=self.tokenizer.pad_token_id or stream.end,
-                    eos_token_id=stream.end,
-                )[0]
-                said = [int(i) for i in output if i not in (stream.begin, stream.end, self.tokenizer.pad_token_id)]
-                begun = sum(i in (stream.begin, stream.end) for i in ids)
-                found.append(
-                    {
-                        "prompt": self.tokenizer.decode(said[: len(ids) - begun]),  # with <unk>, where there is one
-                        "continuation": self.tokenizer.decode(said[len(ids) - begun :]),
-                    }
-                )
-        return found
+        stream = self.streams["test" if "test" in self.streams else "validation"]
+        longest = min(13, self.block_size // 2)
+        documents = [i * len(stream) // count for i in range(min(count, len(stream)))]
+        prompts = [stream.document(i)[:longest].tolist() for i in documents]
+        pad: TokenId = stream.end if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
+        room = min(max_new_tokens, self.block_size - longest)
+        written = write(model, prompts, pad_id=pad, ends={stream.end}, max_new_tokens=room, temperature=0.8)
+
+        def text(ids: list[int]) -> str:
+            """With <unk>, where there is one."""
+            return str(self.tokenizer.decode([i for i in ids if i not in (stream.begin, stream.end, pad)]))
+
+        return [
+            {"prompt": text(prompt), "continuation": text(ids)} for prompt, ids in zip(prompts, written, strict=True)
+        ]

@@ -12,7 +12,7 @@ from hf_lm.data.batches import Feature, Processes, pad_batch
 from hf_lm.data.conversations import as_text
 from hf_lm.data.tables import Row, Table
 from hf_lm.evaluation.completions import log_probs
-from hf_lm.evaluation.intervals import PERCENT, Estimate, mean
+from hf_lm.evaluation.intervals import PERCENT, mean
 from hf_lm.evaluation.likelihood import labelled
 from hf_lm.evaluation.rewards import Scorer
 from hf_lm.models.configuration import context_length
@@ -143,12 +143,6 @@ class Preference(BesideReference):
         ]
         return pad_batch(rows, pad_id=self.tokenizer.pad_token_id)
 
-    def _ask_reference(self, split: str, processes: Processes | None) -> None:
-        """What the reference says of a split, once: in the precision in which the model is measured beside it."""
-        if split not in self.before:
-            scores = self._pair_scores(self.reference, split, processes)
-            self.before[split] = {"scores": scores, "answers": self._write(self.reference, split, processes)}
-
     def _pair_scores(self, model: PreTrainedModel, split: str, processes: Processes | None) -> np.ndarray:
         """(pairs, 2): the log-probability of the chosen and of the rejected answer."""
         features = [
@@ -172,7 +166,9 @@ class Preference(BesideReference):
         self, model: PreTrainedModel, split: str, accelerator: Processes | None
     ) -> tuple[np.ndarray, list[list[int]], np.ndarray]:
         """The scores of the pairs, what the model writes, and how likely that is to it and to the reference."""
-        self._ask_reference(split, accelerator)
+        if split not in self.before:  # once, in the precision in which the model is measured beside it
+            scores = self._pair_scores(self.reference, split, accelerator)
+            self.before[split] = {"scores": scores, "answers": self._write(self.reference, split, accelerator)}
         written = self._write(model, split, accelerator)
         features = [labelled(prompt, ids) for prompt, ids in zip(self._asked(split), written, strict=True)]
         values = [
@@ -200,7 +196,9 @@ class Preference(BesideReference):
             for row, margin in zip(self.table.rows[split], margins, strict=True)
         ]
         if written:
-            estimates |= self._drift(written, before["answers"], values)
+            lengths = np.array([[*map(len, pair)] for pair in zip(written, before["answers"], strict=True)], float)
+            estimates["kl"] = mean(values[0] - values[1], higher_is_better=False)
+            estimates["length_change"] = mean(lengths[:, 0] - lengths[:, 1])
             texts = {
                 "answer": self.tokenizer.batch_decode(written, skip_special_tokens=True),
                 "reference_answer": self.tokenizer.batch_decode(before["answers"], skip_special_tokens=True),
@@ -215,14 +213,6 @@ class Preference(BesideReference):
             ]
         loss = float(np.logaddexp(0, -margins).mean()) if self.loss_type == "sigmoid" else None
         return Scores(estimates, examples, loss)
-
-    @staticmethod
-    def _drift(written: list[list[int]], reference: list[list[int]], values: np.ndarray) -> dict[str, Estimate]:
-        lengths = np.array([[len(one), len(other)] for one, other in zip(written, reference, strict=True)], float)
-        return {
-            "kl": mean(values[0] - values[1], higher_is_better=False),
-            "length_change": mean(lengths[:, 0] - lengths[:, 1]),
-        }
 
     def baseline(self, split: str) -> tuple[str, Scores]:
         """The reference: it prefers neither answer, and wins against itself half of the time."""

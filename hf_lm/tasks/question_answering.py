@@ -314,18 +314,13 @@ class QuestionAnsweringAsText(_Answers, TextToText):
     cue = "\nAnswer: "
 
     def text_of(self, row: Row) -> str:
-        return as_source(row["question"], row["context"])
+        return f"question: {row['question']} context: {row['context']}"  # as T5 was taught
 
     def target_of(self, row: Row) -> str:
         return row["answers"][0] if row["answers"] else ""
 
     def score(self, split: str, answers: Sequence[Any]) -> Scores:
         return self.scores(split, [answer[0] for answer in answers], mean_loss(answers))
-
-
-def as_source(question: str, context: str) -> str:
-    """Question and context as one text, as T5 was taught."""
-    return f"question: {question} context: {context}"
 
 
 def windows_of(

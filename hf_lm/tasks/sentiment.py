@@ -199,12 +199,9 @@ class _OneOfClasses(Supervised):
 
     def report(self, measured: Mapping[str, Scores]) -> dict[str, Any]:
         *_, last = measured.values()
-        return super().report(measured) | {"classes": self.per_class(last)}
-
-    def per_class(self, scores: Scores) -> dict[str, dict[str, float]]:
-        """Precision, recall and F1 of each class, in percent, and how often it occurs."""
-        right, predicted, true = np.split(scores.estimates["macro_f1"].statistics.sum(axis=0), 3)
-        return dict(zip(self.labels, map(class_scores, right, predicted, true), strict=True))
+        counts = np.split(last.estimates["macro_f1"].statistics.sum(axis=0), 3)  # right, predicted, true
+        classes = dict(zip(self.labels, map(class_scores, *counts), strict=True))
+        return super().report(measured) | {"classes": classes}
 
 
 class Sentiment(_OneOfClasses):

@@ -1,7 +1,6 @@
 """Tagged sentences: CoNLL's files of columns, rows of words and tags, and the demo's facts about countries."""
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -147,7 +146,7 @@ def _row(row: Row, names: dict[str, str], where: str) -> Row:
             "them (ClassLabel)."
         )
     try:
-        pairs = [(clean_word(word), normal_tag(str(tag))) for word, tag in zip(words, tags, strict=True)]
+        pairs = [(clean(str(word)).strip(), normal_tag(str(tag))) for word, tag in zip(words, tags, strict=True)]
     except ValueError as error:
         raise ValueError(f"{where}: {error}.") from None
     kept = [(word, tag) for word, tag in pairs if word]
@@ -159,10 +158,6 @@ def _list(value: str | Iterable[Any] | None) -> Sequence[Any]:
     if value is None:
         return []
     return value.split() if isinstance(value, str) else list(value)
-
-
-def clean_word(word: object) -> str:
-    return clean(str(word), Counter()).strip()
 
 
 def join_words(words: Sequence[str]) -> tuple[str, list[list[int]]]:

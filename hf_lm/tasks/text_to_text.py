@@ -330,7 +330,8 @@ def changed_targets(
         if one == other:
             continue
         kinds = ("unknown characters",) if target.unk_token_id in ids else ()
-        plain = [_without_accents(each) for each in (one, other)]
+        apart = (unicodedata.normalize("NFD", each) for each in (one, other))
+        plain = ["".join(c for c in each if not unicodedata.combining(c)) for each in apart]  # without accents
         if plain[0].casefold() == plain[1].casefold():
             kinds += ("case",) * (plain[0] != plain[1])
             kinds += ("accents",) * (one.casefold() != other.casefold())
@@ -341,10 +342,6 @@ def changed_targets(
 
 def without_spaces(text: str) -> str:
     return "".join(text.split())
-
-
-def _without_accents(text: str) -> str:
-    return "".join(c for c in unicodedata.normalize("NFD", text) if not unicodedata.combining(c))
 
 
 def _around(text: str, place: int, before: int = 20, after: int = 40) -> str:
