@@ -104,8 +104,11 @@ def test_the_interval_of_f1_is_over_sentences_and_no_entity_at_all_is_zero():
     assert entity_estimates([["O"]], [["O"]])["f1"].value == 0
 
 
-def test_bilou_is_read_as_iobes_and_tags_without_a_place_are_refused():
+def test_bilou_and_bmes_are_read_as_iobes_and_tags_without_a_place_are_refused():
     assert [normal_tag(tag) for tag in ("B-A", "L-A", "U-A", " O")] == ["B-A", "E-A", "S-A", "O"]
+    assert [normal_tag(tag) for tag in ("B-地名", "M-地名", "E-地名", "S-地名", "M")] == [
+        "B-地名", "I-地名", "E-地名", "S-地名", "I"
+    ]  # fmt: skip
     with pytest.raises(ValueError, match="'NOUN' is not a tag of an entity"):
         normal_tag("NOUN")
 
@@ -138,6 +141,9 @@ def test_conll_columns_give_sentences_without_marks_of_documents(tmp_path):
     assert [row["ner_tags"] for row in rows] == [["B-ORG", "O"], ["B-PER", "O"], ["B-LOC"]]
     assert [row["document"] for row in rows] == [1, 1, 2]
     assert next(read_columns(tmp_path / "a.txt", tag="1"))["ner_tags"] == ["NNP", "VB"]
+    (tmp_path / "b.txt").write_text("10\u00a0000 B-NUM\n\u3000 O\n# M-NUM\n", encoding="utf-8")
+    row = table_of(list(read_columns(tmp_path / "b.txt")) * 9).rows["train"][0]  # a word that is white space is none
+    assert (row["text"], row["tags"]) == ("10\u00a0000 #", ["B-NUM", "I-NUM"])
     (tmp_path / "b.txt").write_text("EU B-ORG\n\nalone\n")
     with pytest.raises(ValueError, match=r"b\.txt, line 3: one column"):
         list(read_columns(tmp_path / "b.txt"))
@@ -163,6 +169,11 @@ def test_numbers_are_named_by_the_features_of_a_dataset_and_refused_without():
         table_of([{"tokens": ["in", "Rome"], "ner_tags": [0, 1]}])
     with pytest.raises(ValueError, match="row 1 of train has 2 words and 1 tags"):
         table_of([{"tokens": "in Rome", "ner_tags": "O"}])
+
+
+def test_a_word_that_is_null_is_none():
+    row = table_of([{"tokens": ["New", None, "x"], "ner_tags": ["B-LOC", "I-LOC", "O"]}] * 9).rows["train"][0]
+    assert (row["text"], row["tags"]) == ("New x", ["B-LOC", "O"])
 
 
 def test_words_are_joined_as_their_script_is_written():

@@ -1,4 +1,4 @@
-"""Named entities as tags of words (IOB1, IOB2, IOBES, BILOU), and their F1 as seqeval computes it."""
+"""Named entities as tags of words (IOB1, IOB2, IOBES, BILOU, BMES), and their F1 as seqeval computes it."""
 
 import re
 from collections import Counter
@@ -12,17 +12,26 @@ from hf_lm.tasks.rows import class_scores
 
 Entity = tuple[str, int, int]  # type, first word, last word
 TAG = re.compile(r"O|[BIES](-.+)?")
-BILOU = {"L": "E", "U": "S"}  # the same tags by other letters
+LETTERS = {"L": "E", "U": "S", "M": "I"}  # of BILOU and BMES, for the same tags
 
 
 def normal_tag(tag: str) -> str:
     """A tag as IOB or IOBES write it. Raises ValueError for one that says nothing of where an entity begins."""
     tag = tag.strip()
-    if tag[:2] in ("L-", "U-") or tag in BILOU:
-        tag = BILOU[tag[0]] + tag[1:]
+    if tag[:1] in LETTERS and tag[1:2] in ("-", ""):
+        tag = LETTERS[tag[0]] + tag[1:]
     if not TAG.fullmatch(tag):
         raise ValueError(f"{tag!r} is not a tag of an entity: tags are O, or B- or I- and a type, such as B-PER")
     return tag
+
+
+def is_tag(text: str) -> bool:
+    """Whether a text is a tag of an entity, or of none."""
+    try:
+        normal_tag(text)
+    except ValueError:
+        return False
+    return True
 
 
 def entities_of(tags: Sequence[str]) -> list[Entity]:

@@ -7,10 +7,10 @@ from typing import Any
 
 from hf_lm.data.overlap import UNSPACED, WORD
 from hf_lm.data.paths import file_names, find_files, root_of, split_of
-from hf_lm.data.reading import SUFFIXES, clean, read_lines, suffix
+from hf_lm.data.reading import SUFFIXES, clean, plain_text, read_lines, suffix
 from hf_lm.data.tables import DEMOS, Row, Table, drop_empty_splits, hold_out, load_table, note_unread, pick_column
 from hf_lm.files import hash_contents
-from hf_lm.tasks.entities import TAG, normal_tag
+from hf_lm.tasks.entities import is_tag, normal_tag
 
 TOKENS = ("tokens", "words", "sentence", "text")
 TAGS = ("ner_tags", "tags", "ner", "labels", "label")
@@ -28,8 +28,8 @@ QUESTIONS = {  # of the demo: how each begins and ends around the name of a coun
 def load_tagged_words(dataset: str, *, text_column: str = "", label_column: str = "") -> Table:
     """The sentences that `--dataset` names, see `read_tagged_words`; the columns of a CoNLL file are numbered from 0.
 
-    A CoNLL file has a word a line, its columns divided by white space, and an empty line after a sentence. Files that
-    end in .json, .jsonl, .csv, .parquet or .arrow are rows. Raises FileNotFoundError or ValueError in one line.
+    A CoNLL file has a word a line, its columns divided by spaces or tabs, and an empty line after a sentence. Files
+    that end in .json, .jsonl, .csv, .parquet or .arrow are rows. Raises FileNotFoundError or ValueError in one line.
     """
     files = None if dataset in DEMOS else find_files(dataset, any_ending=True)
     if files is None or any(suffix(path) in SUFFIXES and suffix(path) not in (".txt", ".tsv") for path in files):
@@ -73,7 +73,7 @@ def read_columns(path: Path, *, word: str = "0", tag: str = "-1") -> Iterator[Ro
     tags: list[str] = []
     document = 0
     for number, line in enumerate([*read_lines(path), ""], 1):
-        fields = line.rstrip("\r").split("\t") if "\t" in line else line.split()
+        fields = line.split("\t") if "\t" in line else [field for field in line.split(" ") if field]
         started = fields[:1] == ["-DOCSTART-"]
         if started or not line.strip():
             if tokens:
@@ -81,7 +81,7 @@ def read_columns(path: Path, *, word: str = "0", tag: str = "-1") -> Iterator[Ro
                 tokens, tags = [], []
             document += started
             continue
-        if line.startswith("#") and not TAG.fullmatch(fields[-1].strip()):
+        if line.startswith("#") and not is_tag(fields[-1]):
             continue
         try:
             read, labelled = fields[int(word)], fields[int(tag)]
@@ -146,7 +146,7 @@ def _row(row: Row, names: dict[str, str], where: str) -> Row:
             "them (ClassLabel)."
         )
     try:
-        pairs = [(clean(str(word)).strip(), normal_tag(str(tag))) for word, tag in zip(words, tags, strict=True)]
+        pairs = [(clean(plain_text(word, "a word")).strip(), normal_tag(str(tag))) for word, tag in zip(words, tags, strict=True)]
     except ValueError as error:
         raise ValueError(f"{where}: {error}.") from None
     kept = [(word, tag) for word, tag in pairs if word]
