@@ -91,21 +91,30 @@ def mean_by_group(
     values: ArrayLike,
     groups: Sequence[Sequence[str]],
     *,
-    counts: ArrayLike | None = None,
+    counts: ArrayLike | None = None,  # 1 or 0: whether an example counts
     bounds: tuple[float, float] = PERCENT,
+    units: Sequence[str] = (),
 ) -> dict[str, Estimate]:
     """The mean of `values` over all examples and over each group; an example may belong to several groups.
 
     Examples that do not count stay in their place with no weight: two models' examples can then still be paired.
+    Those of one of `units` count as one, their mean; without them each counts alone.
     """
     given = np.asarray(values, np.float64)
     weight = np.ones(len(given)) if counts is None else np.asarray(counts, np.float64)
     kept = np.where(weight > 0, given, 0.0)
     names = list(dict.fromkeys(name for some in groups for name in some))
-    estimates = {ALL: ratio(kept, weight, bounds=bounds)}
+    places = {unit: i for i, unit in enumerate(dict.fromkeys(units or range(len(given))))}
+    place = np.array([places[unit] for unit in units or range(len(given))], int)
+
+    def mean_of(inside: np.ndarray) -> Estimate:
+        count = np.bincount(place, inside, len(places))
+        total = np.bincount(place, kept * inside, len(places))
+        return ratio(total / np.maximum(count, 1), np.minimum(count, 1), bounds=bounds)
+
+    estimates = {ALL: mean_of(weight)}
     for name in names:
-        inside = np.array([name in some for some in groups], np.float64) * weight
-        estimates[name] = ratio(kept * inside, inside, bounds=bounds)
+        estimates[name] = mean_of(np.array([name in some for some in groups], np.float64) * weight)
     return {name: estimate for name, estimate in estimates.items() if name == ALL or estimate.statistics[:, 1].any()}
 
 
