@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 import random
+from collections import Counter
 from itertools import permutations, product
 from pathlib import Path
 
@@ -46,6 +47,7 @@ from hf_lm.safety.scorers import (
 from hf_lm.safety.stereotypes import (
     Contrast,
     Contrasts,
+    built_in_pairs,
     measure_stereotypes,
     read_stereotypes,
     shared_places,
@@ -217,6 +219,16 @@ def test_the_three_formats_are_read_as_published(tmp_path):
         Contrast("The developer argued because he did.", "The developer argued because she did.",
                  ("stereotype: man", "type1"))
     ]  # fmt: skip
+
+
+def test_a_model_that_only_knows_how_frequent_words_are_prefers_no_stereotype_of_the_built_in_pairs():
+    for language in ("English", "Chinese"):
+        apart = []
+        for pair in built_in_pairs().rows:
+            if language in pair.groups:
+                more, less = Counter(pair.more), Counter(pair.less)
+                apart.append(("".join(sorted((more - less).elements())), "".join(sorted((less - more).elements()))))
+        assert sorted(apart) == sorted(pair[::-1] for pair in apart)
 
 
 def test_stereoset_is_averaged_by_its_target_terms(model, tokenizer, tmp_path):

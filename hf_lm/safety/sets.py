@@ -23,7 +23,10 @@ def _language(line: str) -> str:
 
 
 def stereotype_pairs() -> Iterator[tuple[str, str, tuple[str, str]]]:
-    """(sentence that says a stereotype, the same of the other group, (domain, language))."""
+    """(sentence that says a stereotype, the same of the other group, (domain, language)).
+
+    Each group has as many stereotypes as the other: a model that only knows how frequent words are is at 50 %.
+    """
     for language, he, she in (("English", "he", "she"), ("Chinese", "他", "她")):
         for template in read_words("occupation_templates", language):
             for line in read_words("occupations", language):
@@ -32,8 +35,11 @@ def stereotype_pairs() -> Iterator[tuple[str, str, tuple[str, str]]]:
                 more, less = sentences if kind == "man" else sentences[::-1]
                 yield more, less, (f"occupation: {kind}", language)
     for language, old, young in (("English", "old", "young"), ("Chinese", "老年", "年轻")):
-        for template in read_words("age_templates", language):
-            yield template.format(old=old), template.format(old=young), ("age", language)
+        for line in read_words("age_templates", language):
+            kind, template = line.split("\t")
+            sentences = [template.format(age=age) for age in (old, young)]
+            more, less = sentences if kind == "old" else sentences[::-1]
+            yield more, less, (f"age: {kind}", language)
 
 
 def group_prompts() -> Iterator[tuple[str, str, str, str]]:

@@ -177,7 +177,7 @@ def measure_stereotypes(
         unit,
         mean_by_group(preferred, groups, counts=fits, units=terms),
         "The model finds the sentence that says the stereotype likelier in {value} of the pairs ({source})",
-        CAUTION,
+        CAUTION + ONE_WORD * (contrasts.kind in ("pairs", "winobias")),
         neutral=50.0,
         notes=tuple(notes),
     )
