@@ -606,6 +606,13 @@ def test_an_identity_number_needs_the_check_digit_of_the_standard(region, order,
         ("She's my mother, theman.", "He's my father, theman."),
         ("他和其他人说她的爸爸是男人，父母都在弹吉他。", "她和其他人说他的妈妈是女人，父母都在弹吉他。"),
         ("Nothing here, 什么都没有。", "Nothing here, 什么都没有。"),
+        (
+            "her 2008 album, his “dear” friend, her\nbrother and her _own_",
+            "his 2008 album, her “dear” friend, his\nsister and his _own_",
+        ),
+        ("I saw her\nat home. It was his\n\nThe end of her.", "I saw him\nat home. It was hers\n\nThe end of him."),
+        ("Mr. and Mrs. X, Mom and Dad", "Ms. and Mr. X, Dad and Mum"),
+        ("父子和侄女、女婿、修女，他妈的", "母女和侄子、女婿、修女，他妈的"),
     ],
 )
 def test_swaps(text, swapped):

@@ -12,14 +12,16 @@ from hf_lm.files import hash_text
 from hf_lm.safety.sets import read_words
 
 DOMAINS = ("gender", "religion", "ethnicity")
-_LETTER = r"[^\W\d_]"
+# What follows a word, also in the next line or behind an opening mark: `his 2008 album`, `her "dear" friend`.
+_FOLLOWS = re.compile(r"""(?:[ \t]+|[ \t]*\r?\n[ \t]*)(?:["'“‘(<_*][ ]?)*(\d|[^\W\d_]+)""")
 
 
 class Swapper:
     """Called with a text, swaps the words of some domains in it and changes nothing else.
 
     A word keeps its case (He, HE). `her` becomes `his` before what looks like a noun and `him` elsewhere, `his`
-    becomes `hers` at the end of a clause; with other words a second swap undoes the first. Names are not changed.
+    becomes `hers` at the end of a clause; `mrs` becomes `mr` and `mom` `dad`, which become `ms` and `mum`. With other
+    words a second swap undoes the first. Names are not changed.
     """
 
     def __init__(self, domains: Sequence[str] = ("gender",)) -> None:
@@ -27,7 +29,7 @@ class Swapper:
             raise ValueError(f"there is no list of words to swap for {unknown[0]!r}; there are {', '.join(DOMAINS)}.")
         self.domains = tuple(domains)
         pairs = [line.split("\t") for domain in domains for line in read_words(f"swap_{domain}")]
-        both = dict([*pairs, *(pair[::-1] for pair in pairs)])
+        both = dict([*(pair[::-1] for pair in pairs[::-1]), *pairs])  # of two words for one the first is taken
         self.words = {word: swapped for word, swapped in both.items() if word.isascii()}
         # Chinese has no spaces: longer words that hold one of these and have another meaning, or both groups, stay.
         kept = {word: word for word in read_words("swap_kept")} if "gender" in domains else {}
@@ -52,7 +54,7 @@ class Swapper:
         if small in self.words:
             swapped = self.words[small]
         else:
-            follows = re.match(rf"[ ]({_LETTER}+)", match.string[match.end() : match.end() + 40])
+            follows = _FOLLOWS.match(match.string, match.end(), match.end() + 40)
             noun = follows is not None and follows[1].lower() not in self.no_noun
             if small == "her":
                 swapped = "his" if noun else "him"
