@@ -331,6 +331,9 @@ def test_the_tokens_of_an_evaluation_are_those_of_its_windows():
         ({"eval_strategy": "steps", "eval_steps": 4, "load_best_model_at_end": True, "save_steps": 4}, 2),
         ({"eval_strategy": "steps", "eval_steps": 0.2}, 5),
         ({"eval_strategy": "no"}, 1),
+        ({"eval_strategy": "steps", "eval_steps": 5, "eval_on_start": True}, 3),
+        ({"eval_strategy": "steps", "eval_steps": 5, "sweep": 3}, 5),  # each rate that is tried once, at its end
+        ({"eval_strategy": "steps", "eval_steps": 5, "sweep": 3, "early_stopping_patience": 9}, 11),
         ({"eval_strategy": "epoch", "max_steps": -1, "num_train_epochs": 3}, 3),
     ],
 )
@@ -344,6 +347,14 @@ def test_validation_is_measured_at_each_evaluation_and_test_once(options, evalua
     assert work.seconds(Step({}, flops, trainable=0, rows=1), 1e3)["evaluation"] == pytest.approx(
         work.measured * 10 / 1e3
     )
+
+
+def test_the_rates_that_a_sweep_tries_take_as_long_as_the_training_itself(tmp_path):
+    options = {"max_steps": 10, "per_device_train_batch_size": 10, "output_dir": str(tmp_path), "use_cpu": True}
+    alone, swept = (work_of(Documents(), TrainingArguments(**options, sweep=sweep)) for sweep in (0, 3))
+    assert (swept.steps, swept.tokens) == (alone.steps, alone.tokens)
+    step = Step({}, {"forward": 1, "backward": 2}, trainable=0, rows=1)
+    assert swept.seconds(step, 1e3)["training"] == pytest.approx(4 * alone.seconds(step, 1e3)["training"])
 
 
 # What fits
@@ -451,6 +462,17 @@ def test_a_plan_for_several_devices_divides_the_work_and_sums_the_power(tiny):
     assert shared.report()["engine"]["replicas"] == 2
     with pytest.raises(ValueError, match="ZeRO flattens weights"):
         make_plan(resolve("pretrain", tiny), find_gpu("h100"), present=False, engine=Engine("zero3", 8))
+
+
+def test_a_plan_accumulates_to_the_rows_of_a_step_that_are_asked_for(tiny):
+    rows = [*tiny, "--rows_per_step", "16"]  # of 4 at once
+    for devices, accumulated in ((1, 4), (2, 2)):
+        plan = make_plan(resolve("pretrain", rows), find_gpu("h100"), present=False, engine=Engine("ddp", devices))
+        assert plan.work.tokens == pytest.approx(8 * 16 * 32, rel=0.02)
+        assert plan.report()["accumulation"] == accumulated
+        assert f"{accumulated} accumulated" in show_plan(plan)
+    with pytest.raises(ValueError, match="--rows_per_step 16: 8 processes with 4 rows each read 32 at once"):
+        make_plan(resolve("pretrain", rows), find_gpu("h100"), present=False, engine=Engine("ddp", 8))
 
 
 def test_a_plan_refuses_what_the_run_would_refuse_and_says_what_it_does_not_count(tiny, tmp_path):

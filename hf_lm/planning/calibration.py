@@ -53,7 +53,7 @@ def run_a_little(run: Resolved, args: TrainingArguments, work: Work) -> Measured
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     (begun, before), (ended, after) = marks[1], marks[-1]
-    times = {"training": work.tokens * (ended - begun) / (after - before)}
+    times = {"training": work.trainings * work.tokens * (ended - begun) / (after - before)}
     read, seconds = _measure_some(run.task, model)
     times["evaluation"] = work.measured / read * seconds
     times["around"] = work.around

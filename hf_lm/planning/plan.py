@@ -24,7 +24,7 @@ from hf_lm.planning.resolve import Resolved
 from hf_lm.training.estimate import UTILISATION, Work, checkpoints_activations, precision, step_of, work_of
 from hf_lm.training.fake_step import Step, parameters_by_part
 from hf_lm.training.monitor import peak_flops
-from hf_lm.training.processes import check_shardable
+from hf_lm.training.processes import check_shardable, keep_rows_per_step
 from hf_lm.training.trainer import Trainer, supervised_trainer
 
 GROWTH = 1.04  # by which the peak of a process on a CPU rises after the steps that are tried (docs/plan.md)
@@ -80,7 +80,7 @@ class Plan:
 
     @property
     def flops(self) -> float:
-        return float(self.flops_per_step) * self.work.steps
+        return float(self.flops_per_step) * self.work.steps * self.work.trainings
 
     @property
     def energy(self) -> float | None:
@@ -118,6 +118,7 @@ class Plan:
             "tokens_per_epoch": work.tokens_per_epoch,
             "steps_per_epoch": work.steps_per_epoch,
             "steps": work.steps,
+            "trainings": work.trainings,
             "flops_per_step": self.flops_per_step,
             "utilisation": self.utilisation,
             "times": self.times,
@@ -152,6 +153,8 @@ def make_plan(
     if not 0 < utilisation <= 1:
         raise ValueError(f"--utilisation is {utilisation}; it is a share of the device's speed, above 0 and up to 1.")
     _check_engine(engine, run)
+    run = replace(run, args=copy.copy(run.args))
+    keep_rows_per_step(run.args, None, processes=engine.devices)
     args, dtype = copy.copy(run.args), precision(run.args)
     with tempfile.TemporaryDirectory() as folder:
         args.output_dir, args.report_to = folder, []  # the Trainer makes its output folder
@@ -179,7 +182,7 @@ def make_plan(
         if calibrate:
             measured, plan.calibrated = run_a_little(run, args, work), True
             plan.times |= measured.times
-            plan.utilisation = plan.flops_per_step / (plan.times["training"] / work.steps) / speed
+            plan.utilisation = plan.flops / plan.times["training"] / speed
             saving = step.memory["weights"]  # are held twice while they are written
             peak = int(GROWTH * measured.peak) + saving if device.name == "cpu" else max(bytes_needed, measured.peak)
             plan.needed = peak

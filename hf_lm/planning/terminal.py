@@ -38,12 +38,13 @@ def show_plan(plan: Plan) -> str:
             lines.append("    " + " ".join(f"--{key} {str(value).lower()}" for key, value in last.options.items()))
     batch = f"{run.args.per_device_train_batch_size} rows, up to {work.longest:,} tokens"
     batch += f", {accumulation} accumulated" if accumulation > 1 else ""
+    tried = f", {work.trainings} times (--sweep {run.args.sweep})" if work.trainings > 1 else ""
     times = " + ".join(f"{in_hours(seconds)} {name}" for name, seconds in plan.times.items())
     lines += [
         "",
         f"Data        {work.tokens_per_epoch:>15,} tokens, {work.steps_per_epoch:,} steps an epoch (batch: {batch})",
         f"Training    {work.tokens:>15,} tokens, {work.steps:,} steps, "
-        f"{work.steps / work.steps_per_epoch:.3g} epochs, {_flops(plan.flops)}",
+        f"{work.steps / work.steps_per_epoch:.3g} epochs{tried}, {_flops(plan.flops)}",
         f"Time        {in_hours(plan.seconds):>15} = {times}",
     ]
     if plan.energy is not None:

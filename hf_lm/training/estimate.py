@@ -37,12 +37,14 @@ class Work:
     longest: int  # of the largest batch of one process
     world_size: int
     around: float  # seconds
+    trainings: int = 1  # of so many steps and tokens: those of --sweep and the run's own
 
     def seconds(self, step: Step, speed: float) -> dict[str, float]:
         """Training, evaluation and what is around them, at `speed` FLOP/s of each process."""
         per_token = sum(step.flops.values()) / self.longest / self.world_size / speed
         read = step.flops["forward"] / self.longest / self.world_size / speed
-        return {"training": self.tokens * per_token, "evaluation": self.measured * read, "around": self.around}
+        training = self.trainings * self.tokens * per_token
+        return {"training": training, "evaluation": self.measured * read, "around": self.around}
 
 
 def work_of(
@@ -66,6 +68,9 @@ def work_of(
     elif strategy == "steps" and args.eval_steps:
         every = args.eval_steps if args.eval_steps >= 1 else max(1, round(args.eval_steps * steps))
         times = max(1, int(steps // every) + (steps % every > 0 and not args.load_best_model_at_end))
+    times += args.eval_on_start
+    # a rate that is tried is measured at its end, and before it only if that may stop it
+    times += args.sweep * (1 + (times if args.early_stopping_patience else args.eval_on_start))
     measured = times * task.tokens_measured("validation") * scales.get("validation", 1.0)
     measured += task.tokens_measured("test") * scales.get("test", 1.0) if "test" in task.splits else 0
     return Work(
@@ -77,6 +82,7 @@ def work_of(
         longest=max(1, sum(sorted(lengths, reverse=True)[:rows])),
         world_size=processes,
         around=AROUND + task.report_seconds,
+        trainings=1 + args.sweep,
     )
 
 

@@ -226,15 +226,16 @@ def check_processes(folder: Path, inputs: dict[str, str]) -> None:
         )
 
 
-def keep_rows_per_step(args: TrainingArguments, checkpoint: Path | None) -> str:
+def keep_rows_per_step(args: TrainingArguments, checkpoint: Path | None, *, processes: int = 0) -> str:
     """Give each optimizer step the rows of the run that is resumed, or of --rows_per_step, by accumulation.
 
     Sets `gradient_accumulation_steps`, and records the rows in the arguments' `run`; a length that followed from other
     rows (hf_lm.tasks.length) becomes that of the resumed run. Returns a sentence where that
     changed the accumulation, else "". Raises ValueError where the processes' batches do not divide the rows.
+    `processes`: of a planned run; 0 are those here.
     """
     rows, source, saved = args.rows_per_step, "--rows_per_step", {}
-    at_once = args.train_batch_size * args.data_parallel
+    at_once = args.train_batch_size * (processes or args.data_parallel)
     if checkpoint is not None and not args.resume_with_changes:
         saved = read_run(checkpoint) or {}
         rows, source = saved.get("rows_per_step") or rows, f"{checkpoint}: rows_per_step"
@@ -242,9 +243,9 @@ def keep_rows_per_step(args: TrainingArguments, checkpoint: Path | None) -> str:
     if rows and rows != at_once * args.gradient_accumulation_steps:
         if rows % at_once:
             raise ValueError(
-                f"{source} {rows}: {args.world_size} processes with {args.train_batch_size} rows each read {at_once} "
-                "at once, which does not divide it. Start another number of processes, or give another "
-                "--per_device_train_batch_size" + (" with --resume_with_changes." if checkpoint else ".")
+                f"{source} {rows}: {processes or args.world_size} processes with {args.train_batch_size} rows each "
+                f"read {at_once} at once, which does not divide it. Start another number of processes, or give "
+                "another --per_device_train_batch_size" + (" with --resume_with_changes." if checkpoint else ".")
             )
         args.gradient_accumulation_steps = rows // at_once
         for name in args.chosen & saved.keys():
