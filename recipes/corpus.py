@@ -46,9 +46,9 @@ def main(args: Arguments, training_args: TrainingArguments) -> dict:
     from hf_lm.corpus import steps
     from hf_lm.corpus.stages import Report, Stages
 
-    tasks = args.tasks or min(1000, max(1, len(steps.input_files(args.dataset))))
+    files = steps.input_files(args.dataset)
     machine = {"executor": args.executor, "workers": args.workers, "partition": args.partition, "time": args.time}
-    stages = Stages(training_args, tasks=tasks, **machine)
+    stages = Stages(training_args, tasks=args.tasks, inputs=files, **machine)
     folder, at, tokenizer = stages.folder, stages.at, stages.folder / "tokenizer"
     names = steps.filter_names(args.filters, args.dataset)
     kept = [step for name in names for step in (steps.quality_filter(name), steps.Count(f"after {name}"))]

@@ -207,6 +207,29 @@ def test_a_second_start_does_only_what_is_missing(written):
         here("corpus.py", **arguments | {"vocab_size": 500})
 
 
+def test_a_corpus_is_continued_from_the_files_that_it_was_begun_with_and_by_one_run_at_a_time(tmp_path):
+    from hf_lm.corpus.stages import Stages
+
+    args = TrainingArguments(output_dir=str(tmp_path / "out"))
+    made = {"executor": "local", "tasks": 0, "workers": 1}
+    files = {"b.jsonl": 10, "c.jsonl": 20}
+    first = Stages(args, inputs=files, **made)
+    assert first.tasks == 2
+    with pytest.raises(FileExistsError, match="is written by a run that has not ended"):
+        Stages(args, inputs=files, **made)
+    first.add("filter", [failing])
+    with pytest.raises(ZeroDivisionError):
+        first.run()
+    for changed in (files | {"a.jsonl": 5}, files | {"c.jsonl": 21}, {"b.jsonl": 10}):
+        with pytest.raises(ValueError, match=r"was begun with other files of --dataset \([ac]\.jsonl was changed"):
+            Stages(args, inputs=changed, **made)
+    assert Stages(args, inputs=files, **made).tasks == 2
+
+
+def failing(data, rank, world_size):
+    raise ZeroDivisionError
+
+
 def test_near_copies_of_a_text_without_spaces_share_most_of_their_signature(tmp_path):
     """MinHash estimates the Jaccard similarity by the share of equal hashes (Broder, 1997)."""
     poem = "春眠不觉晓处处闻啼鸟夜来风雨声花落知多少床前明月光疑是地上霜举头望明月低头思故乡"
@@ -263,7 +286,8 @@ def test_ray_makes_the_same_files(written, monkeypatch):
 def test_a_stage_that_failed_ends_the_run_in_one_line(tmp_path):
     from hf_lm.corpus.stages import Stages
 
-    stages = Stages(TrainingArguments(output_dir=str(tmp_path / "out")), executor="ray", tasks=3, workers=0)
+    args = TrainingArguments(output_dir=str(tmp_path / "out"))
+    stages = Stages(args, executor="ray", tasks=3, workers=0, inputs={})
     failed = SimpleNamespace(run=lambda: None, world_size=3, get_incomplete_ranks=lambda skip_completed: [1])
     stages.executors = {"filter": failed, "signatures": None}  # it is not reached
     with pytest.raises(RuntimeError, match=r"1 of 3 tasks of the stage filter failed: .*logs/filter/logs"):

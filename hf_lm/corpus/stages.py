@@ -3,11 +3,12 @@
 # datatrove comes with the extra `corpus`.
 # pyright: reportMissingImports=false
 
+import contextlib
 import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from hf_lm.reporting.report import save_report, versions
 from hf_lm.tokenization.tokenizer import load_tokenizer
 
 STAGES = "stages"  # folder of what is not needed when the corpus is complete
+INPUTS = "inputs.json"  # in it: the files that are read, and their bytes
 
 
 class Stages:
@@ -32,8 +34,10 @@ class Stages:
 
     `training_args` give the output folder and what run.yaml holds; `executor` names datatrove's: "local", "slurm"
     (which needs `partition` and `time`) or "ray". `workers` are tasks at the same time, 0 as many as the cores here
-    and as a cluster gives. A second start continues, with the same arguments only: another argument is refused. A
-    start in the folder of a finished corpus is refused, or with --resume_from_checkpoint shows its report again.
+    and as a cluster gives; `tasks` 0 are one for each of `inputs`, the files that are read and their bytes, 1000 at
+    most. A second start continues, with the same arguments and inputs only: others are refused. A start in the folder
+    of a finished corpus is refused, or with --resume_from_checkpoint shows its report again, and so is one where
+    another has not ended.
     """
 
     def __init__(
@@ -43,10 +47,12 @@ class Stages:
         executor: str,
         tasks: int,
         workers: int,
+        inputs: Mapping[str, int],
         partition: str = "",
         time: str = "",
     ) -> None:
-        self.folder, self.kind, self.tasks = Path(training_args.output_dir).resolve(), executor, tasks
+        self.folder, self.kind = Path(training_args.output_dir).resolve(), executor
+        self.inputs, self.tasks = dict(inputs), tasks or min(1000, max(1, len(inputs)))
         self.report = self.folder / "report.json"
         self.workers = workers or (os.cpu_count() or 1 if executor == "local" else -1)
         self.slurm: dict[str, Any] = {"partition": partition, "time": time}
@@ -56,9 +62,11 @@ class Stages:
         self.arguments, self.overwrite = training_args.run, training_args.overwrite_output_dir
         asked = bool(training_args.resume_from_checkpoint)
         resume = asked and (read_report(self.folder) or {}).get("recipe") == "corpus"
-        prepare_output(self.folder, resume=resume, overwrite=self.overwrite)
-        if not self.overwrite:
-            self._check_same()
+        with contextlib.ExitStack() as lock:
+            prepare_output(self.folder, resume=resume, overwrite=self.overwrite, lock=lock)
+            if not self.overwrite:
+                self._check_same()
+            self.lock = lock.pop_all()  # until `run` ends
 
     def _check_same(self) -> None:
         free = ("executor", "workers", "partition", "time")  # how it runs, not what comes out
@@ -70,6 +78,14 @@ class Stages:
                     f"{self.folder} was begun with another --{changed[0]} ({begun[changed[0]]!r}, now "
                     f"{asked[changed[0]]!r}): give that one to continue, another --output_dir, "
                     "or --overwrite_output_dir."
+                )
+        if self.at(INPUTS).is_file() and not self.report.is_file():
+            begun = json.loads(self.at(INPUTS).read_bytes())
+            if changed := sorted(name for name, _ in begun.items() ^ self.inputs.items()):
+                raise ValueError(
+                    f"{self.folder} was begun with other files of --dataset ({changed[0]} was changed, added or "
+                    "removed), and tasks that are complete would not be those of these: give the files of before to "
+                    "continue, another --output_dir, or --overwrite_output_dir."
                 )
 
     def at(self, name: str) -> Path:
@@ -113,10 +129,16 @@ class Stages:
 
         Raises RuntimeError at a stage whose tasks failed: datatrove's Ray executor would wait for them without end.
         """
+        with self.lock:
+            return self._run()
+
+    def _run(self) -> dict[str, Any]:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # tasks share the cores
         if self.overwrite and is_run(self.folder):  # only now: what is wrong with the stages was refused before
             remove_corpus(self.folder)
         save_run(self.arguments, self.folder)
+        self.at("").mkdir(exist_ok=True)
+        write_whole(self.at(INPUTS), json.dumps(self.inputs))
         if self.report.is_file():
             print(f"{self.folder} is finished.")
         elif self.kind == "slurm":

@@ -76,22 +76,23 @@ class DemoReader(PipelineStep):
         yield from (Document(text, str(i)) for i, text in enumerate(texts))
 
 
-def input_files(dataset: str) -> list[str]:
-    """The files of a folder or of the Hub (`hf://datasets/...`) that can be read; [] for the demo.
+def input_files(dataset: str) -> dict[str, int]:
+    """The files of a folder or of the Hub (`hf://datasets/...`) that can be read, with bytes; {} for the demo.
 
     Raises FileNotFoundError or ValueError in one line.
     """
     from datatrove.io import get_datafolder
 
     if dataset == "demo":
-        return []
-    names = get_datafolder(dataset).list_files(recursive=True) if "://" in dataset or Path(dataset).is_dir() else []
-    names = [name for name in names if name.endswith(ENDINGS)]
-    if not names:
+        return {}
+    there = get_datafolder(dataset).find("", detail=True) if "://" in dataset or Path(dataset).is_dir() else {}
+    found = cast(dict[str, dict[str, Any]], there)
+    files = {name: info.get("size") or 0 for name, info in sorted(found.items()) if name.endswith(ENDINGS)}
+    if not files:
         raise FileNotFoundError(f"--dataset {dataset} is no folder with files that end in {' '.join(ENDINGS)}.")
-    if len({name.endswith(".parquet") for name in names}) > 1:
+    if len({name.endswith(".parquet") for name in files}) > 1:
         raise ValueError(f"--dataset {dataset} holds both .parquet and .jsonl files: give a folder of one kind.")
-    return names
+    return files
 
 
 class Reader(BaseDiskReader):
