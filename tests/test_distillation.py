@@ -97,6 +97,19 @@ def saved(model, tokenizer, folder):
     return str(folder)
 
 
+def test_a_teacher_reads_each_document_of_a_block_alone(model, tokenizer, tmp_path):
+    folder = saved(model, tokenizer, tmp_path / "teacher")
+    args = TrainingArguments(output_dir=str(tmp_path), teachers=[folder], teacher_weight=1.0, use_cpu=True)
+    loss = distilled_loss(new_gpt2(tokenizer, n_layer=1, n_head=2, n_embd=16, block_size=32), args, task_of(tokenizer))
+    torch.manual_seed(0)
+    ids, logits = torch.randint(5, 300, (1, 12)), torch.randn(1, 12, len(tokenizer))
+    positions = torch.tensor([[*range(5), *range(7)]])
+    labels = torch.where(torch.arange(12) > 5, ids, -100)  # those of the second document
+    packed = loss(SimpleNamespace(logits=logits), {"input_ids": ids, "position_ids": positions, "labels": labels})
+    alone = loss(SimpleNamespace(logits=logits[:, 5:]), {"input_ids": ids[:, 5:], "labels": ids[:, 5:]})
+    torch.testing.assert_close(packed, alone)
+
+
 def test_one_that_cannot_teach_is_refused_in_one_line(model, tokenizer, texts, tmp_path):
     settings = {"output_dir": str(tmp_path / "out"), "use_cpu": True, "report_to": "none"}
     fits = saved(model, tokenizer, tmp_path / "fits")

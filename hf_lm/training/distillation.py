@@ -62,6 +62,7 @@ def distilled_loss(model: PreTrainedModel, args: TrainingArguments, task: Traini
 def _load(name: str, model: PreTrainedModel, task: TrainingData) -> PreTrainedModel:
     auto_class: type = getattr(transformers, task.auto_class)
     teacher = load_weights(auto_class, name, load_config(name))
+    teacher.config.use_cache = False  # as the Trainer has it: with a cache the documents of a block are not isolated
     same = load_tokenizer(name).get_vocab() == task.tokenizer.get_vocab()
     if not same or embedding_rows(teacher) != embedding_rows(model):
         raise ValueError(
