@@ -406,3 +406,7 @@ def test_a_model_of_self_training_is_measured_as_its_run_measured_the_task(model
     assert (checkpoint.run["stride"], checkpoint.run["max_source_length"]) == (16, 48)
     (tmp_path / "run.yaml").write_text("task: language_modelling\n")
     assert open_checkpoint(str(tmp_path)).recipe == "pretrain"
+    for longest, block in ((16, 16), (256, 32)):  # the model has 32 positions
+        (tmp_path / "run.yaml").write_text(f"task: language_modelling\nmax_length: {longest}\nlabelled: texts.txt\n")
+        run = open_checkpoint(str(tmp_path)).run
+        assert (run["block_size"], run["dataset"]) == (block, "texts.txt")

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_lm.data.tables import Table
 from hf_lm.hub.records import read_report, read_run
-from hf_lm.models.configuration import family, find_adapter, load_config
+from hf_lm.models.configuration import context_length, family, find_adapter, load_config
 from hf_lm.tasks.by_name import TASKS
 from hf_lm.tasks.start import head_of, start_from
 from hf_lm.tasks.supervised import Supervised
@@ -67,7 +67,9 @@ def open_checkpoint(name: str) -> Checkpoint:
     run = next((p for p in (folder, folder.parent)[: 1 + inside] if (p / "report.json").is_file()), folder)
     report, arguments = read_report(run) or {}, read_run(run) or {}
     if report.get("recipe") == "self_training" and (longest := arguments.get("max_length")):
-        arguments |= {"max_source_length": longest, "stride": longest // 3}  # see hf_lm.self_training.setups
+        block = min(longest, context_length(config) or longest)  # this and the next as hf_lm.self_training.setups
+        arguments |= {"max_source_length": longest, "stride": longest // 3, "block_size": block}
+        arguments |= {"dataset": arguments.get("labelled", "")}
     return Checkpoint(name, adapter, config, arguments, report)
 
 
