@@ -66,7 +66,8 @@ def test_a_good_folder_is_as_it_should_be(saved, capsys):
 def test_what_loads_but_cannot_be_right_is_listed_with_exit_code_1(folder, capsys):
     edit(folder / "tokenizer_config.json", pad_token="<|endoftext|>")
     edit(folder / "generation_config.json", eos_token_id=7)
-    edit(folder / "report.json", model={"auto_class": "AutoModelForCausalLM", "parameters": 1})
+    proofs = {"label_coverage": {"passed": None}}
+    edit(folder / "report.json", model={"auto_class": "AutoModelForCausalLM", "parameters": 1}, proofs=proofs)
     config = transformers.AutoConfig.from_pretrained(folder)
     config.vocab_size = 300
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder / "smaller")
@@ -95,6 +96,20 @@ def test_an_end_of_text_that_is_padding_too_is_right_where_the_run_proved_that_i
         "padding is the end of text (<|endoftext|>), which was learned all the same (label_coverage)" in checked.facts
     )
     assert not [wrong for wrong in checked.wrong if "padding" in wrong]
+
+
+@pytest.mark.parametrize(
+    "proofs", [{"reward": {"passed": True}}, None]
+)  # of reinforce; of a merged model or any other
+def test_padding_that_is_the_end_of_text_is_wrong_only_where_labels_were_to_teach_it(folder, proofs):
+    edit(folder / "tokenizer_config.json", pad_token="<|endoftext|>")
+    if proofs:
+        edit(folder / "report.json", proofs=proofs)
+    else:
+        (folder / "report.json").unlink()
+    checked = check_folder(folder)
+    assert not [wrong for wrong in checked.wrong if "padding" in wrong]
+    assert any("padding is the end of text (<|endoftext|>)" in fact for fact in checked.facts)
 
 
 def test_an_adapter_is_loaded_with_its_base(saved, tokenizer, tmp_path):
