@@ -14,9 +14,11 @@ from hf_lm import pipeline
 from hf_lm.evaluation.rewards import load_scorer as load_reward_scorer
 from hf_lm.inference.generate import load_writer
 from hf_lm.models.adapters import add_lora, load_merged, merge_adapter, save_adapted
+from hf_lm.models.devices import device_named
 from hf_lm.models.encoder_decoder import load_text_to_text
 from hf_lm.models.loading import load_causal_lm, load_with_head
 from hf_lm.safety.scorers import load_scorer
+from hf_lm.scoring.score import _on_device
 from hf_lm.tokenization.tokenizer import load_tokenizer, new_tokenizer
 
 BERT = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 64}
@@ -251,3 +253,15 @@ def test_a_name_that_is_not_there_is_named(saved):
         lambda: load_writer("nothere"),
     ):
         refused(load, "^nothere is neither a folder here nor in the local cache; check the name")
+
+
+def test_a_build_for_gpus_computes_on_the_cpu_of_a_machine_without_one(monkeypatch):
+    monkeypatch.setattr("torch._C._accelerator_getAccelerator", lambda: torch.device("cuda"))  # as such a build says
+    assert device_named() == torch.device("cpu")
+    assert _on_device(torch.nn.Linear(1, 1)).weight.device == torch.device("cpu")
+
+
+@pytest.mark.parametrize("device", ["foo", "cuda:99", "meta"])
+def test_a_device_that_is_not_here_is_refused_in_one_line(device):
+    with pytest.raises(ValueError, match=rf"there is no device '{device}' here; give cpu"):
+        device_named(device)

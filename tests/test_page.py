@@ -329,3 +329,9 @@ def test_a_space_has_a_title_that_is_text_whatever_its_folder_is_called(title):
     settings = yaml.safe_load(_readme(["models/a"], title).split("---\n")[1])
     assert isinstance(settings["title"], str)
     assert settings["sdk"] == "gradio"
+
+
+@pytest.mark.parametrize("kind", ["classes", "answers", "summary", "writing"])
+def test_a_device_that_is_not_here_is_refused_in_one_line(folders, kind):
+    with pytest.raises(ValueError, match="there is no device 'foo' here; give cpu"):
+        views.load_view(folders[kind], device="foo")

@@ -25,6 +25,7 @@ from hf_lm.inference.question_answering import QuestionAnsweringPipeline
 from hf_lm.inference.text_to_text import TextToTextPipeline
 from hf_lm.inference.writing import Draft, alternatives, continue_text
 from hf_lm.models.configuration import context_length, family, load_config
+from hf_lm.models.devices import device_named
 from hf_lm.reporting.report import SHOWN as METRICS
 from hf_lm.reporting.report import beside, in_words, warnings
 from hf_lm.reporting.terminal import percent
@@ -214,10 +215,9 @@ def load_view(name: str, *, device: str | torch.device | None = None) -> View:
             return WritingView(name, model, tokenizer, report)
         Conversation(model, tokenizer)  # a template that cannot be used is an error before the page opens
         return ChatView(name, model, tokenizer, report)
-    if device is None:
-        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    place = device_named(device)
     load_tokenizer(name)  # raises in one line where it cannot be used
-    loaded = pipeline(task, model=name, device=device)
+    loaded = pipeline(task, model=name, device=place)
     if kind == "text":
         return TextView(name, loaded, task, report)
     return {"classes": ClassesView, "answers": AnswersView}[kind](name, loaded, report)

@@ -29,6 +29,7 @@ from hf_lm.evaluation.likelihood import labelled, token_log_probs
 from hf_lm.inference.decoding import Decoding
 from hf_lm.inference.sampling import BEFORE, Interrupt, Stop, before_stop, logits_processors
 from hf_lm.models.configuration import context_length, family, find_adapter, load_config, special_ids
+from hf_lm.models.devices import device_named
 from hf_lm.models.encoder_decoder import load_text_to_text
 from hf_lm.models.loading import load_causal_lm
 from hf_lm.models.target_tokenizer import target_tokenizer
@@ -80,7 +81,7 @@ def load_writer(
             f"{name_or_path} is a {config.model_type}, an encoder, which cannot generate text; give a decoder (GPT-2, "
             "Llama, ...) or an encoder-decoder (T5, BART, ...)."
         )
-    place = _device(device)
+    place = device_named(device)
     tokenizer = load_tokenizer(name_or_path)
     set_pad(tokenizer)
     load = load_causal_lm if kind == "decoder" else load_text_to_text
@@ -90,17 +91,6 @@ def load_writer(
     half = config.dtype in (torch.bfloat16, torch.float16) and place.type != "cpu"
     cast(nn.Module, model).to(place, cast(torch.dtype, config.dtype) if half else None)
     return model.eval(), tokenizer
-
-
-def _device(name: str | torch.device | None) -> torch.device:
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    try:
-        place = torch.device(name or accelerator or "cpu")
-        torch.empty(1, device=place)
-    except (AssertionError, RuntimeError):
-        there = f"cpu or {accelerator}" if accelerator else "cpu"
-        raise ValueError(f"there is no device {str(name)!r} here; give {there}.") from None
-    return place
 
 
 def generate(

@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from hf_lm.data.batches import TokenId
 from hf_lm.models.configuration import family, load_config, unreachable
+from hf_lm.models.devices import device_named
 from hf_lm.models.loading import load_weights
 from hf_lm.models.target_tokenizer import find_target, has_target_tokenizer
 from hf_lm.tokenization.tokenizer import load_tokenizer, set_pad
@@ -108,7 +109,7 @@ class BasePipeline:
         if isinstance(device, int):
             accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
             device = "cpu" if device < 0 or accelerator is None else torch.device(accelerator.type, device)
-        self.device = torch.device(device) if device is not None else model.device
+        self.device = device_named(device) if device is not None else model.device
         if device is not None:
             self.model.to(self.device)
         self.known = getattr(self.model.config, "task_specific_params", None) or {}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_lm.hub.records import read_report
+from hf_lm.models.devices import device_named
 from hf_lm.reporting.card import write_card
 from hf_lm.reporting.report import save_report
 
@@ -34,7 +35,6 @@ def run_harness(model: str, tasks: Sequence[str]) -> dict[str, Any]:
     `tasks` are its names, or YAML files of tasks, which may read local files and then need no network. Raises
     ValueError in one line where there is no such task or it fails.
     """
-    import torch
     from lm_eval import __version__, simple_evaluate  # pyright: ignore[reportMissingImports]
     from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
 
@@ -55,7 +55,6 @@ def run_harness(model: str, tasks: Sequence[str]) -> dict[str, Any]:
     if adapter.is_file() and not (Path(model) / "config.json").is_file():
         base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
         model_args |= {"pretrained": base, "peft": model, "tokenizer": model}
-    device = torch.accelerator.current_accelerator()
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             results = simple_evaluate(
@@ -63,7 +62,7 @@ def run_harness(model: str, tasks: Sequence[str]) -> dict[str, Any]:
                 model_args=model_args,
                 tasks=names,
                 task_manager=manager,
-                device=str(device or "cpu"),
+                device=str(device_named()),
                 batch_size=8,
             )
     except Exception as error:  # the harness raises errors of several libraries

@@ -22,6 +22,7 @@ from hf_lm.evaluation.perplexity import score_documents
 from hf_lm.files import default_cache, hash_contents, hash_text, write_whole
 from hf_lm.hub.credentials import printable
 from hf_lm.models.configuration import context_length, family, model_fingerprint
+from hf_lm.models.devices import device_named
 from hf_lm.models.loading import load_causal_lm
 from hf_lm.reporting.report import versions
 from hf_lm.scoring.api import answers_in, complete, messages_of
@@ -296,8 +297,7 @@ def _comes_back(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
 
 
 def _on_device(model: PreTrainedModel) -> PreTrainedModel:
-    device: torch.device | str = torch.accelerator.current_accelerator() or "cpu"
-    return model.eval().to(device)  # pyright: ignore[reportArgumentType]  (decorated without its type)
+    return model.eval().to(device_named())  # pyright: ignore[reportArgumentType]  (decorated without its type)
 
 
 def _measure_task(checkpoint: Checkpoint, data: Data, scored: Scored) -> None:
