@@ -1,8 +1,7 @@
 """Conversations, preferences and prompts with an answer that can be checked: rows as they come, made of one form."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 from hf_lm.data.patterns import Pattern
 from hf_lm.data.reading import clean, plain_text
@@ -49,26 +48,16 @@ def read_chat(table: Table, *, prompt: str = "", completion: str = "") -> None:
 
     note_unread(table, (*(asked or [column]), completion, *BESIDE))
 
-    def read(row: Row) -> list[Message]:
-        if not asked:
-            return _messages(row.get(column), table)
-        return _asked(row, asked, table) + _side(row.get(completion), "assistant", table)
+    def read(row: Row) -> Row | str:
+        messages = _asked(row, asked, table) if asked else _messages(row.get(column), table)
+        messages += _side(row.get(completion), "assistant", table) if asked else []
+        while messages and messages[-1]["role"] != "assistant":
+            table.left_out["turns_after_the_last_answer"] += 1
+            messages.pop()
+        messages = _with_system(row, messages, table)
+        return _no_chat(messages) or {"messages": messages}
 
-    for split, rows in table.rows.items():
-        kept = []
-        for number, row in enumerate(rows, 1):
-            with _named(table, split, number):
-                messages = read(row)
-                while messages and messages[-1]["role"] != "assistant":
-                    table.left_out["turns_after_the_last_answer"] += 1
-                    messages.pop()
-                messages = _with_system(row, messages, table)
-            if reason := _no_chat(messages):
-                table.left_out[reason] += 1
-            else:
-                kept.append({"messages": messages})
-        table.rows[split] = kept
-    _finish(table, f"rows read as {form}", _first_question, "conversation")
+    _reduce(table, read, f"rows read as {form}", _first_question, "conversation", share=0.05)
 
 
 def _no_chat(messages: list[Message]) -> str:
@@ -95,21 +84,17 @@ def read_preferences(table: Table) -> None:
     explicit = next((name for name in ASKED if name in names), "")
     asked = INSTRUCTION if explicit == "instruction" else (explicit,) if explicit else ()
     note_unread(table, ("chosen", "rejected", *asked, *BESIDE))
-    for split, rows in table.rows.items():
-        kept = []
-        for number, row in enumerate(rows, 1):
-            with _named(table, split, number):
-                prompt, chosen, rejected = _pair(row, asked, table)
-                prompt = _with_system(row, prompt, table)
-            if reason := _no_pair(prompt, chosen, rejected):
-                table.left_out[reason] += 1
-            else:
-                kept.append({"messages": prompt, "chosen": chosen[0]["content"], "rejected": rejected[0]["content"]})
-        table.rows[split] = kept
+
+    def read(row: Row) -> Row | str:
+        prompt, chosen, rejected = _pair(row, asked, table)
+        prompt = _with_system(row, prompt, table)
+        if reason := _no_pair(prompt, chosen, rejected):
+            return reason
+        return {"messages": prompt, "chosen": chosen[0]["content"], "rejected": rejected[0]["content"]}
+
     columns = _named_columns(asked, names)
     kind = f"a prompt in {columns}" if columns else "the prompt is the beginning that both sides share"
-    key = lambda row: "\n".join(message["content"] for message in row["messages"])  # noqa: E731
-    _finish(table, f"pairs of answers; {kind}", key, "prompt", {"validation": 0.1, "test": 0.1})
+    _reduce(table, read, f"pairs of answers; {kind}", lambda row: as_text(row["messages"]), "prompt", share=0.1)
 
 
 def _pair(row: Row, asked: Sequence[str], table: Table) -> tuple[list[Message], list[Message], list[Message]]:
@@ -131,15 +116,6 @@ def _parted(chosen: list[Message], rejected: list[Message]) -> tuple[list[Messag
     while alike < min(len(chosen), len(rejected)) - 1 and chosen[alike] == rejected[alike]:
         alike += 1
     return chosen[:alike], chosen[alike:], rejected[alike:]
-
-
-@contextmanager
-def _named(table: Table, split: str, number: int) -> Iterator[None]:
-    """Put a row's place before an error."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"--dataset {table.source}, {split} row {number}: {error}") from None
 
 
 def _common_beginning(
@@ -195,41 +171,55 @@ def read_prompts(
         reference = pick_column(train, reference, names, option="--reference", where=where)
     note_unread(table, (*asked, reference, *BESIDE))
     pattern = Pattern(answer_pattern, option="--answer_pattern") if answer_pattern else None
-    for split, rows in table.rows.items():
-        kept = []
-        for number, row in enumerate(rows, 1):
-            with _named(table, split, number):
-                messages = _with_system(row, _asked(row, asked, table), table)
-                answer = clean(plain_text(row.get(reference), repr(reference)), table.left_out).strip()
-            if in_turns and messages and messages[-1]["role"] == "assistant":
-                answer = messages[-1]["content"]
-            while messages and messages[-1]["role"] == "assistant":
-                messages.pop()
-            found = pattern.search(answer) if pattern else None
-            if pattern and not found:
-                table.left_out["rows_whose_reference_lacks_the_pattern"] += 1
-            elif compared and not answer:
-                table.left_out["rows_without_a_reference"] += 1
-            elif not messages or not messages[-1]["content"]:
-                table.left_out["rows_without_a_prompt"] += 1
-            else:
-                answer = ((found[1] if found.groups() else found[0]) or "").strip() if found else answer
-                kept.append({"messages": messages, "reference": answer})
-        table.rows[split] = kept
+
+    def read(row: Row) -> Row | str:
+        messages = _with_system(row, _asked(row, asked, table), table)
+        answer = clean(plain_text(row.get(reference), repr(reference)), table.left_out).strip()
+        if in_turns and messages and messages[-1]["role"] == "assistant":
+            answer = messages[-1]["content"]
+        while messages and messages[-1]["role"] == "assistant":
+            messages.pop()
+        found = pattern.search(answer) if pattern else None
+        if pattern and not found:
+            return "rows_whose_reference_lacks_the_pattern"
+        if compared and not answer:
+            return "rows_without_a_reference"
+        if not messages or not messages[-1]["content"]:
+            return "rows_without_a_prompt"
+        answer = ((found[1] if found.groups() else found[0]) or "").strip() if found else answer
+        return {"messages": messages, "reference": answer}
+
     references = f"references in {reference!r}" if reference else "no references"
     references = "references in its last turn" if in_turns else references
     said = f"prompts in {_named_columns(asked, there)}, {references}"
-    _finish(table, said, lambda row: row["messages"][-1]["content"], "prompt", {"validation": 0.1, "test": 0.1})
+    _reduce(table, read, said, lambda row: row["messages"][-1]["content"], "prompt", share=0.1)
 
 
-def _finish(
-    table: Table, said: str, group: Callable[[Row], str], unit: str, shares: dict[str, float] | None = None
+def _reduce(
+    table: Table, read: Callable[[Row], Row | str], said: str, group: Callable[[Row], str], unit: str, *, share: float
 ) -> None:
+    """Replace each row by what `read` makes of it; one for which it gives a reason is left out, and counted.
+
+    Then a `share` of the groups is cut as validation and as test where they are missing. An error of `read` gets the
+    place of its row.
+    """
+    for split, rows in table.rows.items():
+        kept = []
+        for number, row in enumerate(rows, 1):
+            try:
+                found = read(row)
+            except ValueError as error:
+                raise ValueError(f"--dataset {table.source}, {split} row {number}: {error}") from None
+            if isinstance(found, str):
+                table.left_out[found] += 1
+            else:
+                kept.append(found)
+        table.rows[split] = kept
     if not table.rows["train"]:
         counted = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in table.left_out.items())
         raise ValueError(f"--dataset {table.source} has no training row that can be used: {counted or 'it is empty'}.")
     table.notes.append(said)
-    hold_out(table, shares or {"validation": 0.05, "test": 0.05}, group=group, unit=unit)
+    hold_out(table, {"validation": share, "test": share}, group=group, unit=unit)
 
 
 def _messages(value: object, table: Table) -> list[Message]:
