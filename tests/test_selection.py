@@ -1,5 +1,6 @@
 """Which checkpoint and which learning rate: chosen on validation, and by more than its noise."""
 
+import copy
 import json
 import os
 import random
@@ -99,7 +100,7 @@ def test_a_sweep_takes_the_best_rate_and_run_yaml_repeats_it(data, tmp_path):
     assert here("sentiment.py", sweep=2, resume_from_checkpoint="latest", **options)["sweep"] == tried
 
 
-def test_a_sweep_measures_each_rate_at_its_end_where_nothing_is_evaluated_before(tmp_path):
+def test_a_sweep_measures_each_rate_at_its_end_where_nothing_is_evaluated_before(tmp_path, capsys):
     pytest.importorskip("optuna", reason="--sweep needs the extra sweep")
     trained = []
 
@@ -123,23 +124,23 @@ def test_a_sweep_measures_each_rate_at_its_end_where_nothing_is_evaluated_before
         def evaluate(self):
             return {"eval_accuracy": 1 - self.args.learning_rate}
 
-    model, said = torch.nn.Linear(1, 1), []
+    model, task = torch.nn.Linear(1, 1), SimpleNamespace(main_metric="accuracy", greater_is_better=True)
     before = model.weight.detach().clone()
     args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, sweep=4, learning_rate=0.01, eval_strategy="no")
-    options = {"metric": "accuracy", "greater_is_better": True, "started": time.monotonic(), "say": said.append}
+    short = copy.copy(args)
     state = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
-    tried = search_learning_rate(Fake, model, args, **options)
+    tried = search_learning_rate(Fake, model, args, task, started=time.monotonic())
     assert torch.equal(torch.get_rng_state(), state[0])  # the run begins as it would without the search
     assert (random.getstate(), np.random.get_state()[1].tolist()) == state[1:]
     assert len({id(each) for each in [model, *trained]}) == 5  # each trial trains a copy of its own
     assert torch.equal(model.weight, before)
     assert [trial["accuracy"] for trial in tried] == sorted((1 - t["learning_rate"] for t in tried), reverse=True)
     assert len(tried) == 3  # without the one that diverged
-    assert sum("diverges" in line for line in said) == 1
-    assert args.learning_rate == 0.01
-    args.max_hours, said[:] = 1e-9, []  # the fake trainer does not stop within a trial
-    assert len(search_learning_rate(Fake, model, args, **options)) == 1
-    assert said[-1] == "  sweep: the budget leaves no time for more than 1 of 4 rates"
+    assert capsys.readouterr().out.count("diverges") == 1
+    assert (args.learning_rate, args.sweep) == (tried[0]["learning_rate"], 0)
+    short.max_hours = 1e-9  # the fake trainer does not stop within a trial
+    assert len(search_learning_rate(Fake, model, short, task, started=time.monotonic())) == 1
+    assert capsys.readouterr().out.endswith("  sweep: the budget leaves no time for more than 1 of 4 rates\n")
 
 
 def test_a_budget_that_ends_within_a_trial_ends_the_run_without_a_checkpoint(data, tmp_path, capsys):

@@ -61,7 +61,7 @@ from hf_lm.training.processes import (
 )
 from hf_lm.training.rates import choose_rate
 from hf_lm.training.safe_trainer import SafeTrainerMixin
-from hf_lm.training.selection import EarlyStopping, choose_direction, search_learning_rate
+from hf_lm.training.selection import EarlyStopping, choose_direction, search_learning_rate, set_learning_rate
 from hf_lm.training.trainer import supervised_trainer
 
 logger = logging.getLogger(__name__)
@@ -112,9 +112,9 @@ def fit(
         before = task.proofs_before(trainer)
         check_skipped(args.skip_proofs, before)
         proofs = prove_all(trainer, before)
-        sweeps = args.sweep and checkpoint is None
-        choose = lambda: choose_learning_rate(model, task, args, build_trainer, started=started)  # noqa: E731
-        swept = trainer.swept = choose() if sweeps else rates_tried(checkpoint)
+        make = lambda model, args: build(model, task, args, build_trainer)[0]  # noqa: E731
+        sweep = args.sweep and checkpoint is None and search_learning_rate(make, model, args, task, started=started)
+        swept = trainer.swept = sweep or rates_tried(checkpoint)
         replace_results(args, checkpoint)
         train(trainer, checkpoint, started=started)
         measured = measure(trainer, task, evaluations)
@@ -179,7 +179,7 @@ def open_output(args: TrainingArguments, *, inputs: Iterable[str], lock: context
         )
     written = checkpoint or (folder if resume and is_run(folder) else None)  # a killed run leaves run.yaml at least
     if written is not None and args.sweep and (rate := searched_learning_rate(written)) is not None:
-        _set_learning_rate(args, rate)
+        set_learning_rate(args, rate)
     message = keep_rows_per_step(args, None if args.resume_with_changes else written)
     if written is not None and not args.resume_with_changes:
         check_same_run(written, args.run, args.chosen)
@@ -251,29 +251,6 @@ def announce(
             f"{in_hours(budget)}: it will stop with a checkpoint"
         )
     return plan
-
-
-def choose_learning_rate(
-    model: PreTrainedModel, task: Task, args: TrainingArguments, build_trainer: BuildTrainer, *, started: float
-) -> list[dict[str, float]]:
-    """Search the learning rate and set it in the arguments; returns the rates that were tried, best first."""
-    swept = search_learning_rate(
-        lambda model, args: build(model, task, args, build_trainer)[0],
-        model,
-        args,
-        metric=task.main_metric,
-        greater_is_better=task.greater_is_better,
-        started=started,
-        say=PartialState().print,
-    )
-    _set_learning_rate(args, swept[0]["learning_rate"])
-    return swept
-
-
-def _set_learning_rate(args: TrainingArguments, rate: float) -> None:
-    """Train at a rate that was searched: run.yaml repeats the run, not the search."""
-    args.learning_rate, args.sweep = rate, 0
-    args.run = args.run | {"learning_rate": rate, "sweep": 0}
 
 
 def replace_results(args: TrainingArguments, checkpoint: Path | None) -> None:

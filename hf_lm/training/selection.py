@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, set_seed
 
 from hf_lm.arguments import TrainingArguments
 from hf_lm.evaluation.intervals import Estimate
 from hf_lm.launching import EXIT_OUT_OF_BUDGET
+from hf_lm.tasks.task import Task
 from hf_lm.training.budget import StopAtBudget
 from hf_lm.training.checkpoints import kept_by_callbacks
 
@@ -76,14 +78,13 @@ def search_learning_rate(
     build: Callable[[PreTrainedModel, TrainingArguments], Any],
     model: PreTrainedModel,
     training_args: TrainingArguments,
+    task: Task,
     *,
-    metric: str,
-    greater_is_better: bool,
     started: float,  # when the run started, by time.monotonic()
-    say: Callable[[str], None],
 ) -> list[dict[str, float]]:
-    """Train copies of a model at `training_args.sweep` rates; returns {"learning_rate", metric} of each, best first.
+    """Train copies of a model at `training_args.sweep` rates, and set the best in the arguments.
 
+    Returns {"learning_rate", the main metric} of each, best first.
     Rates between a tenth and ten times the given one are proposed by Optuna (Akiba et al., arXiv 1907.10902), and each
     is measured on validation after its training. A rate that diverges is left out; nothing is saved. The search stops
     where --max_hours or --max_cost leave no time for another trial and the run itself, and ends the process where they
@@ -96,6 +97,7 @@ def search_learning_rate(
         raise ImportError("--sweep searches through Optuna: pip install 'hf-lm[sweep]'.") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     args, middle, tried = copy.copy(training_args), training_args.learning_rate, []
+    say, metric, greater_is_better = PartialState().print, task.main_metric, task.greater_is_better
     args.save_strategy, args.load_best_model_at_end, args.report_to = "no", False, []
     if not args.early_stopping_patience:
         args.eval_strategy = "no"  # a trial is measured once, at its end
@@ -123,15 +125,21 @@ def search_learning_rate(
             trial.study.stop()
         return value
 
-    study = optuna.create_study(
-        direction="maximize" if greater_is_better else "minimize",
-        sampler=optuna.samplers.TPESampler(seed=training_args.seed),
-    )
+    sampler = optuna.samplers.TPESampler(seed=training_args.seed)
+    study = optuna.create_study(direction="maximize" if greater_is_better else "minimize", sampler=sampler)
     with _random_state_kept():
         study.optimize(objective, n_trials=training_args.sweep, catch=(FloatingPointError,))
     if not tried:
         raise ValueError(f"--sweep: each of {training_args.sweep} rates diverged; lower --learning_rate.")
-    return sorted(tried, key=lambda trial: -trial[metric] if greater_is_better else trial[metric])
+    tried.sort(key=lambda trial: -trial[metric] if greater_is_better else trial[metric])
+    set_learning_rate(training_args, tried[0]["learning_rate"])
+    return tried
+
+
+def set_learning_rate(args: TrainingArguments, rate: float) -> None:
+    """Train at a rate that was searched: run.yaml repeats the run, not the search."""
+    args.learning_rate, args.sweep = rate, 0
+    args.run = args.run | {"learning_rate": rate, "sweep": 0}
 
 
 def _end_if_stopped(trainer: Any, budget: StopAtBudget, say: Callable[[str], None]) -> None:
