@@ -8,9 +8,8 @@ import atexit
 import gc
 import math
 import os
-import re
 import sys
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_type_hints
 
@@ -22,7 +21,7 @@ from transformers import set_seed
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from hf_lm import dry_run
-from hf_lm.hub.credentials import error_line, masked_traceback, names_secret
+from hf_lm.hub.credentials import error_line, names_secret, report_errors
 from hf_lm.output_folder import check_output
 from hf_lm.parsing.command_line import (
     Function,  # noqa: F401 - recipes import this type from here, as the next
@@ -96,7 +95,8 @@ class TrainingArguments(transformers.TrainingArguments):
     def __post_init__(self) -> None:
         self.names_metric = self.metric_for_best_model is not None
         recorded = [f for f in fields(self) if f.init and f.name not in ONE_INVOCATION and not names_secret(f.name)]
-        given = {f.name: getattr(self, f.name) for f in recorded if getattr(self, f.name) != _default(f)}
+        default = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in recorded}
+        given = {name: value for name in default if (value := getattr(self, name)) != default[name]}
         self.run = self.changed = {name: _plain_value(value) for name, value in given.items()}
         self.asked = set(given)
         if self.bf16 and not torch.accelerator.is_available():
@@ -230,11 +230,6 @@ SHARED_DEFAULTS: dict[str, Any] = {"logging_steps": 10, "save_total_limit": 2}
 # The Trainer's own that every recipe's --help shows beside ours and those that the recipe sets.
 COMMON = ("num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "report_to", "seed")
 
-# What gloo and NCCL raise where another process has ended.
-ENDED = re.compile(
-    r"Connection (reset|closed) by peer|Socket closed|remote process exited|NCCL communicator was aborted"
-)
-
 # About one invocation rather than about the run: they do not belong in run.yaml.
 ONE_INVOCATION = ("resume_from_checkpoint", "overwrite_output_dir", "resume_with_changes")
 
@@ -289,7 +284,8 @@ def _parse(arguments_class, training_arguments_class, argv, recipe_defaults, fre
     print_config, allow_code = take_flag(argv, "--print_config"), take_flag(argv, "--allow_code")
     main = sys.modules["__main__"]
     classes = (arguments_class, training_arguments_class)
-    parser = Parser(classes, allow_abbrev=False, description=main.__doc__, prog=_program(main))
+    program = Path(getattr(main, "__file__", None) or "recipe").name
+    parser = Parser(classes, allow_abbrev=False, description=main.__doc__, prog=program)
     parser.add_argument("--config")
     own = {f.name for c in classes for f in fields(c) if f.init}
     kinds = {
@@ -366,10 +362,6 @@ def bf16_is_fast() -> bool:
     return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
-def _program(main) -> str:
-    return Path(getattr(main, "__file__", None) or "recipe").name
-
-
 def _saved_run(resolved, arguments_class, training_arguments_class, recipe_defaults, origin) -> dict[str, Any]:
     """What run.yaml holds: every argument of the recipe, and of the Trainer's those that recipe or user gave.
 
@@ -384,30 +376,9 @@ def _saved_run(resolved, arguments_class, training_arguments_class, recipe_defau
     return {key: _plain_value(value) for key, value in run.items()}
 
 
-def _default(f: Field) -> Any:
-    return f.default if f.default_factory is MISSING else f.default_factory()
-
-
 def _plain_value(value: object) -> Any:
     if isinstance(value, dict):
         return {str(key): _plain_value(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain_value(item) for item in value]
     return getattr(value, "value", value)  # an enum is saved as its value
-
-
-def report_errors(debug: bool) -> None:
-    """From now on an uncaught error is one line on stderr and exit code 1; with debug, Python's own traceback."""
-    sys.excepthook = masked_traceback if debug else _one_line
-
-
-def _one_line(kind: type[BaseException], error: BaseException, trace: object) -> None:
-    rank = int(os.environ.get("RANK", "0"))
-    prefix = f"[process {rank}] " if rank else ""
-    if issubclass(kind, KeyboardInterrupt):
-        print(f"\n{prefix}interrupted", file=sys.stderr)
-        return
-    if issubclass(kind, RuntimeError) and int(os.environ.get("WORLD_SIZE", "1")) > 1 and ENDED.search(str(error)):
-        print(f"{prefix}error: another process ended first: see what it said  (--debug shows more)", file=sys.stderr)
-        return
-    print(f"{prefix}error: {error_line(error)}  (--debug shows the traceback)", file=sys.stderr)

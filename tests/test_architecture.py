@@ -122,7 +122,7 @@ def test_the_library_imports_no_recipe_and_recipes_do_not_import_each_other():
 # What replaces a name of another module: the file, and the name.
 REPLACED = {
     ("launching.py", "accelerate_launch.simple_launcher"),  # signals and exit codes: see there
-    ("arguments.py", "sys.excepthook"),  # Python offers it for assignment: an error of a recipe is one line
+    ("credentials.py", "sys.excepthook"),  # Python offers it for assignment: an error of a recipe is one line
     ("cli.py", "sys.excepthook"),  # a traceback of --debug without secrets
     ("signals.py", "sys.unraisablehook"),  # offered for assignment too: a finalizer must not swallow a signal
     ("fresh_load.py", "sys.modules['peft']"),  # a program of its own, for a process that has no peft

@@ -9,8 +9,8 @@ from typing import Literal
 import pytest
 import yaml
 
-from hf_lm import arguments
 from hf_lm.arguments import Function, TrainingArguments, parse_arguments
+from hf_lm.hub import credentials
 
 
 @dataclass
@@ -211,7 +211,7 @@ def test_one_of_several_processes_that_is_taken_for_the_only_one_is_refused(tmp_
 )
 def test_what_gloo_says_of_a_process_that_ended_is_said_in_words(error, processes, ended, monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", str(processes))
-    arguments._one_line(type(error), error, None)
+    credentials._one_line(type(error), error, None)
     said = capsys.readouterr().err
     assert ("another process ended first" in said) == ended
     assert ("Connection reset by peer" in said) != ended

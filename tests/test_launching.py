@@ -170,7 +170,7 @@ def test_the_printed_command_shows_no_token(given, capsys, monkeypatch):
 
 @pytest.mark.parametrize("debug", [False, True])
 def test_no_error_shows_a_token_not_even_its_traceback(debug, capsys, monkeypatch):
-    from hf_lm.arguments import report_errors
+    from hf_lm.hub.credentials import report_errors
 
     monkeypatch.setattr(sys, "argv", ["sentiment.py", "--hub_token", "hf_given"])
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)

@@ -225,7 +225,7 @@ def test_a_rate_that_is_too_high_ends_in_one_line_with_the_last_checkpoint_kept(
     ],
 )
 def test_bad_input_ends_in_one_line(data, tmp_path, arguments, expected, capsys):
-    from hf_lm.arguments import _one_line
+    from hf_lm.hub.credentials import _one_line
 
     with pytest.raises((ValueError, OSError)) as caught:
         here(**{"dataset": data, "output_dir": tmp_path / "out"} | arguments)

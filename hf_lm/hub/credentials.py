@@ -25,6 +25,10 @@ CONTROLS = {i: 0x2400 + i for i in range(32) if chr(i) not in "\n\t"} | {0x7F: 0
 CONTROLS |= dict.fromkeys((*range(0x80, 0xA0), *range(0x2028, 0x202F), *range(0x2066, 0x206A)), 0xFFFD)
 CONTROLS |= dict.fromkeys(range(0xD800, 0xE000), 0xFFFD)
 LONGEST = 480  # characters of an error
+# What gloo and NCCL raise where another process has ended.
+ENDED = re.compile(
+    r"Connection (reset|closed) by peer|Socket closed|remote process exited|NCCL communicator was aborted"
+)
 TEXT = (".json", ".jsonl", ".md", ".yaml", ".yml", ".txt", ".jinja", ".py", ".log", ".csv", ".tsv")
 
 
@@ -85,6 +89,23 @@ def error_line(error: BaseException) -> str:
 def masked_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Python's own traceback, as an excepthook, without secrets."""
     print(masked("".join(traceback.format_exception(kind, error, trace))), end="", file=sys.stderr)
+
+
+def report_errors(debug: bool) -> None:
+    """From now on an uncaught error is one line on stderr and exit code 1; with debug, Python's own traceback."""
+    sys.excepthook = masked_traceback if debug else _one_line
+
+
+def _one_line(kind: type[BaseException], error: BaseException, trace: object) -> None:
+    rank = int(os.environ.get("RANK", "0"))
+    prefix = f"[process {rank}] " if rank else ""
+    if issubclass(kind, KeyboardInterrupt):
+        print(f"\n{prefix}interrupted", file=sys.stderr)
+        return
+    if issubclass(kind, RuntimeError) and int(os.environ.get("WORLD_SIZE", "1")) > 1 and ENDED.search(str(error)):
+        print(f"{prefix}error: another process ended first: see what it said  (--debug shows more)", file=sys.stderr)
+        return
+    print(f"{prefix}error: {error_line(error)}  (--debug shows the traceback)", file=sys.stderr)
 
 
 def _values(arguments: Sequence[str]) -> Iterator[str]:
