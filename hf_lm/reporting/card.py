@@ -115,12 +115,9 @@ def _writes_for_a_head(report: dict[str, Any]) -> bool:
 
 def _bases(model: dict[str, Any]) -> str:
     """The checkpoints that training started from: one, or an encoder's and a decoder's."""
-    return " and ".join(_base(name) for name in (model["base"], model.get("decoder")) if name)
-
-
-def _base(name: str) -> str:
-    """A checkpoint as a link to the Hub, or the name of its folder."""
-    return f"[{name}](https://huggingface.co/{name})" if is_hub_id(name) else in_code(Path(name).name)
+    names = [name for name in (model["base"], model.get("decoder")) if name]
+    shown = (f"[{n}](https://huggingface.co/{n})" if is_hub_id(n) else in_code(Path(n).name) for n in names)
+    return " and ".join(shown)
 
 
 def _headline(report: dict[str, Any]) -> str:

@@ -18,12 +18,14 @@ def metadata(report: dict[str, Any], folder: Path) -> str:
             dataset_type=known[0] if known else "text",
             dataset_name=report["data"]["source"],
             dataset_split=split,
-            dataset_args=_sample_of(report["data"].get(split, {})),
+            dataset_args={"documents": part["scored"], "of": part["documents"]} if "scored" in part else None,
             metric_type=name,
-            metric_name=_interval_name(name, metric),
+            metric_name=name.replace("_", " ")
+            + (f" (95 % interval {metric['low']:.4g} to {metric['high']:.4g})" if "low" in metric else ""),
             metric_value=metric["value"],
         )
         for split, metrics in report.get("metrics", {}).items()
+        for part in [report["data"].get(split, {})]  # of which a sample may have been scored
         for name, metric in metrics.items()
         if "value" in metric
     ]
@@ -42,16 +44,6 @@ def metadata(report: dict[str, Any], folder: Path) -> str:
         card["widget"] = [in_brief(example, 1000)]
     # A licence is its owner's to give: the metadata is valid without one, and this line says where it goes.
     return f"---\n# license: apache-2.0   <- the licence that you give the model\n{card.to_yaml()}\n---"
-
-
-def _sample_of(split: dict[str, Any]) -> dict[str, int] | None:
-    """How many documents of a split were scored, where it was not all."""
-    return {"documents": split["scored"], "of": split["documents"]} if "scored" in split else None
-
-
-def _interval_name(name: str, metric: dict[str, Any]) -> str:
-    interval = f" (95 % interval {metric['low']:.4g} to {metric['high']:.4g})" if "low" in metric else ""
-    return name.replace("_", " ") + interval
 
 
 def is_hub_id(name: str) -> bool:
