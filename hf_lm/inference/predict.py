@@ -121,7 +121,7 @@ def write_lines(
     path = Path(output)
     if source and path.exists() and path.samefile(source):
         raise ValueError(f"--output {output} is the file that is read: give another --output.")
-    refuse_foreign(path, ours=lambda path: not path.stat().st_size or _is_row(_first_line(path)), option="--output")
+    refuse_foreign(path, ours=_is_ours, option="--output")
     shared = {"model": model, "fingerprint": model_fingerprint(model), **shared}
     path.parent.mkdir(parents=True, exist_ok=True)
     with _alone(path):
@@ -180,7 +180,8 @@ def _keep_lines(path: Path, inputs: Sequence[Input], shared: dict[str, Any]) -> 
                 what = "fingerprint of the model" if key == "fingerprint" else key
                 raise ValueError(f"{path}, line {number}: other {what} than now ({change}); choose another --output.")
     if tail := data[size:]:
-        begun = _beginning(inputs[len(done)]) if len(done) < len(inputs) else b""
+        given = [json.dumps({"input": given}, ensure_ascii=False).encode() for given in inputs[len(done) :][:1]]
+        begun = given[0][:-1] if given else b""  # of the next line
         if not begun or tail[: len(begun)] != begun[: len(tail)]:
             raise ValueError(
                 f"{path}, line {len(done) + 1}: neither a complete line nor the beginning of the next answer; choose "
@@ -190,24 +191,17 @@ def _keep_lines(path: Path, inputs: Sequence[Input], shared: dict[str, Any]) -> 
     return len(done)
 
 
-def _first_line(path: Path) -> bytes:
+def _is_ours(path: Path) -> bool:
+    """Whether a file is empty or begins with a line that `write_lines` writes for `predict` or `generate_lines`."""
     with path.open("rb") as file:
-        return file.readline()
-
-
-def _is_row(line: bytes) -> bool:
-    """Whether a line is one that `write_lines` writes for `predict` or `generate_lines`."""
+        if not (line := file.readline()):
+            return True
     row = json.loads(line)
     return (
         line.endswith(b"\n")
         and {"input", "model"} <= row.keys()
         and bool({"prediction", "continuations"} & row.keys())
     )
-
-
-def _beginning(given: Input) -> bytes:
-    """How the line of an input begins."""
-    return json.dumps({"input": given}, ensure_ascii=False).encode()[:-1]
 
 
 def _difference(before: object, now: object) -> str:

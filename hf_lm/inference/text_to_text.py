@@ -107,13 +107,6 @@ class TextToTextPipeline(BasePipeline):
             return {}
         return {"forced_bos_token_id": language} if opens else {"decoder_start_token_id": language}
 
-    def _generation(self, options: dict[str, Any]) -> tuple[GenerationConfig, dict[str, Any]]:
-        """How `generate` is called: the settings, and its other arguments."""
-        config = copy.deepcopy(options.pop("generation_config", None) or self.generation_config)
-        if options.get("max_length") and not options.get("max_new_tokens"):
-            options["max_new_tokens"] = None  # the call before the checkpoint
-        return config, config.update(**options)
-
     @torch.no_grad()
     def _together(
         self,
@@ -133,7 +126,11 @@ class TextToTextPipeline(BasePipeline):
         target = target_tokenizer(self.tokenizer)
         if stop_sequence:
             options |= {"stop_strings": stop_sequence, "tokenizer": target}
-        config, arguments = self._generation(options | self._set_languages(src_lang, tgt_lang))
+        options |= self._set_languages(src_lang, tgt_lang)
+        config = copy.deepcopy(options.pop("generation_config", None) or self.generation_config)
+        if options.get("max_length") and not options.get("max_new_tokens"):
+            options["max_new_tokens"] = None  # the call before the checkpoint
+        arguments = config.update(**options)  # those of `generate` that are no settings
         decoding = {"skip_special_tokens": True, "clean_up_tokenization_spaces": clean_up_tokenization_spaces}
         special, (prefix, cue) = special_tokens_around(self.tokenizer, causal=self.causal), self._prefix_and_cue()
         longest = self.max_source_length()
