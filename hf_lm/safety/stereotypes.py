@@ -20,6 +20,7 @@ from hf_lm.evaluation.intervals import PERCENT, Estimate
 from hf_lm.evaluation.likelihood import sentence_log_probs
 from hf_lm.models.configuration import context_length, family
 from hf_lm.safety.measures import ALL, Measure, mean_by_group
+from hf_lm.safety.sets import stereotype_pairs
 from hf_lm.tokenization.tokenizer import encode_documents
 
 SAME = 1e-3  # nats: log-likelihoods closer than that are a tie, as where both groups are unknown words
@@ -56,6 +57,11 @@ class Contrasts:
     kind: Literal["pairs", "crows_pairs", "stereoset", "winobias"]
     rows: list[Contrast]
     left_out: Counter = field(default_factory=Counter)
+
+
+def built_in_pairs() -> Contrasts:
+    """The pairs written for this project: few, plain, in English and Chinese."""
+    return Contrasts("built-in pairs", "pairs", [Contrast(*row) for row in stereotype_pairs()])
 
 
 def read_stereotypes(path: str | Path) -> Contrasts:
