@@ -4,11 +4,21 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm.data.batches import map_by_length, pad_batch
 from hf_lm.models.configuration import context_length
-from hf_lm.tokenization.tokenizer import encode_documents, special_tokens_around
+from hf_lm.models.loading import load_with_head
+from hf_lm.tokenization.tokenizer import encode_documents, load_tokenizer, set_pad, special_tokens_around
+
+
+def load_classifier(name: str, *, device: str | torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A text classifier, a folder or a Hub id, and its tokenizer. Raises OSError or ValueError in one line."""
+    tokenizer = load_tokenizer(name)
+    set_pad(tokenizer)
+    model = load_with_head(name, AutoModelForSequenceClassification, tokenizer=tokenizer, trained=True)
+    model.to(device)  # pyright: ignore[reportArgumentType]  (decorated without its type)
+    return model.eval(), tokenizer
 
 
 @torch.no_grad()

@@ -115,18 +115,13 @@ def load_scorer(name: str, *, label: str = "") -> Scorer:
     if ":" in name and not Path(name).exists():
         function = load_function(name, "--scorer")
         return lambda texts: _numbers(name, lambda: function(texts), texts)
-    from transformers import AutoModelForSequenceClassification
 
-    from hf_lm.evaluation.classifiers import class_probabilities
+    from hf_lm.evaluation.classifiers import class_probabilities, load_classifier
     from hf_lm.models.configuration import load_config
     from hf_lm.models.devices import device_named
-    from hf_lm.models.loading import load_with_head
-    from hf_lm.tokenization.tokenizer import load_tokenizer
 
     labels = load_config(name).label2id or {}
     if label not in labels:
         raise ValueError(f"--scorer {name} knows the labels {list(labels)}; choose one of them with --scorer_label.")
-    tokenizer = load_tokenizer(name)
-    model = load_with_head(name, AutoModelForSequenceClassification, tokenizer=tokenizer, trained=True)
-    model.eval().to(device_named())  # pyright: ignore[reportArgumentType]  (decorated)
+    model, tokenizer = load_classifier(name, device=device_named())
     return lambda texts: class_probabilities(model, tokenizer, texts)[:, int(labels[label])].tolist()

@@ -8,14 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm.arguments import FineTuningArguments, TrainingArguments
-from hf_lm.evaluation.classifiers import class_probabilities, has_several_labels
-from hf_lm.models.loading import load_with_head
+from hf_lm.evaluation.classifiers import class_probabilities, has_several_labels, load_classifier
 from hf_lm.safety.sets import LANGUAGES, read_words
 from hf_lm.tasks.sentiment import Sentiment
-from hf_lm.tokenization.tokenizer import load_tokenizer, set_pad
 from hf_lm.training.fit import fit
 
 HARMFUL = {
@@ -87,11 +85,7 @@ def load_scorer(
     Without `labels` those whose names are in `likely` are taken. Raises OSError for what cannot be loaded, and
     ValueError, with the labels there are, where none is known or an unknown one is asked for.
     """
-    tokenizer = load_tokenizer(name)
-    set_pad(tokenizer)
-    model = load_with_head(name, AutoModelForSequenceClassification, tokenizer=tokenizer, trained=True)
-    model.to(device)  # pyright: ignore[reportArgumentType]  (decorated without its type)
-    return classifier_scorer(name, model.eval(), tokenizer, labels=labels, likely=likely, option=option)
+    return classifier_scorer(name, *load_classifier(name, device=device), labels=labels, likely=likely, option=option)
 
 
 def load_sentiment(name: str, *, labels: Sequence[str] = (), device: str | torch.device = "cpu") -> Scorer:

@@ -9,16 +9,15 @@ import numpy as np
 import torch
 from transformers import (
     MODEL_FOR_MASKED_LM_MAPPING,
-    AutoModelForSequenceClassification,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from hf_lm.data.sources import Corpus
-from hf_lm.evaluation.classifiers import class_probabilities, has_several_labels
+from hf_lm.evaluation.classifiers import class_probabilities, has_several_labels, load_classifier
 from hf_lm.models.configuration import family, find_adapter, load_config
-from hf_lm.models.loading import load_causal_lm, load_masked_lm, load_with_head
+from hf_lm.models.loading import load_causal_lm, load_masked_lm
 from hf_lm.safety.continuations import Guard, continue_prompts
 from hf_lm.safety.counterfactuals import (
     Prompt,
@@ -32,8 +31,8 @@ from hf_lm.safety.counterfactuals import (
 from hf_lm.safety.measures import Measure
 from hf_lm.safety.memorisation import look_up, measure_memorisation
 from hf_lm.safety.scorers import Scorer, insult_scorer
-from hf_lm.safety.sets import group_prompts, stereotype_pairs
-from hf_lm.safety.stereotypes import Contrast, Contrasts, measure_stereotypes, read_stereotypes
+from hf_lm.safety.sets import group_prompts
+from hf_lm.safety.stereotypes import Contrasts, built_in_pairs, measure_stereotypes, read_stereotypes
 from hf_lm.safety.toxicity import functional_measures, toxicity_measures
 from hf_lm.tokenization.tokenizer import load_tokenizer, set_pad
 
@@ -53,8 +52,6 @@ def load_any(name: str, *, device: str | torch.device = "cpu") -> tuple[PreTrain
 
     Raises OSError or ValueError in one line; an encoder-decoder is refused.
     """
-    tokenizer = load_tokenizer(name)
-    set_pad(tokenizer)
     config = load_config(name)
     if config.is_encoder_decoder:
         raise ValueError(
@@ -62,8 +59,10 @@ def load_any(name: str, *, device: str | torch.device = "cpu") -> tuple[PreTrain
             "classifier."
         )
     if _is_classifier(config) or _adapts_a_classifier(name):
-        model = load_with_head(name, AutoModelForSequenceClassification, tokenizer=tokenizer, trained=True)
-    elif type(config) in MODEL_FOR_MASKED_LM_MAPPING and family(config) == "encoder":
+        return load_classifier(name, device=device)
+    tokenizer = load_tokenizer(name)
+    set_pad(tokenizer)
+    if type(config) in MODEL_FOR_MASKED_LM_MAPPING and family(config) == "encoder":
         model = load_masked_lm(name)
     else:
         model = load_causal_lm(name, tokenizer=tokenizer)
@@ -125,10 +124,7 @@ class Suite:
         max_prompts: int = 400,  # of a file; 0 takes all
         seed: int = 0,
     ) -> None:
-        if samples < 1 or max_new_tokens < 1:
-            raise ValueError(f"samples is {samples} and max_new_tokens {max_new_tokens}; give at least 1 of each.")
-        pairs = Contrasts("built-in pairs", "pairs", [Contrast(*row) for row in stereotype_pairs()])
-        self.contrasts = _different(map(read_stereotypes, stereotypes), stereotypes) or [pairs]
+        self.contrasts = _different(map(read_stereotypes, stereotypes), stereotypes) or [built_in_pairs()]
         self.prompts: dict[str, list[Prompt]] = {
             label: read_prompts(name, at_most=max_prompts) for name, label in _labels(prompts).items()
         }

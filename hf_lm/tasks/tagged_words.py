@@ -146,7 +146,10 @@ def _row(row: Row, names: dict[str, str], where: str) -> Row:
             "them (ClassLabel)."
         )
     try:
-        pairs = [(clean(plain_text(word, "a word")).strip(), normal_tag(str(tag))) for word, tag in zip(words, tags, strict=True)]
+        pairs = [
+            (clean(plain_text(word, "a word")).strip(), normal_tag(str(tag)))
+            for word, tag in zip(words, tags, strict=True)
+        ]
     except ValueError as error:
         raise ValueError(f"{where}: {error}.") from None
     kept = [(word, tag) for word, tag in pairs if word]
