@@ -42,9 +42,3 @@ def quantized(step: Step, model: PreTrainedModel, bits: int) -> Step:
     memory["weights"] += int(size) - 4 * sum(w.numel() for w in frozen)
     memory["activations"] += 4 * max((w.numel() for w in frozen), default=0)
     return replace(step, memory=memory)
-
-
-def by_kind(step: Step, device: Device, needed: int) -> dict[str, int]:
-    """The memory of a step by kind, and what is beside its tensors."""
-    rest = "process and allocator" if device.name == "cpu" else "context and allocator"
-    return step.memory | {rest: max(0, needed - step.peak)}

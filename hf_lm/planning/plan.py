@@ -19,7 +19,7 @@ from hf_lm.planning.calibration import run_a_little
 from hf_lm.planning.changes import Change, Variation, propose, variations_of
 from hf_lm.planning.devices import Device
 from hf_lm.planning.engines import Engine, engine_memory, host_memory
-from hf_lm.planning.memory import by_kind, needed, quantized
+from hf_lm.planning.memory import needed, quantized
 from hf_lm.planning.resolve import Resolved
 from hf_lm.training.estimate import UTILISATION, Work, checkpoints_activations, precision, step_of, work_of
 from hf_lm.training.fake_step import Step, parameters_by_part
@@ -62,8 +62,9 @@ class Plan:
 
     @property
     def memory(self) -> dict[str, int]:
-        """Bytes by kind at the peak of a step."""
-        return by_kind(self.step, self.device, self.needed)
+        """Bytes by kind at the peak of a step, and what is beside its tensors."""
+        rest = "process and allocator" if self.device.name == "cpu" else "context and allocator"
+        return self.step.memory | {rest: max(0, self.needed - self.step.peak)}
 
     @property
     def fits(self) -> bool:
@@ -146,12 +147,9 @@ def make_plan(
     """The plan of a resolved run on a device, or on those of an engine; `present` says that it is this machine's.
 
     `calibrate` runs a few real steps here, and a part of an evaluation, and takes their time and memory. Raises
-    ValueError for a utilisation that is no share, for what an engine cannot shard, and where the model's step cannot
-    be run.
+    ValueError for what an engine cannot shard, and where the model's step cannot be run.
     """
     engine = engine or Engine()
-    if not 0 < utilisation <= 1:
-        raise ValueError(f"--utilisation is {utilisation}; it is a share of the device's speed, above 0 and up to 1.")
     _check_engine(engine, run)
     run = replace(run, args=copy.copy(run.args))
     keep_rows_per_step(run.args, None, processes=engine.devices)
