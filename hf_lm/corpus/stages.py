@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from hf_lm.arguments import TrainingArguments
-from hf_lm.corpus.steps import PipelineStep  # pyright: ignore[reportAttributeAccessIssue]
+from hf_lm.corpus.steps import EXECUTORS, PipelineStep  # pyright: ignore[reportAttributeAccessIssue]
 from hf_lm.data.scripts import LANGUAGES
 from hf_lm.data.token_files import PREFIX, RECORD, TOKENIZER, record_tokens
 from hf_lm.files import write_whole
@@ -101,19 +101,9 @@ class Stages:
             "logging_dir": str(self.at("logs") / name),
         }
         if self.kind == "slurm":
-            from datatrove.executor import SlurmPipelineExecutor
-
             before = next(reversed(self.executors.values()), None)
-            executor = SlurmPipelineExecutor(**options, **self.slurm, depends=before, job_name=f"corpus-{name}")
-        elif self.kind == "ray":
-            from datatrove.executor import RayPipelineExecutor
-
-            executor = RayPipelineExecutor(**options)
-        else:
-            from datatrove.executor import LocalPipelineExecutor
-
-            executor = LocalPipelineExecutor(**options)
-        self.executors[name] = executor
+            options |= self.slurm | {"depends": before, "job_name": f"corpus-{name}"}
+        self.executors[name] = EXECUTORS[self.kind](**options)
 
     def _run_each(self) -> None:
         for name, executor in self.executors.items():

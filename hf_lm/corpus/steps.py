@@ -30,6 +30,7 @@ from hf_lm.tokenization.tokenizer import encode_documents, load_tokenizer, train
 
 try:
     from datatrove.data import Document
+    from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
     from datatrove.pipeline.base import PipelineStep
     from datatrove.pipeline.dedup import MinhashDedupSignature
     from datatrove.pipeline.filters import (
@@ -48,6 +49,7 @@ try:
 except ImportError as error:
     raise ImportError(f"recipes/corpus.py needs datatrove ({error}): pip install 'hf-lm[corpus]'") from None
 
+EXECUTORS = {"local": LocalPipelineExecutor, "slurm": SlurmPipelineExecutor, "ray": RayPipelineExecutor}
 TRAINED_ON = 32_000_000  # bytes of text that a tokenizer is trained on
 HELD_OUT = 4_000_000  # bytes of compressed text in each held-out split at most, about 10 MB of text
 BATCH = 64  # documents that are tokenized at a time
