@@ -155,8 +155,10 @@ def _read_tables(files: list[Path], root: Path, header: bool, repaired: Counter,
 
 def _read_labelled(files: list[Path], root: Path, repaired: Counter) -> Read:
     for path in files:
-        label = path.suffix.removeprefix(".") if path.suffix != ".txt" else path.parent.name
-        yield split_of(path, root), [path], _labelled(path, label, repaired)
+        lines, label = read_lines(path, repaired), path.suffix.removeprefix(".")
+        if path.suffix == ".txt":  # a file is a text
+            lines, label = ["\n".join(lines).strip()], path.parent.name
+        yield split_of(path, root), [path], ({"text": line, "label": label} for line in lines)
 
 
 def _read_aligned(files: list[Path], root: Path, repaired: Counter) -> Read:
@@ -175,13 +177,6 @@ def _with_integers(row: Row) -> Row:
     """A row with 1 for 1.0, as a column of integers is written where values are missing: both are one class."""
     whole = {key: int(value) for key, value in row.items() if isinstance(value, float) and abs(value) < 2**53}
     return row | {key: value for key, value in whole.items() if value == row[key]}
-
-
-def _labelled(path: Path, label: str, repaired: Counter) -> Iterable[Row]:
-    if path.suffix == ".txt":  # a file is a text
-        text = "\n".join(read_lines(path, repaired)).strip()
-        return [{"text": text, "label": label}]
-    return ({"text": line, "label": label} for line in read_lines(path, repaired))
 
 
 def _aligned(paths: list[Path], repaired: Counter) -> list[Row]:

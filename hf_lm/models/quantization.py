@@ -74,15 +74,10 @@ def dequantized(model: PreTrainedModel) -> PreTrainedModel:
         if module.bias is not None:
             plain.bias = nn.Parameter(module.bias.detach().float(), requires_grad=False)
         model.set_submodule(name, plain.train(module.training))
-    for part in model.modules():
-        if isinstance(part, PreTrainedModel):
-            _forget(part)
+    # No trace of quantization is left: config.json would make bitsandbytes necessary to load the model.
+    for part in (part for part in model.modules() if isinstance(part, PreTrainedModel)):
+        for name in ("is_loaded_in_4bit", "is_loaded_in_8bit", "is_quantized", "quantization_method", "hf_quantizer"):
+            part.__dict__.pop(name, None)
+        for name in ("quantization_config", "_is_quantized", "_pre_quantization_dtype"):
+            part.config.__dict__.pop(name, None)
     return model
-
-
-def _forget(model: PreTrainedModel) -> None:
-    """Remove every trace of quantization: config.json would make bitsandbytes necessary to load the model."""
-    for name in ("is_loaded_in_4bit", "is_loaded_in_8bit", "is_quantized", "quantization_method", "hf_quantizer"):
-        model.__dict__.pop(name, None)
-    for name in ("quantization_config", "_is_quantized", "_pre_quantization_dtype"):
-        model.config.__dict__.pop(name, None)

@@ -111,7 +111,9 @@ def complete(
     client = _client(base_url, retries=retries, timeout=timeout)
     limits: dict[str, Any] = {"max_tokens": asked.max_tokens, "temperature": 0}
     kept = 0
-    _drop_incomplete_line(path)
+    if path.is_file():  # a last line without its end is what a killed run left
+        content = path.read_bytes()
+        path.write_bytes(content[: content.rfind(b"\n") + 1])
     bar = tqdm(total=len(rows), desc=f"asking {model}", delay=2, leave=False, disable=None)
     with bar, path.open("a", encoding="utf-8") as file:
         requests = _request_all(lambda row: _answer(client, model, asked.messages[row], limits), rows, at_once=at_once)
@@ -233,13 +235,6 @@ def _in_one_line(error: BaseException, model: str, kept: int, rows: int) -> Exce
         message = message.replace(key, "***")
     done = f"; {kept} of {rows} answers are kept, and the same command continues from there" if kept else ""
     return OSError(f"api:{model}: {' '.join(message.split())[:300].rstrip('.')}{done}.")
-
-
-def _drop_incomplete_line(path: Path) -> None:
-    """A last line without its end is what a killed run left."""
-    if path.is_file():
-        content = path.read_bytes()
-        path.write_bytes(content[: content.rfind(b"\n") + 1])
 
 
 def answers_in(path: Path) -> dict[str, str]:

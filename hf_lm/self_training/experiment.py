@@ -4,6 +4,7 @@ import contextlib
 import copy
 import json
 import math
+from collections import Counter
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -21,7 +22,7 @@ from hf_lm.files import write_whole
 from hf_lm.models.configuration import family
 from hf_lm.output_folder import prepare_output
 from hf_lm.parsing.ranges import Amount, Count, Share, Size
-from hf_lm.self_training.pseudo_labels import PseudoLabels, pseudo_label, select_confident, shares_of
+from hf_lm.self_training.pseudo_labels import PseudoLabels, pseudo_label, select_confident
 from hf_lm.self_training.rows import draw_labelled, leave_out_known
 from hf_lm.self_training.setups import Setup
 from hf_lm.tasks.domain import DenoisedText, DomainText
@@ -139,8 +140,6 @@ class SelfTraining(Settings, Setup):
                 raise ValueError("--method pseudo_labels: text is its own label here; give --method pretraining.")
             self.methods = METHODS["pretraining"]
         self.threshold = self.threshold or self.task.confidence_threshold or 0.0
-        if self.seeds < 1 or self.rounds < 1 or not 0 <= self.threshold < 1:
-            raise ValueError("--seeds and --rounds must be 1 or more, and --threshold between 0 and 1.")
         self.shares = sorted(set(self.shares))
         self.train = self.task.table.rows["train"]
         self.strata = self.task.strata(self.train)
@@ -300,7 +299,7 @@ class SelfTraining(Settings, Setup):
         same = (LABELS, share, seed)
         teacher = next(run for run in reversed(self.trained) if (run.method, run.share, run.seed) == same)
         labelled, students, rounds = teacher.rows, [], []
-        shares = shares_of(self.task.strata(labelled))
+        shares = {kind: count / len(labelled) for kind, count in Counter(self.task.strata(labelled)).items()}
         for number in range(1, self.rounds + 1):
             taken = select_confident(
                 self.task.strata(pseudo_labels.rows), pseudo_labels.confidence, shares, threshold=self.threshold

@@ -1,6 +1,5 @@
 """Pseudo-labels: a teacher's answers to rows without labels, their confidence, and the rows that are used."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -113,8 +112,3 @@ def select_confident(
     at_most = min(len(above[kind]) / share for kind, share in shares.items() if share > 0)
     taken = [above[kind][: int(at_most * share + 1e-9)] for kind, share in shares.items()]
     return np.sort(np.concatenate(taken)).astype(np.int64)
-
-
-def shares_of(strata: Sequence[Any]) -> dict[Any, float]:
-    """The share of each stratum."""
-    return {kind: count / len(strata) for kind, count in Counter(strata).items()}

@@ -20,6 +20,8 @@ from hf_lm.models.configuration import find_adapter, is_path, load_config, speci
 from hf_lm.models.target_tokenizer import find_target, has_target_tokenizer, set_target, target_tokenizer
 
 END_OF_TEXT, PAD, UNKNOWN, END_OF_LINE = "<|endoftext|>", "<|pad|>", "<unk>", "<eol>"
+MARKERS: dict[str, Any] = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "pad_token": PAD}
+MARKERS |= {"clean_up_tokenization_spaces": False}
 INCOMPLETE = "\ufffd"  # what a character decodes to while some of its bytes are missing
 
 # The words that byte-level BPE does not merge across. As GPT-2's, with three differences: a number has at most three
@@ -72,13 +74,7 @@ def train_bpe(
         show_progress=False,
     )
     backend.train_from_iterator(_some(texts, max_bytes, max_document_bytes), trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token=END_OF_TEXT,
-        eos_token=END_OF_TEXT,
-        pad_token=PAD,
-        clean_up_tokenization_spaces=False,
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **MARKERS)
 
 
 def train_word_level(
@@ -111,14 +107,7 @@ def train_word_level(
     words = first + [word for word in sorted(vocabulary, key=vocabulary.__getitem__) if word not in first]
     backend.model = models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=UNKNOWN)
     backend.add_special_tokens([UNKNOWN, END_OF_TEXT, PAD])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token=END_OF_TEXT,
-        eos_token=END_OF_TEXT,
-        pad_token=PAD,
-        unk_token=UNKNOWN,
-        clean_up_tokenization_spaces=False,
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token=UNKNOWN, **MARKERS)
 
 
 def _some(texts: Iterable[str], max_bytes: int, max_document_bytes: int) -> Iterator[str]:

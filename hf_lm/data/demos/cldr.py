@@ -63,7 +63,7 @@ def country_questions(*, seed: int = 0) -> list[Row]:
     questions asks what the context does not say.
     """
     import babel
-    from babel import languages, numbers
+    from babel import languages, localedata, numbers
 
     english, random_ = babel.Locale("en"), random.Random(seed)
     days = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
@@ -89,7 +89,8 @@ def country_questions(*, seed: int = 0) -> list[Row]:
         try:
             day = days[babel.Locale("und", code).first_week_day]
         except Exception:  # CLDR has no such locale
-            day = days[babel.Locale.parse(f"en_{code}").first_week_day] if f"en_{code}" in _locales() else None
+            there = f"en_{code}" in localedata.locale_identifiers()
+            day = days[babel.Locale.parse(f"en_{code}").first_week_day] if there else None
         if day:
             facts.append(("A week begins on ", day, ".", f"On which day does the week begin in {name}?"))
         facts.append(("Its code on parcels and websites is ", code, ".", f"What is the code of {name}?"))
@@ -110,9 +111,3 @@ def country_questions(*, seed: int = 0) -> list[Row]:
                 missing = random_.choice([fact for fact in facts if fact not in chosen])
                 rows.append({"question": missing[3], "context": context, "answers": {"text": [], "answer_start": []}})
     return [row | {"id": f"{i}"} for i, row in enumerate(rows)]
-
-
-def _locales() -> set[str]:
-    from babel import localedata
-
-    return set(localedata.locale_identifiers())
