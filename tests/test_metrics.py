@@ -227,12 +227,12 @@ def test_a_run_and_its_score_choose_the_same_words():
     rows = [{"source": "it rains", "targets": ["今日は雨です。"]}] * 3
     task = TranslationTask.__new__(TranslationTask)
     task.table = Table("x", "", {"test": rows})
-    in_run, _ = task.score_texts("test", ["今日は雪です。"] * 3)
+    in_run = task.score("test", [("今日は雪です。", 0.0, 0)] * 3).estimates
     scored = TranslationTask.estimates_of(
         [{"prediction": "今日は雪です。", "reference": row["targets"]} for row in rows], []
     )
     assert {name: one.value for name, one in in_run.items()} == {name: one.value for name, one in scored.items()}
-    assert "tok:char" in task.signatures["bleu"]
+    assert "tok:char" in task.measured_by.signatures["bleu"]
 
 
 def test_several_references_count_and_their_number_may_differ():

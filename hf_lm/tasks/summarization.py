@@ -33,7 +33,7 @@ def read_summarization(table: Table, *, source: str = "", target: str = "") -> N
 class Summarization(TextToText):
     recipe, kind, pipeline_tag = "summarization", "summarization model", "summarization"
     metric_names = ("rougeL", "rouge1", "rouge2", "rougeLsum")
-    main_metric, metric = metric_names[0], Rouge
+    main_metric, metric, score_of_a_text = metric_names[0], Rouge, "rougeL"
     settings: ClassVar = {"max_source_length": 256, "max_target_length": 64, "num_beams": 1}
     read = staticmethod(read_summarization)
     cue = "\n\nTL;DR: "  # as GPT-2's authors had it
@@ -46,12 +46,6 @@ class Summarization(TextToText):
         unit = "characters" if re.search(UNSPACED, "".join(targets[:100])) else "words"
         length = int(np.median([len(normal_words(target)) for target in targets]))
         return f"Summarize the text in about {length} {unit}."
-
-    def score_texts(self, split: str, texts: Sequence[str]) -> tuple[dict[str, Any], list[float]]:
-        metric, references = Rouge(), [row["targets"] for row in self.table.rows[split]]
-        estimates = metric.estimates(texts, references)
-        statistics = estimates["rougeL"].statistics
-        return estimates, np.asarray(statistics[:, 0]).tolist()
 
     def baseline_predictions(self, split: str) -> tuple[str, Sequence[Any]]:
         leads = [sentences(row["source"]).split("\n")[0] for row in self.table.rows[split]]

@@ -45,6 +45,7 @@ class TextToText(Supervised):
     """
 
     cue: ClassVar[str]
+    score_of_a_text: ClassVar[str]  # the metric that orders examples, the worst first
     writes = True  # its answers are texts that the model generates
     read_from = "source"
     columns = ("source", "target")
@@ -302,13 +303,12 @@ class TextToText(Supervised):
         settings = {"prefix": self.prefix, "max_source_length": self.max_source_length}
         return settings | ({"cue": self.cue} if self.causal else {})
 
-    def score_texts(self, split: str, texts: Sequence[str]) -> tuple[dict[str, Any], list[float]]:
-        """The estimates of texts written for a split, and a score for each."""
-        raise NotImplementedError
-
     def score(self, split: str, answers: Sequence[Any]) -> Scores:
         rows, texts = self.table.rows[split], [answer[0] for answer in answers]
-        estimates, scores = self.score_texts(split, texts)
+        self.measured_by = self.metric()
+        estimates = self.measured_by.estimates(texts, [row["targets"] for row in rows])
+        shown = estimates[self.score_of_a_text]
+        scores = shown.value_of(shown.statistics).tolist()
         examples = [
             {"input": row["source"], "reference": row["targets"], "prediction": text, "score": score}
             for row, text, score in zip(rows, texts, scores, strict=True)

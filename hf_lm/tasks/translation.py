@@ -44,7 +44,7 @@ def read_translation(table: Table, *, source: str, target: str) -> None:
 class Translation(TextToText):
     recipe, kind, pipeline_tag = "translation", "translation model", "translation"
     metric_names = ("bleu", "chrf", "ter")
-    main_metric, metric = metric_names[0], Metric
+    main_metric, metric, score_of_a_text = metric_names[0], Metric, "chrf"
     read = staticmethod(read_translation)
     cue = "\n=\n"
 
@@ -77,13 +77,6 @@ class Translation(TextToText):
     def own_prefix(self, known: dict[str, Any]) -> str:
         return known.get(self.direction, {}).get("prefix") or super().own_prefix(known)
 
-    def score_texts(self, split: str, texts: Sequence[str]) -> tuple[dict[str, Any], list[float]]:
-        metric, references = Metric(), [row["targets"] for row in self.table.rows[split]]
-        estimates = metric.estimates(texts, references)
-        self.signatures = metric.signatures
-        chrf = estimates["chrf"]
-        return estimates, chrf.value_of(chrf.statistics).tolist()
-
     def baseline_predictions(self, split: str) -> tuple[str, Sequence[Any]]:
         return "copy of the source", [(row["source"], 0.0, 0) for row in self.table.rows[split]]
 
@@ -96,4 +89,4 @@ class Translation(TextToText):
         return name, scores
 
     def report(self, measured: Mapping[str, Any]) -> dict[str, Any]:
-        return super().report(measured) | {"signatures": self.signatures}
+        return super().report(measured) | {"signatures": self.measured_by.signatures}
