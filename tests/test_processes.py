@@ -31,11 +31,11 @@ from hf_lm.tasks.losses import next_token_loss
 from hf_lm.training.processes import (
     check_engine,
     check_processes,
-    complete,
     empty_copy,
     keep_rows_per_step,
     on_main_process,
     prepare_sharding,
+    with_weights,
 )
 from hf_lm.training.trainer import Trainer
 
@@ -348,11 +348,11 @@ def test_an_empty_copy_is_the_model_once_it_has_its_weights(model):
     empty, ids = empty_copy(model), torch.arange(8)[None]
     assert all(parameter.is_meta for parameter in empty.parameters())
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    again = complete(empty, weights)
+    again = with_weights(empty, weights)
     assert again.lm_head.weight is again.transformer.wte.weight
     assert torch.equal(again(ids).logits, model.eval()(ids).logits)
     model.forward = lambda *args, **kwargs: pytest.fail("the original was called")  # as a Trainer of TRL replaces it
-    assert complete(empty_copy(model), weights)(ids).logits.shape == (1, 8, len(model.lm_head.weight))
+    assert with_weights(empty_copy(model), weights)(ids).logits.shape == (1, 8, len(model.lm_head.weight))
     del weights["transformer.ln_f.weight"]
     with pytest.raises(ValueError, match=r"lack transformer\.ln_f\.weight"):
-        complete(empty_copy(model), weights)
+        with_weights(empty_copy(model), weights)

@@ -76,7 +76,7 @@ def _check_files(folder: Path, checked: Checked) -> bool:
     half += [path.name for path in folder.glob("checkpoint-*") if not (path / "trainer_state.json").is_file()]
     half += [".saving"] * (folder / ".saving").exists()
     damaged = [] if weights else ["there are no weights in safetensors (model.safetensors)"]
-    damaged += damage(folder, files)
+    damaged += unreadable(folder, files)
     checked.wrong += damaged
     checked.expect(not half, "no file is half written", f"half written: {', '.join(half)}")
     checked.expect(
@@ -87,7 +87,7 @@ def _check_files(folder: Path, checked: Checked) -> bool:
     return bool(damaged)
 
 
-def damage(folder: Path, files: Iterable[Path]) -> list[str]:
+def unreadable(folder: Path, files: Iterable[Path]) -> list[str]:
     """What cannot be read of a folder's files, in words: weights and JSON half written, shards that are missing."""
     from safetensors import SafetensorError, safe_open
 

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from hf_lm.files import BENCHMARKS, MODEL, VOCABULARY
-from hf_lm.hub.check import OUR_CODE, damage, differences
+from hf_lm.hub.check import OUR_CODE, differences, unreadable
 from hf_lm.hub.credentials import find_secrets
 from hf_lm.hub.records import read_report, read_run
 
@@ -115,7 +115,7 @@ def check_complete(folder: Path) -> None:
             missing.append((place / "tokenizer.json").relative_to(folder).as_posix())
     if missing:
         raise ValueError(f"{folder} holds no complete model: {', '.join(missing)} missing. Did the run end?")
-    if damaged := damage(folder, published(folder)):
+    if damaged := unreadable(folder, published(folder)):
         raise ValueError(f"{folder} holds no complete model: {'; '.join(damaged[:3])}.")
     if adapter and (base := _local_base(folder)):
         raise ValueError(

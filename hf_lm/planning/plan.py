@@ -21,7 +21,7 @@ from hf_lm.planning.devices import Device
 from hf_lm.planning.engines import Engine, engine_memory, host_memory
 from hf_lm.planning.memory import needed, quantized
 from hf_lm.planning.resolve import Resolved
-from hf_lm.training.estimate import UTILISATION, Work, checkpoints_activations, precision, step_of, work_of
+from hf_lm.training.estimate import UTILISATION, Work, checkpoints_activations, one_step, precision, work_of
 from hf_lm.training.fake_step import Step, parameters_by_part
 from hf_lm.training.monitor import peak_flops
 from hf_lm.training.processes import check_shardable, keep_rows_per_step
@@ -160,7 +160,7 @@ def make_plan(
         def step_with(variation: Variation, rows: int) -> Step:
             trainer = supervised_trainer(variation.model, args, run.task, lambda model: {}, trainer_class=_Weightless)
             shares = variation.engine.shares(half=dtype != torch.float32)
-            step = step_of(trainer, run.task, rows=rows, checkpointing=variation.checkpointing, shares=shares)
+            step = one_step(trainer, run.task, rows=rows, checkpointing=variation.checkpointing, shares=shares)
             step = quantized(step, variation.model, variation.bits) if variation.bits else step
             return engine_memory(step, variation.engine, model=variation.model, dtype=dtype)
 

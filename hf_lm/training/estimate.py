@@ -89,14 +89,14 @@ def work_of(
 def estimate_run(trainer: "SafeTrainerMixin", task: Task) -> dict[str, float]:
     """The seconds and the peak memory that `fit` will take with a trainer and a task, as report.json has them."""
     args = trainer.args
-    step = step_of(trainer, task, rows=args.per_device_train_batch_size, checkpointing=checkpoints_activations(args))
+    step = one_step(trainer, task, rows=args.per_device_train_batch_size, checkpointing=checkpoints_activations(args))
     times = work_of(task, args).seconds(step, UTILISATION * peak_flops(args.device, precision(args)))
     live = max(step.peak, step.proofs)
     peak = live if args.device.type != "cpu" else resident(live - step.memory["weights"])
     return {"seconds": sum(times.values()), "peak_memory_bytes": peak}
 
 
-def step_of(
+def one_step(
     trainer: "SafeTrainerMixin",
     task: Task,
     *,

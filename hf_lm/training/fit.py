@@ -49,7 +49,6 @@ from hf_lm.training.outcome import (
 from hf_lm.training.processes import (
     check_engine,
     check_processes,
-    complete,
     counting_alone,
     describe_engine,
     empty_copy,
@@ -58,6 +57,7 @@ from hf_lm.training.processes import (
     loads_on_one,
     on_main_process,
     prepare_sharding,
+    with_weights,
 )
 from hf_lm.training.rates import choose_rate
 from hf_lm.training.safe_trainer import SafeTrainerMixin
@@ -333,7 +333,7 @@ def finish_model(
     if empty is not None:
         weights = full_weights(trainer)
         if state.is_main_process:
-            trainer.model = model = complete(empty, weights)
+            trainer.model = model = with_weights(empty, weights)
         write = lambda aside: trainer._save(str(aside)) if state.is_main_process else None  # noqa: E731
     model.config.use_cache = True  # the Trainer turned it off for training, and would save that
     task.configure_inference(base_of(model))

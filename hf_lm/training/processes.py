@@ -305,7 +305,7 @@ def full_weights(trainer: "SafeTrainerMixin") -> Mapping[str, Any]:
     return weights
 
 
-def complete(empty: PreTrainedModel, weights: Mapping[str, Any]) -> PreTrainedModel:
+def with_weights(empty: PreTrainedModel, weights: Mapping[str, Any]) -> PreTrainedModel:
     """An `empty_copy` with the weights of a full state dict, which it takes over without a copy."""
     empty.load_state_dict(weights, strict=False, assign=True)  # tied weights may stand under one of their names
     base_of(empty).tie_weights()
