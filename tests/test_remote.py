@@ -162,9 +162,13 @@ def test_ctrl_c_waits_for_no_request_and_says_what_is_kept(server, asked, tmp_pa
         interrupted.append(time.time())
         os.kill(os.getpid(), signal.SIGINT)
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a recipe before this test had its own
     threading.Thread(target=interrupt, daemon=True).start()
-    with pytest.raises(KeyboardInterrupt):
-        run(server, asked, tmp_path / "a.jsonl")
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(server, asked, tmp_path / "a.jsonl")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert time.time() - interrupted[0] < 1  # a request that hangs takes 1.5 seconds, and is tried again
     assert len(answers_in(tmp_path / "a.jsonl")) == 1
     assert "1 of 12 answers are kept; the same command continues" in capsys.readouterr().err
