@@ -1,5 +1,6 @@
 """Rewards: what they check, how they fail, and that a run which learns nothing ends in one line."""
 
+import copy
 import math
 import sys
 import warnings
@@ -151,7 +152,9 @@ def test_a_scorer_is_a_function_or_a_classifiers_label(tokenizer, tmp_path):
         label2id={"bad": 0, "good": 1},
     )  # fmt: skip
     transformers.GPT2ForSequenceClassification(config).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
+    unpadded = copy.deepcopy(tokenizer)
+    unpadded.pad_token = None  # as that of GPT-2
+    unpadded.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"knows the labels \['bad', 'good'\].*--scorer_label"):
         load_scorer(str(tmp_path), label="POSITIVE")
     good, bad = (load_scorer(str(tmp_path), label=label)(["a b", ""]) for label in ("good", "bad"))
