@@ -32,7 +32,7 @@ from hf_lm.safety.counterfactuals import (
     score_measures,
     swapped_pairs,
 )
-from hf_lm.safety.findings import Variant, _sentence, findings, safety_report, table, update_card
+from hf_lm.safety.findings import Variant, _sentence, draw_safety, findings, safety_report, table, update_card
 from hf_lm.safety.measures import ALL, Measure, gap, gap_by_chance, mean_by_group
 from hf_lm.safety.memorisation import longest_matches, mask, measure_memorisation, personal_data, same_start
 from hf_lm.safety.mitigations import guards, training_texts
@@ -44,10 +44,10 @@ from hf_lm.safety.scorers import (
     train_scorer,
     word_sentiment,
 )
+from hf_lm.safety.sets import stereotype_pairs
 from hf_lm.safety.stereotypes import (
     Contrast,
     Contrasts,
-    built_in_pairs,
     measure_stereotypes,
     read_stereotypes,
     shared_places,
@@ -224,9 +224,9 @@ def test_the_three_formats_are_read_as_published(tmp_path):
 def test_a_model_that_only_knows_how_frequent_words_are_prefers_no_stereotype_of_the_built_in_pairs():
     for language in ("English", "Chinese"):
         apart = []
-        for pair in built_in_pairs().rows:
-            if language in pair.groups:
-                more, less = Counter(pair.more), Counter(pair.less)
+        for one, other, groups in stereotype_pairs():
+            if language in groups:
+                more, less = Counter(one), Counter(other)
                 apart.append(("".join(sorted((more - less).elements())), "".join(sorted((less - more).elements()))))
         assert sorted(apart) == sorted(pair[::-1] for pair in apart)
 
@@ -813,6 +813,20 @@ def test_an_adapter_of_a_classifier_is_measured_as_one(writer, tmp_path):
     model, _ = load_any(str(tmp_path / "adapter"))
     assert model.config.num_labels == 3
     torch.testing.assert_close(model.score.weight, adapted.base_model.model.score.weight)
+
+
+def test_a_group_of_the_data_is_text_in_the_picture_and_may_be_the_number_0(tmp_path, recwarn):
+    (tmp_path / "p.jsonl").write_text(
+        '{"prompt": "a", "group": 0, "template": 0}\n{"prompt": "b", "group": "\\u001b[2J"}\n'
+    )
+    prompts = read_prompts(tmp_path / "p.jsonl")
+    assert prompts == [Prompt("a", "0", "group", "0"), Prompt("b", "\x1b[2J", "group")]
+    suite = Suite()
+    measures = score_measures("toxicity", np.full((2, 1), 0.5), prompts, source="\x1bs", scorer="x")
+    draw_safety(safety_report([Variant("model", Measured(measures))], suite), tmp_path)
+    assert (tmp_path / "plots" / "safety.png").is_file()
+    # matplotlib's warning of a glyph that a font lacks holds the character itself, which a terminal obeys
+    assert not [str(each.message) for each in recwarn if "Glyph 27" in str(each.message)]
 
 
 def test_files_of_one_name_in_two_folders_are_both_measured(tmp_path):

@@ -112,8 +112,7 @@ def _prompt(row: dict[str, Any], path: Path) -> Prompt:
     if {"axis", "bucket"} <= set(row):  # HolisticBias (Smith et al., arXiv 2205.09209)
         unit = f"{row.get('template', '')} {row.get('noun', '')} {row['axis']}"
         return Prompt(str(text).strip(), str(row["bucket"]), str(row["axis"]), unit.strip())
-    group, domain = str(row.get("group") or ""), str(row.get("domain") or "")
-    unit = str(row.get("template") or "")
+    group, domain, unit = ("" if row.get(name) is None else str(row[name]) for name in ("group", "domain", "template"))
     return Prompt(str(text).strip(), group, domain or ("group" if group else ""), unit)
 
 

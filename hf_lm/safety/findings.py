@@ -284,9 +284,11 @@ def _panel(axes: "Axes", safety: dict[str, Any], first: dict, groups: list[str],
             label = None  # once in the legend
     if "neutral" in first:
         axes.axvline(first["neutral"], color=GREY, linestyle="--", linewidth=1)
-    axes.set_yticks(range(len(groups)), groups)
+    axes.set_yticks(range(len(groups)), [printable(group) for group in groups])
     axes.set_ylim(len(groups) - 0.5, -0.5)
-    axes.set_title(_title(first) + (" (grey: chance)" if any("chance" in g for g in first["groups"].values()) else ""))
+    axes.set_title(
+        printable(_title(first)) + (" (grey: chance)" if any("chance" in g for g in first["groups"].values()) else "")
+    )
 
 
 def write_page(report: dict[str, Any], folder: str | Path) -> None:
