@@ -58,7 +58,7 @@ if __name__ == "__main__":
         *parse_arguments(
             Arguments,
             TrainingArguments,
-            fresh={"learning_rate": 3e-3, "muon_learning_rate": 1e-2, "max_length": 256, "num_train_epochs": 2},
+            fresh={"learning_rate": 3e-3, "muon_learning_rate": 3e-3, "max_length": 256, "num_train_epochs": 2},
             output_dir="out/chat",
         )
     )

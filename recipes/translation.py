@@ -58,7 +58,7 @@ if __name__ == "__main__":
         *parse_arguments(
             Arguments,
             TrainingArguments,
-            fresh={"learning_rate": 3e-3, "muon_learning_rate": 1e-2, "num_train_epochs": 4},
+            fresh={"learning_rate": 1e-3, "muon_learning_rate": 3e-3, "num_train_epochs": 4},
             output_dir="out/translation",
             per_device_train_batch_size=32,
         )
