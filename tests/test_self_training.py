@@ -30,7 +30,8 @@ from hf_lm.evaluation.calibration import fit_temperature, label_log_probs
 from hf_lm.evaluation.intervals import OverRuns, mean
 from hf_lm.inspection.recipe import inspect_recipe
 from hf_lm.output_folder import prepare_output
-from hf_lm.self_training.experiment import LABELS, PSEUDO, SelfTraining, epochs_for_steps, load_backbone
+from hf_lm.self_training.curve import learning_curve
+from hf_lm.self_training.experiment import LABELS, PSEUDO, SelfTraining, Trained, epochs_for_steps, load_backbone
 from hf_lm.self_training.pseudo_labels import select_confident
 from hf_lm.self_training.rows import Unlabelled, draw_labelled, leave_out_known, read_unlabelled
 from hf_lm.self_training.setups import SETUPS
@@ -373,6 +374,41 @@ def test_training_rows_that_occur_in_a_held_out_split_can_be_removed(tmp_path):
     assert {row["text"] for row in before} - {row["text"] for row in after} >= {row["text"] for row in rows[:5]}
     with pytest.raises(ValueError, match="--drop_overlap is for rows with labels"):
         begin(tmp_path, "language_modelling", drop_overlap=True)
+
+
+def trainings(folder, seeds, methods=(LABELS, PSEUDO)):
+    """A SelfTraining whose trainings read six of sixty rows, of which test holds one, and five others."""
+    rows = opinions(80)
+    for split, some in (("train", rows[:60]), ("validation", rows[60:]), ("test", [rows[0], *rows[10:15]])):
+        write(folder / f"{split}.jsonl", some)
+    start = SETUPS["sentiment"](
+        str(folder), model="", unlabelled="", unlabelled_column="", max_length=64, max_target_length=32
+    )
+    args = TrainingArguments(output_dir=str(folder / "out"), use_cpu=True, bf16=False, report_to="none")
+    learned = SelfTraining(**vars(start), training_args=args, shares=[0.1], seeds=seeds, method="pseudo_labels")
+    right = {LABELS: 100.0 * (np.arange(400) < 200), PSEUDO: 100.0 * (np.arange(400) < 300)}
+    for seed in learned.seed_values:
+        for method in methods:
+            estimates = {split: mean(right[method]) for split in ("validation", "test")}
+            learned.trained.append(Trained(method, 0.1, seed, learned.train[:6], 6, estimates, 1.0))
+    return learned
+
+
+@pytest.mark.parametrize(
+    ("seeds", "over"), [(1, "the examples of test, for this seed alone"), (3, "3 seeds and the examples of test")]
+)
+def test_a_gain_is_said_with_what_its_interval_is_over(seeds, over, tmp_path):
+    said = learning_curve(trainings(tmp_path, seeds))["said"]
+    assert said[-1].endswith(f"against labels alone: better by more than chance explains over {over}")
+
+
+def test_the_overlap_is_that_of_the_rows_that_the_best_training_read(tmp_path):
+    learned = trainings(tmp_path, 1, methods=(LABELS,))
+    (tmp_path / "out").mkdir()
+    assert learned.task.overlap["test"].exact.sum() == 6
+    _, task, _ = learned.begin_best({"said": []})
+    assert task.overlap["test"].exact.tolist() == [True] + [False] * 5
+    assert task.overlap["test"].train.tolist() == [True] + [False] * 5
 
 
 def test_a_model_that_cannot_read_the_text_is_refused_before_the_first_training(tmp_path):

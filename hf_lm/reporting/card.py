@@ -180,7 +180,9 @@ def _few_labels(report: dict[str, Any], folder: Path) -> str:
     curve = report.get("learning_curve")
     if not curve:
         return ""
-    metric = f"{SHOWN[curve['metric']][0]} on {curve['split']} (95 % over {len(curve['seeds'])} seeds and examples)"
+    seeds = len(curve["seeds"])
+    over = f"{seeds} seeds and examples" if seeds > 1 else "examples, for one seed alone"
+    metric = f"{SHOWN[curve['metric']][0]} on {curve['split']} (95 % over {over})"
     rows = []
     for point in curve["points"]:
         gain = gain_in_words(curve["metric"], point["gain"]) if "gain" in point else ""

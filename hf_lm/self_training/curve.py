@@ -69,12 +69,12 @@ def _in_words(point: dict[str, Any], learned: SelfTraining) -> str:
     counted = "documents" if learned.task.confidence_threshold is None else "labels"
     text = f"with {point['labels']:,} {counted} ({point['share']:.0%}), {point['method']}: "
     text += f"{in_words(metric, {'value': point['value']})}, {gain_in_words(metric, gain)} against labels alone"
+    over = f"the examples of {learned.split}"
+    over = f"{seeds} seeds and {over}" if seeds > 1 else f"{over}, for this seed alone"
     if gain["beaten"]:
-        return f"{text}: better by more than chance"
-    if gain["worse"]:
-        text += ": worse by more than chance"
-    else:
-        text += f": no more than chance explains over {seeds} seeds and the examples of {learned.split}"
+        return f"{text}: better by more than chance explains over {over}"
+    text += ": worse by more than chance explains over " if gain["worse"] else ": no more than chance explains over "
+    text += over
     first = [run["rounds"][0] for run in point["found"]]
     if none := [each for each in first if not each["pseudo_labels"]]:
         highest = max(each["surest"] for each in none)

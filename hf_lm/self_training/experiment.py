@@ -345,6 +345,8 @@ class SelfTraining(Settings, Setup):
         args.seed, args.num_train_epochs = best.seed, best.epochs
         notes = [f"trained on {best.labelled:,} labelled rows and {len(best.rows) - best.labelled:,} pseudo-labels"]
         task = self.task.with_rows("train", best.rows)
+        if isinstance(task, Supervised):
+            task.overlap = task.overlap_of_splits()
         task.table.notes = [*task.table.notes, *notes, *curve["said"]]
         self.lock.close()
         # a result that is the teacher itself began as training on labels alone does

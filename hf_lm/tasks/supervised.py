@@ -65,7 +65,7 @@ class Supervised:
     def __init__(self, table: Table, tokenizer: PreTrainedTokenizerBase, *, drop_overlap: bool = False) -> None:
         self.table, self.tokenizer = table, tokenizer
         self.splits, self.fingerprint = table.splits, table.fingerprint
-        self.overlap = self._find_overlap()
+        self.overlap = self.overlap_of_splits()
         if drop_overlap:
             matching = np.any([found.train for found in self.overlap.values()], axis=0)
             if matching.all():
@@ -74,7 +74,7 @@ class Supervised:
                 )
             table.rows["train"] = [row for row, drop in zip(table.rows["train"], matching, strict=True) if not drop]
             table.notes.append(f"{matching.sum():,} training rows that also occur in a held-out split were dropped")
-            self.overlap = self._find_overlap()
+            self.overlap = self.overlap_of_splits()
         self.encoded = {split: self.encode(table.rows[split]) for split in self.splits}
         self.train_dataset = self.encoded["train"].features
         train = self.encoded["train"].report()
@@ -86,7 +86,8 @@ class Supervised:
             self.warnings = [f"{rows} are truncated, and {lost} lost: a larger length keeps more"]
         self.context = max(1, self.encoded["train"].tokens // max(1, len(self.train_dataset)))
 
-    def _find_overlap(self) -> dict[str, Overlap]:
+    def overlap_of_splits(self) -> dict[str, Overlap]:
+        """Which rows of each held-out split occur in the rows of train, as they are now."""
         texts = {split: [self.text_of(row) for row in self.table.rows[split]] for split in self.splits}
         return {split: find_overlap(texts["train"], texts[split]) for split in self.splits[1:]}
 
