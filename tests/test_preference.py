@@ -177,31 +177,66 @@ def test_prompts_longer_than_the_context_are_left_out_or_refused(make):
         make(max_length=4)
 
 
-def test_the_loss_is_the_papers_formula(make, tmp_path):
-    """Rafailov et al., arXiv 2305.18290, equation 7, in float64, token by token."""
-    model, task = make(beta=0.3)
+def log_ps(net, prompt, answer):
+    """log p of each token of an answer, one by one, in float64."""
+    ids = torch.tensor([prompt + answer])
+    with torch.no_grad():
+        logits = net(ids[:, :-1]).logits[0].double()
+    places = range(len(prompt) - 1, ids.shape[1] - 1)
+    return [logits[i].log_softmax(-1)[ids[0, i + 1]].item() for i in places]
+
+
+sigmoid = lambda x: 1 / (1 + math.exp(-x))  # noqa: E731
+log_sigmoid = lambda x: math.log(sigmoid(x))  # noqa: E731
+B = 0.3  # beta
+OF_A_PAIR = {  # of the log-ratios of both answers to the reference, and their tokens
+    "sigmoid": lambda w, r, *_: -log_sigmoid(B * (w - r)),
+    "hinge": lambda w, r, *_: max(0.0, 1 - B * (w - r)),  # arXiv 2305.10425
+    "ipo": lambda w, r, n, m: (w / n - r / m - 1 / (2 * B)) ** 2,  # arXiv 2310.12036, as its authors compute it
+    "exo_pair": lambda w, r, *_: sum(  # arXiv 2402.00856, equation 16: KL to (0.9, 0.1)
+        q * math.log(q / p) for q, p in ((sigmoid(B * (w - r)), 0.9), (sigmoid(B * (r - w)), 0.1))
+    ),
+    "nca_pair": lambda w, r, *_: (  # arXiv 2402.05369
+        -log_sigmoid(B * w) - 0.5 * log_sigmoid(-B * w) - 0.5 * log_sigmoid(-B * r)
+    ),
+    "robust": lambda w, r, *_: -(0.9 * log_sigmoid(B * (w - r)) - 0.1 * log_sigmoid(B * (r - w))) / 0.8,  # 2403.00409
+    "bco_pair": lambda w, r, *_: -log_sigmoid(B * w) - log_sigmoid(-B * r),  # arXiv 2404.04656, without its shift
+    "sppo_hard": lambda w, r, *_: (w - 0.5 / B) ** 2 + (r + 0.5 / B) ** 2,  # arXiv 2405.00675
+    "apo_zero": lambda w, r, *_: 1 - sigmoid(B * w) + sigmoid(B * r),  # arXiv 2408.06266, equation 7
+    "apo_down": lambda w, r, *_: sigmoid(B * w) + 1 - sigmoid(B * (w - r)),  # equation 8
+    "discopop": lambda w, r, *_: (  # arXiv 2406.08414, equation 5, tau 0.05
+        (1 - sigmoid(B * (w - r) / 0.05)) * -log_sigmoid(B * (w - r))
+        + sigmoid(B * (w - r) / 0.05) * math.exp(-B * (w - r))
+    ),
+    "sigmoid_norm": lambda w, r, n, m: -log_sigmoid(B * (w / n - r / m)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("loss_type", OF_A_PAIR)
+def test_each_loss_of_a_pair_is_its_papers_formula_in_float64(make, tmp_path, loss_type):
+    """Padded, with an answer that was cut, in one batch and in a step of batches of unlike size."""
+    smoothing = 0.1 if loss_type in ("exo_pair", "robust") else 0.0
+    model, task = make(beta=B, loss_type=loss_type, label_smoothing=smoothing, max_length=28)
+    assert task.encoded["train"].cut
     trainer = trainer_of(model, task, tmp_path)
     move(model)
-    features = task.train_dataset[:5]
-
-    def log_p(net, prompt, answer):
-        ids = torch.tensor([prompt + answer])
-        with torch.no_grad():
-            logits = net(ids[:, :-1]).logits[0].double()
-        places = range(len(prompt) - 1, ids.shape[1] - 1)
-        return sum(logits[i].log_softmax(-1)[ids[0, i + 1]].item() for i in places)
-
     model.eval()
-    losses = []
-    for f in features:
-        ratio = [
-            log_p(model, f["prompt_ids"], f[side]) - log_p(task.reference, f["prompt_ids"], f[side])
-            for side in ("chosen_ids", "rejected_ids")
-        ]
-        losses.append(-math.log(1 / (1 + math.exp(-0.3 * (ratio[0] - ratio[1])))))
-    loss = trainer.compute_loss(model, trainer._prepare_inputs(task.collate(features)))
-    assert loss.item() == pytest.approx(sum(losses) / len(losses), rel=1e-5)
-    assert loss.item() != pytest.approx(math.log(2), rel=1e-3)
+    features, losses = task.train_dataset[:5], []
+    for feature in features:
+        ratios, sizes = [], []
+        for side in ("chosen_ids", "rejected_ids"):
+            ours, theirs = (log_ps(net, feature["prompt_ids"], feature[side]) for net in (model, task.reference))
+            ratios.append(sum(ours) - sum(theirs))
+            sizes.append(len(ours))
+        losses.append(OF_A_PAIR[loss_type](*ratios, *sizes))
+    assert len({len(feature["chosen_ids"]) for feature in features}) > 1
+    together = trainer.compute_loss(model, trainer._prepare_inputs(task.collate(features)))
+    apart = [
+        trainer.compute_loss(model, trainer._prepare_inputs(task.collate(some)), num_items_in_batch=torch.tensor(5))
+        for some in (features[:3], features[3:])
+    ]
+    assert together.item() == pytest.approx(sum(losses) / 5, rel=1e-4)
+    assert sum(apart).item() == pytest.approx(sum(losses) / 5, rel=1e-4)
 
 
 @pytest.mark.parametrize("setting", [{"sampled_softmax": 8}, {"teachers": ["out/one"]}, {"sweep": 3}])
