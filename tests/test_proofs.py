@@ -76,6 +76,21 @@ def test_packing_isolation_finds_a_mask_of_ones_and_a_cache(trainer):
     assert not proofs.packing_isolation(model, collate_blocks, block_of_two(), isolate=True).passed
 
 
+def test_packing_isolation_finds_a_convolution_that_reads_a_few_tokens_back():
+    """LFM2: attention keeps documents apart, and the convolutions between reach over the last tokens of a document."""
+    config = transformers.Lfm2Config(
+        vocab_size=320, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, layer_types=["conv", "full_attention"], use_cache=False, initializer_range=0.3,
+    )  # fmt: skip
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    proof = proofs.packing_isolation(model, collate_blocks, block_of_two(), isolate=True)
+    assert not proof.passed, proof.said
+    config.layer_types = ["full_attention", "full_attention"]
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    proof = proofs.packing_isolation(model, collate_blocks, block_of_two(), isolate=True)
+    assert proof.passed, proof.said
+
+
 def test_packing_isolation_says_how_much_concatenated_documents_see(trainer):
     feature = block_of_two()
     del feature["position_ids"]

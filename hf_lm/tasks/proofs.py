@@ -190,12 +190,11 @@ def packing_isolation(
             return model(**{k: v.to(device) for k, v in inputs.items()}).logits.float()[0]  # (time, vocab)
 
     edited = ids.clone()
-    edited[0, : begin // 2 + 1] = 2 + (ids[0, : begin // 2 + 1] + 1) % (
-        min(258, model.config.vocab_size) - 2
-    )  # no pad
+    # all of it: a convolution sees no further back than some tokens
+    edited[0, :begin] = 2 + (ids[0, :begin] + 1) % (min(258, model.config.vocab_size) - 2)  # no pad
     with untouched(model):
         change = (logits(ids) - logits(edited)).abs()
-    own, leak = float(change[: begin // 2 + 1].max()), float(change[begin:].max())
+    own, leak = float(change[:begin].max()), float(change[begin:].max())
     if own == 0:
         return Proof(False, "editing a document changed none of its own logits")
     if not isolate:
@@ -203,7 +202,9 @@ def packing_isolation(
         return Proof(True, said, leak)
     said = f"editing one document of a block moves the logits of the next by {leak:.1e} (its own by {own:.2g})"
     if leak >= tolerance:
-        said += "; this model does not keep packed documents apart: use --packing concatenate"
+        said += (
+            "; this model does not keep packed documents apart: use --packing concatenate, or in chat --packing False"
+        )
     return Proof(leak < tolerance, said, leak)
 
 
