@@ -246,6 +246,10 @@ def test_an_offset_that_is_no_integer_is_refused_with_its_row_and_one_that_is_ab
         ([{"role": "assistant", "content": "x", "tool_calls": [{}]}], r"a message calls a tool \(tool_calls\)"),
         ([{"role": "assistant", "content": "x", "weight": 0}, {"role": "user", "content": "y"}], "not to be learned"),
         ([{"from": "gpt", "value": "x", "train": False}], "not to be learned"),
+        (
+            [{"role": "assistant", "content": "x", "reasoning_content": "y"}],
+            r"its reasoning apart \(reasoning_content\)",
+        ),
     ],
 )
 def test_messages_of_another_form_are_refused_with_their_row(messages, said):
@@ -256,10 +260,18 @@ def test_messages_of_another_form_are_refused_with_their_row(messages, said):
 
 def test_marks_of_messages_that_change_nothing_are_no_error():
     asked = {"role": "user", "content": "q", "weight": 0, "tool_calls": None}
-    rows = table(tuple({"messages": [asked, {"role": "assistant", "content": f"{i}", "weight": 1}]} for i in range(9)))
+    answer = {"role": "assistant", "weight": 1, "reasoning_content": None}
+    rows = table(tuple({"messages": [asked, answer | {"content": f"{i}"}], "label": True} for i in range(9)))
     rows.rows["validation"] = rows.rows["test"] = [{"messages": []}]
     read_chat(rows)
     assert len(rows.rows["train"]) == 9
+
+
+def test_a_bad_answer_is_not_learned_as_a_good_one():
+    """KTO's rows: an answer, and whether it is one to give."""
+    rows = tuple({"prompt": f"q{i}", "completion": "a", "label": i != 3} for i in range(9))
+    with pytest.raises(ValueError, match=r"train row 4: its label is false.*leave such rows out"):
+        read_chat(table(rows))
 
 
 def test_a_row_that_asks_nothing_is_counted():

@@ -21,6 +21,7 @@ ROLES = {
     **dict.fromkeys(("system", "developer"), "system"),
 }
 CALLS = ("tool_calls", "function_call")
+REASONING = ("reasoning_content", "reasoning", "thinking")
 TURN = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")  # a transcript of hh-rlhf
 ASKING = re.compile(r"Human: .*\n\nAssistant:", re.DOTALL)  # one that ends where the assistant answers
 
@@ -49,6 +50,11 @@ def read_chat(table: Table, *, prompt: str = "", completion: str = "") -> None:
     note_unread(table, (*(asked or [column]), completion, *BESIDE))
 
     def read(row: Row) -> Row | str:
+        if row.get("label") is False:
+            raise ValueError(
+                "its label is false, as that of an answer not to be given (KTO), and every answer is learned here: "
+                "leave such rows out, or the column."
+            )
         messages = _asked(row, asked, table) if asked else _messages(row.get(column), table)
         messages += _side(row.get(completion), "assistant", table) if asked else []
         while messages and messages[-1]["role"] != "assistant":
@@ -248,6 +254,11 @@ def _check_learnable(message: Row, role: str) -> None:
     """Raises ValueError for what a message has beside its text and would be lost."""
     if field := next((name for name in CALLS if message.get(name)), ""):
         raise ValueError(f"a message calls a tool ({field}); only text can be learned: remove the field or the row.")
+    if field := next((name for name in REASONING if role == "assistant" and message.get(name)), ""):
+        raise ValueError(
+            f"an answer has its reasoning apart ({field}), where it would be lost: write it into content, between the "
+            "marks that the model knows, or remove the field."
+        )
     if role == "assistant" and (message.get("weight") == 0 or message.get("train") is False):
         raise ValueError(
             "an answer is marked as not to be learned (weight 0, train false), and every answer is learned here: end "
