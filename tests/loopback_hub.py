@@ -169,7 +169,7 @@ class LoopbackHub:
     def commit(self, request, body, repo):
         if repo not in self.repos:
             return 404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"}
-        files, header = {}, {}
+        files, header, deleted = {}, {}, []
         for line in body.splitlines():
             entry = json.loads(line)
             value = entry["value"]
@@ -179,7 +179,11 @@ class LoopbackHub:
                 files[value["path"]] = base64.b64decode(value["content"])
             elif entry["key"] == "lfsFile":
                 files[value["path"]] = self.objects[value["oid"]]
-        self.repos[repo].update(files)
+            elif entry["key"] == "deletedFile":
+                deleted.append(value["path"])
+        if missing := set(deleted) - set(self.repos[repo]):
+            return 400, {"error": f"there is no {sorted(missing)} to delete"}, {}
+        self.repos[repo] = {path: held for path, held in self.repos[repo].items() if path not in deleted} | files
         self.commits.append({"repo": repo, "files": sorted(files), "summary": header.get("summary")})
         oid = self.oid(repo)
         return 200, {"commitUrl": f"{self.url}/{repo}/commit/{oid}", "commitOid": oid, "success": True}, {}
@@ -231,7 +235,7 @@ class LoopbackHub:
         if repo not in self.repos:
             return 404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"}
         found = [entry for entry in self.entries(repo) if entry["path"].startswith(f"{folder}/" if folder else "")]
-        if not found:
+        if folder and not found:
             return 404, {"error": "Entry not found"}, {"X-Error-Code": "EntryNotFound"}
         return 200, found, {}
 

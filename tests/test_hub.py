@@ -136,6 +136,29 @@ def test_a_failed_push_is_one_line_costs_nothing_and_is_made_good(reached, folde
     assert contents(renamed) == before
 
 
+def test_a_second_push_leaves_nothing_of_the_first_model(reached, folder, model, capsys):
+    """Transformers would load the old model.safetensors before new shards, and apply the old chat template."""
+    from hf_lm.hub.push import push_to_hub
+
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    push_to_hub(folder, "user/name")
+    reached.repos["user/name"] |= {"LICENSE": b"mine", "onnx/model.safetensors": b"mine", ".gitattributes": b"mine"}
+    assert capsys.readouterr().err.count("deleted") == 0
+    for name in ("chat_template.jinja", "model.safetensors", "plots/loss.png"):
+        (folder / name).unlink()
+    model.save_pretrained(folder, max_shard_size="20KB")
+    push_to_hub(folder, "user/name")
+    shards = {path.name for path in folder.glob("model-*.safetensors")}
+    assert len(shards) > 1
+    held = set(reached.repos["user/name"])
+    assert {name for name in held if name.startswith("model")} == shards | {"model.safetensors.index.json"}
+    assert held & {"chat_template.jinja", "plots/loss.png"} == set()
+    assert held >= {"LICENSE", "onnx/model.safetensors", ".gitattributes", "README.md"}
+    assert len(reached.commits) == 2
+    said = "deleted in user/name, as this run has none: chat_template.jinja, model.safetensors, plots/loss.png"
+    assert said in capsys.readouterr().err
+
+
 def test_no_hub_at_all_is_one_line(folder, hub):  # noqa: F811
     offline = push(folder, hub, HF_HUB_OFFLINE="1")
     assert offline.returncode == 1

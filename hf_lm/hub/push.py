@@ -7,7 +7,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -21,18 +21,21 @@ from hf_lm.hub.records import read_report, read_run
 
 RUN = ("README.md", "report.json", "run.yaml", "predictions.jsonl", "plots/*.png", "additional_chat_templates/*.jinja")
 RUN += (f"{BENCHMARKS}/*.yaml",)
+PARTS = ("", "target_tokenizer/", "adapter/", "adapter/target_tokenizer/")  # the folders with files of a model
 
 
 def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
     """Upload a run's output folder as a model repository, in one commit; returns its address.
 
-    The repository is made if it is not there. Nothing in the folder changes, whatever happens; the published run.yaml,
-    report.json and README.md name folders of this machine by their last part. An adapter/ whose base is a folder of
-    this machine stays here, and a line on stderr says so. Raises ValueError if the folder holds no complete model or a
-    run that did not end, if a file holds a secret or is a symbolic link, if the name cannot be one or there is no
-    token, and ConnectionError, with the command that tries again, if the Hub did not take it.
+    The repository is made if it is not there. What an earlier run left in one, and this one does not write, is deleted
+    by the commit, with a line on stderr: a loader would mix the two models. Other files of it stay. Nothing in the
+    folder changes, whatever happens; the published run.yaml, report.json and README.md name folders of this machine by
+    their last part. An adapter/ whose base is a folder of this machine stays here, and a line on stderr says so.
+    Raises ValueError if the folder holds no complete model or a run that did not end, if a file holds a secret or is a
+    symbolic link, if the name cannot be one or there is no token, and ConnectionError, with the command that tries
+    again, if the Hub did not take it.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     folder = Path(folder)
@@ -46,7 +49,7 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False, toke
         print(f"not uploaded: adapter/, whose base {base} is a folder of this machine", file=sys.stderr)
     names = [path.relative_to(folder).as_posix() for path in files]
     rewritten = as_published(folder, names)
-    operations = [
+    added = [
         CommitOperationAdd(path_in_repo=name, path_or_fileobj=rewritten.get(name, str(folder / name)))
         for name in names
     ]
@@ -55,7 +58,9 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False, toke
     again = f"The run is complete in {folder}; try again with: {command}"
     try:
         url = api.create_repo(repo_id, private=private, exist_ok=True)
-        api.create_commit(repo_id, operations, commit_message="Upload with hf_lm")
+        stale = [name for name in api.list_repo_files(repo_id) if _is_written(name) and name not in names]
+        deleted = [CommitOperationDelete(path_in_repo=name) for name in stale]
+        api.create_commit(repo_id, [*added, *deleted], commit_message="Upload with hf_lm")
     except OfflineModeIsEnabled:
         raise ConnectionError(f"the Hub was not reached: HF_HUB_OFFLINE is set. {again}") from None
     except HfHubHTTPError as error:
@@ -72,6 +77,8 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False, toke
         if isinstance(error.__cause__, HfHubHTTPError) and error.__cause__.response is not None:
             reason += f" The answer was {error.__cause__.response.status_code}."
         raise ConnectionError(f"the upload broke off ({_one_line(reason, token)}). {again}") from None
+    if stale:
+        print(f"deleted in {repo_id}, as this run has none: {', '.join(stale)}", file=sys.stderr)
     return str(url)
 
 
@@ -152,15 +159,8 @@ def check_finished(folder: Path) -> None:
 
 def published(folder: Path) -> list[Path]:
     """The files of a folder that a push uploads: those that a run writes. Raises ValueError for symbolic links."""
-    parts = ["", "target_tokenizer/"]
-    if not _local_base(folder / "adapter"):
-        parts += ["adapter/", "adapter/target_tokenizer/"]
-    patterns = [f"{part}{name}" for part in parts for name in MODEL] + list(RUN)
-
-    def is_written(name: str) -> bool:
-        return any(name.count("/") == pattern.count("/") and fnmatch(name, pattern) for pattern in patterns)
-
-    files = [path for path in sorted(folder.rglob("*")) if is_written(path.relative_to(folder).as_posix())]
+    parts = PARTS[:2] if _local_base(folder / "adapter") else PARTS
+    files = [path for path in sorted(folder.rglob("*")) if _is_written(path.relative_to(folder).as_posix(), parts)]
     places = [folder / name for name in ("plots", *filter(None, parts))]
     links = [path.relative_to(folder).as_posix() for path in [*places, *files] if path.is_symlink()]
     if links:
@@ -168,6 +168,12 @@ def published(folder: Path) -> list[Path]:
             f"{folder} has symbolic links, which are not followed: {', '.join(links[:5])}. Copy the files."
         )
     return [path for path in files if path.is_file()]
+
+
+def _is_written(name: str, parts: Sequence[str] = PARTS) -> bool:
+    """Whether a run writes a file of this name, in one of these folders or as its own."""
+    patterns = [*(f"{part}{file}" for part in parts for file in MODEL), *RUN]
+    return any(name.count("/") == pattern.count("/") and fnmatch(name, pattern) for pattern in patterns)
 
 
 def _local_base(adapter: Path) -> str:
