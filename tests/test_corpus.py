@@ -244,6 +244,24 @@ def test_near_copies_of_a_text_without_spaces_share_most_of_their_signature(tmp_
     assert (first == far).mean() < 0.1
 
 
+def test_evaluation_text_of_a_glob_and_of_the_home_folder_is_removed(written, tmp_path, monkeypatch):
+    from datatrove.data import Document
+
+    from hf_lm.corpus.steps import LeakageFilter
+
+    folder, arguments, _ = written
+    out = arguments["output_dir"]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    text = (folder / "evaluation.jsonl").read_text()
+    (tmp_path / "evaluation.jsonl").write_text(text)
+    document = Document(json.loads(text)["text"], "0")
+    for name in (str(tmp_path / "eval*.jsonl"), "~/evaluation.jsonl"):
+        assert LeakageFilter([], [name], out / "tokenizer", run=20).filter(document) == (False, "held_out_text")
+    for name in ("~/none.jsonl", "none"):
+        with pytest.raises(FileNotFoundError, match=f"--evaluation: there is no file or folder {name} that"):
+            LeakageFilter([], [name], out / "tokenizer", run=20)
+
+
 def test_slurm_gets_an_array_of_jobs_for_each_stage(written, tmp_path, monkeypatch):
     folder, _, _ = written
     sbatch = tmp_path / "bin" / "sbatch"

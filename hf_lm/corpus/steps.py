@@ -306,10 +306,24 @@ class SaveTokenizer(PipelineStep):
         train_bpe(texts, vocab_size=self.vocab_size, max_bytes=TRAINED_ON).save_pretrained(self.folder)
 
 
+def evaluation_files(names: Sequence[str]) -> list[Path]:
+    """The files of --evaluation, each name a path or a glob. Raises FileNotFoundError for one that leads nowhere."""
+    files: list[Path] = []
+    for name in names:
+        try:
+            found = find_files(name)
+        except FileNotFoundError:
+            found = None
+        if not found:
+            raise FileNotFoundError(f"--evaluation: there is no file or folder {name} that can be read.")
+        files += found
+    return files
+
+
 class LeakageFilter(BaseFilter):
     """Drop documents that hold a run of `run` tokens of held-out text: what the proof `leakage` of a run looks for.
 
-    `held_out` are folders that `HoldOut` writes, `evaluation` files or folders of other documents. Runs are hashed as
+    `held_out` are folders that `HoldOut` writes, `evaluation` paths or globs of other documents. Runs are hashed as
     hf_lm.evaluation.leakage does, so that the proof finds nothing in what is left. Memory is 8 bytes a held-out token.
     Raises FileNotFoundError where one of `evaluation` is not there.
     """
@@ -318,9 +332,8 @@ class LeakageFilter(BaseFilter):
 
     def __init__(self, held_out: Sequence[Path], evaluation: Sequence[str], tokenizer: Path, *, run: int) -> None:
         super().__init__(batch_size=BATCH)
-        if missing := [source for source in evaluation if not find_files(source)]:
-            raise FileNotFoundError(f"--evaluation: there is no file or folder {missing[0]}.")
-        self.held_out = (*map(str, held_out), *(str(Path(source).resolve()) for source in evaluation))
+        files = evaluation_files(evaluation)
+        self.held_out = (*map(str, held_out), *(str(path.resolve()) for path in files))
         self.tokenizer, self.run_length = str(tokenizer), run
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
