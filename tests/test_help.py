@@ -67,8 +67,9 @@ def test_the_trainers_options_are_shown_where_the_recipe_sets_them_or_all_are_as
     assert short < long
 
 
-def test_a_recipe_that_trains_nothing_shows_the_training_options_that_concern_it(capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["corpus.py", "--help"])
+@pytest.mark.parametrize("option", ["--help", "--help_all"])
+def test_a_recipe_that_trains_nothing_shows_the_training_options_that_concern_it(option, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["corpus.py", option])
     with pytest.raises(SystemExit):
         runpy.run_path(str(next(path for path in RECIPES if path.stem == "corpus")), run_name="__main__")
     text = capsys.readouterr().out

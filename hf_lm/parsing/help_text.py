@@ -43,8 +43,8 @@ def end_with_help(
     """Print the help and exit, where argv asks for it.
 
     parser: has an option for each field of `recipe` and of the training arguments. shared: the training arguments that
-    concern every run; the others are the Trainer's, without effect where `recipe` has `concerns`. fresh: defaults
-    that hold where no --model is given.
+    concern every run; the others are the Trainer's, without effect and never shown where `recipe` has `concerns`.
+    fresh: defaults that hold where no --model is given.
     """
     if not {"-h", "--help", "--help_all"} & set(argv):
         return
@@ -63,10 +63,9 @@ def end_with_help(
     text += entries(own)
     text += ["", "Every run:", *entries(name for name in options if name in shared)]
     text += [_entry(option, what) for option, what in GENERAL.items()]
-    if "--help_all" in argv:
-        text += ["", "The Trainer:", *entries(rest)]
-    elif not hasattr(recipe, "concerns"):
-        text += ["", f"--help_all lists {len(rest)} more, of the Trainer."]
+    if not hasattr(recipe, "concerns"):
+        trainer = ["The Trainer:", *entries(rest)]
+        text += ["", *(trainer if "--help_all" in argv else [f"--help_all lists {len(rest)} more, of the Trainer."])]
     try:
         print("\n".join(text), flush=True)
     except BrokenPipeError:  # `... --help | head`
