@@ -96,6 +96,16 @@ def test_every_plot_is_drawn(folder):
     }
 
 
+def test_every_axis_has_a_label(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    labels = []
+    monkeypatch.setattr(Figure, "savefig", lambda drawing, path: labels.extend(a.get_ylabel() for a in drawing.axes))
+    draw_plots(REPORT, tmp_path)
+    assert len(labels) == 4
+    assert all(labels), labels
+
+
 def test_the_card_is_valid_and_says_numbers_with_intervals(folder):
     card = ModelCard.load(folder / "README.md")
     assert card.data.library_name == "transformers"

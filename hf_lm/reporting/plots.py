@@ -95,7 +95,7 @@ def draw_plots(report: dict[str, Any], folder: str | Path) -> list[Path]:
     shown, form = SHOWN.get(metric, (metric, ""))
     curves = {  # as TUNING
         "loss": ("loss", "Loss", "nats per token"),
-        "learning_rate": ("learning_rate", "Learning rate", ""),
+        "learning_rate": ("learning_rate", "Learning rate", "of the first parameter group"),
         "throughput": ("tokens_per_second", "Throughput", "tokens per second"),
         **TUNING,
         "metric": (f"eval_{metric}", "Validation", shown + " (%)" * form.endswith("%")),
