@@ -357,8 +357,17 @@ def test_marks_do_not_count_in_chinese_answers():
         assert answer_score("北京", [f"北{mark}京"], by_character=True) == (1.0, 1.0), mark
     assert answer_score("3 GPU卡", ["3GPU 卡"], by_character=True)[0] == 1.0
     close(
-        answer_score("用 A+B 计算", ["用 a b"], by_character=True)[1], 2 * 3 / (5 + 3)
-    )  # 用 a b 计 算: words in lower case
+        answer_score("用 A+B 计算", ["用 ab"], by_character=True)[1], 2 * 2 / (4 + 2)
+    )  # 用 ab 计 算: words in lower case
+
+
+def test_a_number_is_not_right_without_its_point_or_percent_sign():
+    """The CMRC 2018 script keeps both, and answers that differ in them differ."""
+    for said, right in (("35米", "3.5米"), ("占5", "占5%"), ("占5", "占5％"), ("25度", "25℃")):
+        exact, f1 = answer_score(said, [right], by_character=True)
+        assert exact == 0.0, right
+        assert f1 < 1.0, right
+        assert answer_score(right, [right], by_character=True) == (1.0, 1.0)
 
 
 @given(

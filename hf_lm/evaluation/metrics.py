@@ -22,6 +22,7 @@ from hf_lm.data.overlap import NORMAL_WORD, UNSPACED
 from hf_lm.evaluation.intervals import PERCENT, POSITIVE, Estimate, Interval, mean, ratio
 
 SENTENCE_ENDS = "。！？।॥؟۔։።፧။។"  # Chinese, Indic, Arabic, Urdu, Armenian, Ethiopic, Burmese and Khmer
+CMRC_MARKS = "-:_*^/\\~`+=～"  # beside those of Chinese: punctuation outside ASCII
 UNSPACED_LETTER = re.compile(UNSPACED)
 HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 LATIN = "a-zA-Z0-9\u00aa-\u024f\u1e00-\u1eff"  # and superscripts
@@ -296,9 +297,15 @@ def _f1(common: int, predicted: int, true: int) -> float:
 
 
 def _mixed_tokens(text: str) -> list[str]:
-    """Scripts without spaces by character, others by word, lower case, without punctuation and white space."""
-    kept = "".join(" " if unicodedata.category(c)[0] in "PS" else c for c in text.lower())
-    return _spaced(kept).split()
+    """Scripts without spaces by character, others by word, lower case, without the marks that CMRC's script drops.
+
+    Of other scripts' marks all are dropped; those that change a number are kept (3.5, 5%), as that script keeps them.
+    """
+    return _spaced("".join(c for c in text.lower() if not _is_mark(c))).split()
+
+
+def _is_mark(c: str) -> bool:
+    return c in CMRC_MARKS or (c > "\x7f" and c not in "％‰．" and unicodedata.category(c)[0] == "P")
 
 
 def _longest_common_run(one: list[str], other: list[str]) -> int:
