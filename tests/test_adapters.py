@@ -18,6 +18,7 @@ from hf_lm.models.adapters import add_lora, has_base, load_merged, merge_adapter
 from hf_lm.models.configuration import load_config
 from hf_lm.models.encoder_decoder import load_text_to_text
 from hf_lm.models.loading import load_causal_lm, load_with_head
+from hf_lm.models.recurrent import RecurrentConfig, RecurrentLMHeadModel
 from hf_lm.tasks import proofs
 from hf_lm.training.fit import fit
 
@@ -68,6 +69,12 @@ def test_the_same_adapter_is_the_same_file_in_every_process(adapters):
 def test_the_layers_of_a_gpt2_are_adapted_as_what_they_are(checkpoints):  # noqa: F811
     model = transformers.AutoModelForCausalLM.from_pretrained(checkpoints["gpt2"])
     assert add_lora(model, rank=2).peft_config["default"].fan_in_fan_out
+
+
+def test_a_model_without_linear_layers_takes_no_lora_and_says_so():
+    model = RecurrentLMHeadModel(RecurrentConfig(vocab_size=32, n_embd=8, hidden_size=8))
+    with pytest.raises(ValueError, match=r"--lora_rank 4: the body of RecurrentLMHeadModel has no linear layer"):
+        add_lora(model, rank=4)
 
 
 def test_what_is_trained_on_a_merged_adapter_has_no_base_of_one_name(adapters, tokenizer):  # noqa: F811

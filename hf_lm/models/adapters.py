@@ -40,7 +40,8 @@ def add_lora(
 ) -> nn.Module:
     """Freeze a model and give each matrix of its body an update of rank `rank`; new heads are trained in full.
 
-    Returns the model itself for rank 0, else a PeftModel. Raises ValueError for a negative rank.
+    Returns the model itself for rank 0, else a PeftModel. The experts of a mixture, which transformers stacks in one
+    parameter, stay frozen. Raises ValueError for a negative rank, and for a model without a linear layer in its body.
     """
     if rank < 0:
         raise ValueError(f"--lora_rank is {rank}; it must be 0 (train every weight) or more.")
@@ -56,6 +57,11 @@ def add_lora(
         and module is not model.get_output_embeddings()
         and not any(name == part or name.startswith(f"{part}.") for part in fresh)
     }
+    if not targets:
+        raise ValueError(
+            f"--lora_rank {rank}: the body of {type(model).__name__} has no linear layer that LoRA could update: leave "
+            "it out, and every weight is trained."
+        )
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha or 2 * rank,
