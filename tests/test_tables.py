@@ -326,6 +326,19 @@ def test_rows_without_an_answer_in_their_context_are_left_out_of_train_and_kept_
     assert len(table.rows["test"]) == 3
 
 
+@pytest.mark.parametrize("false", ["False", "false", "0", "0.0", "", False, None, float("nan")])
+def test_an_answer_stands_unless_its_question_is_marked_as_impossible(tmp_path, false):
+    rows = [row | {"answers": "104", "is_impossible": false} for row in ASKED[4:5]]  # False as pandas writes it
+    rows += [
+        row | {"answers": "1", "is_impossible": true} for row, true in zip(ASKED, ("True", "1", True), strict=False)
+    ]
+    for split in ("train", "validation", "test"):
+        write(tmp_path / f"{split}.jsonl", rows)
+    table = load_table(str(tmp_path))
+    read_question_answering(table)
+    assert [row["answers"] for row in table.rows["train"]] == [["104"], [], [], []]
+
+
 def test_rows_with_an_empty_source_or_target_are_counted_and_a_split_of_them_is_cut_anew(tmp_path):
     write(tmp_path / "train.jsonl", [*PAIRS, {"source": "", "target": "x"}, {"source": "x", "target": None}])
     write(tmp_path / "validation.jsonl", [{"source": "x", "target": " "}])

@@ -70,7 +70,7 @@ def _row(row: Row, number: int, names: dict[str, str], left_out: Counter, where:
         left_out["rows_without_question_or_context"] += 1
         return None
     given = row.get(names["answers"])
-    if given is None or given != given or row.get("is_impossible"):
+    if given is None or given != given or _is_true(row.get("is_impossible")):
         given = []
     if isinstance(given, dict):  # {"text": [...], "answer_start": [...]}
         if "text" not in given:
@@ -90,6 +90,11 @@ def _row(row: Row, number: int, names: dict[str, str], left_out: Counter, where:
     starts = [_place(one, context, left_out, where) for one in given]
     key = str(row.get("id", number))
     return {"id": key, "question": question, "context": context, "answers": answers, "starts": starts}
+
+
+def _is_true(value: object) -> bool:
+    """Whether a flag is set, which a .csv holds as text; NaN is none."""
+    return value.strip().lower() in ("true", "1", "1.0") if isinstance(value, str) else bool(value) and value == value
 
 
 def _place(answer: Row, context: str, left_out: Counter, where: str) -> int | None:
