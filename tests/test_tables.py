@@ -184,6 +184,9 @@ def test_an_integer_that_is_written_as_a_float_is_the_same_class(tmp_path):
     labels = [-1, -1.0, 1, 1.0]
     write(tmp_path / "a.jsonl", [{"text": f"number {i}", "label": labels[i % 4]} for i in range(80)])
     assert read_sentiment(load_table(str(tmp_path / "a.jsonl"))) == ["1", "-1"]
+    rows = [f"number {i},{['-1.0', '0.0', '1', '1.0', '2.5', 'v1.0'][i % 6]}" for i in range(120)]
+    (tmp_path / "a.csv").write_text("\n".join(["text,label", *rows]))  # as pandas writes a column with missing values
+    assert read_sentiment(load_table(str(tmp_path / "a.csv"))) == ["0", "1", "-1", "2.5", "v1.0"]
     write(tmp_path / "a.jsonl", [{"text": "x", "score": value} for value in (0.5, 1e300, float("nan"))])
     rows = load_table(str(tmp_path / "a.jsonl")).rows["train"]
     assert [str(row["score"]) for row in rows] == ["0.5", "1e+300", "nan"]

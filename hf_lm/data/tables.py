@@ -1,6 +1,7 @@
 """Labelled rows: which table a task reads, from files as they come or from the Hub, split so that none leaks."""
 
 import itertools
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -197,6 +198,11 @@ def _aligned(paths: list[Path], repaired: Counter) -> list[Row]:
 def cell(row: Row, column: str, where: str, left_out: Counter) -> str:
     """A cell as clean text; "" where the column is missing, null or NaN. Raises ValueError for what is no text."""
     return clean(plain_text(row.get(column), f"{where}: {column!r}"), left_out).strip()
+
+
+def whole_number(text: str) -> str:
+    """An integer without decimals, "1" for "1.0", as a .csv has it beside missing values; other texts as they are."""
+    return re.sub(r"^(-?\d+)\.0+$", r"\1", text)
 
 
 def column_names(rows: Sequence[Row]) -> list[str]:

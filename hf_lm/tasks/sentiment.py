@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm.data.batches import Processes
 from hf_lm.data.overlap import UNSPACED
-from hf_lm.data.tables import Row, Table, cell, drop_empty_splits, hold_out, note_unread, pick_column
+from hf_lm.data.tables import Row, Table, cell, drop_empty_splits, hold_out, note_unread, pick_column, whole_number
 from hf_lm.evaluation.intervals import Estimate
 from hf_lm.evaluation.metrics import Classification
 from hf_lm.tasks.losses import label_loss
@@ -75,7 +75,7 @@ def _short(label: str) -> str:
 
 
 def _is_minus_one(row: Row, label: str) -> bool:
-    return str(row.get(label)).strip() == "-1"
+    return whole_number(str(row.get(label)).strip()) == "-1"
 
 
 def _rows(
@@ -83,7 +83,7 @@ def _rows(
 ) -> Iterator[Row]:
     for number, row in enumerate(rows, 1):
         words = cell(row, text, f"{where} row {number}", left_out)
-        name = cell(row, label, f"{where} row {number}", left_out)
+        name = whole_number(cell(row, label, f"{where} row {number}", left_out))
         if not words:
             left_out["rows_without_text"] += 1
         elif name in unlabelled:
