@@ -342,6 +342,22 @@ def test_an_answer_stands_unless_its_question_is_marked_as_impossible(tmp_path, 
     assert [row["answers"] for row in table.rows["train"]] == [["104"], [], [], []]
 
 
+@pytest.mark.parametrize("answers", ["answers", "answer", "answer_text"])
+def test_the_start_of_an_answer_may_be_a_column(tmp_path, answers):
+    context = "Ann asks Ann."
+    rows = [f'"{context}",Who {i}?,Ann,{("9", "9.0", " 9")[i % 3]}' for i in range(20)]  # 9.0 beside missing values
+    (tmp_path / "train.csv").write_text("\n".join([f"context,question,{answers},answer_start", *rows]))
+    nothing = {"context": context, "question": "Who?", answers: None, "answer_start": None}
+    write(tmp_path / "validation.jsonl", [nothing | {answers: ["Ann"], "answer_start": [9]}])
+    several = nothing | {answers: ["asks", "Ann"], "answer_start": [4, 9]}
+    write(tmp_path / "test.jsonl", [nothing | {answers: ["Ann"], "answer_start": 9.0}, nothing, several])
+    table = load_table(str(tmp_path))
+    read_question_answering(table)
+    assert [row["starts"] for row in table.rows["train"]] == [[9]] * 20
+    assert [row["starts"] for row in table.rows["validation"] + table.rows["test"]] == [[9], [9], [], [4, 9]]
+    assert not any("not read" in note for note in table.notes)
+
+
 def test_rows_with_an_empty_source_or_target_are_counted_and_a_split_of_them_is_cut_anew(tmp_path):
     write(tmp_path / "train.jsonl", [*PAIRS, {"source": "", "target": "x"}, {"source": "x", "target": None}])
     write(tmp_path / "validation.jsonl", [{"source": "x", "target": " "}])

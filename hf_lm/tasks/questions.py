@@ -1,20 +1,23 @@
 """Rows of questions: SQuAD's nested articles and flat rows, with answers that stand at their offsets."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from hf_lm.data.reading import SURROGATE, plain_text
-from hf_lm.data.tables import Row, Table, cell, drop_empty_splits, hold_out, note_unread, pick_column
+from hf_lm.data.tables import Row, Table, cell, drop_empty_splits, hold_out, note_unread, pick_column, whole_number
 
 QUESTION, CONTEXT = ("question", "query", "0"), ("context", "passage", "document")  # columns, as they are often called
+ANSWERS = ("answers", "answer", "answer_text")
 
 
 def read_question_answering(table: Table, *, question: str = "", context: str = "", answers: str = "") -> None:
     """Reduce a table to rows of {"id", "question", "context", "answers": [str], "starts": [int]}.
 
-    Takes SQuAD's nested articles (v1 and v2) and flat rows. An offset at which the answer does not stand is repaired
-    where the text occurs once in the context; otherwise the row is left out of train, and counted: its answer is not
-    there, or in several places. Missing splits are cut by context.
+    Takes SQuAD's nested articles (v1 and v2) and flat rows, of which `answer_start` may be a column. An
+    offset at which the answer does not stand is repaired where the text occurs once in the context; otherwise the row
+    is left out of train, and counted: its answer is not there, or in several places. Missing splits are cut by
+    context.
     """
     where = f"--dataset {table.source}"
     if table.rows["train"] and "paragraphs" in table.rows["train"][0]:
@@ -27,10 +30,10 @@ def read_question_answering(table: Table, *, question: str = "", context: str = 
     names = {
         "question": pick_column(first, question, QUESTION, option="--question", where=where),
         "context": pick_column(first, context, CONTEXT, option="--context", where=where),
-        "answers": pick_column(first, answers, ("answers", "answer"), option="--answers", where=where),
+        "answers": pick_column(first, answers, ANSWERS, option="--answers", where=where),
     }
     table.columns = names
-    note_unread(table, (*names.values(), "id", "is_impossible"))
+    note_unread(table, (*names.values(), "answer_start", "id", "is_impossible"))
     for split, rows in table.rows.items():
         found = [
             _row(row, number, names, table.left_out, f"{where}, {split} row {number + 1}")
@@ -72,6 +75,10 @@ def _row(row: Row, number: int, names: dict[str, str], left_out: Counter, where:
     given = row.get(names["answers"])
     if given is None or given != given or _is_true(row.get("is_impossible")):
         given = []
+    given = [given] if isinstance(given, str) else given
+    beside = _number(row.get("answer_start"))  # in a column of its own
+    if given and beside is not None and isinstance(given, list) and not isinstance(given[0], dict):
+        given = {"text": given, "answer_start": beside if isinstance(beside, list) else [beside]}
     if isinstance(given, dict):  # {"text": [...], "answer_start": [...]}
         if "text" not in given:
             there = ", ".join(map(repr, given)) or "nothing"
@@ -81,7 +88,6 @@ def _row(row: Row, number: int, names: dict[str, str], left_out: Counter, where:
         if not (isinstance(texts, list) and isinstance(starts, list) and len(texts) == len(starts)):
             raise ValueError(f"{where}: the answers' text and answer_start must be lists of one length.")
         given = [{"text": text, "answer_start": start} for text, start in zip(texts, starts, strict=True)]
-    given = [given] if isinstance(given, str) else given
     given = given if isinstance(given, list) else [given]
     given = [one if isinstance(one, dict) else {"text": one} for one in given]
     given = [one | {"text": plain_text(one.get("text"), f"{where}: an answer's text")} for one in given]
@@ -90,6 +96,14 @@ def _row(row: Row, number: int, names: dict[str, str], left_out: Counter, where:
     starts = [_place(one, context, left_out, where) for one in given]
     key = str(row.get("id", number))
     return {"id": key, "question": question, "context": context, "answers": answers, "starts": starts}
+
+
+def _number(start: object) -> object:
+    """A start, which a .csv holds as text; None for an empty cell and NaN."""
+    if isinstance(start, str):
+        text = whole_number(start.strip())
+        return int(text) if re.fullmatch(r"-?\d+", text) else text or None
+    return start if start == start else None
 
 
 def _is_true(value: object) -> bool:
