@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from hf_lm.data.tables import Row, Table, hold_out, note_unread, pick_column
+from hf_lm.data.tables import Row, Table, column_names, hold_out, note_unread, pick_column
 from hf_lm.evaluation.metrics import Translation as Metric
 from hf_lm.tasks.rows import Scores
 from hf_lm.tasks.start import Start
@@ -29,7 +29,7 @@ def read_translation(table: Table, *, source: str, target: str) -> None:
     where, first = f"--dataset {table.source}", table.rows["train"]
     if not table.languages and all(re.fullmatch(r"[a-z]{2}", name) for name in (source, target)):
         table.languages = [source, target]  # as files called train.en and train.de say
-    columns = first[0].keys()
+    columns = set(column_names(first))
     languages = all(re.fullmatch(LANGUAGE, name) for name in (source, target))
     if languages and {"source", "target"} <= columns and not {source, target} & columns:
         source, target = "source", "target"
