@@ -182,7 +182,7 @@ def test_a_stopped_file_of_predictions_is_continued_by_the_same_model_alone(tmp_
     told = {"model": str(tmp_path), "fingerprint": model_fingerprint(str(tmp_path)), "task": "sentiment"}
     assert rows[1] == said | told
     first = complete.index(b"\n") + 1
-    for size in range(first, len(complete)):  # stopped anywhere after a complete line, also within a character
+    for size in range(len(complete)):  # stopped anywhere, also within a character
         output.write_bytes(complete[:size])
         predict("sentiment", str(tmp_path), str(source), str(output))
         assert output.read_bytes() == complete

@@ -192,16 +192,18 @@ def _keep_lines(path: Path, inputs: Sequence[Input], shared: dict[str, Any]) -> 
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a file is empty or begins with a line that `write_lines` writes for `predict` or `generate_lines`."""
+    """Whether a file is empty or begins with a line that `write_lines` writes for `predict` or `generate_lines`.
+
+    Of a first line that was cut short `_keep_lines` compares the input.
+    """
     with path.open("rb") as file:
-        if not (line := file.readline()):
-            return True
-    row = json.loads(line)
-    return (
-        line.endswith(b"\n")
-        and {"input", "model"} <= row.keys()
-        and bool({"prediction", "continuations"} & row.keys())
-    )
+        line = file.readline()
+    try:
+        row = json.loads(line)
+    except ValueError:
+        begin = b'{"input": '
+        return not line.endswith(b"\n") and line[: len(begin)] == begin[: len(line)]
+    return {"input", "model"} <= row.keys() and bool({"prediction", "continuations"} & row.keys())
 
 
 def _difference(before: object, now: object) -> str:
