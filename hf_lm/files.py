@@ -63,7 +63,7 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
         return
     aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        with aside.open("xb") as file:
+        with naming(path), aside.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -73,6 +73,17 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
         sync(path.parent)
     except BaseException:
         aside.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """A disk that is full while a file is written refuses without a name: it is given this one."""
+    try:
+        yield
+    except OSError as error:
+        if full_disk(error) and error.filename is None:
+            error.filename = str(path)
         raise
 
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import resource
+import signal
 
 import pytest
 from test_writing import typed
@@ -204,6 +206,23 @@ def test_a_file_of_predictions_is_written_by_one_command_at_once(tmp_path):
         return lambda piece: [{"prediction": text} for text in piece]
 
     assert write_lines(["a"], str(output), start, model=str(tmp_path), shared={}, description="") == 1
+    assert [each.name for each in tmp_path.iterdir()] == ["out.jsonl"]
+
+
+def test_a_full_disk_is_named_by_the_file_that_is_written(tmp_path):
+    before, limits = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
+    answers = lambda: lambda piece: [{"prediction": text} for text in piece]  # noqa: E731
+    same = {"model": str(tmp_path), "shared": {}, "description": ""}
+    resource.setrlimit(resource.RLIMIT_FSIZE, (80, limits[1]))  # bytes: the lock of predictions fits
+    try:
+        with pytest.raises(OSError, match=r"File too large: '.*/out\.jsonl'$"):
+            write_lines(["a" * 90], str(tmp_path / "out.jsonl"), answers, **same)
+        with pytest.raises(OSError, match=r"File too large: '.*/a\.json'$"):
+            write_whole(tmp_path / "a.json", "1" * 90)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert write_lines(["a" * 90], str(tmp_path / "out.jsonl"), answers, **same) == 1
     assert [each.name for each in tmp_path.iterdir()] == ["out.jsonl"]
 
 

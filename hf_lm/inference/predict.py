@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from hf_lm.data.reading import SUFFIXES, clean, read_lines, read_rows, suffix
 from hf_lm.data.tables import pick_column
-from hf_lm.files import held, holder, refuse_foreign
+from hf_lm.files import held, holder, naming, refuse_foreign
 from hf_lm.inference.decoding import Decoding
 
 COLUMNS = (  # as the recipes and prompts call a text
@@ -129,6 +129,7 @@ def write_lines(
         rest = iter(inputs[written:])
         answer = start() if written < len(inputs) else None
         with (
+            naming(path),
             path.open("a", encoding="utf-8") as file,
             tqdm(total=len(inputs), initial=written, desc=description, disable=None) as bar,
         ):
