@@ -202,7 +202,7 @@ def fill_cache(folder: Path, write: Callable[[Path], object]) -> None:
         parent.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as until_renamed:
             while True:
-                with _locked(parent):
+                with locked(parent):
                     if folder.exists():
                         if not (what := damage(folder)):
                             return
@@ -211,15 +211,15 @@ def fill_cache(folder: Path, write: Callable[[Path], object]) -> None:
                     writers = _clear_leftovers(parent, of=folder.name)
                     if not writers:
                         aside.mkdir()
-                        until_renamed.enter_context(_locked(aside / MANIFEST))
+                        until_renamed.enter_context(locked(aside / MANIFEST))
                         break
-                with contextlib.suppress(OSError), _locked(writers[0] / MANIFEST):
+                with contextlib.suppress(OSError), locked(writers[0] / MANIFEST):
                     pass  # until that process has renamed its folder, or has ended
             write(aside)
             write_manifest(aside)
             for path in (*aside.iterdir(), aside):
                 sync(path)
-            with _locked(parent):
+            with locked(parent):
                 if damage(folder):  # else another process was faster
                     shutil.rmtree(folder, ignore_errors=True)
                     os.replace(aside, folder)
@@ -243,7 +243,7 @@ def _clear_leftovers(parent: Path, *, of: str) -> list[Path]:
     writers = []
     for leftover in parent.glob(".aside-*"):
         try:
-            with _locked(leftover / MANIFEST, wait=False):
+            with locked(leftover / MANIFEST, wait=False):
                 shutil.rmtree(leftover)
         except BlockingIOError:
             writers += [leftover] if leftover.name.startswith(f".aside-{of}-") else []
@@ -283,7 +283,7 @@ def damage(folder: Path) -> str:
 
 
 @contextlib.contextmanager
-def _locked(path: Path, *, wait: bool = True) -> Iterator[None]:
+def locked(path: Path, *, wait: bool = True) -> Iterator[None]:
     """Hold the lock of a folder, or of a file, which is made where it is absent. A process that ends releases it.
 
     Without `wait`, raises OSError where another holds it. A system without such locks is taken for one process.

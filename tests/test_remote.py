@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import resource
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from hf_lm.data.tables import Table
+from hf_lm.files import locked
 from hf_lm.scoring.api import answers_in, complete, draw, messages_of
 from hf_lm.scoring.score import Data, score_api
 from hf_lm.tasks.by_name import TASKS
@@ -143,6 +145,38 @@ NONSENSE = [
     *((step, "no completion: ") for step in ("empty", "no message", "parts")),
     ("error", "overloaded"),
 ]
+
+
+def test_answers_that_another_program_keeps_meanwhile_stay(server, asked, tmp_path, monkeypatch):
+    path, answer = tmp_path / "a.jsonl", server.answer
+
+    def killed(text):
+        if text == "number 5":  # another program was killed while it wrote
+            with locked(path), path.open("a") as file:
+                file.write('{"asked": "cut off in the mid')
+        return answer(text)
+
+    monkeypatch.setattr(server, "answer", killed)
+    other = threading.Thread(target=run, args=(server, asked, path), kwargs={"rows": range(6, 12)})
+    other.start()
+    run(server, asked, path, rows=range(6))
+    other.join()
+    assert set(answers_in(path)) == {asked.key(i) for i in range(12)}
+
+
+def test_a_full_disk_is_named_with_what_is_kept(server, asked, tmp_path):
+    run(server, asked, tmp_path / "a.jsonl", rows=range(3))
+    before, limits = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "a.jsonl").stat().st_size * 2, limits[1]))
+        said = refused(server, asked, tmp_path / "a.jsonl", rows=range(3, 12))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    kept = answers_in(tmp_path / "a.jsonl")
+    assert f"File too large: '{tmp_path / 'a.jsonl'}'; {len(kept) - 3} of 9 answers are kept" in said
+    run(server, asked, tmp_path / "a.jsonl", [i for i in range(12) if asked.key(i) not in kept])
+    assert set(answers_in(tmp_path / "a.jsonl")) == {asked.key(i) for i in range(12)}
 
 
 @pytest.mark.parametrize(("step", "said"), NONSENSE)

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from hf_lm.data.overlap import normal_words
 from hf_lm.data.tables import Row
-from hf_lm.files import hash_text
+from hf_lm.files import hash_text, locked, naming
 from hf_lm.scoring.predictions import read_predictions
 from hf_lm.tasks.supervised import Supervised
 
@@ -111,16 +111,11 @@ def complete(
     client = _client(base_url, retries=retries, timeout=timeout)
     limits: dict[str, Any] = {"max_tokens": asked.max_tokens, "temperature": 0}
     kept = 0
-    if path.is_file():  # a last line without its end is what a killed run left
-        content = path.read_bytes()
-        path.write_bytes(content[: content.rfind(b"\n") + 1])
-    bar = tqdm(total=len(rows), desc=f"asking {model}", delay=2, leave=False, disable=None)
-    with bar, path.open("a", encoding="utf-8") as file:
+    with tqdm(total=len(rows), desc=f"asking {model}", delay=2, leave=False, disable=None) as bar:
         requests = _request_all(lambda row: _answer(client, model, asked.messages[row], limits), rows, at_once=at_once)
         try:
             for row, answer in requests:
-                file.write(json.dumps({"asked": asked.key(row), "answer": answer}) + "\n")
-                file.flush()
+                _keep(path, json.dumps({"asked": asked.key(row), "answer": answer}))
                 kept += 1
                 bar.update()
         except KeyboardInterrupt:
@@ -130,6 +125,16 @@ def complete(
             raise
         except Exception as error:
             raise _in_one_line(error, model, kept, len(rows)) from error
+
+
+def _keep(path: Path, answer: str) -> None:
+    """Append a line, while other programs may do so too; a last line that a killed one did not end is removed."""
+    with naming(path), locked(path), path.open("a+b") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+        if file.read() not in (b"", b"\n"):
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(answer.encode() + b"\n")
 
 
 def _client(base_url: str, *, retries: int, timeout: float) -> "OpenAI":
