@@ -266,12 +266,16 @@ def test_what_cannot_be_scored_is_refused_in_one_line(classifier, encoder, revie
 
 
 def test_the_command_leaves_a_table_a_file_and_a_picture(classifier, reviews, tmp_path, capsys):
-    main(["score", classifier, "--dataset", reviews, "--output", str(tmp_path / "scores.json")])
-    printed = capsys.readouterr().out
+    command = ["score", classifier, "--dataset", reviews, "--output", str(tmp_path / "scores.json")]
+    main(command)
+    printed, said = capsys.readouterr()
+    assert "replaces" not in said
     assert "accuracy" in printed
     assert "a classification head for" in printed
     assert json.loads((tmp_path / "scores.json").read_text())["main_metric"] == "accuracy"
     assert (tmp_path / "scores.png").read_bytes().startswith(b"\x89PNG")
+    main(command)
+    assert "scores.json holds an earlier result, which this one replaces: --output" in capsys.readouterr().err
 
 
 def named(*labels: str) -> Checkpoint:

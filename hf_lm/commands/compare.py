@@ -14,10 +14,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from hf_lm.scoring.compare_runs import compare_runs
-    from hf_lm.scoring.scoreboard import check_output, save_scores, show_scores
+    from hf_lm.scoring.scoreboard import announce_output, save_scores, show_scores
 
     if args.output:
-        check_output(args.output)
+        announce_output(args.output)
     result = compare_runs(args.runs, metrics=args.metrics, split=args.split)
     show_scores(result)
     if args.output:

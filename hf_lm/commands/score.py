@@ -43,9 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from hf_lm.scoring.score import score
-    from hf_lm.scoring.scoreboard import check_output, save_scores, show_scores
+    from hf_lm.scoring.scoreboard import announce_output, save_scores, show_scores
 
-    check_output(args.output)
+    announce_output(args.output)
     tasks = [task for task in args.harness.split(",") if task]
     if tasks:
         from hf_lm.scoring.harness import check_harness

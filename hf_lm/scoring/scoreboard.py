@@ -1,6 +1,7 @@
 """The output of `hf-lm score` and `hf-lm compare`: a table, a sentence per pair, scores.json, a picture."""
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,12 @@ def check_output(path: str | Path) -> Path:
         )
     refuse_foreign(path.with_suffix(".png"), ours=lambda picture: ours(path), option="--output")
     return path
+
+
+def announce_output(path: str | Path) -> None:
+    """Say on stderr that an earlier result will be replaced, while it can still be kept. Raises as `check_output`."""
+    if check_output(path).is_file():
+        print(f"{path} holds an earlier result, which this one replaces: --output names another file", file=sys.stderr)
 
 
 def save_scores(result: dict[str, Any], path: str | Path) -> list[Path]:
