@@ -59,8 +59,8 @@ def add_lora(
     }
     if not targets:
         raise ValueError(
-            f"--lora_rank {rank}: the body of {type(model).__name__} has no linear layer that LoRA could update: leave "
-            "it out, and every weight is trained."
+            f"--lora_rank {rank}: the body of {type(model).__name__} has no linear layer that LoRA could update: "
+            "leave it out, and every weight is trained."
         )
     config = LoraConfig(
         r=rank,
