@@ -44,11 +44,11 @@ def main(args: Arguments, training_args: TrainingArguments) -> dict:
     from datatrove.pipeline import dedup, tokens  # the extra `corpus`
 
     from hf_lm.corpus import steps
-    from hf_lm.corpus.stages import Report, Stages
+    from hf_lm.corpus.stages import Report, Stages, read_beside
 
-    files = steps.input_files(args.dataset)
+    beside = read_beside(args.evaluation, args.tokenizer, args.language_model)
     machine = {"executor": args.executor, "workers": args.workers, "partition": args.partition, "time": args.time}
-    stages = Stages(training_args, tasks=args.tasks, inputs=files, **machine)
+    stages = Stages(training_args, inputs=steps.input_files(args.dataset), beside=beside, tasks=args.tasks, **machine)
     folder, at, tokenizer = stages.folder, stages.at, stages.folder / "tokenizer"
     names = steps.filter_names(args.filters, args.dataset)
     kept = [step for name in names for step in (steps.quality_filter(name), steps.Count(f"after {name}"))]

@@ -17,7 +17,7 @@ from hf_lm.data.sources import load_corpus
 from hf_lm.evaluation.leakage import leaked_share
 from hf_lm.files import hash_text
 from hf_lm.tasks.language_modelling import LanguageModelling
-from hf_lm.tokenization.tokenizer import load_tokenizer
+from hf_lm.tokenization.tokenizer import load_tokenizer, train_bpe
 
 pytest.importorskip("datatrove")
 pytestmark = pytest.mark.slow
@@ -221,9 +221,36 @@ def test_a_corpus_is_continued_from_the_files_that_it_was_begun_with_and_by_one_
     with pytest.raises(ZeroDivisionError):
         first.run()
     for changed in (files | {"a.jsonl": 5}, files | {"c.jsonl": 21}, {"b.jsonl": 10}):
-        with pytest.raises(ValueError, match=r"was begun with other files of --dataset \([ac]\.jsonl was changed"):
+        with pytest.raises(ValueError, match=r"was begun with other files \(--dataset [ac]\.jsonl was changed"):
             Stages(args, inputs=changed, **made)
     assert Stages(args, inputs=files, **made).tasks == 2
+
+
+@pytest.mark.parametrize("option", ["evaluation", "tokenizer"])
+def test_a_corpus_is_not_continued_with_other_content_of_what_else_is_read(option, texts, tmp_path):
+    path = tmp_path / "read.txt"
+
+    def write(rows):
+        train_bpe(rows, vocab_size=300).save_pretrained(path) if option == "tokenizer" else path.write_text(rows[-1])
+
+    write(texts)
+    arguments = write_rows(tmp_path, [b"[1]"]) | {option: path}
+    with pytest.raises(ValueError, match="expected named columns"):
+        here("corpus.py", **arguments)
+    write(texts[:9])
+    with pytest.raises(ValueError, match=rf"was begun with other files \(--{option} .*/read\.txt was changed, added"):
+        here("corpus.py", **arguments)
+
+
+def test_the_content_of_a_language_model_is_recorded(tmp_path):
+    from hf_lm.corpus.stages import read_beside
+
+    (tmp_path / "model.bin").write_text("one")
+    before = read_beside([], "bpe", str(tmp_path / "model.bin"))
+    (tmp_path / "model.bin").write_text("two")
+    after = read_beside([], "bpe", str(tmp_path / "model.bin"))
+    assert [*before] == [*after] == [f"--language_model {tmp_path / 'model.bin'}"]
+    assert before != after
 
 
 def failing(data, rank, world_size):

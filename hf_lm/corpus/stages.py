@@ -15,18 +15,27 @@ from typing import Any
 import yaml
 
 from hf_lm.arguments import TrainingArguments
-from hf_lm.corpus.steps import EXECUTORS, PipelineStep  # pyright: ignore[reportAttributeAccessIssue]
+from hf_lm.corpus.steps import EXECUTORS, PipelineStep, evaluation_files  # pyright: ignore[reportAttributeAccessIssue]
 from hf_lm.data.scripts import LANGUAGES
 from hf_lm.data.token_files import PREFIX, RECORD, TOKENIZER, record_tokens
-from hf_lm.files import write_whole
+from hf_lm.files import hash_contents, write_whole
 from hf_lm.hub.records import read_report, read_run
 from hf_lm.output_folder import is_run, prepare_output, save_run
 from hf_lm.reporting import markdown
 from hf_lm.reporting.report import save_report, versions
-from hf_lm.tokenization.tokenizer import load_tokenizer
+from hf_lm.tokenization.tokenizer import load_tokenizer, tokenizer_fingerprint
 
 STAGES = "stages"  # folder of what is not needed when the corpus is complete
-INPUTS = "inputs.json"  # in it: the files that are read, and their bytes
+INPUTS = "inputs.json"  # in it: what is read, by its option and name, and its bytes or hash
+
+
+def read_beside(evaluation: Sequence[str], tokenizer: str, language_model: str) -> dict[str, str]:
+    """What is read beside the files of --dataset, by its option and name, and a hash of it."""
+    files = [("--evaluation", path) for path in evaluation_files(evaluation)]
+    files += [("--language_model", Path(language_model))] if Path(language_model).is_file() else []
+    found = {f"{option} {path}": hash_contents([("", path)]) for option, path in files}
+    trained = tokenizer == "bpe"
+    return found if trained else found | {f"--tokenizer {tokenizer}": tokenizer_fingerprint(load_tokenizer(tokenizer))}
 
 
 class Stages:
@@ -34,10 +43,10 @@ class Stages:
 
     `training_args` give the output folder and what run.yaml holds; `executor` names datatrove's: "local", "slurm"
     (which needs `partition` and `time`) or "ray". `workers` are tasks at the same time, 0 as many as the cores here
-    and as a cluster gives; `tasks` 0 are one for each of `inputs`, the files that are read and their bytes, 1000 at
-    most. A second start continues, with the same arguments and inputs only: others are refused. A start in the folder
-    of a finished corpus is refused, or with --resume_from_checkpoint shows its report again, and so is one where
-    another has not ended.
+    and as a cluster gives; `tasks` 0 are one for each of `inputs`, the files of --dataset and their bytes, 1000 at
+    most. `beside` is what else is read, and its hash. A second start continues, with the same arguments, inputs and
+    hashes only: others are refused. A start in the folder of a finished corpus is refused, or with
+    --resume_from_checkpoint shows its report again, and so is one where another has not ended.
     """
 
     def __init__(
@@ -48,11 +57,14 @@ class Stages:
         tasks: int,
         workers: int,
         inputs: Mapping[str, int],
+        beside: Mapping[str, str] | None = None,
         partition: str = "",
         time: str = "",
     ) -> None:
         self.folder, self.kind = Path(training_args.output_dir).resolve(), executor
-        self.inputs, self.tasks = dict(inputs), tasks or min(1000, max(1, len(inputs)))
+        self.inputs: dict[str, int | str] = {f"--dataset {name}": size for name, size in inputs.items()}
+        self.inputs |= beside or {}
+        self.tasks = tasks or min(1000, max(1, len(inputs)))
         self.report = self.folder / "report.json"
         self.workers = workers or (os.cpu_count() or 1 if executor == "local" else -1)
         self.slurm: dict[str, Any] = {"partition": partition, "time": time}
@@ -83,9 +95,9 @@ class Stages:
             begun = json.loads(self.at(INPUTS).read_bytes())
             if changed := sorted(name for name, _ in begun.items() ^ self.inputs.items()):
                 raise ValueError(
-                    f"{self.folder} was begun with other files of --dataset ({changed[0]} was changed, added or "
-                    "removed), and tasks that are complete would not be those of these: give the files of before to "
-                    "continue, another --output_dir, or --overwrite_output_dir."
+                    f"{self.folder} was begun with other files ({changed[0]} was changed, added or removed), and "
+                    "tasks that are complete would not be those of these: give the files of before to continue, "
+                    "another --output_dir, or --overwrite_output_dir."
                 )
 
     def at(self, name: str) -> Path:
