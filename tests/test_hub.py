@@ -350,7 +350,9 @@ def test_no_path_of_this_machine_is_published(reached, folder, tmp_path, monkeyp
         "samples": [{"prompt": "#!/usr/bin/python", "continuation": " /mnt/corpora/my reviews.tsv.gz"}],
     }
     (folder / "report.json").write_text(json.dumps(report))
-    (folder / "README.md").write_text(f"---\ntags: []\n---\nfrom {run['dataset']}, in {folder}/plots\n")
+    (folder / "README.md").write_text(
+        f"---\ntags: []\n---\nfrom {run['dataset']}, in {folder}/plots\n```bash\nhf-lm reproduce out/name\n```\n"
+    )
     before = contents(folder)
     push_to_hub(folder, "user/name")
     assert contents(folder) == before
@@ -366,14 +368,19 @@ def test_no_path_of_this_machine_is_published(reached, folder, tmp_path, monkeyp
     assert there["data"]["source"] == "my reviews.tsv"
     assert there["data"]["notes"] == [f"read ~/cache/x and data/y, not {'home/me'}lands/z"]
     assert there["samples"] == report["samples"]
-    assert files["README.md"].decode().endswith("from my reviews.tsv, in out/plots\n")
+    assert (
+        files["README.md"]
+        .decode()
+        .endswith("from my reviews.tsv, in out/plots\n```bash\nhf-lm reproduce user/name\n```\n")
+    )
     # What was published can be published again from where it was downloaded.
     copy = tmp_path / "copy"
     for name, content in files.items():
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         (copy / name).write_bytes(content)
     push_to_hub(copy, "user/copy")
-    assert reached.repos["user/copy"] == files
+    card = files["README.md"].replace(b"user/name", b"user/copy")
+    assert reached.repos["user/copy"] == files | {"README.md": card}
 
 
 def test_a_repository_is_checked_without_a_network(monkeypatch):

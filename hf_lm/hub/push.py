@@ -48,7 +48,7 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False, toke
     if base := _local_base(folder / "adapter"):
         print(f"not uploaded: adapter/, whose base {base} is a folder of this machine", file=sys.stderr)
     names = [path.relative_to(folder).as_posix() for path in files]
-    rewritten = as_published(folder, names)
+    rewritten = as_published(folder, names, repo_id)
     added = [
         CommitOperationAdd(path_in_repo=name, path_or_fileobj=rewritten.get(name, str(folder / name)))
         for name in names
@@ -192,11 +192,12 @@ def _local_base(adapter: Path) -> str:
     return base if Path(base).exists() else ""
 
 
-def as_published(folder: Path, uploaded: list[str]) -> dict[str, bytes]:
+def as_published(folder: Path, uploaded: list[str], repo_id: str = "") -> dict[str, bytes]:
     """run.yaml, report.json and README.md where they differ when published: without absolute paths of this machine.
 
     The report then records the files that are uploaded and no others. A path that is an argument is shortened to its
     last part; any other to the part after the folder of the run, the working directory or the home directory.
+    The card's command that runs again names `repo_id`, where readers of the card find the run.
     """
     run, report = read_run(folder) or {}, read_report(folder) or {}
     names = {f"{Path.home()}": "~"}
@@ -231,8 +232,11 @@ def as_published(folder: Path, uploaded: list[str]) -> dict[str, bytes]:
         changed["report.json"] = (json.dumps(rewritten, indent=2, ensure_ascii=False) + "\n").encode()
     card = folder / "README.md"
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
-    if rewrite(text) != text:
-        changed["README.md"] = rewrite(text).encode()
+    published_text = rewrite(text)
+    if repo_id:
+        published_text = re.sub(r"(?m)^hf-lm reproduce .*$", f"hf-lm reproduce {repo_id}", published_text)
+    if published_text != text:
+        changed["README.md"] = published_text.encode()
     return changed
 
 
