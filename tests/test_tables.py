@@ -136,6 +136,15 @@ def test_columns_called_source_and_target_are_read_whatever_their_languages(tmp_
     assert table.languages == (["en", "de"] if source == "en" else [])
 
 
+def test_sentences_of_a_list_are_joined_as_their_script_does():
+    rows = [{"document": ["Ann came.", "She left."], "summary": f"{i}"} for i in range(20)]
+    rows += [{"document": ["小安来了。", "她走了！", "Bye."], "summary": f"第{i}"} for i in range(20)]
+    table = Table("x", "", {"train": rows})
+    read_summarization(table)
+    sources = {row["source"] for split in table.rows.values() for row in split}
+    assert sources == {"Ann came. She left.", "小安来了。她走了！Bye."}
+
+
 def test_a_column_is_not_translated_into_itself(tmp_path):
     write(tmp_path / "pairs.jsonl", [{"en": f"number {i}", "de": f"Nummer {i}"} for i in range(30)])
     with pytest.raises(ValueError, match="the column 'en' is read and learned: give another --source or --target"):

@@ -5,6 +5,7 @@ source and writes the target. Both learn the end of the target, or they would ne
 """
 
 import copy
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
@@ -32,6 +33,7 @@ from hf_lm.tokenization.tokenizer import INCOMPLETE, encode_documents, special_t
 
 # Settings of a checkpoint's generation that hold for any data: they are about its tokens.
 OF_TOKENS = ("bos_token_id", "forced_eos_token_id", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens")
+UNSPACED_END = r"[\u3000-\u30ff\u3400-\u9fff\uff01-\uff65]"  # what a text without spaces ends with: marks, kana, Han
 SAMPLED = 2000  # training rows whose targets are encoded and decoded again
 NEGLIGIBLE = 0.01  # share of them that may come back changed before it is said
 
@@ -358,6 +360,11 @@ def mean_loss(answers: Sequence[tuple[str, float, int]]) -> float | None:
     return sum(answer[1] for answer in answers) / tokens if tokens else None
 
 
+def join_sentences(sentences: Sequence[str]) -> str:
+    """One text, with a space after each sentence that does not end in Chinese or Japanese, in letter or mark."""
+    return "".join(one if re.search(f"{UNSPACED_END}$", one) else f"{one} " for one in sentences)
+
+
 def to_sources_and_targets(table: Table, source: str, target: str) -> None:
     """Reduce a table to rows of {"source", "targets"}; those without either are left out and counted.
 
@@ -371,7 +378,7 @@ def to_sources_and_targets(table: Table, source: str, target: str) -> None:
             where = f"--dataset {table.source}, {split} row {number}"
             targets, read = ([one] if not isinstance(one, list) else one for one in (row.get(target), row.get(source)))
             targets = [clean(plain_text(one, f"{where}: {target!r}"), table.left_out).strip() for one in targets]
-            read = " ".join(plain_text(one, f"{where}: {source!r}") for one in read)
+            read = join_sentences([plain_text(one, f"{where}: {source!r}") for one in read])
             read, targets = clean(read, table.left_out).strip(), [one for one in targets if one]
             if read and targets:
                 kept.append({"source": read, "targets": targets})
