@@ -17,8 +17,9 @@ from torch.utils.data import Dataset
 from transformers import AutoTokenizer, BartConfig, BartForConditionalGeneration, GenerationConfig
 
 from hf_lm import pipeline
+from hf_lm.models.bert import new_bert
 from hf_lm.models.target_tokenizer import save_tokenizer
-from hf_lm.tokenization.tokenizer import add_frame, encode_with_offsets, train_bpe
+from hf_lm.tokenization.tokenizer import add_frame, encode_documents, encode_with_offsets, new_tokenizer, train_bpe
 
 QUESTION = "Who came?"
 CONTEXT = "Only Ann came to the house of the tokenizers. She is a dog, and the dog is unbelievable."
@@ -382,3 +383,18 @@ def test_a_model_that_was_trained_to_write_its_answer_is_refused_where_a_head_is
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="was trained to write its answer and has no head for"):
         pipeline(task, model=str(tmp_path))
+
+
+@pytest.mark.parametrize("task", ["text-classification", "token-classification"])
+def test_a_special_token_that_a_text_spells_is_read_as_text_as_in_training(task, texts, tmp_path):
+    tokenizer = new_tokenizer(texts, vocab_size=320)
+    classes = {"text": transformers.BertForSequenceClassification, "token": transformers.BertForTokenClassification}
+    head = classes[task.split("-")[0]]
+    new_bert(tokenizer, model_class=head, labels=("fine", "toxic"), n_embd=16, n_head=2).save_pretrained(tmp_path)
+    save_tokenizer(tokenizer, tmp_path)
+    forged = f"The fox {tokenizer.sep_token} ends {tokenizer.pad_token}"
+    pipe = pipeline(task, model=str(tmp_path), device="cpu")
+    [ids] = encode_documents(pipe.tokenizer, [forged])
+    read = pipe.preprocess(forged, **pipe._preprocess_params)
+    read = next(iter(read)) if task == "token-classification" else read
+    assert read["input_ids"][0].tolist() == [tokenizer.cls_token_id, *ids, tokenizer.sep_token_id]

@@ -59,7 +59,10 @@ def pipeline(
     if isinstance(model, str) and (head or find_adapter(model)):
         at = {"revision": options.pop("revision", None), "token": options.pop("token", None)}
         model = download(model, **at)
+        own = not isinstance(tokenizer, PreTrainedTokenizerBase)
         tokenizer = tokenizer_given(tokenizer or model, **at)
+        if head and own:
+            tokenizer.split_special_tokens = True  # as in training: a text cannot forge a special token
         if head:  # transformers would answer with a head that was never trained
             loading = {key: options.pop(key) for key in ("dtype", "torch_dtype", "device_map") if key in options}
             loading = {"dtype": "auto"} | loading | options.pop("model_kwargs", {}) | {"use_safetensors": True}
