@@ -76,11 +76,12 @@ def test_packing_isolation_finds_a_mask_of_ones_and_a_cache(trainer):
     assert not proofs.packing_isolation(model, collate_blocks, block_of_two(), isolate=True).passed
 
 
-def test_packing_isolation_finds_a_convolution_that_reads_a_few_tokens_back():
+@pytest.mark.parametrize("deviation", [0.02, 0.3])  # of a fresh model, whose leak is small
+def test_packing_isolation_finds_a_convolution_that_reads_a_few_tokens_back(deviation):
     """LFM2: attention keeps documents apart, and the convolutions between reach over the last tokens of a document."""
     config = transformers.Lfm2Config(
         vocab_size=320, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=2, layer_types=["conv", "full_attention"], use_cache=False, initializer_range=0.3,
+        num_key_value_heads=2, layer_types=["conv", "full_attention"], use_cache=False, initializer_range=deviation,
     )  # fmt: skip
     model = transformers.AutoModelForCausalLM.from_config(config)
     proof = proofs.packing_isolation(model, collate_blocks, block_of_two(), isolate=True)
