@@ -111,6 +111,17 @@ class TrainingArguments(transformers.TrainingArguments):
                 f"this is one of {os.environ['WORLD_SIZE']} processes, and accelerate takes it for the only one: "
                 "without GPUs give --use_cpu."
             )
+        # Accelerate sets an address for several processes, and torchrun, which starts them, the number.
+        if (
+            "ACCELERATE_USE_CPU" in os.environ
+            and "MASTER_ADDR" in os.environ
+            and self.world_size == 1
+            and not ({"WORLD_SIZE", "RANK"} & os.environ.keys())
+        ):
+            raise ValueError(
+                "`accelerate launch` was asked for several processes and started this one alone. On CPUs give it "
+                "--multi_gpu and no --cpu (hf-lm run does); for one process unset MASTER_ADDR."
+            )
         if self.max_cost and self.price_per_hour <= 0:
             raise ValueError("--max_cost needs --price_per_hour, what an hour of the devices costs.")
         if self.label_smoothing_factor:

@@ -201,6 +201,20 @@ def test_one_of_several_processes_that_is_taken_for_the_only_one_is_refused(tmp_
     assert done.stdout.splitlines() == [expected] * 2
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_only_process_that_was_started_of_several_is_refused(processes, tmp_path):
+    """`accelerate launch --cpu --num_processes 2` starts one."""
+    code = "from hf_lm.arguments import TrainingArguments as A\n"
+    code += "try: print(A('out', use_cpu=True).world_size)\nexcept ValueError as error: print(error)"
+    (tmp_path / "one.py").write_text(code)
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
+    done = subprocess.run(
+        [*launcher, str(tmp_path / "one.py")], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
+    refused = "`accelerate launch` was asked for several processes and started this one alone. On CPUs give it"
+    assert done.stdout.startswith("1\n" if processes == 1 else refused)
+
+
 @pytest.mark.parametrize(
     ("error", "processes", "ended"),
     [
