@@ -201,3 +201,10 @@ def test_two_processes_on_a_cpu_are_two_and_none_is_left(tmp_path):
 def test_an_error_of_a_process_without_arguments_is_masked(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["hf-lm"])
     assert masked("token hf_" + "a" * 34) == "token ***"
+
+
+def test_secrets_of_the_environment_and_passwords_of_addresses_are_masked(monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef" * 2)
+    monkeypatch.setenv("SHORT_KEY", "a")  # of which every text has some
+    said = masked("at https://ann:s3cret@host/v1 with 0123456789abcdef0123456789abcdef")
+    assert said == "at https://***@host/v1 with ***"

@@ -17,6 +17,7 @@ SECRETS = {
     "a Slack token": r"xox[abprs]-[0-9A-Za-z-]{20,}",
     "a web token": r"eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}",
     "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
+    "a password in an address": r"(?<=://)[^\s/:@]+:[^\s/@]+(?=@)",
 }
 START = r"(?<![A-Za-z0-9])"  # a Chinese character may precede
 SECRET = rf"{START}(?:{'|'.join(SECRETS.values())})"
@@ -68,8 +69,9 @@ def printable(text: str) -> str:
 
 
 def masked(text: str) -> str:
-    """`printable` text without what looks like a secret, the values of such options of this command and HF_TOKEN."""
-    known = {*_values(sys.argv[1:]), os.environ.get("HF_TOKEN", "")} - {""}
+    """`printable` text without what looks like a secret, and the values of such options and environment variables."""
+    of_environment = (value for name, value in os.environ.items() if names_secret(name) and len(value) >= 16)
+    known = {*_values(sys.argv[1:]), *of_environment, os.environ.get("HF_TOKEN", "")} - {""}
     patterns = [*map(re.escape, sorted(known, key=len, reverse=True)), SECRET]
     return re.sub("|".join(patterns), "***", printable(text))
 
