@@ -370,6 +370,24 @@ def test_a_number_is_not_right_without_its_point_or_percent_sign():
         assert answer_score(right, [right], by_character=True) == (1.0, 1.0)
 
 
+@pytest.mark.parametrize(
+    ("said", "right", "exact", "f1"),
+    [  # what the CMRC 2018 script gives, with nltk's word tokenizer
+        ("擒抱 (118)", "118", 0.0, 2 * 1 / (5 + 1)),
+        ("55.1", "55.1%", 0.0, 2 * 1 / (1 + 2)),
+        ("20–", "20–18", 0.0, 2 * 2 / (2 + 3)),
+        ("2018", "20–18", 0.0, 0.0),
+        ("集用DTIME(f(n))表示", "DTIME(f(n))", 0.0, 2 * 7 / (11 + 7)),
+        ("约1,388 (0.9", "1,388", 0.0, 2 * 1 / (4 + 1)),
+        ("T. Tsui画廊", "T. Tsui画廊", 1.0, 1.0),
+    ],
+)
+def test_marks_of_ascii_stand_apart_from_words_and_numbers_in_chinese_answers(said, right, exact, f1):
+    found = answer_score(said, [right], by_character=True)
+    assert found[0] == exact
+    close(found[1], f1)
+
+
 @given(
     st.text("春夏秋", min_size=1, max_size=7),
     st.lists(st.text("春夏秋", min_size=1, max_size=7), min_size=1, max_size=3),

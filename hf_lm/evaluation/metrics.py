@@ -23,6 +23,7 @@ from hf_lm.evaluation.intervals import PERCENT, POSITIVE, Estimate, Interval, me
 
 SENTENCE_ENDS = "。！？।॥؟۔։።፧။។"  # Chinese, Indic, Arabic, Urdu, Armenian, Ethiopic, Burmese and Khmer
 CMRC_MARKS = "-:_*^/\\~`+=～"  # beside those of Chinese: punctuation outside ASCII
+APART = re.compile(r"""[!"#$%&()<>?@\[\]{};–]|[.'](?!\w)|,(?!\d)""")  # of ASCII, each a token; 3.5 is one too
 UNSPACED_LETTER = re.compile(UNSPACED)
 HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 LATIN = "a-zA-Z0-9\u00aa-\u024f\u1e00-\u1eff"  # and superscripts
@@ -299,13 +300,14 @@ def _f1(common: int, predicted: int, true: int) -> float:
 def _mixed_tokens(text: str) -> list[str]:
     """Scripts without spaces by character, others by word, lower case, without the marks that CMRC's script drops.
 
-    Of other scripts' marks all are dropped; those that change a number are kept (3.5, 5%), as that script keeps them.
+    Of other scripts' marks all are dropped; those that change a number are kept (3.5, 5%, 20–18), as that script keeps
+    them. A mark of ASCII is a token of its own, as in its tokenizer, nltk's.
     """
-    return _spaced("".join(c for c in text.lower() if not _is_mark(c))).split()
+    return APART.sub(r" \g<0> ", _spaced("".join(c for c in text.lower() if not _is_mark(c)))).split()
 
 
 def _is_mark(c: str) -> bool:
-    return c in CMRC_MARKS or (c > "\x7f" and c not in "％‰．" and unicodedata.category(c)[0] == "P")
+    return c in CMRC_MARKS or (c > "\x7f" and c not in "％‰．–" and unicodedata.category(c)[0] == "P")
 
 
 def _longest_common_run(one: list[str], other: list[str]) -> int:
