@@ -128,6 +128,8 @@ def interval_of(
     metric between two finite bounds see `_of_a_share`.
     """
     examples, (least, most) = len(left_out), bounds
+    if not examples:  # as of precision where nothing is found and nothing was to be
+        return Interval(value)
     bounded = math.isfinite(most - least)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         scale = np.log if bounds == POSITIVE else np.asarray
