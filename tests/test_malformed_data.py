@@ -53,7 +53,7 @@ def test_a_zst_of_several_frames_is_read_to_its_end(tmp_path):
     assert "".join(documents(tmp_path / "a.txt.zst")).encode() == TEXT
 
 
-def test_gbk_and_utf_16_are_named_in_every_format(tmp_path):
+def test_gbk_utf_16_and_utf_32_are_named_in_every_format(tmp_path):
     chinese = "今天天气很好，我们去公园散步。"
     for name, text in (
         ("a.txt", chinese * 20),
@@ -65,9 +65,9 @@ def test_gbk_and_utf_16_are_named_in_every_format(tmp_path):
         path.write_bytes(text.encode("gbk"))
         with pytest.raises(ValueError, match=rf"{name} is GBK, not UTF-8"):
             documents(path)
-        for encoding in ("utf-16", "utf-16-le"):
+        for encoding in ("utf-16", "utf-16-le", "utf-32", "utf-32-le", "utf-32-be"):
             path.write_bytes(("plain words, in English. " * 50 + text).encode(encoding))
-            with pytest.raises(ValueError, match="UTF-16"):
+            with pytest.raises(ValueError, match=encoding[:6].upper()):
                 documents(path)
         path.write_bytes(text.encode())
         assert path.suffix == ".jsonl" or chinese in documents(path)[0]
@@ -183,6 +183,16 @@ def test_json_that_is_one_value_is_no_table(tmp_path):
         for read in (documents, read_rows):
             with pytest.raises(ValueError, match=rf"a\.json: expected a list of objects, got {said}"):
                 read(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("columns", [{"text": {"0": "a", "1": "b"}, "label": {"0": 1, "1": 0}}, {"0": {"text": "a"}}])
+def test_json_as_pandas_writes_it_by_default_is_refused_with_what_to_write(tmp_path, columns):
+    (tmp_path / "a.json").write_text(json.dumps(columns))
+    for read in (documents, read_rows):
+        with pytest.raises(ValueError, match=r"a\.json holds columns.* orient='records'"):
+            read(tmp_path / "a.json")
+    (tmp_path / "a.json").write_text('{"translation": {"en": "a", "de": "b"}}')
+    assert len(read_rows(tmp_path / "a.json")) == 1
 
 
 def test_a_folder_that_holds_only_a_test_split_is_not_trained_on(tmp_path):

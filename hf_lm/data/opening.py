@@ -24,10 +24,14 @@ def open_bytes(path: Path) -> BinaryIO | gzip.GzipFile:
 
 
 def check_encoding(data: bytes, path: Path) -> None:
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise ValueError(f"{path} is UTF-16, not UTF-8: convert it first (iconv -f UTF-16 -t UTF-8).")
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)):
+        bits = 32 if data.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)) else 16
+        raise ValueError(f"{path} is UTF-{bits}, not UTF-8: convert it first (iconv -f UTF-{bits} -t UTF-8).")
     if data.count(0) > len(data) // 4 and len(data) > 8:
-        raise ValueError(f"{path} is not UTF-8 text: a quarter of it is NUL. UTF-16? (iconv -f UTF-16LE -t UTF-8)")
+        bits = 32 if data.count(0) > len(data) // 2 else 16
+        raise ValueError(
+            f"{path} is not UTF-8 text: a quarter of it is NUL. UTF-{bits}? (iconv -f UTF-{bits}LE -t UTF-8)"
+        )
     text = data.decode("utf-8", "replace")
     bad = text.count("\ufffd")
     if bad > 3 and 2 * bad > sum(character > "\x7f" for character in text) and _is_gbk(data):

@@ -256,6 +256,11 @@ def _json(path: Path, cleaned: Counter) -> Iterator[dict[str, Any]]:
         lines = [line for line in data.splitlines() if line.strip()]
         found = [_parse(line, path, number, cleaned) for number, line in enumerate(lines, 1)]
     if isinstance(found, dict):
+        if found and all(isinstance(value, dict) and ("0" in value or "0" in found) for value in found.values()):
+            raise ValueError(
+                f"{path} holds columns or numbered rows, as pandas writes them by default, where a list of rows is "
+                "needed: write it with to_json(..., orient='records')."
+            )
         lists = [value for value in found.values() if isinstance(value, list) and value and isinstance(value[0], dict)]
         found = lists[0] if len(lists) == 1 else [found]
     if isinstance(found, list) and found and isinstance(found[0], str):
