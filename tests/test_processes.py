@@ -55,16 +55,17 @@ class StopAt(TrainerCallback):
         control.should_training_stop |= state.global_step == self.step
 
 
-def train(rank, folder, tokenizer, processes, batch, stop=0):
+def train(rank, folder, tokenizer, processes, batch, stop=0, trainer_class=InOrder):
     """The losses of two epochs, 19 rows each, and of rows; with `stop` of a run that was stopped there and resumed."""
+    run = folder, tokenizer, processes, batch, trainer_class
     if stop:
-        losses, _ = train_until(stop, folder, tokenizer, processes, batch)
-        resumed, scores = train_until(0, folder, tokenizer, processes, batch, checkpoint=f"checkpoint-{stop}")
+        losses, _ = train_until(stop, *run)
+        resumed, scores = train_until(0, *run, checkpoint=f"checkpoint-{stop}")
         return losses[:stop] + resumed[stop:], scores
-    return train_until(0, folder, tokenizer, processes, batch)
+    return train_until(0, *run)
 
 
-def train_until(stop, folder, tokenizer, processes, batch, checkpoint=""):
+def train_until(stop, folder, tokenizer, processes, batch, trainer_class, checkpoint=""):
     for state in (AcceleratorState, GradientState, PartialState):  # of the process that was forked
         state._reset_state()
     torch.manual_seed(0)
@@ -73,9 +74,10 @@ def train_until(stop, folder, tokenizer, processes, batch, checkpoint=""):
     lengths = torch.randint(4, 12, (ROWS,), generator=generator).tolist()
     rows = [torch.randint(0, len(tokenizer), (length,), generator=generator).tolist() for length in lengths]
     features = [{"input_ids": row, "labels": row} for row in rows]
-    trainer = InOrder(
+    trainer = trainer_class(
         model,
         TrainingArguments(
+            train_sampling_strategy="group_by_length",
             output_dir=str(folder / f"{processes}"),
             use_cpu=True,
             ddp_backend="gloo",
@@ -112,9 +114,10 @@ def test_two_processes_train_and_measure_as_one_and_count_no_row_of_an_epoch_twi
         assert scores_of_rank == pytest.approx(scores, rel=1e-4)
 
 
-def test_an_epoch_that_is_resumed_in_its_middle_counts_no_row_twice(tokenizer, tmp_path):
-    ((losses, scores),) = on_gloo(1, train, tmp_path, tokenizer, 1, 8, seconds=40)
-    for losses_of_rank, scores_of_rank in on_gloo(2, train, tmp_path, tokenizer, 2, 4, 4):
+@pytest.mark.parametrize("trainer_class", [InOrder, Trainer])
+def test_a_later_epoch_that_is_resumed_in_its_middle_counts_no_row_twice(trainer_class, tokenizer, tmp_path):
+    ((losses, scores),) = on_gloo(1, train, tmp_path, tokenizer, 1, 8, 0, trainer_class, seconds=40)
+    for losses_of_rank, scores_of_rank in on_gloo(2, train, tmp_path, tokenizer, 2, 4, 4, trainer_class):
         assert losses_of_rank == pytest.approx(losses, rel=1e-5)
         assert scores_of_rank == pytest.approx(scores, rel=1e-4)
 

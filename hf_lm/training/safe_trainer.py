@@ -218,6 +218,8 @@ class SafeTrainerMixin(_Trainer):
         if isinstance(self.train_dataset, Blocks):
             seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
             self.train_dataset.start_epoch(kwargs["epoch"], seed=seed)
+        # Where several processes resume within an epoch, accelerate lets no sampler know which one it is.
+        kwargs["train_dataloader"].set_epoch(kwargs["epoch"])
         # The Trainer would look only after another step, and forget what a callback said when training began.
         self.control.should_training_stop |= self.state.global_step >= self.state.max_steps
         if not self.control.should_training_stop:
