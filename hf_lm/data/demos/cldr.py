@@ -2,9 +2,11 @@
 
 import random
 from datetime import date, timedelta
+from functools import partial
 from typing import Any
 
 Row = dict[str, Any]
+DAYS = {"month": 30, "year": 365}  # of the units that timedelta does not know
 
 
 def phrases(source: str = "en", target: str = "de", *, rows: int = 6000, seed: int = 0) -> list[Row]:
@@ -18,35 +20,26 @@ def phrases(source: str = "en", target: str = "de", *, rows: int = 6000, seed: i
     names += [(one.languages[key], other.languages[key]) for key in one.languages if key in other.languages]
     names += [(one.currencies[key], other.currencies[key]) for key in one.currencies if key in other.currencies]
     currencies = ["EUR", "USD", "CNY", "JPY", "GBP", "CHF"]
-    lengths = ["hour", "minute", "day", "week", "month", "year"]
+    lengths: list[Any] = ["hour", "minute", "day", "week", "month", "year"]
     measures = ["length-kilometer", "mass-kilogram", "volume-liter", "temperature-celsius", "speed-kilometer-per-hour"]
 
     def pair() -> tuple[str, str]:
         kind = random_.randrange(4)
         if kind == 0:
             day = date(1900, 1, 1) + timedelta(days=random_.randrange(73_000))
-            width = random_.choice(["full", "long", "medium"])
-            return dates.format_date(day, width, locale=one), dates.format_date(day, width, locale=other)
-        if kind == 1:
+            said = partial(dates.format_date, day, random_.choice(["full", "long", "medium"]))
+        elif kind == 1:
             amount, currency = random_.randrange(1, 10**6) / 100, random_.choice(currencies)
-            return (
-                numbers.format_currency(amount, currency, locale=one, format_type="name"),
-                numbers.format_currency(amount, currency, locale=other, format_type="name"),
-            )
-        if kind == 2:
+            said = partial(numbers.format_currency, amount, currency, format_type="name")
+        elif kind == 2:
             span, unit = random_.randrange(2, 60), random_.choice(lengths)
-            many = timedelta(**{f"{unit}s": span}) if unit not in ("month", "year") else None
-            days = many or timedelta(days=span * (30 if unit == "month" else 365))
-            options = {"granularity": unit, "threshold": 10**6, "add_direction": True}
+            days = timedelta(days=span * DAYS[unit]) if unit in DAYS else timedelta(**{f"{unit}s": span})
             days = days if random_.random() < 0.5 else -days
-            return dates.format_timedelta(days, locale=one, **options), dates.format_timedelta(
-                days, locale=other, **options
-            )
-        amount, unit = random_.randrange(1, 5000) / random_.choice([1, 10]), random_.choice(measures)
-        return (
-            units.format_unit(amount, unit, "long", locale=one),
-            units.format_unit(amount, unit, "long", locale=other),
-        )
+            said = partial(dates.format_timedelta, days, granularity=unit, threshold=10**6, add_direction=True)
+        else:
+            amount, unit = random_.randrange(1, 5000) / random_.choice([1, 10]), random_.choice(measures)
+            said = partial(units.format_unit, amount, unit, "long")
+        return said(locale=one), said(locale=other)
 
     found = dict.fromkeys(names)
     while len(found) < rows:
@@ -72,31 +65,27 @@ def country_questions(*, seed: int = 0) -> list[Row]:
     countries = [key for key in codes if len(key) == 2 and key.isalpha() and key not in ("EU", "EZ", "UN", "ZZ")]
     for code in countries:
         name = english.territories[code]
-        tongues = [english.languages.get(key.split("_")[0]) for key in languages.get_official_languages(code)]
-        money = [english.currencies.get(key) for key in numbers.get_territory_currencies(code)]
-        facts = []
-        if tongues and tongues[0]:
-            facts.append(
-                (
-                    f"People in {name} speak ",
-                    tongues[0],
-                    " in offices and schools.",
-                    f"Which language is official in {name}?",
-                )
-            )
-        if money and money[0]:
-            facts.append(("Things are paid for in ", money[0], ".", f"What is the currency of {name}?"))
+        tongues = (english.languages.get(key.split("_")[0]) for key in languages.get_official_languages(code))
+        money = (english.currencies.get(key) for key in numbers.get_territory_currencies(code))
         try:
             day = days[babel.Locale("und", code).first_week_day]
         except Exception:  # CLDR has no such locale
             there = f"en_{code}" in localedata.locale_identifiers()
             day = days[babel.Locale.parse(f"en_{code}").first_week_day] if there else None
-        if day:
-            facts.append(("A week begins on ", day, ".", f"On which day does the week begin in {name}?"))
-        facts.append(("Its code on parcels and websites is ", code, ".", f"What is the code of {name}?"))
-        facts.append(
-            ("Its name has ", str(sum(map(str.isalpha, name))), " letters.", f"How many letters has the name {name}?")
-        )
+        letters = str(sum(map(str.isalpha, name)))
+        facts = [
+            (
+                f"People in {name} speak ",
+                next(tongues, ""),
+                " in offices and schools.",
+                "Which language is official in",
+            ),
+            ("Things are paid for in ", next(money, ""), ".", "What is the currency of"),
+            ("A week begins on ", day, ".", "On which day does the week begin in"),
+            ("Its code on parcels and websites is ", code, ".", "What is the code of"),
+            ("Its name has ", letters, " letters.", "How many letters has the name"),
+        ]
+        facts = [(before, answer, after, f"{asks} {name}?") for before, answer, after, asks in facts if answer]
         for _ in range(3):
             chosen = random_.sample(facts, k=min(len(facts), random_.randint(2, 4)))
             context, places = f"This is about {name}.", []
