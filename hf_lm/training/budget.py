@@ -32,9 +32,7 @@ class StopAtBudget(StopWithCheckpoint):
         self.saving = 1 + checkpoint_bytes / WRITING
         self._longest, self._last, self._asked = 0.0, clock(), 0.0
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
-    ) -> None:
+    def on_train_begin(self, *_: object, **__: object) -> None:
         self._last = self.clock()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
@@ -46,6 +44,6 @@ class StopAtBudget(StopWithCheckpoint):
             self.stop(state, control)
         self._asked = self.clock()
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+    def on_save(self, *_: object, **__: object) -> None:
         self.saving = max(1.0, self.clock() - self._asked)
         self._last = self.clock()

@@ -276,9 +276,7 @@ class OnTrainBegin(TrainerCallback):
     def __init__(self, action: Callable[[], None]) -> None:
         self.action = action
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
-    ) -> None:
+    def on_train_begin(self, *_: object, **__: object) -> None:
         self.action()
 
 
@@ -339,9 +337,7 @@ class StopOnSignal(StopWithCheckpoint):
             signal.signal(number, handler)
         self._previous = {}
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
-    ) -> None:
+    def on_train_begin(self, *_: object, **__: object) -> None:
         if threading.current_thread() is threading.main_thread():
             self._previous = {number: signal.signal(number, self._receive) for number in endings()}
             self._wakeup = signal.set_wakeup_fd(-1)  # a step may take longer than hf_lm.signals waits
@@ -351,7 +347,7 @@ class StopOnSignal(StopWithCheckpoint):
         if self.signal is not None:
             self.stop(state, control)
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+    def on_train_end(self, *_: object, **__: object) -> None:
         self.release()
 
     def release(self) -> None:

@@ -79,9 +79,7 @@ class Speedometer(TrainerCallback):
     ) -> None:
         self.peak = peak_flops(args.device, self.dtype) * args.world_size
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
-    ) -> None:
+    def on_step_begin(self, *_: object, **__: object) -> None:
         if self._start is None:
             self._start, self._counted = time.perf_counter(), self.tokens_seen()
 
@@ -89,7 +87,7 @@ class Speedometer(TrainerCallback):
         if control.should_evaluate or control.should_save:
             self._stop()
 
-    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+    def on_epoch_end(self, *_: object, **__: object) -> None:
         self._stop()  # an evaluation or a checkpoint may follow
 
     def _stop(self) -> None:
