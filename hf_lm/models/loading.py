@@ -149,14 +149,6 @@ def check_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, name_o
         )
 
 
-def load_masked_lm(name_or_path: str) -> PreTrainedModel:
-    """A masked language model in float32; one saved without its language modelling head is refused.
-
-    Raises OSError or ValueError in one line.
-    """
-    return load_weights(AutoModelForMaskedLM, str(name_or_path), load_config(name_or_path))
-
-
 def _saved_as(config: PreTrainedConfig) -> type:
     """The auto class that checkpoints of this family are usually saved as."""
     kind = family(config)
@@ -190,8 +182,8 @@ def load_weights(
         raise ValueError(f"{name_or_path} is a {config.model_type}, for which transformers has no {task} head.")
     if torch.get_default_device().type == "meta":
         model = auto_class.from_config(config)
-        model.name_or_path = name_or_path
-        _record(model, loaded_from=name_or_path, at_random=[])
+        model.name_or_path = model.loaded_from = name_or_path
+        model.at_random = []
         return model
     model, missing, resized = _read(auto_class, name_or_path, config, quantize=quantize, **options)
     _check_shapes(name_or_path, {k: v for k, v in resized.items() if HEAD not in new or in_body(model, k)})
@@ -215,13 +207,8 @@ def load_weights(
         if weight.is_floating_point() and not weight.is_meta and not weight.isfinite().all():
             raise ValueError(f"{name_or_path}: {key} holds values that are not finite numbers; give other weights.")
     at_random = [key.removesuffix(".weight") for key in sorted(missing | resized.keys())]
-    _record(model, loaded_from=name_or_path, at_random=at_random)
+    model.loaded_from, model.at_random = name_or_path, at_random  # pyright: ignore[reportArgumentType] - no tensors
     return model
-
-
-def _record(model: PreTrainedModel, **facts: object) -> None:
-    for name, value in facts.items():
-        setattr(model, name, value)
 
 
 def _only_errors(record: logging.LogRecord) -> bool:

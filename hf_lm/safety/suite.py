@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from transformers import (
     MODEL_FOR_MASKED_LM_MAPPING,
+    AutoModelForMaskedLM,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -17,7 +18,7 @@ from transformers import (
 from hf_lm.data.sources import Corpus
 from hf_lm.evaluation.classifiers import class_probabilities, has_several_labels, load_classifier
 from hf_lm.models.configuration import family, find_adapter, load_config
-from hf_lm.models.loading import load_causal_lm, load_masked_lm
+from hf_lm.models.loading import load_causal_lm, load_weights
 from hf_lm.safety.continuations import Guard, continue_prompts
 from hf_lm.safety.counterfactuals import (
     Prompt,
@@ -63,7 +64,7 @@ def load_any(name: str, *, device: str | torch.device = "cpu") -> tuple[PreTrain
     tokenizer = load_tokenizer(name)
     set_pad(tokenizer)
     if type(config) in MODEL_FOR_MASKED_LM_MAPPING and family(config) == "encoder":
-        model = load_masked_lm(name)
+        model = load_weights(AutoModelForMaskedLM, name, config)  # one saved without its head is refused
     else:
         model = load_causal_lm(name, tokenizer=tokenizer)
     model.to(device)  # pyright: ignore[reportArgumentType]  (decorated without its type)
