@@ -151,12 +151,32 @@ def changed(run, folder, **report):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("seconds", "x"), ("processes", "x"), ("versions", ["x"]), ("data", 1), ("model", "x"), ("metrics", [])],
+    [
+        *(("seconds", "x"), ("versions", ["x"]), ("data", 1), ("model", "x"), ("metrics", [])),
+        *(("processes", "x"), ("processes", 1.5), ("processes", 0), ("processes", True)),
+    ],
 )
 def test_a_report_with_odd_values_is_one_line(runs, tmp_path, monkeypatch, key, value):
     monkeypatch.setattr("subprocess.run", lambda *args, **kwargs: SimpleNamespace(returncode=0))
     with pytest.raises(ValueError, match=r"report\.json or predictions\.jsonl is not what a run writes \("):
         reproduce(changed(runs / "first", tmp_path / "run", **{key: value}), tmp_path / "new")
+
+
+def test_more_processes_on_cpus_than_this_machine_has_are_not_started(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr("subprocess.run", lambda *args, **kwargs: pytest.fail("started"))
+    with pytest.raises(ValueError, match=r"was a run of 100,000 processes; this machine has \d+ cores"):
+        reproduce(changed(runs / "first", tmp_path / "run", processes=100_000), tmp_path / "new")
+
+
+@pytest.mark.slow
+def test_a_run_of_two_processes_on_cpus_is_started_on_two_and_stopped_at_its_steps(runs, tmp_path):
+    words = ["run", "--num_processes", "2", "sentiment", "--use_cpu", "--config", str(runs / "first" / "run.yaml")]
+    words = [sys.executable, "-m", "hf_lm.cli", *words, "--output_dir", str(tmp_path / "two")]
+    words += ["--per_device_train_batch_size", "4"]  # of each of the two
+    subprocess.run(words, check=True, capture_output=True, timeout=300)
+    verdicts = reproduce(str(tmp_path / "two"), tmp_path / "new", steps=2)
+    assert [each.what for each in verdicts] == ["loss at step 1", "loss at step 2"]
+    assert overall(verdicts) == "identical"
 
 
 @pytest.mark.parametrize("row", ["1", '{"split": "test", "reference": []}', '{"split": "test"}'])

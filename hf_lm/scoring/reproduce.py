@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 import tempfile
@@ -130,8 +131,8 @@ def what_differs(published: Published) -> list[str]:
         for name in there
         if here.get(name) != there[name]
     ]
-    if published.report.get("processes", 1) > 1:
-        lines.append(f"{published.report['processes']} processes there: the batch of each step is divided among them")
+    if (processes := processes_of(published)) > 1:
+        lines.append(f"{processes} processes there: the batch of each step is divided among them")
     return lines
 
 
@@ -156,10 +157,24 @@ def command(
     if commit and "@" not in run["dataset"]:
         run["dataset"] += f"@{commit}"  # of the Hub: as it was
     config.write_text(yaml.safe_dump(run, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    recipe = find_recipes()[published.report["recipe"]].path
-    n = published.report.get("processes", 1)
-    launcher = [] if n == 1 else ["-m", "accelerate.commands.launch", "--num_processes", str(n)]
-    return [sys.executable, *launcher, str(recipe), "--config", str(config)]
+    recipe, processes = published.report["recipe"], processes_of(published)
+    if processes == 1:
+        return [sys.executable, str(find_recipes()[recipe].path), "--config", str(config)]
+    words = ["-m", "hf_lm.cli", "run", "--num_processes", str(processes), recipe, "--config", str(config)]
+    return [sys.executable, *words, *["--use_cpu"] * bool(run.get("use_cpu"))]  # which the launcher must know too
+
+
+def processes_of(published: Published) -> int:
+    """Of how many processes a run was: a launcher starts as many. Raises TypeError where that is no number.
+
+    Raises ValueError for more processes on CPUs than there are here; the launcher itself refuses more than the GPUs.
+    """
+    processes, cores = published.report.get("processes", 1), os.cpu_count() or 1
+    if type(processes) is not int or processes < 1:
+        raise TypeError(f"processes: {processes!r:.40}")
+    if processes > cores and published.run.get("use_cpu"):
+        raise ValueError(f"{published.source} was a run of {processes:,} processes; this machine has {cores} cores.")
+    return processes
 
 
 def base_at_its_commit(published: Published) -> str:
