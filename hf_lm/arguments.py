@@ -338,7 +338,7 @@ def _parse(arguments_class, training_arguments_class, argv, recipe_defaults, fre
     try:
         objects = [c(**{f.name: resolved[f.name] for f in fields(c) if f.init}) for c in parser.dataclass_types]
     except (ValueError, TypeError, ImportError) as error:
-        raise ValueError(str(error).split("\n")[0] or type(error).__name__) from error
+        raise ValueError(str(error) or type(error).__name__) from error
     args, training_args = objects
     if not dry_run.active():  # before any work: fit, which makes the folder, comes after the tokenizer and the model
         check_output(

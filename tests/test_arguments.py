@@ -100,6 +100,7 @@ def test_values_of_every_kind_pass_through_yaml(parse):
         (["--dataset=--"], None, ["command line", "'--dataset=--'"]),
         (["out/model"], None, ["out/model", "--key value"]),
         (["--config", "missing.yaml"], None, ["--config", "missing.yaml"]),
+        (["--load_best_model_at_end", "1", "--eval_strategy", "epoch"], None, ["load_best", "EPOCH", "STEPS"]),
     ],
 )
 def test_a_wrong_key_or_value_ends_in_one_line_that_names_it(parse, argv, config, expected):
