@@ -595,7 +595,8 @@ def test_a_budget_that_is_not_reached_changes_nothing(make_trainer, tmp_path):
 
 
 def test_a_run_over_its_budget_says_so_at_the_start_and_how_to_go_on_at_the_end(tiny, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["pretrain.py", *tiny, "--max_hours", "0.0001", "--skip_proofs", "leakage"])
+    short = ["--max_hours", "0.0001", "--skip_proofs", "leakage", "--output_dir", str(tmp_path / "my run")]
+    monkeypatch.setattr(sys, "argv", ["pretrain.py", *tiny, *short])
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     with pytest.raises(SystemExit) as stopped:
         runpy.run_path(str(ROOT / "recipes" / "pretrain.py"), run_name="__main__")
@@ -603,8 +604,8 @@ def test_a_run_over_its_budget_says_so_at_the_start_and_how_to_go_on_at_the_end(
     said = capsys.readouterr().out
     assert "more than its budget of 0 s: it will stop with a checkpoint" in said
     assert "checkpoint-1 is complete" in said
-    assert "--resume_from_checkpoint latest" in said
-    assert find_checkpoint("latest", tmp_path / "out").name == "checkpoint-1"
+    assert f"--config '{tmp_path / 'my run' / 'run.yaml'}' --resume_from_checkpoint latest" in said
+    assert find_checkpoint("latest", tmp_path / "my run").name == "checkpoint-1"
 
 
 def test_the_report_says_plan_and_measurement_in_one_line():

@@ -211,6 +211,13 @@ def test_the_card_says_how_to_repeat_the_run_and_what_its_checks_found(card):
     assert "| 很好 \\| &lt;b> | positive | negative |" in card.text
 
 
+def test_the_command_that_runs_again_takes_the_folder_for_one_word(tmp_path):
+    folder = tmp_path / "my run"
+    folder.mkdir()
+    write_card(FINE_TUNED, folder)
+    assert "\nhf-lm reproduce 'my run'\n" in (folder / "README.md").read_text(encoding="utf-8")
+
+
 def hostile(value):
     """The same report with all that comes from data, arguments or a model replaced by hostile text."""
     if isinstance(value, dict):

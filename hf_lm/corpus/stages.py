@@ -6,6 +6,7 @@
 import contextlib
 import json
 import os
+import shlex
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -152,7 +153,8 @@ class Stages:
             self._run_each()
         report = json.loads(self.report.read_bytes())
         print("\n".join(summary(report)))
-        print(f"To train on it: accelerate launch recipes/pretrain.py --dataset {PREFIX}{self.folder}")
+        dataset = shlex.quote(f"{PREFIX}{self.folder}")
+        print(f"To train on it: accelerate launch recipes/pretrain.py --dataset {dataset}")
         return report
 
 

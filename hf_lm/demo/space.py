@@ -1,6 +1,7 @@
 """`hf-lm demo --export`: a folder that is ready to be a Hugging Face Space."""
 
 import json
+import shlex
 import shutil
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -68,7 +69,7 @@ def export_space(models: Sequence[str], folder: str | Path) -> Path:
     named: dict[str, str] = {}  # as given: as the Space finds it
     for name in models:
         if (Path(name) / "adapter_config.json").is_file() and not (Path(name) / "config.json").is_file():
-            raise ValueError(f"{name} is an adapter; make it a model first: hf-lm merge {name}")
+            raise ValueError(f"{name} is an adapter; make it a model first: hf-lm merge {shlex.quote(name)}")
         kind_of(load_config(name), read_report(name) or {})
         if Path(name).is_dir():
             check_complete(Path(name))

@@ -1,6 +1,7 @@
 """An exported file is written aside and put in place when it has been compared with its folder."""
 
 import os
+import shlex
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,8 @@ MARK = "hf_lm.version"  # the key in a file's metadata by which a file of ours i
 def check_places(folder: str, output: Path, *, ours: Callable[[Path], bool]) -> None:
     """Raise where the folder is not a complete model or the output cannot be written, before any work. In one line."""
     if find_adapter(folder):
-        raise ValueError(f"{folder} is an adapter: merge it first (hf-lm merge {folder} MERGED), and export MERGED.")
+        merge = shlex.join(["hf-lm", "merge", folder, "MERGED"])
+        raise ValueError(f"{folder} is an adapter: merge it first ({merge}), and export MERGED.")
     check_checkpoint(folder)
     if not output.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {output.parent} for {output.name}: make it, or give --output.")

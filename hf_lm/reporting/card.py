@@ -297,7 +297,8 @@ def _training(report: dict[str, Any], folder: Path) -> str:
         lines += ["", fenced(_command(report["recipe"], report.get("arguments", {})), "bash")]
         here = folder.name if folder.is_absolute() else folder.as_posix()
         name = (read_run(folder) or {}).get("hub_model_id") or here
-        lines += ["", "Run again and compared with the numbers above:", "", fenced(f"hf-lm reproduce {name}", "bash")]
+        again = shlex.join(["hf-lm", "reproduce", name])
+        lines += ["", "Run again and compared with the numbers above:", "", fenced(again, "bash")]
     if run := read_run(folder):
         # Absolute paths are of no use to a reader and may be private.
         shown = {k: v for k, v in run.items() if not (isinstance(v, str) and Path(v).is_absolute())}

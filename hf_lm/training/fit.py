@@ -4,6 +4,7 @@ import contextlib
 import copy
 import logging
 import math
+import shlex
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -284,7 +285,7 @@ def train(trainer: SafeTrainerMixin, checkpoint: Path | None, *, started: float)
         "It holds the model alone (--save_only_model): the run cannot be continued."
         if args.save_only_model
         else "Continue with the same command and --resume_from_checkpoint latest, or "
-        f"--config {Path(args.output_dir) / 'run.yaml'} --resume_from_checkpoint latest."
+        f"--config {shlex.quote(str(Path(args.output_dir) / 'run.yaml'))} --resume_from_checkpoint latest."
     )
     complete = bool(kept) and kept[-1].name == f"checkpoint-{step}"
     if trainer.stop.signal is not None and not complete:  # it came after the last step, with --save_strategy no
