@@ -22,6 +22,7 @@ from hf_lm.models.gpt2 import new_gpt2
 from hf_lm.tasks.proofs import PROOFS, check_skipped
 from hf_lm.tasks.question_answering import read_question_answering
 from hf_lm.tasks.sentiment import read_sentiment
+from hf_lm.tasks.summarization import read_summarization
 from hf_lm.tasks.text_to_text import to_sources_and_targets
 
 ROOT = Path(__file__).parent.parent
@@ -310,6 +311,20 @@ def test_sources_may_be_lists_of_texts_and_nothing_else():
     assert rows.rows["train"][0] == {"source": "a b", "targets": ["c"]}
     with pytest.raises(ValueError, match="train row 1: 'source' holds an object"):
         to_sources_and_targets(table(({"source": [{"a": 1}], "target": "c"},)), "source", "target")
+
+
+def test_lists_that_went_through_a_csv_are_no_texts(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    answers = [{"text": [f"blue {i}"] * (i % 2), "answer_start": [6] * (i % 2)} for i in range(40)]
+    rows = {"question": "what?", "context": [f"it is blue {i}" for i in range(40)], "answers": answers}
+    rows["summaries"] = [[f"it's {i}", "blue"] for i in range(40)]
+    rows["json"] = [json.dumps([*each["text"], "it's"]) for each in answers]
+    pandas.DataFrame(rows).to_csv(tmp_path / "a.csv", index=False)
+    with pytest.raises(ValueError, match=r"'answers' holds lists or objects as Python prints them .*\.jsonl"):
+        read_question_answering(load_table(str(tmp_path / "a.csv")))
+    with pytest.raises(ValueError, match=r"'summaries' holds lists or objects"):
+        read_summarization(load_table(str(tmp_path / "a.csv")), source="context", target="summaries")
+    read_summarization(load_table(str(tmp_path / "a.csv")), source="context", target="json")
 
 
 def test_an_expression_that_would_take_years_is_refused_in_seconds(tmp_path, monkeypatch):

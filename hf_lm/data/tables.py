@@ -1,6 +1,8 @@
 """Labelled rows: which table a task reads, from files as they come or from the Hub, split so that none leaks."""
 
+import contextlib
 import itertools
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,6 +25,7 @@ from hf_lm.parsing.suggestions import did_you_mean
 if TYPE_CHECKING:
     from datasets import Dataset
 
+PRINTED = re.compile(r"\[(['\"].*['\"]\s*)?\]|\{'.*\}", re.DOTALL)  # a list of texts or an object, in a cell
 Row = dict[str, Any]
 Read = Iterator[tuple[str, list[Path], Iterable[Row]]]  # a split, files of it and their rows
 
@@ -213,20 +216,32 @@ def column_names(rows: Sequence[Row]) -> list[str]:
 def pick_column(rows: Sequence[Row], asked: str, guesses: Sequence[str], *, option: str, where: str) -> str:
     """The column to read: the one asked for, else the first of `guesses` that is there.
 
-    Raises ValueError that lists the columns there are.
+    Raises ValueError that lists the columns there are, and for a column of lists or objects as Python prints them.
     """
     names = column_names(rows)
     positional = all(name.isdigit() for name in names)
-    if asked:
-        if asked in names:
-            return asked
+    if asked and asked not in names:
         hint = did_you_mean(asked, names)
         raise ValueError(f"{where} has no column {asked!r}; it has {names}.{hint} Set {option}.")
-    for name in guesses:
-        if name in names:
-            return name
-    hint = " The file has no header?" if positional else ""
-    raise ValueError(f"{where} has the columns {names}; say which one to read with {option}.{hint}")
+    name = asked or next((name for name in guesses if name in names), "")
+    if not name:
+        hint = " The file has no header?" if positional else ""
+        raise ValueError(f"{where} has the columns {names}; say which one to read with {option}.{hint}")
+    cells = [row[name] for row in rows[:100] if row.get(name)]
+    printed = all(isinstance(one, str) and PRINTED.fullmatch(one) for one in cells)
+    if printed and (other := [one for one in cells if not _is_json(one)]):  # JSON may be a text that is learned
+        raise ValueError(
+            f"{where}: {name!r} holds lists or objects as Python prints them ({other[0][:40]}), which a .csv cannot "
+            "hold: write the table as .jsonl or .parquet."
+        )
+    return name
+
+
+def _is_json(text: str) -> bool:
+    with contextlib.suppress(ValueError, RecursionError):
+        json.loads(text)
+        return True
+    return False
 
 
 def note_unread(table: Table, read: Iterable[str]) -> None:
