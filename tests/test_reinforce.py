@@ -283,6 +283,27 @@ def test_without_told_positions_padding_on_the_left_would_change_what_is_learned
     assert not task.log_prob_proof(trainer).passed
 
 
+def test_a_run_that_is_resumed_in_a_later_epoch_reads_the_prompts_of_that_epoch(make, tmp_path):
+    asked = []
+
+    def reward(prompts, answers, references):
+        asked.append(list(dict.fromkeys(prompts)))
+        return digits(prompts, answers, references)
+
+    def train(checkpoint=None):
+        model, task = make(reward)
+        task.train_dataset = task.train_dataset[:10]
+        settings = {"max_steps": 8, "per_device_train_batch_size": 8, "save_strategy": "steps", "save_steps": 6}
+        trainer = trainer_of(model, task, tmp_path, **settings)
+        asked.clear()  # before training the reward was checked
+        trainer.train(resume_from_checkpoint=checkpoint)
+        return list(asked)
+
+    whole = train()  # epochs of 5 steps
+    assert whole[:5] != whole[5:]
+    assert train(str(tmp_path / "checkpoint-6")) == whole[6:]
+
+
 @pytest.mark.parametrize(
     ("group", "give"), [(3, "give 2, 4, 8, or"), (1, "give 2, 4, 8, or"), (16, "give 2, 4, 8, or")]
 )
