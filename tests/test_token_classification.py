@@ -12,7 +12,7 @@ import transformers
 from running import here
 
 from hf_lm.data.tables import Table, _hub_rows
-from hf_lm.evaluation.intervals import Interval
+from hf_lm.evaluation.intervals import PERCENT, Interval, mean
 from hf_lm.inference.pipelines import pipeline
 from hf_lm.inference.predict import predict
 from hf_lm.models.bert import new_bert
@@ -105,6 +105,15 @@ def test_the_interval_of_f1_is_over_sentences_and_no_entity_at_all_is_zero():
     for number in entity_estimates([["O"], ["O"]], [["O"], ["O"]]).values():
         assert number.interval() == Interval(0.0)
         assert not number.beats(number)
+
+
+def test_a_sentence_in_which_nothing_is_found_says_nothing_of_precision():
+    true = [["B-A"]] * 40 + [["O"]] * 5
+    right = entity_estimates([*true[:3], *[["O"]] * 42], true)
+    assert right["precision"].interval() == mean([100.0] * 3, bounds=PERCENT).interval()  # 29.2 to 100
+    wrong = entity_estimates([*[["O"]] * 40, *[["B-A"]] * 2, *[["O"]] * 3], true)
+    assert wrong["precision"].interval() == mean([0.0] * 2, bounds=PERCENT).interval()
+    assert wrong["recall"].interval() == mean([0.0] * 40, bounds=PERCENT).interval()
 
 
 def test_bilou_and_bmes_are_read_as_iobes_and_tags_without_a_place_are_refused():

@@ -60,11 +60,16 @@ def entity_estimates(predictions: Sequence[Sequence[str]], references: Sequence[
     words).
     """
     counts = np.array([_counts(*pair) for pair in zip(predictions, references, strict=True)], np.float64)
-    counts = counts.reshape(-1, 3)  # right, predicted, true
+    right, predicted, true = counts.reshape(-1, 3).T
+
+    def share(part: np.ndarray, whole: np.ndarray) -> Estimate:  # sentences without any of either have no weight
+        statistics = np.stack([part, whole], axis=1)
+        return Estimate(statistics, lambda sums: _percent(sums[..., 0], sums[..., 1]), bounds=PERCENT)
+
     return {
-        "f1": Estimate(counts, lambda sums: _percent(2 * sums[..., 0], sums[..., 1] + sums[..., 2]), bounds=PERCENT),
-        "precision": Estimate(counts, lambda sums: _percent(sums[..., 0], sums[..., 1]), bounds=PERCENT),
-        "recall": Estimate(counts, lambda sums: _percent(sums[..., 0], sums[..., 2]), bounds=PERCENT),
+        "f1": share(2 * right, predicted + true),
+        "precision": share(right, predicted),
+        "recall": share(right, true),
     }
 
 
