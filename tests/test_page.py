@@ -174,6 +174,16 @@ def test_no_text_and_too_long_a_text_are_refused(folders):
         next(views.load_view(folders["writing"]).write(Draft(), "x" * 1_000_000, None, SETTINGS))
 
 
+def test_a_translation_is_shown_also_where_its_settings_name_the_languages(folders, tmp_path):
+    shutil.copytree(folders["summary"], tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    config = json.loads(path.read_text()) | {"task_specific_params": {"translation_en_to_de": {"prefix": ""}}}
+    path.write_text(json.dumps(config))
+    view = views.load_view(str(tmp_path / "model"))
+    assert view.title == "Translation"
+    assert view.answer("The quick fox.")[0]
+
+
 def test_the_report_shows_intervals_and_escapes_what_it_says(folders):
     view = views.load_view(folders["classes"])
     shown = views.report_html(view.report, view.name)

@@ -149,7 +149,7 @@ class TextView(View):
     def __init__(self, name: str, made: TextToTextPipeline, task: str, report: dict | None = None) -> None:
         super().__init__(name, report)
         self.pipeline, self.task = made, task
-        self.title = WRITTEN[task]
+        self.title = WRITTEN[task.split("_")[0]]  # of translation_en_to_de
 
     def answer(self, text: str) -> tuple[str, str]:
         """(the text written, a note)."""
