@@ -174,6 +174,18 @@ def test_no_text_and_too_long_a_text_are_refused(folders):
         next(views.load_view(folders["writing"]).write(Draft(), "x" * 1_000_000, None, SETTINGS))
 
 
+def test_half_of_a_surrogate_pair_is_read_as_the_recipes_read_it(folders):
+    """A browser sends it as \\ud83d, and no tokenizer takes it."""
+    half, odd = "the \ud83d fox", {"role": "user", "content": "\ud83d"}
+    for kind, texts in (("classes", 1), ("summary", 1), ("answers", 2)):
+        view = views.load_view(folders[kind])
+        assert str(view.answer(*[half] * texts)) == str(view.answer(*["the \ufffd fox"] * texts))
+    (*_, (text, _, _)) = views.load_view(folders["writing"]).write(Draft(), half, None, SETTINGS)
+    assert text.startswith("the \ufffd fox")
+    chat = views.load_view(folders["chat"])
+    assert list(chat.answer(half, [odd, odd | {"role": "assistant"}], half))
+
+
 def test_a_translation_is_shown_also_where_its_settings_name_the_languages(folders, tmp_path):
     shutil.copytree(folders["summary"], tmp_path / "model")
     path = tmp_path / "model" / "config.json"

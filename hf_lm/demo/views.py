@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_lm.data.reading import clean
 from hf_lm.hub.records import read_report
 from hf_lm.inference.chat import Conversation
 from hf_lm.inference.generate import encode_prompt, load_writer
@@ -34,6 +35,7 @@ from hf_lm.tokenization.tokenizer import encode_documents, load_tokenizer
 
 LONGEST_INPUT = 100_000  # characters
 OFFERED = 3  # alternatives
+EMPTY = "there is no text yet."
 SPANS = 5  # answers to a question
 WRITTEN = {"translation": "Translation", "summarization": "Summary", "text2text-generation": "Text to text"}
 
@@ -70,7 +72,7 @@ class WritingView(LanguageModelView):
 
     def write(self, draft: Draft, text: str, taken: str | None, decoding: dict[str, Any]) -> Generator[Shown]:
         """The text and its continuation, piece by piece; when it is closed early, what was written is kept."""
-        _update(draft, text)
+        text = _updated(draft, text)
         note = self._unread(text, decoding)
         pieces, written = continue_text(self.model, self.tokenizer, text, **decoding), ""
         try:
@@ -84,7 +86,7 @@ class WritingView(LanguageModelView):
 
     def alternatives(self, draft: Draft, text: str, taken: str | None, decoding: dict[str, Any]) -> Generator[Shown]:
         """Continuations of the text, each with the probability of its tokens."""
-        _update(draft, text)
+        text = _updated(draft, text)
         drawn = alternatives(self.model, self.tokenizer, text, count=OFFERED, **decoding)
         none = "" if drawn else "The model has no other continuation: try once more, or a higher temperature."
         offers = [(f"{each.text.strip()}  ({percent(each.per_token)} a token)", each.text) for each in drawn]
@@ -93,18 +95,18 @@ class WritingView(LanguageModelView):
     def take(self, draft: Draft, text: str, taken: str | None, decoding: dict[str, Any]) -> Generator[Shown]:
         """The text and an alternative after it. Raises ValueError where the text was changed after it was offered."""
         if text != draft.text:
-            _update(draft, text)
+            _updated(draft, text)
             raise ValueError("the text has changed since these were offered: ask again.")
         draft.add(taken or "")
         yield draft.text, "", []
 
     def undo(self, draft: Draft, text: str, taken: str | None, decoding: dict[str, Any]) -> Generator[Shown]:
-        _update(draft, text)
+        _updated(draft, text)
         done = draft.undo()
         yield draft.text, "" if done else "There is nothing to undo.", []
 
     def redo(self, draft: Draft, text: str, taken: str | None, decoding: dict[str, Any]) -> Generator[Shown]:
-        _update(draft, text)
+        _updated(draft, text)
         done = draft.redo()
         yield draft.text, "" if done else "There is nothing to redo.", []
 
@@ -126,11 +128,15 @@ class ChatView(LanguageModelView):
 
         A question in the history that has no answer is not shown to the model.
         """
-        _check_text(text)
+        text = _read(text, EMPTY)
         following = [*history[1:], {"role": "user"}]
-        answered = [m for m, after in zip(history, following, strict=False) if m["role"] != after["role"]]
+        answered = [
+            m | {"content": clean(m["content"])}
+            for m, after in zip(history, following, strict=False)
+            if m["role"] != after["role"]
+        ]
         seed = random.getrandbits(31)
-        talk = Conversation(self.model, self.tokenizer, system=system, messages=answered, seed=seed)
+        talk = Conversation(self.model, self.tokenizer, system=_read(system), messages=answered, seed=seed)
         with closing(talk.say(text.strip())) as pieces:
             note = (
                 f"The context of {context_length(self.model.config):,} tokens is full: the model no longer sees the "
@@ -153,7 +159,7 @@ class TextView(View):
 
     def answer(self, text: str) -> tuple[str, str]:
         """(the text written, a note)."""
-        _check_text(text)
+        text = _read(text, EMPTY)
         [answer] = self.pipeline([text])
         return next(iter(answer.values())), _truncated(
             self.pipeline.tokenizer, text, self.pipeline.max_source_length()
@@ -172,7 +178,7 @@ class ClassesView(View):
 
     def answer(self, text: str) -> tuple[dict[str, float], str]:
         """(probability by class, a note)."""
-        _check_text(text)
+        text = _read(text, EMPTY)
         tokenizer = self.pipeline.tokenizer  # which may not know how many positions the model has
         longest = min(context_length(self.pipeline.model.config) or 10**6, tokenizer.model_max_length)
         classes = self.pipeline(text, top_k=None, truncation=True, max_length=longest)
@@ -191,10 +197,7 @@ class AnswersView(View):
 
     def answer(self, question: str, context: str) -> tuple[str, str]:
         """(HTML: the context with the answer marked, and the next best; a note)."""
-        for name, text in (("question", question), ("context", context)):
-            _check_length(text)
-            if not text.strip():
-                raise ValueError(f"the {name} is empty.")
+        question, context = _read(question, "the question is empty."), _read(context, "the context is empty.")
         answers = self.pipeline(question=question, context=context, top_k=SPANS, align_to_words=False)
         best = answers[0]
         note = "" if best["answer"] else "The model finds no answer in this text."
@@ -295,22 +298,22 @@ def answers_table(answers: list[dict[str, Any]]) -> str:
     return _table(("answer", "probability"), rows)
 
 
-def _update(draft: Draft, text: str) -> None:
-    _check_length(text)
-    draft.change(text)
+def _updated(draft: Draft, text: str) -> str:
+    """The text of the box, read, with which the draft was updated."""
+    draft.change(text := _read(text))
+    return text
 
 
-def _check_length(text: str) -> None:
+def _read(text: str, empty: str = "") -> str:
+    """What somebody gave the page, as the recipes read a text. Raises ValueError where it is too long, or empty."""
     if len(text) > LONGEST_INPUT:
         raise ValueError(
             f"the text has {len(text):,} characters, and this page takes {LONGEST_INPUT:,} at once: give a part of it."
         )
-
-
-def _check_text(text: str) -> None:
-    _check_length(text)
-    if not text.strip():
-        raise ValueError("there is no text yet.")
+    text = clean(text)  # half of a surrogate pair cannot be encoded
+    if empty and not text.strip():
+        raise ValueError(empty)
+    return text
 
 
 def _truncated(tokenizer: PreTrainedTokenizerBase, text: str, budget: int) -> str:
