@@ -106,6 +106,27 @@ def test_every_axis_has_a_label(tmp_path, monkeypatch):
     assert all(labels), labels
 
 
+@pytest.mark.parametrize(
+    ("recipe", "auto_class", "unit"),
+    [
+        ("chat", "AutoModelForCausalLM", "nats per token"),
+        ("sentiment", "AutoModelForSequenceClassification", "nats per label"),
+        ("reinforce", "AutoModelForCausalLM", "mean of the objective"),
+    ],
+)
+def test_a_loss_of_one_step_is_seen_and_has_its_unit(recipe, auto_class, unit, tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda drawing, path: drawn.extend(drawing.axes))
+    draw_plots(
+        {"recipe": recipe, "model": {"auto_class": auto_class}, "history": [{"step": 1, "loss": 0.7}]}, tmp_path
+    )
+    [axes] = drawn
+    assert axes.get_ylabel() == unit
+    assert axes.lines[0].get_marker() == "o"
+
+
 def test_the_card_is_valid_and_says_numbers_with_intervals(folder):
     card = ModelCard.load(folder / "README.md")
     assert card.data.library_name == "transformers"

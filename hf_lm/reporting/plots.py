@@ -94,7 +94,7 @@ def draw_plots(report: dict[str, Any], folder: str | Path) -> list[Path]:
     history, metric = report.get("history", []), report.get("main_metric", "")
     shown, form = SHOWN.get(metric, (metric, ""))
     curves = {  # as TUNING
-        "loss": ("loss", "Loss", "nats per token"),
+        "loss": ("loss", "Loss", _unit_of_loss(report)),
         "learning_rate": ("learning_rate", "Learning rate", "of the first parameter group"),
         "throughput": ("tokens_per_second", "Throughput", "tokens per second"),
         **TUNING,
@@ -110,7 +110,8 @@ def draw_plots(report: dict[str, Any], folder: str | Path) -> list[Path]:
                 _metric(axes, metric, report)
             else:
                 training = "training" if name == "loss" else None
-                axes.plot(*zip(*series, strict=True), color=BLUE, linewidth=1.5, label=training)
+                alone = "o" if len(series) == 1 else None  # a line through one point is not seen
+                axes.plot(*zip(*series, strict=True), color=BLUE, linewidth=1.5, marker=alone, label=training)
             if name == "loss" and (validation := _series(history, "eval_loss")):
                 axes.plot(*zip(*validation, strict=True), "o-", color=ORANGE, markersize=4, label="validation")
             axes.set(title=title, xlabel="optimizer step", ylabel=label, xlim=(0, None))
@@ -121,6 +122,13 @@ def draw_plots(report: dict[str, Any], folder: str | Path) -> list[Path]:
         with figure(drawn[-1]) as [axes]:
             _curve(axes, curve)
     return drawn
+
+
+def _unit_of_loss(report: dict[str, Any]) -> str:
+    """What the loss of a run is: a mean over tokens or classes, or of TRL's objective for pairs or answers."""
+    if report.get("recipe") in ("preference", "reinforce"):
+        return "mean of the objective"
+    return "nats per token" if report.get("model", {}).get("auto_class", "").endswith("LM") else "nats per label"
 
 
 def _curve(axes: "Axes", curve: dict[str, Any]) -> None:
