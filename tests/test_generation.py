@@ -378,6 +378,19 @@ def test_an_input_without_text_is_refused_with_its_row(second, says, tmp_path):
         read_texts(str(path))
 
 
+def test_predict_reads_a_table_as_training_does(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"source": ["It rains.", "It pours."]}\n{"source": "Dry."}\n')
+    assert read_texts(str(tmp_path / "a.jsonl"), lists=True) == ["It rains. It pours.", "Dry."]
+    (tmp_path / "b.jsonl").write_text('{"translation": {"en": "Rain.", "de": "Regen."}}\n')
+    assert read_texts(str(tmp_path / "b.jsonl"), "en", lists=True) == ["Rain."]
+    for name in ("c.tsv", "c.txt"):
+        (tmp_path / name).write_text("Rain.\tRegen.\nSun.\tSonne.\n")
+        assert read_texts(str(tmp_path / name), "0") == ["Rain.", "Sun."]
+    assert read_columns(str(tmp_path / "c.tsv"), ("question", "context"), "1,0")[0]["question"] == "Regen."
+    with pytest.raises(ValueError, match=r"--column en: .*c\.txt has lines, not columns"):
+        read_texts(str(tmp_path / "c.txt"), "en")
+
+
 def test_half_a_surrogate_pair_is_read_as_a_replacement_character(model, tokenizer, tmp_path, capsys):
     path = tmp_path / "in.jsonl"
     path.write_text('{"question": "a\\ud83d", "context": "b\\udc00"}\n')

@@ -41,7 +41,10 @@ def predict(task: str, model: str, source: str, output: str, *, column: str = ""
     from hf_lm.tasks.by_name import task_named
 
     asked = task_named(task)
-    inputs = read_texts(source, column) if len(asked.inputs) == 1 else read_columns(source, asked.inputs, column)
+    if len(asked.inputs) > 1:
+        inputs: Sequence[Input] = read_columns(source, asked.inputs, column)
+    else:
+        inputs = read_texts(source, column, lists=asked.read_from == "source")
 
     def start() -> Answer:
         from hf_lm.inference.pipelines import pipeline
@@ -213,17 +216,29 @@ def _difference(before: object, now: object) -> str:
     return f"{before}, not {now}"
 
 
-def read_texts(source: str, column: str = "") -> list[str]:
-    """The texts of a file: a .txt's lines, or a table's column. Raises FileNotFoundError or ValueError in one line."""
+def read_texts(source: str, column: str = "", *, lists: bool = False) -> list[str]:
+    """The texts of a file: a .txt's lines, or a table's column; a number counts in a table without a header.
+
+    With `lists` a text may be a list of sentences, and a column one of those in `translation`, as in training. Raises
+    FileNotFoundError or ValueError in one line.
+    """
     path = _existing(source)
-    if suffix(path) == ".txt" or suffix(path) not in SUFFIXES:
+    if not column.isdigit() and (suffix(path) == ".txt" or suffix(path) not in SUFFIXES):
+        if column:
+            raise ValueError(
+                f"--column {column}: {source} has lines, not columns; a number counts cells between tabs."
+            )
         texts = [line for line in read_lines(path) if line.strip()]
         if not texts:
             raise ValueError(f"{source} is empty.")
         return texts
-    rows = _rows(path)
+    rows = _rows(path, column)
+    if lists:
+        from hf_lm.tasks.translation import with_languages
+
+        rows = with_languages(rows)
     name = pick_column(rows, column, COLUMNS, option="--column", where=source)
-    return [_text(row, name, source, number) for number, row in enumerate(rows, 1)]
+    return [_text(row, name, source, number, lists=lists) for number, row in enumerate(rows, 1)]
 
 
 def read_columns(source: str, names: Sequence[str], columns: str = "") -> list[dict[str, str]]:
@@ -243,7 +258,7 @@ def read_columns(source: str, names: Sequence[str], columns: str = "") -> list[d
     path = _existing(source)
     if suffix(path) == ".txt" or suffix(path) not in SUFFIXES:
         raise ValueError(f"{source}: this task needs a table with the columns {' and '.join(names)}.")
-    rows = list(flat_rows(_rows(path), source))
+    rows = list(flat_rows(_rows(path, listed[0]), source))
     option = f"--column {','.join(name.upper() for name in names)}"
     found = [
         pick_column(rows, asked, guesses.get(name, (name,)), option=option, where=source)
@@ -255,9 +270,14 @@ def read_columns(source: str, names: Sequence[str], columns: str = "") -> list[d
     ]
 
 
-def _text(row: dict[str, Any], name: str, source: str, number: int) -> str:
-    """A cell as `clean` text. Raises ValueError where it is missing, null, a list or an object."""
+def _text(row: dict[str, Any], name: str, source: str, number: int, *, lists: bool = False) -> str:
+    """A cell as `clean` text. Raises ValueError where it is missing, null, an object, or a list that is none of
+    sentences."""
     value = row.get(name)
+    if lists and isinstance(value, list) and value and all(isinstance(one, str) for one in value):
+        from hf_lm.tasks.text_to_text import join_sentences
+
+        value = join_sentences(value).strip()
     if value is None or value != value or isinstance(value, list | dict):
         kind = "null" if value is None or value != value else f"a {type(value).__name__}"
         what = f"has no {name}" if name not in row else f"{name} is {kind}"
@@ -271,8 +291,9 @@ def _existing(source: str) -> Path:
     return Path(source)
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    rows = read_rows(path)
+def _rows(path: Path, column: str) -> list[dict[str, Any]]:
+    """The rows of a table, which has no header where a column is a number."""
+    rows = read_rows(path, header=not column.isdigit())
     if not rows:
         raise ValueError(f"{path} is empty.")
     return rows

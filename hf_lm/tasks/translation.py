@@ -23,9 +23,7 @@ def read_translation(table: Table, *, source: str, target: str) -> None:
     `source` and `target`.
     """
     for split, rows in table.rows.items():
-        table.rows[split] = [
-            row | row["translation"] if isinstance(row.get("translation"), dict) else row for row in rows
-        ]
+        table.rows[split] = with_languages(rows)
     where, first = f"--dataset {table.source}", table.rows["train"]
     if not table.languages and all(re.fullmatch(r"[a-z]{2}", name) for name in (source, target)):
         table.languages = [source, target]  # as files called train.en and train.de say
@@ -39,6 +37,11 @@ def read_translation(table: Table, *, source: str, target: str) -> None:
     note_unread(table, (source, target, "translation"))
     to_sources_and_targets(table, source, target)
     hold_out(table, {"validation": 0.05, "test": 0.05}, group=lambda row: row["source"], unit="source text")
+
+
+def with_languages(rows: Sequence[Row]) -> list[Row]:
+    """Rows with the languages of a column `translation` as columns."""
+    return [row | row["translation"] if isinstance(row.get("translation"), dict) else row for row in rows]
 
 
 class Translation(TextToText):
