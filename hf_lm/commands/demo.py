@@ -15,12 +15,7 @@ hf-lm demo --export space out/question_answering"""
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("models", nargs="+", metavar="MODEL", help="a folder, an adapter's folder or a Hub id")
-    parser.add_argument(
-        "--port",
-        type=number(Port),
-        default=7860,
-        help="7860 by default; 0 takes any that is free",
-    )
+    parser.add_argument("--port", type=number(Port), default=7860, help="7860 by default; 0 takes any that is free")
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, mps ...; the accelerator if there is one")
     parser.add_argument("--export", default="", metavar="FOLDER", help="write a Hugging Face Space instead")
 

@@ -37,11 +37,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--offload", action="store_true", help="what is sharded waits in the host's memory")
     parser.add_argument("--on", choices=("hf-jobs",), help="list the machines of Hugging Face Jobs, with prices")
     parser.add_argument(
-        "--tokens",
-        type=number(Tokens),
-        default=0,
-        metavar="N",
-        help="training tokens; no data is read then",
+        "--tokens", type=number(Tokens), default=0, metavar="N", help="training tokens; no data is read then"
     )
     parser.add_argument(
         "--utilisation",

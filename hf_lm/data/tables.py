@@ -100,12 +100,7 @@ def _demo(name: str) -> Table:
     return Table(name, hash_text(str(by_split)).hex(), by_split, [note], languages=list(languages))
 
 
-def load_table(
-    dataset: str,
-    *,
-    endings: Literal["columns", "labels"] = "columns",
-    header: bool = True,
-) -> Table:
+def load_table(dataset: str, *, endings: Literal["columns", "labels"] = "columns", header: bool = True) -> Table:
     """The table that `--dataset` names: a demo, a file, a folder, a glob, or a Hub dataset `name:config@revision`.
 
     Files with endings of their own hold a row a line: with `endings` "columns" `train.en` and `train.de` are one table

@@ -14,10 +14,7 @@ from hf_lm.hub.records import read_report
 
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".msgpack")
 # The code that a model of this package carries, as config.json names it: hf_lm.models.recurrent.
-OUR_CODE = {
-    "AutoConfig": "recurrent.RecurrentConfig",
-    "AutoModelForCausalLM": "recurrent.RecurrentLMHeadModel",
-}
+OUR_CODE = {"AutoConfig": "recurrent.RecurrentConfig", "AutoModelForCausalLM": "recurrent.RecurrentLMHeadModel"}
 
 
 @dataclass

@@ -233,11 +233,5 @@ def flip_measures(
             f"The {predicted} in {{value}} of the sentences that differ only in the group ({{source}})",
             CAUTION,
         ),
-        Measure(
-            "probability moved",
-            source,
-            "sentences",
-            by_domain(moved),
-            f"Between them {change}",
-        ),
+        Measure("probability moved", source, "sentences", by_domain(moved), f"Between them {change}"),
     ]

@@ -8,14 +8,7 @@ from hf_lm.tasks.token_classification import TokenClassification
 from hf_lm.tasks.translation import Translation
 
 TASKS: dict[str, type[Supervised]] = {
-    task.recipe: task
-    for task in (
-        Sentiment,
-        QuestionAnswering,
-        Translation,
-        Summarization,
-        TokenClassification,
-    )
+    task.recipe: task for task in (Sentiment, QuestionAnswering, Translation, Summarization, TokenClassification)
 }
 
 

@@ -39,14 +39,7 @@ from hf_lm.training.checkpoints import (
     searched_learning_rate,
 )
 from hf_lm.training.estimate import estimate_run
-from hf_lm.training.outcome import (
-    Finished,
-    base_of_an_adapter,
-    describe_devices,
-    models_of,
-    origin_of,
-    outcome,
-)
+from hf_lm.training.outcome import Finished, base_of_an_adapter, describe_devices, models_of, origin_of, outcome
 from hf_lm.training.processes import (
     check_engine,
     check_processes,
