@@ -65,6 +65,13 @@ BLAME_ZH = (
 OPENINGS_ZH = ("", "上周试了这个{thing}。", "说说这个{thing}：", "朋友推荐的{thing}。", "今年第二次选这个{thing}。")
 
 
+# One thing and the verdict; two things that agree; the verdict decides. {2} and {3} are what is said of {0} and {1}.
+BODIES = ("{0} {2}, and {verdict}.", "{0} {2} and {1} {3}; {verdict}.", "{0} {2}, but {1} {3}, so {verdict}.")
+BODIES_ZH = ("{0}{2}，{verdict}。", "{0}{2}，{1}也{3}，{verdict}。", "虽然{0}{2}，但是{1}{3}，{verdict}。")
+ENGLISH = (THINGS, GOOD, BAD, PRAISE, BLAME, OPENINGS, BODIES)
+CHINESE = (THINGS_ZH, GOOD_ZH, BAD_ZH, PRAISE_ZH, BLAME_ZH, OPENINGS_ZH, BODIES_ZH)
+
+
 def opinions(rows: int = 2400, *, seed: int = 0) -> list[dict[str, str]]:
     """Rows of {"text", "label"}, two thirds English, as many positive as negative, none twice.
 
@@ -73,37 +80,16 @@ def opinions(rows: int = 2400, *, seed: int = 0) -> list[dict[str, str]]:
     random_ = random.Random(seed)
     found: dict[str, str] = {}
     while len(found) < rows:
-        positive = len(found) % 2 == 0
-        make = _english if len(found) % 3 else _chinese
-        found.setdefault(make(random_, positive), "positive" if positive else "negative")
+        positive, english = len(found) % 2 == 0, len(found) % 3
+        things, good, bad, praise, blame, openings, bodies = ENGLISH if english else CHINESE
+        thing = random_.choice(list(things))
+        pair = random_.sample(things[thing], 2)
+        clause, opposite = (good, bad) if positive else (bad, good)
+        verdict = random_.choice(praise if positive else blame)
+        opening = random_.choice(openings).format(thing=thing)
+        kind = random_.randrange(3)
+        said = map(random_.choice, ((clause,), (clause, clause), (opposite, clause))[kind])
+        body = bodies[kind].format(*pair, *said, verdict=verdict)
+        text = f"{opening} {body[0].upper()}{body[1:]}".strip() if english else opening + body
+        found.setdefault(text, "positive" if positive else "negative")
     return [{"text": text, "label": label} for text, label in found.items()]
-
-
-def _english(random_: random.Random, positive: bool) -> str:
-    thing = random_.choice(list(THINGS))
-    one, other = random_.sample(THINGS[thing], 2)
-    clause, opposite = (GOOD, BAD) if positive else (BAD, GOOD)
-    verdict = random_.choice(PRAISE if positive else BLAME)
-    opening = random_.choice(OPENINGS).format(thing=thing)
-    kind = random_.randrange(3)
-    if kind == 0:  # one thing and the verdict
-        body = f"{one} {random_.choice(clause)}, and {verdict}."
-    elif kind == 1:  # two things that agree
-        body = f"{one} {random_.choice(clause)} and {other} {random_.choice(clause)}; {verdict}."
-    else:  # the verdict decides
-        body = f"{one} {random_.choice(opposite)}, but {other} {random_.choice(clause)}, so {verdict}."
-    return f"{opening} {body[0].upper()}{body[1:]}".strip()
-
-
-def _chinese(random_: random.Random, positive: bool) -> str:
-    thing = random_.choice(list(THINGS_ZH))
-    one, other = random_.sample(THINGS_ZH[thing], 2)
-    clause, opposite = (GOOD_ZH, BAD_ZH) if positive else (BAD_ZH, GOOD_ZH)
-    verdict = random_.choice(PRAISE_ZH if positive else BLAME_ZH)
-    opening = random_.choice(OPENINGS_ZH).format(thing=thing)
-    kind = random_.randrange(3)
-    if kind == 0:
-        return f"{opening}{one}{random_.choice(clause)}，{verdict}。"
-    if kind == 1:
-        return f"{opening}{one}{random_.choice(clause)}，{other}也{random_.choice(clause)}，{verdict}。"
-    return f"{opening}虽然{one}{random_.choice(opposite)}，但是{other}{random_.choice(clause)}，{verdict}。"
