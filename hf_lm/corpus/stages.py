@@ -132,25 +132,22 @@ class Stages:
 
         Raises RuntimeError at a stage whose tasks failed: datatrove's Ray executor would wait for them without end.
         """
-        with self.lock:
-            return self._run()
-
-    def _run(self) -> dict[str, Any]:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # tasks share the cores
-        if self.overwrite and is_run(self.folder):  # only now: what is wrong with the stages was refused before
-            remove_corpus(self.folder)
-        save_run(self.arguments, self.folder)
-        self.at("").mkdir(exist_ok=True)
-        write_whole(self.at(INPUTS), json.dumps(self.inputs))
-        if self.report.is_file():
-            print(f"{self.folder} is finished.")
-        elif self.kind == "slurm":
-            [*_, last] = self.executors.values()
-            last.run()  # and what it depends on
-            print(f"The jobs are queued. The last one writes {self.report}; start again to continue what failed.")
-            return {}
-        else:
-            self._run_each()
+        with self.lock:
+            if self.overwrite and is_run(self.folder):  # only now: what is wrong with the stages was refused before
+                remove_corpus(self.folder)
+            save_run(self.arguments, self.folder)
+            self.at("").mkdir(exist_ok=True)
+            write_whole(self.at(INPUTS), json.dumps(self.inputs))
+            if self.report.is_file():
+                print(f"{self.folder} is finished.")
+            elif self.kind == "slurm":
+                [*_, last] = self.executors.values()
+                last.run()  # and what it depends on
+                print(f"The jobs are queued. The last one writes {self.report}; start again to continue what failed.")
+                return {}
+            else:
+                self._run_each()
         report = json.loads(self.report.read_bytes())
         print("\n".join(summary(report)))
         dataset = shlex.quote(f"{PREFIX}{self.folder}")
