@@ -100,17 +100,17 @@ def load_corpus(
     in one line.
     """
     start = Pattern(document_start, option="--document_start", flags=regex.MULTILINE) if document_start else None
-    shares = {"validation": validation_share, "test": test_share}
-    if any(name.startswith(PREFIX) for name, _ in _weighted(dataset)):
+    shares, parts = {"validation": validation_share, "test": test_share}, []
+    weighted = _weighted(dataset)
+    if any(name.startswith(PREFIX) for name, _ in weighted):
         if max_bytes or streaming:
             option = f"max_bytes {max_bytes}" if max_bytes else "streaming"
             raise ValueError(f"--{option} is for text, and --dataset {dataset} is tokenized already.")
-        return _from_tokens(dataset, text_column)
-    parts = []
-    if streaming and (len(_weighted(dataset)) > 1 or dataset == "demo" or find_files(dataset) is not None):
+        return _from_tokens(dataset, weighted, text_column)
+    if streaming and (len(weighted) > 1 or dataset == "demo" or find_files(dataset) is not None):
         raise ValueError(f"--streaming is for one dataset of the Hub, and --dataset {dataset} is none: leave it out.")
     max_bytes = max_bytes or (WINDOW if streaming else 0)
-    for name, weight in _weighted(dataset):
+    for name, weight in weighted:
         corpus = _load_one(name, text_column, start, max_bytes, streaming)
         _limit(corpus, max_bytes)
         _hold_out(corpus, shares)
@@ -206,21 +206,18 @@ def _from_files(name: str, files: list[Path], text_column: str, start: Pattern |
     return corpus
 
 
-def _from_tokens(dataset: str, text_column: str) -> Corpus:
+def _from_tokens(dataset: str, named: list[tuple[str, float]], text_column: str) -> Corpus:
     """Folders of token files; validation and test are the text files below them that are named so."""
-    named = _weighted(dataset)
     if plain := [name for name, _ in named if not name.startswith(PREFIX)]:
         raise ValueError(f"--dataset {dataset} mixes token files with the text {plain[0]}: tokenize it first.")
     folders = [(Path(name.removeprefix(PREFIX)).expanduser(), weight) for name, weight in named]
     records = [read_record(folder) for folder, _ in folders]
     corpus = Corpus(dataset, "", 0, {"train": documents_of(folders)}, format="token files and held-out text")
     corpus.tokenizer, corpus.stream = str(folders[0][0] / TOKENIZER), partial(open_tokens, folders)
-    held: dict[str, list[Path]] = {}
-    for folder, _ in folders:
-        for split in SPLITS[1:]:
-            held.setdefault(split, []).extend(
-                find_files(str(folder / split)) or [] if (folder / split).is_dir() else []
-            )
+    held = {split: [folder / split for folder, _ in folders if (folder / split).is_dir()] for split in SPLITS[1:]}
+    held = {
+        split: [path for place in places for path in find_files(str(place)) or ()] for split, places in held.items()
+    }
     if not held["validation"]:
         raise FileNotFoundError(
             f"--dataset {dataset} has no held-out text: put documents, as .jsonl, .parquet or .txt, into "
