@@ -185,11 +185,7 @@ class _Writer:
     """A model, its tokenizer and the settings, as arguments of transformers' `generate`."""
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        settings: Decoding,
-        end_ids: Sequence[int] = (),
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: Decoding, end_ids: Sequence[int]
     ) -> None:
         self.model, self.tokenizer, self.settings = model, tokenizer, settings
         self.causal = family(model.config) == "decoder"
@@ -238,7 +234,7 @@ class _Writer:
         try:
             yield from before_stop(streamer, self.settings.stop)
         finally:
-            interrupt.event.set()
+            interrupt.set()
             thread.join()
         if errors:
             raise errors[0]

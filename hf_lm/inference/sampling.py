@@ -94,14 +94,11 @@ class Stop(StoppingCriteria):
         return torch.tensor([any(stop in text for stop in self.stop) for text in texts], device=input_ids.device)
 
 
-class Interrupt(StoppingCriteria):
-    """Ends generation after the current token, once `event` is set."""
-
-    def __init__(self) -> None:
-        self.event = threading.Event()
+class Interrupt(StoppingCriteria, threading.Event):
+    """Ends generation after the current token, once it is set."""
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **_: object) -> torch.Tensor:
-        return torch.full(input_ids.shape[:1], self.event.is_set(), device=input_ids.device)
+        return torch.full(input_ids.shape[:1], self.is_set(), device=input_ids.device)
 
 
 def seed_of(seed: int, prompt: Sequence[int], number: int) -> int:
