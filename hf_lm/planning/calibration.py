@@ -3,7 +3,6 @@
 import copy
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainerControl, TrainerState
@@ -22,17 +21,11 @@ TRIED = 100  # steps at most where rows differ in length: each new shape adds to
 TRIED_FOR = 10.0  # seconds at most, after the first four
 
 
-@dataclass
-class Measured:
-    times: dict[str, float]
-    peak: int  # bytes
-
-
-def run_a_little(run: Resolved, args: TrainingArguments, work: Work) -> Measured:
+def run_a_little(run: Resolved, args: TrainingArguments, work: Work) -> tuple[dict[str, float], int]:
     """Train random weights of the run's shape for a few steps here, and measure a part of a split with them.
 
-    The first two batches warm up; the next two are timed, and where rows differ in length some more. Raises
-    ValueError for quantized weights.
+    Returns the seconds of the whole run by part, and the peak of the memory in bytes. The first two batches warm up;
+    the next two are timed, and where rows differ in length some more. Raises ValueError for quantized weights.
     """
     if run.bits:
         raise ValueError("--calibrate cannot run a quantized model: leave --quantize out of the plan, or --calibrate.")
@@ -57,7 +50,7 @@ def run_a_little(run: Resolved, args: TrainingArguments, work: Work) -> Measured
     read, seconds = _measure_some(run.task, model)
     times["evaluation"] = work.measured / read * seconds
     times["around"] = work.around
-    return Measured(times, peak_memory_bytes())
+    return times, peak_memory_bytes()
 
 
 class _Clock(TrainerCallback):

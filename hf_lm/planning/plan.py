@@ -178,12 +178,11 @@ def make_plan(
             alone = replace(variations[0], engine=Engine())
             plan.host = host_memory(step_with(alone, rows), engine, model=run.model, dtype=dtype)
         if calibrate:
-            measured, plan.calibrated = run_a_little(run, args, work), True
-            plan.times |= measured.times
+            measured, peak = run_a_little(run, args, work)
+            plan.calibrated, plan.times = True, plan.times | measured
             plan.utilisation = plan.flops / plan.times["training"] / speed
             saving = step.memory["weights"]  # are held twice while they are written
-            peak = int(GROWTH * measured.peak) + saving if device.name == "cpu" else max(bytes_needed, measured.peak)
-            plan.needed = peak
+            plan.needed = int(GROWTH * peak) + saving if device.name == "cpu" else max(bytes_needed, peak)
         else:
             plan.assumed.insert(0, f"{utilisation:.0%} of the device's matrix speed, {speed / 1e12:,.3g} TFLOP/s")
         if not plan.fits:
