@@ -28,15 +28,8 @@ STYLE = {
     "grid.linewidth": 0.8,
     "legend.frameon": False,
 }
-HAN_FONTS = (
-    "Noto Sans CJK",
-    "WenQuanYi",
-    "Source Han Sans",
-    "Droid Sans Fallback",
-    "PingFang",
-    "Microsoft YaHei",
-    "SimHei",
-)
+HAN_FONTS = ("Noto Sans CJK", "WenQuanYi", "Source Han Sans", "Droid Sans Fallback")
+HAN_FONTS += ("PingFang", "Microsoft YaHei", "SimHei")
 
 # What TRL's trainers log while they train, by file: key, title, axis.
 TUNING = {
@@ -166,17 +159,8 @@ def draw_lengths(lengths: dict[str, dict[str, list[int]]], folder: str | Path) -
             for split, color in zip(lengths, (BLUE, ORANGE, GREY), strict=False):
                 values = lengths[split][kind]
                 weights = np.full(len(values), 100 / len(values))
-                label = f"{split}, {kind} ({len(values):,})"
-                axes.hist(
-                    values,
-                    edges.tolist(),
-                    weights=weights,
-                    histtype="step",
-                    color=color,
-                    linestyle=line,
-                    linewidth=1.4,
-                    label=label,
-                )
+                style = {"histtype": "step", "color": color, "linestyle": line, "linewidth": 1.4}
+                axes.hist(values, edges.tolist(), weights=weights, label=f"{split}, {kind} ({len(values):,})", **style)
         axes.set(title="Lengths", xlabel="tokens", ylabel="% of the rows")
         if logarithmic:
             axes.set_xscale("log")
