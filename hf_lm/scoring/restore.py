@@ -48,16 +48,6 @@ class Checkpoint:
         return self.adapter["base_model_name_or_path"]
 
 
-@dataclass(frozen=True)
-class Rebuilt:
-    """A model and the task that measures it. `how`: in words, how it is asked."""
-
-    model: PreTrainedModel
-    task: Supervised
-    how: str
-    first_line: bool = False  # of what it writes counts: it never learned to stop
-
-
 def open_checkpoint(name: str) -> Checkpoint:
     """What is known of a model before its weights are read. Raises OSError or ValueError in one line."""
     folder, adapter = Path(name), find_adapter(name)
@@ -82,16 +72,12 @@ def autocast_as(model: PreTrainedModel, settings: dict[str, Any]) -> AbstractCon
 
 
 def build_task(
-    checkpoint: Checkpoint,
-    task: type[Supervised],
-    table: Table,
-    *,
-    columns: dict[str, str],
-    settings: dict[str, Any],
-) -> Rebuilt:
-    """Model and task as the recipe makes them. A decoder that was never taught the task is prompted with its cue.
+    checkpoint: Checkpoint, task: type[Supervised], table: Table, *, columns: dict[str, str], settings: dict[str, Any]
+) -> tuple[PreTrainedModel, Supervised, str]:
+    """Model and task as the recipe makes them, and where it was never taught the task, in words how it is prompted.
 
-    Raises ValueError for an encoder that lacks the head, or that would have to write.
+    That is a decoder, asked with the task's cue: of what it writes the first line counts, for it never learned to
+    stop. Raises ValueError for an encoder that lacks the head, or that would have to write.
     """
     config, name = checkpoint.config, task.recipe
     with_head = bool(task.auto_class) and _has_head(checkpoint, head_of(task.auto_class))
@@ -114,9 +100,9 @@ def build_task(
     taught = checkpoint.recipe == name or checkpoint.adapter is not None
     taught = taught or made.pipeline_tag in (getattr(config, "task_specific_params", None) or {})
     if isinstance(made, TextToText) and made.writes and start.family == "decoder" and not taught:
-        how = f"prompted with {made.cue.strip()!r}, never trained for it; the first line it writes counts"
-        return Rebuilt(start.model, made, how, first_line=True)
-    return Rebuilt(start.model, made, made.how)
+        prompted = f"prompted with {made.cue.strip()!r}, never trained for it; the first line it writes counts"
+        return start.model, made, prompted
+    return start.model, made, ""
 
 
 def _has_head(checkpoint: Checkpoint, auto_class: type) -> bool:

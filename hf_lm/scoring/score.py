@@ -36,15 +36,8 @@ COLUMNS = {  # that may be named, by task
     "pretrain": ("text_column", "document_start", "max_bytes"),
     **{name: task.columns for name, task in TASKS.items()},
 }
-CODE = (
-    "data/*.py",
-    "evaluation/*.py",
-    "models/*.py",
-    "tasks/*.py",
-    "tokenization/*.py",
-    "scoring/restore.py",
-    "scoring/score.py",
-)
+CODE = tuple(f"{folder}/*.py" for folder in ("data", "evaluation", "models", "tasks", "tokenization"))
+CODE += ("scoring/restore.py", "scoring/score.py")
 
 
 @dataclass
@@ -303,12 +296,13 @@ def _on_device(model: PreTrainedModel) -> PreTrainedModel:
 def _measure_task(checkpoint: Checkpoint, data: Data, scored: Scored) -> None:
     table, split = data.table, data.split
     table = Table(table.source, table.fingerprint, dict(table.rows), labels=table.labels)  # a task may drop rows
-    rebuilt = build_task(checkpoint, TASKS[data.task], table, columns=data.columns, settings=scored.settings)
-    model, task, scored.how = _on_device(rebuilt.model), rebuilt.task, rebuilt.how
+    named = {"columns": data.columns, "settings": scored.settings}
+    model, task, prompted = build_task(checkpoint, TASKS[data.task], table, **named)
+    model, scored.how = _on_device(model), prompted or task.how
     with autocast_as(model, scored.settings):
         if task.needs_validation and split == "test":
             task.measure(model, "validation")  # which chooses from where on there is no answer
-        if rebuilt.first_line:
+        if prompted:
             answers = [(text.split("\n")[0], *rest) for text, *rest in task.predict(model, split, None)]
             scored.examples = task.score(split, answers).examples
         else:
