@@ -16,10 +16,24 @@ from hf_lm.parsing.suggestions import UsageError, did_you_mean
 from hf_lm.version import __version__
 
 COMMANDS = (  # as `hf-lm --help` lists them; each is a module of hf_lm.commands
-    *("recipes", "copy", "plan", "inspect", "run"),
-    *("generate", "write", "chat", "demo", "predict"),
-    *("score", "compare", "reproduce", "check"),
-    *("merge", "export", "push", "completion"),
+    "recipes",
+    "copy",
+    "plan",
+    "inspect",
+    "run",
+    "generate",
+    "write",
+    "chat",
+    "demo",
+    "predict",
+    "score",
+    "compare",
+    "reproduce",
+    "check",
+    "merge",
+    "export",
+    "push",
+    "completion",
 )
 
 

@@ -19,8 +19,15 @@ from hf_lm.signals import IN_PLACE
 # The exit code of a run that its budget stopped: EX_TEMPFAIL, which schedulers read as "again, later".
 EXIT_OUT_OF_BUDGET = 75
 # What `accelerate launch` takes and no recipe does: these may come after the recipe's name too.
-LAUNCH_OPTIONS = ("--num_processes", "--num_machines", "--machine_rank", "--main_process_ip", "--main_process_port")
-LAUNCH_OPTIONS += ("--gpu_ids", "--config_file")
+LAUNCH_OPTIONS = (
+    "--num_processes",
+    "--num_machines",
+    "--machine_rank",
+    "--main_process_ip",
+    "--main_process_port",
+    "--gpu_ids",
+    "--config_file",
+)
 
 
 @dataclass(frozen=True)

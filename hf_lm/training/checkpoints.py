@@ -28,9 +28,23 @@ INPUTS, SWEPT = "inputs.json", "sweep"  # in a checkpoint: see `inputs_of`; a ke
 # What may differ between a run and the checkpoint it resumes: nothing that changes a number.
 MAY_DIFFER = (
     "rows_per_step",  # kept by hf_lm.training.processes, or refused
-    *("output_dir", "logging_steps", "report_to", "run_name", "disable_tqdm", "log_level"),
-    *("save_steps", "save_total_limit", "push_to_hub", "hub_model_id", "hub_private_repo"),
-    *("skip_proofs", "dataloader_num_workers", "max_hours", "stop_after_steps", "max_cost", "price_per_hour"),
+    "output_dir",
+    "logging_steps",
+    "report_to",
+    "run_name",
+    "disable_tqdm",
+    "save_steps",
+    "save_total_limit",
+    "push_to_hub",
+    "hub_model_id",
+    "hub_private_repo",
+    "skip_proofs",
+    "dataloader_num_workers",
+    "log_level",
+    "max_hours",
+    "stop_after_steps",
+    "max_cost",
+    "price_per_hour",
 )
 
 
