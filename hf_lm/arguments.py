@@ -9,6 +9,7 @@ import gc
 import math
 import os
 import sys
+import time
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, get_type_hints
@@ -91,6 +92,7 @@ class TrainingArguments(transformers.TrainingArguments):
     asked: set[str] = field(default_factory=set, init=False)  # their names, and what the command line says
     chosen: set[str] = field(default_factory=set, init=False)  # those that the run chose where nobody gave them
     names_metric: bool = field(default=False, init=False)  # whether --metric_for_best_model was given
+    started: float = field(default=0.0, init=False)  # when the recipe was, by time.monotonic(); 0: `fit` is the start
 
     def __post_init__(self) -> None:
         self.names_metric = self.metric_for_best_model is not None
@@ -266,6 +268,7 @@ def parse_arguments(
     A wrong key or value ends the process with exit code 2. In a dry run the tokens are its own instead of the
     process', and errors are raised.
     """
+    started = time.monotonic()
     if argv is None:
         argv = sys.argv[1:] if (tokens := dry_run.mode().arguments) is None else list(tokens)
     argv = list(argv)
@@ -281,6 +284,7 @@ def parse_arguments(
         args, training_args = _parse(
             arguments_class, training_arguments_class, argv, defaults | recipe_defaults, fresh or {}
         )
+        training_args.started = started
         dry_run.parsed(args)
         set_seed(training_args.seed)
         return args, training_args

@@ -99,6 +99,7 @@ def test_the_report_has_numbers_with_intervals_baselines_and_proofs(finished, da
     assert passed == dict.fromkeys((*before, "load_back"), True)
     assert report["processes"] == 1
     assert report["speed"]["tokens_per_second"] > 0
+    assert report["seconds"] > report["plan"]["took"] > 0  # reading, the tokenizer and the model come before
     assert len(report["samples"]) == 2
     assert set(report["yardsticks"]) >= {"lzma", "lzma_with_train"}
     assert str(data.parent.parent) not in (finished / "README.md").read_text()
@@ -131,7 +132,9 @@ def test_a_terminated_run_resumes_to_the_same_bits(whole, data, tmp_path, monkey
     assert "--resume_from_checkpoint latest" in printed
 
     here(dataset=data, output_dir=tmp_path, resume_from_checkpoint="latest")
-    assert f"resuming from {tmp_path}/checkpoint-4" in capsys.readouterr().out
+    printed, card = capsys.readouterr().out, (tmp_path / "README.md").read_text()
+    assert f"resuming from {tmp_path}/checkpoint-4" in printed
+    assert all(" since checkpoint-4 was resumed" in said for said in (printed, card))  # "in all" was of this part
     first, resumed = (load_file(folder / "model.safetensors") for folder in (whole, tmp_path))
     assert all(torch.equal(first[name], resumed[name]) for name in first)
 

@@ -13,7 +13,7 @@ from hf_lm.hub.records import read_run
 from hf_lm.reporting.card_metadata import example_of, in_brief, is_hub_id, metadata
 from hf_lm.reporting.markdown import fenced, in_code, in_table, table
 from hf_lm.reporting.plots import TUNING
-from hf_lm.reporting.report import SHOWN, beside, gain_in_words, in_words, plan_in_words, warnings
+from hf_lm.reporting.report import SHOWN, beside, gain_in_words, in_words, plan_in_words, time_in_words, warnings
 
 
 def write_card(report: dict[str, Any], folder: str | Path) -> None:
@@ -284,7 +284,7 @@ def _scripts(data: dict[str, Any]) -> str:
 def _training(report: dict[str, Any], folder: Path) -> str:
     speed = report.get("speed", {})
     lines = ["## Training", ""]
-    lines.append(f"{report.get('device', '')}; {report.get('seconds', 0) / 60:.1f} minutes in total.")
+    lines.append(f"{report.get('device', '')}; {time_in_words(report)}.")
     if "tokens_per_second" in speed:
         lines[-1] += (
             f" {speed['tokens_per_second']:,.0f} tokens per second, {speed['utilisation']:.0%} of the device's "

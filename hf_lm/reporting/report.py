@@ -122,6 +122,13 @@ def in_hours(seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
 
 
+def time_in_words(report: dict[str, Any]) -> str:
+    """How long a run took, with its data, model and proofs; of a resumed one only its last part is known."""
+    seconds = report.get("seconds", 0.0)
+    shown = f"{seconds:,.0f} s" if seconds < 600 else f"{seconds / 60:,.1f} minutes"
+    return shown + (f" since {report['resumed']} was resumed" if "resumed" in report else " in all")
+
+
 def plan_in_words(report: dict[str, Any]) -> str:
     """Planned and measured time and memory of a run; "" where there was no plan."""
     plan, memory = report.get("plan"), report.get("speed", {}).get("peak_memory_bytes")
@@ -129,7 +136,7 @@ def plan_in_words(report: dict[str, Any]) -> str:
         return ""
     return (
         f"Planned {in_hours(plan['seconds'])} and {plan['peak_memory_bytes'] / 2**20:,.0f} MiB, "
-        f"measured {in_hours(report['seconds'])} and {memory / 2**20:,.0f} MiB"
+        f"measured {in_hours(plan.get('took', report['seconds']))} and {memory / 2**20:,.0f} MiB"
     )
 
 
@@ -206,7 +213,7 @@ def show_report(report: dict[str, Any], folder: str | Path) -> None:
     if "tokens_per_second" in speed:
         lines.append(
             f"{speed['tokens_per_second']:,.0f} tokens/s, {speed['utilisation']:.0%} of this device's matrix speed, "
-            f"peak memory {speed['peak_memory_bytes'] / 2**20:,.0f} MiB, {report['seconds']:.0f} s in all"
+            f"peak memory {speed['peak_memory_bytes'] / 2**20:,.0f} MiB, {time_in_words(report)}"
         )
     if planned := plan_in_words(report):
         lines.append(planned)

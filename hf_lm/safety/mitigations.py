@@ -75,7 +75,7 @@ def train_on(
 ) -> PreTrainedModel:
     """Train a model in place, in a run of its own with the settings of `like` but for `changes`; returns it."""
     own = copy(like)
-    own.output_dir, own.run = str(output_dir), like.run | changes
+    own.output_dir, own.run, own.started = str(output_dir), like.run | changes, 0.0
     for name, value in changes.items():
         setattr(own, name, value)
     block_size = min(512, context_length(model.config) or 128)

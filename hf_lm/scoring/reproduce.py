@@ -22,7 +22,7 @@ from hf_lm.hub.records import read_report, read_run
 from hf_lm.inference.pipeline_base import download
 from hf_lm.launching import EXIT_OUT_OF_BUDGET, find_recipes
 from hf_lm.output_folder import list_checkpoints
-from hf_lm.reporting.report import in_hours, versions
+from hf_lm.reporting.report import in_hours, time_in_words, versions
 from hf_lm.scoring.predictions import METRICS, Example, estimates_of, example_key, labels_of, read_predictions
 
 RECORDS = ["run.yaml", "report.json", "predictions.jsonl", "README.md"]
@@ -209,8 +209,8 @@ def reproduce(
         for line in what_differs(published):
             print(printable(f"differs here: {line}"))
         base = base_at_its_commit(published)
-        minutes, device = published.report.get("seconds", 0) / 60, published.report.get("device", "its machine")
-        print(printable(f"it took {minutes:.1f} minutes on {device}"))
+        device = published.report.get("device", "its machine")
+        print(printable(f"it took {time_in_words(published.report)}, on {device}"))
         config = Path(place) / "run.yaml"
         words = command(published, out, config, seed=seed, steps=steps, base=base)
         print(planned(published.report["recipe"], config))

@@ -39,7 +39,15 @@ from hf_lm.training.checkpoints import (
     searched_learning_rate,
 )
 from hf_lm.training.estimate import estimate_run
-from hf_lm.training.outcome import Finished, base_of_an_adapter, describe_devices, models_of, origin_of, outcome
+from hf_lm.training.outcome import (
+    Finished,
+    base_of_an_adapter,
+    describe_devices,
+    models_of,
+    origin_of,
+    outcome,
+    times,
+)
 from hf_lm.training.processes import (
     check_engine,
     check_processes,
@@ -86,7 +94,8 @@ def fit(
     checkpoint.
     """
     dry_run.reached(model, task, training_args, merge=merge, build_trainer=build_trainer, extra_report=extra_report)
-    started, state = time.monotonic(), PartialState()
+    begun, state = time.monotonic(), PartialState()
+    started = training_args.started or begun
     disable_progress_bar()  # transformers' bars for writing shards, which would break the bar of training
     args, origin = _own_arguments(training_args, task, model), origin_of(model)
     check_arguments(args, model, merge=merge)
@@ -102,7 +111,7 @@ def fit(
         empty = empty_copy(model) if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled else None
         prepare_sharding(trainer)
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        plan = announce(trainer, task, model, trainable, resumed=checkpoint is not None)
+        plan = announce(trainer, task, model, trainable, started=started, resumed=checkpoint is not None)
         before = task.proofs_before(trainer)
         check_skipped(args.skip_proofs, before)
         proofs = prove_all(trainer, before)
@@ -119,8 +128,7 @@ def fit(
             loading = begin(after, skip=args.skip_proofs)  # meanwhile samples are drawn
             report = outcome(trainer, task, args, measured, finished, origin=origin, trainable=trainable, swept=swept)
             proofs |= finished.proofs | prove(loading, skip=args.skip_proofs, say=state.print)
-            report |= {"proofs": proofs} | ({"plan": plan} if plan else {}) | (extra_report or {})
-            report["seconds"] = time.monotonic() - started
+            report |= {"proofs": proofs} | times(plan, checkpoint, started=started, begun=begun) | (extra_report or {})
             report = write_results(report, task, measured, args)
             push(args)
         return report
@@ -217,7 +225,7 @@ def prove_all(trainer: SafeTrainerMixin, proofs: dict[str, Callable[[], Proof]])
 
 
 def announce(
-    trainer: SafeTrainerMixin, task: Task, model: PreTrainedModel, trainable: int, *, resumed: bool
+    trainer: SafeTrainerMixin, task: Task, model: PreTrainedModel, trainable: int, *, started: float, resumed: bool
 ) -> dict[str, float] | None:
     """Print what is trained on which devices; returns what the run is estimated to take, for report.json.
 
@@ -239,9 +247,9 @@ def announce(
     except Exception as error:
         logger.debug("no plan: %s", error)
         return None
-    if plan["seconds"] > budget:
+    if (seconds := time.monotonic() - started + plan["seconds"]) > budget:
         say(
-            f"  this run is estimated to take {in_hours(plan['seconds'])}, more than its budget of "
+            f"  this run is estimated to take {in_hours(seconds)}, more than its budget of "
             f"{in_hours(budget)}: it will stop with a checkpoint"
         )
     return plan

@@ -1,5 +1,6 @@
 """What `fit` reports about a training: the contents of report.json."""
 
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,6 +71,16 @@ def outcome(
         "history": trainer.state.log_history,
         "files": fingerprints(args.output_dir, [name for name in finished.files if not name.endswith(".md")]),
     }
+
+
+def times(plan: dict[str, float] | None, checkpoint: Path | None, *, started: float, begun: float) -> dict[str, Any]:
+    """The seconds since the recipe started, the checkpoint that was resumed then, and the plan beside what it took.
+
+    `begun`: when `fit` began, whose seconds are planned. Both by time.monotonic().
+    """
+    now = time.monotonic()
+    resumed = {"resumed": checkpoint.name} if checkpoint else {}
+    return {"seconds": now - started} | resumed | ({"plan": plan | {"took": now - begun}} if plan else {})
 
 
 def with_baseline(task: Task, split: str, measured: Measured) -> dict[str, Any]:
