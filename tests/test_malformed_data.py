@@ -2,7 +2,9 @@
 
 import gzip
 import json
+import lzma
 import re
+import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -46,6 +48,18 @@ def test_a_truncated_zst_or_gz_is_refused_by_its_name(tmp_path, share):
         path.write_bytes(packed[: int(share * len(packed))])
         with pytest.raises(ValueError, match=f"{name} is damaged"):
             documents(path)
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.csv", "a.txt", "a.csv.xz", "a.jsonl"])
+def test_an_archive_is_no_text_whatever_its_name(name, tmp_path):
+    path = tmp_path / name
+    if name.endswith("xz"):
+        path.write_bytes(lzma.compress(TEXT))
+    else:
+        with zipfile.ZipFile(path, "w") as archive:  # not compressed: its bytes are UTF-8 for the most part
+            archive.writestr("a.csv", TEXT)
+    with pytest.raises(ValueError, match=rf"{name} is an archive or a spreadsheet"):
+        load_table(str(path), endings="labels")
 
 
 def test_a_zst_of_several_frames_is_read_to_its_end(tmp_path):

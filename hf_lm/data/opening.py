@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 CHUNK = 2**20  # bytes read at a time
+# How .zip and .xlsx, .bz2, .xz, .7z, .gz and .zst begin
+PACKED = (b"PK\3\4", b"BZh9", b"\xfd7zXZ", b"7z\xbc\xaf", b"\x1f\x8b", b"(\xb5/\xfd")
 
 
 def open_bytes(path: Path) -> BinaryIO | gzip.GzipFile:
@@ -24,6 +26,11 @@ def open_bytes(path: Path) -> BinaryIO | gzip.GzipFile:
 
 
 def check_encoding(data: bytes, path: Path) -> None:
+    if data.startswith(PACKED):
+        raise ValueError(
+            f"{path} is an archive or a spreadsheet, not text: unpack it, or save the table as .csv. Of packed files "
+            "those that end in .gz or .zst are read."
+        )
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)):
         bits = 32 if data.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)) else 16
         raise ValueError(f"{path} is UTF-{bits}, not UTF-8: convert it first (iconv -f UTF-{bits} -t UTF-8).")
