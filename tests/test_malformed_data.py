@@ -294,9 +294,25 @@ def test_marks_of_messages_that_change_nothing_are_no_error():
 
 def test_a_bad_answer_is_not_learned_as_a_good_one():
     """KTO's rows: an answer, and whether it is one to give."""
-    rows = tuple({"prompt": f"q{i}", "completion": "a", "label": i != 3} for i in range(9))
-    with pytest.raises(ValueError, match=r"train row 4: its label is false.*leave such rows out"):
-        read_chat(table(rows))
+    for bad in (False, "False", "false"):  # a .csv holds texts
+        rows = tuple({"prompt": f"q{i}", "completion": "a", "label": bad if i == 3 else True} for i in range(9))
+        with pytest.raises(ValueError, match=r"train row 4: its label is false.*leave such rows out"):
+            read_chat(table(rows))
+
+
+@pytest.mark.parametrize("write", [str, json.dumps])
+def test_messages_that_are_written_as_text_are_no_text(write):
+    turns = [[{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": "a"}] for i in range(40)]
+    with pytest.raises(ValueError, match="'messages' holds text where lists of messages"):
+        read_chat(table(tuple({"messages": write(each)} for each in turns)))
+    with pytest.raises(ValueError, match=r"messages are written as text|lists or objects as Python prints"):
+        read_chat(table(tuple({"prompt": write(each[:1]), "completion": "a"} for each in turns)))
+    other = [[*each[:1], {"role": "assistant", "content": "b"}] for each in turns]
+    pairs = zip(turns, other, strict=True)
+    with pytest.raises(ValueError, match=r"messages are written as text|lists or objects as Python prints"):
+        read_preferences(table(tuple({"chosen": write(a), "rejected": write(b)} for a, b in pairs)))
+    with pytest.raises(ValueError, match=r"messages are written as text|lists or objects as Python prints"):
+        read_prompts(table(tuple({"messages": write(each), "reference": "1"} for each in turns)))
 
 
 def test_a_row_that_asks_nothing_is_counted():

@@ -23,6 +23,7 @@ ROLES = {
 CALLS = ("tool_calls", "function_call")
 REASONING = ("reasoning_content", "reasoning", "thinking")
 TURN = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")  # a transcript of hh-rlhf
+PRINTED = re.compile(r"""\s*\[\s*\{\s*['"](role|from|content|value)['"]\s*:""")  # messages in a cell of text
 ASKING = re.compile(r"Human: .*\n\nAssistant:", re.DOTALL)  # one that ends where the assistant answers
 
 
@@ -42,6 +43,10 @@ def read_chat(table: Table, *, prompt: str = "", completion: str = "") -> None:
     elif "instruction" in names and not prompt:
         completion = pick_column(train, completion, COMPLETION[::-1], option="--completion", where=where)
         form, asked = _named_columns((*INSTRUCTION, completion), names), INSTRUCTION
+    elif not prompt and not set(PROMPT) & set(names) and (text := set(MESSAGES) & set(names)):
+        raise ValueError(
+            f"{where}: {min(text)!r} holds text where lists of messages are needed: write them as .jsonl or .parquet."
+        )
     else:
         prompt = pick_column(train, prompt, PROMPT, option="--prompt", where=where)
         completion = pick_column(train, completion, COMPLETION, option="--completion", where=where)
@@ -50,7 +55,7 @@ def read_chat(table: Table, *, prompt: str = "", completion: str = "") -> None:
     note_unread(table, (*(asked or [column]), completion, *BESIDE))
 
     def read(row: Row) -> Row | str:
-        if row.get("label") is False:
+        if str(row.get("label")).strip().lower() == "false":  # of a .csv it is text
             raise ValueError(
                 "its label is false, as that of an answer not to be given (KTO), and every answer is learned here: "
                 "leave such rows out, or the column."
@@ -282,7 +287,10 @@ def _side(value: object, role: str, table: Table) -> list[Message]:
         value = [value]
     if isinstance(value, list):
         return _messages(value, table)
-    return [{"role": role, "content": clean(plain_text(value, f"the {role}'s text"), table.left_out).strip()}]
+    text = plain_text(value, f"the {role}'s text")
+    if PRINTED.match(text):
+        raise ValueError(f"messages are written as text ({text[:30]}): give a list of objects, as .jsonl or .parquet.")
+    return [{"role": role, "content": clean(text, table.left_out).strip()}]
 
 
 def _asked(row: Row, columns: Sequence[str], table: Table) -> list[Message]:
