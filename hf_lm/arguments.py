@@ -28,6 +28,7 @@ from hf_lm.parsing.command_line import (
     Function,  # noqa: F401 - recipes import this type from here, as the next
     Parser,
     check_keys,
+    check_same_arguments,
     check_values,
     option_value,
     parse_command_line,
@@ -285,6 +286,9 @@ def parse_arguments(
             arguments_class, training_arguments_class, argv, defaults | recipe_defaults, fresh or {}
         )
         training_args.started = started
+        if training_args.world_size > 1:  # before the first work of one of them
+            once = {name: getattr(training_args, name) for name in ONE_INVOCATION}
+            check_same_arguments(training_args.run | once)
         dry_run.parsed(args)
         set_seed(training_args.seed)
         return args, training_args

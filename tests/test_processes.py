@@ -1,5 +1,6 @@
 """Several processes train and measure as one does: the same rows a step, each counted once, and the same numbers."""
 
+from dataclasses import make_dataclass
 from types import SimpleNamespace
 
 import pytest
@@ -21,7 +22,7 @@ from transformers import (
     TrainerCallback,
 )
 
-from hf_lm.arguments import TrainingArguments
+from hf_lm.arguments import TrainingArguments, parse_arguments
 from hf_lm.data.batches import pad_batch
 from hf_lm.evaluation.likelihood import token_log_probs
 from hf_lm.models.bert import new_bert
@@ -120,6 +121,33 @@ def test_a_later_epoch_that_is_resumed_in_its_middle_counts_no_row_twice(trainer
     for losses_of_rank, scores_of_rank in on_gloo(2, train, tmp_path, tokenizer, 2, 4, 4, trainer_class):
         assert losses_of_rank == pytest.approx(losses, rel=1e-5)
         assert scores_of_rank == pytest.approx(scores, rel=1e-4)
+
+
+def parse(rank, tokens):
+    for state in (AcceleratorState, GradientState, PartialState):  # of the process that was forked
+        state._reset_state()
+    try:
+        parse_arguments(make_dataclass("Arguments", []), argv=["--use_cpu", "--debug", *tokens[rank]])
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "named"),
+    [
+        ("--seed 1", "--seed 2", "seed 1 and 2"),
+        ("--learning_rate 1e-3", "", "learning_rate 0.001 and None"),
+        ("", "--resume_from_checkpoint latest", "resume_from_checkpoint None and 'latest'"),
+        ("--output_dir a --report_to none --seed 1", "--output_dir b --seed 1", ""),
+    ],
+)
+def test_processes_that_are_started_with_other_arguments_are_refused(first, second, named, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = (
+        f"process 1 was started with other arguments than process 0: {named}. Start the same command on each machine."
+    )
+    assert on_gloo(2, parse, [first.split(), second.split()]) == [said if named else ""] * 2
 
 
 def compare(rank, folders, inputs):

@@ -3,9 +3,10 @@
 import json
 import re
 from argparse import Namespace
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, NoReturn
 
+from accelerate.utils import gather_object
 from transformers import HfArgumentParser
 
 from hf_lm.parsing.config_file import check_kind, check_text
@@ -13,6 +14,7 @@ from hf_lm.parsing.ranges import check_ranges
 from hf_lm.parsing.suggestions import closest, did_you_mean
 
 CODE = "names a function"
+OF_ONE_PROCESS = ("output_dir", "report_to", "run_name", "disable_tqdm", "log_level")  # may be others on a machine
 Function = Annotated[str, CODE]  # a name of ours, a folder, or module:function, which --config alone may not give
 
 
@@ -108,3 +110,16 @@ def check_values(resolved: dict[str, Any], kinds: dict[str, Any], origin: dict[s
     for key, kind in kinds.items():
         check_text(f"{places[key]}{key}", resolved[key], kind)
     check_ranges(resolved, kinds, places)
+
+
+def check_same_arguments(arguments: Mapping[str, object]) -> None:
+    """Raise ValueError, on every process of a run, where one was started with others than the first; each must ask."""
+    seen = gather_object([{key: value for key, value in arguments.items() if key not in OF_ONE_PROCESS}])
+    first = seen[0]
+    for process, own in enumerate(seen):
+        if differ := [name for name in {**first, **own} if own.get(name) != first.get(name)]:
+            details = ", ".join(f"{name} {first.get(name)!r} and {own.get(name)!r}" for name in differ)
+            raise ValueError(
+                f"process {process} was started with other arguments than process 0: {details}. Start the same "
+                "command on each machine."
+            )
