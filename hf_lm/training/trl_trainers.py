@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from datasets import Dataset
 from torch import nn
-from torch.utils.data import Sampler
+from torch.utils import data
 from transformers import PreTrainedModel
 from trl.trainer.dpo_config import DPOConfig
 from trl.trainer.dpo_trainer import DPOTrainer
@@ -215,7 +215,7 @@ class GRPO(TrlTrainerMixin, GRPOTrainer):
         super().continue_counts(counts)
         self.without_signal, self.first_reward = Counter(counts["without_signal"]), counts["first_reward"]
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
+    def _get_train_sampler(self, train_dataset: data.Dataset | None = None) -> data.Sampler:
         """TRL's, which draws an order with each epoch, and in a resumed run would draw that of the first once more."""
         sampler = cast(Any, super()._get_train_sampler(train_dataset))
         sampler.set_epoch = lambda epoch: sampler.generator.manual_seed(self.args.seed + epoch)
