@@ -149,13 +149,14 @@ def test_a_kubernetes_pod_finds_the_first_by_the_name_that_the_service_gives_it(
     assert job["spec"]["completions"] == load_config_from_file(str(LAUNCH / "fsdp2_2nodes.yaml")).num_machines
 
 
-@pytest.mark.parametrize(
-    ("code", "checkpoint", "queued"), [(0, False, False), (75, True, True), (143, False, True), (1, True, False)]
-)
-def test_a_slurm_job_that_was_stopped_is_queued_again_and_continues(code, checkpoint, queued, tmp_path):
-    if checkpoint:
-        (tmp_path / "out" / "checkpoint-5").mkdir(parents=True)
-        (tmp_path / "out" / "checkpoint-5" / "trainer_state.json").touch()
+@pytest.mark.parametrize("name", SHELL)
+def test_the_main_process_alone_looks_for_a_checkpoint_so_that_machines_which_start_apart_agree(name):
+    assert re.search(r" --output_dir \S+ --resume_from_checkpoint latest\b", SHELL[name])
+    assert "checkpoint-" not in SHELL[name]
+
+
+@pytest.mark.parametrize(("code", "queued"), [(0, False), (75, True), (143, True), (1, False)])
+def test_a_slurm_job_that_was_stopped_is_queued_again_and_continues(code, queued, tmp_path):
     fake = {
         "srun": f'printf "%s\\n" "$@" > srun.log; exit {code}',
         "scontrol": 'if [ "$1" = show ]; then echo node7; echo node8; else echo "$@" > scontrol.log; fi',
@@ -174,8 +175,7 @@ def test_a_slurm_job_that_was_stopped_is_queued_again_and_continues(code, checkp
     given = dict(zip(before[::2], before[1::2], strict=True))
     assert (given["--num_machines"], given["--num_processes"]) == ("2", "8")
     assert (given["--main_process_ip"], given["--rdzv_backend"]) == ("node7", "c10d")
-    resume = ["--resume_from_checkpoint", "latest"] if checkpoint else []
-    assert rest == ["--output_dir", "out", *resume, "--document_start", "= x"]
+    assert rest == ["--output_dir", "out", "--resume_from_checkpoint", "latest", "--document_start", "= x"]
     assert (tmp_path / "scontrol.log").exists() == queued
 
 

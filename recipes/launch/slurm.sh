@@ -22,15 +22,11 @@ config=$1 recipe=$2 output=$3
 shift 3
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=540 # seconds that a step and its checkpoint may take; below --signal's
 trap : TERM                               # this script outlives the signal, to queue the job again
-resume=()
-if compgen -G "$output/checkpoint-*/trainer_state.json" > /dev/null; then
-  resume=(--resume_from_checkpoint latest)
-fi
 srun --kill-on-bad-exit=0 hf-lm run --config_file "$config" --rdzv_backend c10d \
   --num_machines "$SLURM_NNODES" --num_processes "$((SLURM_NNODES * SLURM_GPUS_ON_NODE))" \
   --main_process_ip "$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)" \
   --main_process_port "$((20000 + SLURM_JOB_ID % 10000))" \
-  "$recipe" --output_dir "$output" "${resume[@]}" "$@"
+  "$recipe" --output_dir "$output" --resume_from_checkpoint latest "$@"
 code=$?
 if [ "$code" -eq 75 ] || [ "$code" -eq 143 ]; then # out of its budget (--max_hours), or ended by SIGTERM
   scontrol requeue "$SLURM_JOB_ID"
