@@ -1,5 +1,6 @@
 """Chat: conversations in which what the assistant says is learned, and the end of it."""
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -221,11 +222,5 @@ class Chat(Answers):
 
 def _runs(labels: Sequence[int]) -> list[list[int]]:
     """The uninterrupted runs of labels."""
-    runs, before = [], -100
-    for label in labels:
-        if label != -100:
-            if before == -100:
-                runs.append([])
-            runs[-1].append(label)
-        before = label
-    return runs
+    groups = itertools.groupby(labels, key=lambda label: label != -100)
+    return [list(run) for learned, run in groups if learned]
