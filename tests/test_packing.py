@@ -116,7 +116,7 @@ def test_epochs_and_seeds_differ_in_the_order_of_documents(tokenizer, texts):
 def test_documents_are_the_same_whatever_is_tokenized_at_a_time(tokenizer, texts, tmp_path, monkeypatch):
     whole = tokenize_documents(texts, tokenizer=tokenizer, folder=tmp_path / "whole", count_words=True)
     monkeypatch.setattr(packing, "BATCH", 200)  # characters: two or three documents
-    batches = list(packing._batches(texts))
+    batches = list(packing.batches(texts))
     assert [text for batch in batches for text in batch] == texts
     assert len(batches) > 10
     parts = tokenize_documents(iter(texts), tokenizer=tokenizer, folder=tmp_path / "parts", count_words=True)
@@ -129,8 +129,8 @@ def test_documents_are_the_same_whatever_is_tokenized_at_a_time(tokenizer, texts
 
 def test_a_batch_ends_with_the_document_that_fills_it(monkeypatch):
     monkeypatch.setattr(packing, "BATCH", 4)  # characters
-    assert list(packing._batches(["abc", "d", "efg", "h", "i"])) == [["abc", "d"], ["efg", "h"], ["i"]]
-    assert list(packing._batches(["abcde", "fg", "hi"])) == [["abcde"], ["fg", "hi"]]
+    assert list(packing.batches(["abc", "d", "efg", "h", "i"])) == [["abc", "d"], ["efg", "h"], ["i"]]
+    assert list(packing.batches(["abcde", "fg", "hi"])) == [["abcde"], ["fg", "hi"]]
 
 
 def test_reading_ahead_is_one_batch_ahead_and_ends_with_its_reader():

@@ -21,8 +21,6 @@ from hf_lm.tokenization.tokenizer import encode_documents, tokenizer_fingerprint
 BATCH = 2**21  # characters tokenized at a time: enough to keep every core busy, little to hold
 FORMAT = "2"  # of the cache
 SAMPLED = 16  # documents of the smallest sample: an interval over fewer says little
-
-
 TOKENS = "tokens.bin"  # of a folder that tokenize_documents fills
 
 
@@ -130,19 +128,14 @@ def tokenize_documents(
 
 
 def _write(
-    documents: Iterable[str],
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
-    count_words: bool,
-    bar: tqdm,
-    name: str,
+    documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, folder: Path, count_words: bool, bar: tqdm, name: str
 ) -> dict[str, Any]:
     begin, end = markers(tokenizer)
     dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
     starts, sizes, words = array("q"), array("q"), array("q")
     position = 0
     with (folder / TOKENS).open("wb") as file:
-        for batch in _read_ahead(_batches(documents)):
+        for batch in _read_ahead(batches(documents)):
             encoded = encode_documents(tokenizer, batch)
             out = []
             for text, ids in zip(batch, encoded, strict=True):
@@ -172,19 +165,20 @@ def _open(folder: Path) -> TokenStream:
     return TokenStream(tokens, **arrays, begin=about["begin"], end=about["end"], cleaned=about["cleaned"])
 
 
-def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
+def batches(documents: Iterable[str], *, characters: int = 0) -> Iterator[list[str]]:
+    """As many documents at a time as together have so many characters, 0 for BATCH, or more."""
     batch, size = [], 0
     for text in documents:
         batch.append(text)
         size += len(text)
-        if size >= BATCH:
+        if size >= (characters or BATCH):
             yield batch
             batch, size = [], 0
     if batch:
         yield batch
 
 
-def _read_ahead(batches: Iterator[list[str]]) -> Iterator[list[str]]:
+def _read_ahead(some: Iterator[list[str]]) -> Iterator[list[str]]:
     """Read the next batch in a thread while the current one is tokenized, which holds no Python lock."""
 
     def begin() -> queue.Queue:
@@ -192,7 +186,7 @@ def _read_ahead(batches: Iterator[list[str]]) -> Iterator[list[str]]:
 
         def read() -> None:
             try:
-                ready.put(next(batches, None))
+                ready.put(next(some, None))
             except BaseException as error:  # raised again where it is read
                 ready.put(error)
 

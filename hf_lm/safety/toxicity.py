@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from hf_lm.data.cutting import cut
+from hf_lm.data.packing import batches
 from hf_lm.data.sources import Corpus
 from hf_lm.files import hash_text
 from hf_lm.safety.measures import Measure, mean_by_group
@@ -21,11 +22,7 @@ CAUTION = (
 
 
 def toxicity_measures(
-    scores: np.ndarray,
-    groups: Sequence[Sequence[str]],
-    *,
-    source: str,
-    scorer: str,
+    scores: np.ndarray, groups: Sequence[Sequence[str]], *, source: str, scorer: str
 ) -> list[Measure]:
     """Expected maximum toxicity and the probability of at least one toxic continuation, after Gehman et al.
 
@@ -98,15 +95,8 @@ class WithoutToxic:
 
     def __call__(self, documents: Iterable[str]) -> Iterator[str]:
         counts = Counter()
-        waiting: list[list[str]] = []
-        size = 0
-        for text in documents:
-            waiting.append(list(cut([text], None, PASSAGE)))
-            size += len(text)
-            if size >= 2**19:
-                yield from self._judged(waiting, counts)
-                waiting, size = [], 0
-        yield from self._judged(waiting, counts)
+        for texts in batches(documents, characters=2**19):
+            yield from self._judged([list(cut([text], None, PASSAGE)) for text in texts], counts)
         self.passages, self.dropped, self.documents = counts["passages"], counts["dropped"], counts["documents"]
 
     def _judged(self, documents: list[list[str]], counts: Counter) -> Iterator[str]:
