@@ -287,8 +287,7 @@ def parse_arguments(
         )
         training_args.started = started
         if training_args.world_size > 1:  # before the first work of one of them
-            once = {name: getattr(training_args, name) for name in ONE_INVOCATION}
-            check_same_arguments(training_args.run | once)
+            check_same_arguments(training_args.run | {name: getattr(training_args, name) for name in ONE_INVOCATION})
         dry_run.parsed(args)
         set_seed(training_args.seed)
         return args, training_args
@@ -307,9 +306,7 @@ def _parse(arguments_class, training_arguments_class, argv, recipe_defaults, fre
     parser = Parser(classes, allow_abbrev=False, description=main.__doc__, prog=program)
     parser.add_argument("--config")
     own = {f.name for c in classes for f in fields(c) if f.init}
-    kinds = {
-        name: kind for c in classes for name, kind in get_type_hints(c, include_extras=True).items() if name in own
-    }
+    kinds = {key: kind for c in classes for key, kind in get_type_hints(c, include_extras=True).items() if key in own}
     if unknown := (set(recipe_defaults) | set(fresh)) - own:
         raise TypeError(f"the recipe sets defaults for unknown arguments: {sorted(unknown)}")
     parser.set_defaults(**recipe_defaults)
