@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from hf_lm.data.tables import Table
 from hf_lm.evaluation import evaluate_metrics, metrics
+from hf_lm.evaluation.intervals import PERCENT, interval_of
 from hf_lm.evaluation.metrics import (
     Classification,
     QuestionAnswering,
@@ -78,6 +79,24 @@ def test_a_correlation_beats_a_constant_answer_where_its_interval_is_above_0_and
     few[np.flatnonzero(true == 1)[:5]] = 1
     assert metric.estimates(few, true)["mcc"].interval().low > 0
     assert not metric.estimates(few, true)["mcc"].beats(constant)
+
+
+def test_a_rare_class_that_is_always_right_or_always_wrong_is_not_taken_for_known():
+    unseen = 1 - 0.025 ** (1 / 50)  # the share that 50 examples miss in 2.5 %
+    right, wrong = 48 * [0] + 2 * [1], 48 * [0] + 2 * [1]
+    found = Classification(2).estimates(right, wrong)["macro_f1"].interval()
+    f1 = [2 * hits / (2 * hits + 50 * unseen) for hits in ((1 - unseen) * 48, (1 - unseen) * 2)]
+    assert (found.value, found.high) == (100, 100)
+    close(found.low, 50 * sum(f1))  # 73.6, where the examples alone say 92.9
+    found = Classification(2).estimates(50 * [0], wrong)
+    close(found["mcc"].value, 0)
+    assert found["mcc"].interval().high > 0.7
+    assert found["macro_f1"].interval().high > 80
+    only = Classification(2).estimates(50 * [0], 50 * [0])["mcc"].interval()  # of the second class nothing is known
+    assert (only.value, only.high) == (0, 1)
+    assert only.low <= 0
+    both = Classification(2).estimates([0, 1] * 25 + [1, 0] * 5, [0, 1] * 30)["macro_f1"]
+    close(both.interval().low, interval_of(both.value, both.left_out(), PERCENT).low)
 
 
 def test_resampled_sums_have_the_values_that_each_of_them_has_alone():

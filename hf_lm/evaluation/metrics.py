@@ -10,7 +10,7 @@ import string
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, islice
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 import regex
 
 from hf_lm.data.overlap import NORMAL_WORD, UNSPACED
-from hf_lm.evaluation.intervals import PERCENT, POSITIVE, Estimate, Interval, mean, ratio
+from hf_lm.evaluation.intervals import LEVEL, PERCENT, POSITIVE, Estimate, Interval, mean, ratio
 
 SENTENCE_ENDS = "。！？।॥؟۔։።፧။។"  # Chinese, Indic, Arabic, Urdu, Armenian, Ethiopic, Burmese and Khmer
 CMRC_MARKS = "-:_*^/\\~`+=～"  # beside those of Chinese: punctuation outside ASCII
@@ -50,12 +50,40 @@ class Classification:
         counts = np.concatenate([right, eye[predicted], eye[true]], axis=1)  # (examples, 3 classes)
         found = {
             "accuracy": mean(100.0 * (predicted == true), bounds=PERCENT),
-            "macro_f1": Estimate(counts, _macro_f1, bounds=PERCENT),
-            "mcc": Estimate(counts, _mcc, bounds=(-1.0, 1.0), of_constant=0.0),
+            "macro_f1": OfClasses(counts, _macro_f1, bounds=PERCENT),
+            "mcc": OfClasses(counts, _mcc, bounds=(-1.0, 1.0), of_constant=0.0),
         }
         if probabilities is not None:
             found["calibration_error"] = _calibration_error(np.asarray(probabilities, np.float64), true)
         return found
+
+
+class OfClasses(Estimate):
+    """The statistics are, for each class: whether an example was right, was predicted as it, and is of it."""
+
+    def interval(self) -> Interval:
+        """The jackknife's, with room for what no example shows: a class that is never right, or never wrong.
+
+        A rare class of which two of two are right weighs as much as a frequent one, and leaving one out changes
+        nothing. Up to the share of examples that so many miss in 2.5 % may be of such a class and be otherwise.
+        """
+        found, n = super().interval(), len(self.statistics)
+        if found.low is None or found.high is None:
+            return found
+        sums = self.statistics.sum(axis=0)
+        different = np.unique(sums.reshape(3, -1), axis=1, return_index=True)[1]  # classes of other counts
+        right, predicted, true = np.split(sums, 3)
+        eye, order = np.eye(len(true)), np.argsort(-true, kind="stable")
+        other = np.where(np.arange(len(true)) == order[0], order[min(1, len(true) - 1)], order[0])
+        hits = [np.tile(eye[i], 3) for i in different if not right[i]]
+        misses = [
+            np.concatenate([0 * eye[i], eye[other[i]], eye[i]])
+            for i in different
+            if right[i] == predicted[i] == true[i]
+        ]
+        unseen = n * (1 - (LEVEL / 2) ** (1 / n))
+        values = self.value_of((1 - unseen / n) * sums + unseen * np.array([*hits, *misses]).reshape(-1, len(sums)))
+        return replace(found, low=float(min([found.low, *values])), high=float(max([found.high, *values])))
 
 
 def _macro_f1(sums: np.ndarray) -> np.ndarray:
