@@ -14,6 +14,7 @@ from loopback_hub import hub  # noqa: F401  (a fixture)
 from hf_lm.cli import main
 from hf_lm.hub import check as checking
 from hf_lm.hub.check import check_folder
+from hf_lm.models.configuration import find_adapter
 
 CARD = "---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n# tiny\n"
 TOKEN = "hf_" + "x" * 34
@@ -131,6 +132,10 @@ def test_an_adapter_is_loaded_with_its_base(saved, tokenizer, tmp_path):
     assert any(
         "base model '/gone/base' is not on this machine" in wrong for wrong in check_folder(tmp_path / "adapter").wrong
     )
+    edit(tmp_path / "adapter" / "adapter_config.json", base_model_name_or_path={"a": 1})
+    assert any("{'a': 1}, which is no name of a model" in wrong for wrong in check_folder(tmp_path / "adapter").wrong)
+    with pytest.raises(ValueError, match="is an adapter that names no base model"):
+        find_adapter(str(tmp_path / "adapter"))
 
 
 def damage(folder: Path, how: str) -> None:
@@ -154,6 +159,10 @@ def damage(folder: Path, how: str) -> None:
         digest = hashlib.sha256(weights.read_bytes()).hexdigest()
         recorded = {"model.safetensors": {"bytes": weights.stat().st_size, "sha256": digest[::-1]}}
         edit(folder / "report.json", files=recorded)
+    elif how == "layers":
+        edit(folder / "config.json", n_layer=10**9)
+    elif how == "deep":
+        (folder / "config.json").write_text('{"a":' * 10_000 + "1" + "}" * 10_000)
     elif how == "list":
         (folder / "config.json").write_text("[1]")
     elif how == "index":
@@ -187,6 +196,8 @@ def damage(folder: Path, how: str) -> None:
         ("empty", "tokenizer.json is no JSON"),
         ("other run", "model.safetensors is not the file of this run"),
         ("list", "config.json holds no settings"),
+        ("layers", "config.json: n_layer is 1,000,000,000, more than any model has (10,000 at most)"),
+        ("deep", "config.json is no JSON: maximum recursion depth exceeded"),
         ("index", "model.safetensors.index.json names no weights"),
         ("secret", "looks like a secret: run.yaml:2 (a Hugging Face token)"),
         ("failed", "proofs failed: load_back"),

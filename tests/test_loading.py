@@ -110,6 +110,8 @@ def test_weights_that_do_not_fit_the_configuration_are_refused(saved, tokenizer,
             ({"vocab_size": 6}, r"wte\.weight was saved with the shape .* restore the config\.json"),
             ({"n_layer": 3}, r"lacks 12 weights of GPT2LMHeadModel \(transformer\.h\.2\.attn\.c_attn\.bias, \.\.\.\)"),
             ({"n_layer": 1}, r"holds 11 weights that GPT2LMHeadModel does not have \(transformer\.h\.1\.attn"),
+            ({"n_layer": 10**9}, r"n_layer is 1,000,000,000, more than any model has \(10,000 at most\)"),
+            ({"num_labels": 10**9}, r"num_labels is 1,000,000,000, more than any model has"),
             ({"vocab_size": "many"}, "cannot (read|load)|knows no such model"),
         )
     ):

@@ -11,6 +11,7 @@ from hf_lm.files import CODE, fingerprint
 from hf_lm.hub.credentials import find_secrets
 from hf_lm.hub.fresh_load import fresh_load
 from hf_lm.hub.records import read_report
+from hf_lm.parsing.ranges import excessive
 
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".msgpack")
 # The code that a model of this package carries, as config.json names it: hf_lm.models.recurrent.
@@ -101,12 +102,14 @@ def unreadable(folder: Path, files: Iterable[Path]) -> list[str]:
             continue
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             damaged.append(f"{name} is no JSON: {str(error).splitlines()[0]}")
             continue
         shards: Any = content.get("weight_map") if isinstance(content, dict) else None
         if name.endswith("config.json") and not isinstance(content, dict):
             damaged.append(f"{name} holds no settings")
+        elif name.endswith("config.json") and (problem := excessive(content)):
+            damaged.append(f"{name}: {problem}")
         elif name.endswith(".safetensors.index.json") and not isinstance(shards, dict):
             damaged.append(f"{name} names no weights")
         elif name.endswith(".safetensors.index.json"):
@@ -252,6 +255,9 @@ def _check_base(folder: Path, checked: Checked) -> bool:
 
     adapter = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     base = adapter.get("base_model_name_or_path") or ""
+    if not isinstance(base, str):
+        checked.wrong.append(f"its base_model_name_or_path is {base!r:.60}, which is no name of a model")
+        return False
     config: object = Path(base) / "config.json"
     if base and not Path(base).is_dir():
         try:

@@ -16,6 +16,7 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from hf_lm.files import MODEL, hash_contents_once, hash_text
+from hf_lm.parsing.ranges import excessive
 
 CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -76,11 +77,13 @@ def load_config(name_or_path: str) -> PreTrainedConfig:
             ) from error
         adapted = cached_file(name_or_path, ADAPTED, **ABSENT_IS_NONE)
         if adapted:
+            _check_counts(name_or_path, adapted)
             return AutoConfig.from_pretrained(adapted, trust_remote_code=False)
         if classes := _classes(name_or_path):
             config.num_labels = classes
         return config
     check_checkpoint(name_or_path)
+    _check_counts(name_or_path, cached_file(name_or_path, CONFIG, **ABSENT_IS_NONE))
     try:
         # False rather than None: None would ask on the terminal whether to run the checkpoint's code.
         return AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
@@ -92,6 +95,16 @@ def load_config(name_or_path: str) -> PreTrainedConfig:
         if isinstance(error, ValueError):
             raise ValueError(f"{name_or_path}: transformers knows no such model: {why(error)}") from error
         raise OSError(f"cannot read the {CONFIG} of {name_or_path}: {why(error)}") from error
+
+
+def _check_counts(name_or_path: str, file: str | None) -> None:
+    """Raise ValueError where a configuration counts what would fill the memory before a weight is read."""
+    try:
+        problem = excessive(json.loads(Path(file).read_text(encoding="utf-8"))) if file else ""
+    except (OSError, ValueError, RecursionError):  # its reader says what is wrong
+        return
+    if problem:
+        raise ValueError(f"{name_or_path}: {problem}: restore the {CONFIG} that was saved with the weights.")
 
 
 def check_memory(parameters: int, shape: str) -> None:
@@ -202,7 +215,8 @@ def find_adapter(name_or_path: str) -> dict[str, Any] | None:
         adapter = json.loads(Path(file).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{name_or_path}: {ADAPTER} is not JSON: {error}") from None
-    if not isinstance(adapter, dict) or not adapter.get("base_model_name_or_path"):
+    base = adapter.get("base_model_name_or_path") if isinstance(adapter, dict) else None
+    if not base or not isinstance(base, str):
         raise ValueError(
             f"{name_or_path} is an adapter that names no base model: set base_model_name_or_path in its {ADAPTER}."
         )

@@ -1,4 +1,7 @@
-"""The numbers that an argument may be, declared in its type: `max_length: Size = 256`, `type=number(Count)`."""
+"""The numbers that an argument may be, declared in its type: `max_length: Size = 256`, `type=number(Count)`.
+
+And those that a model's configuration may count, which is a stranger's: `excessive`.
+"""
 
 import math
 from argparse import ArgumentTypeError
@@ -98,3 +101,18 @@ def check_ranges(values: Mapping[str, object], kinds: Mapping[str, object], orig
     for name, kind in kinds.items():
         if allowed := TRAINER_RANGES.get(name) or range_of(kind):
             check_range(f"{origin.get(name, '')}{name}", values[name], allowed)
+
+
+# What a configuration may count, by a part of its key: each is an object in memory before a weight is read.
+MOST = {"layer": 10_000, "expert": 100_000, "num_labels": 1_000_000}
+
+
+def excessive(config: object) -> str:
+    """A number of layers, experts or classes in a configuration that no model has, in words; "" for none."""
+    for key, value in config.items() if isinstance(config, dict) else ():
+        if nested := excessive(value):
+            return nested
+        most = min((most for part, most in MOST.items() if part in str(key)), default=None)
+        if most and isinstance(value, int) and value > most:
+            return f"{key} is {value:,}, more than any model has ({most:,} at most)"
+    return ""
