@@ -255,6 +255,15 @@ def test_a_scored_api_is_asked_once_and_its_invalid_answers_are_counted(server, 
     assert not any(KEY in path.read_text() for path in tmp_path.rglob("*.jsonl"))
 
 
+def test_empty_answers_are_counted_with_the_tokens_that_an_answer_may_have(server, tmp_path, monkeypatch):
+    """Of a model that reasons, the tokens may end before its answer begins: a score of 0 would not say so."""
+    monkeypatch.setattr("hf_lm.scoring.score.default_cache", lambda: tmp_path)
+    server.answer = lambda text: "" if text == "number 1" else "pos"
+    data = Data("sentiment", "test", Table("x", "f", {"train": TRAIN, "test": ROWS}, labels=["neg", "pos"]), {})
+    scored = score_api("api:m", data, base_url=server.url, few_shot=0, instruction="", say=lambda said: None)
+    assert scored.notes[1].startswith("1 of 12 answers are empty: it may write 16 tokens, which a model that reasons")
+
+
 def test_the_prompt_holds_examples_of_train_that_are_not_scored(asked):
     first, *shots, last = asked.messages[3]
     assert first["role"] == "system"

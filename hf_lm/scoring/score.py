@@ -354,4 +354,9 @@ def score_api(
     scored.examples, invalid = task.examples_of(rows, answers, data.labels)
     if invalid:
         scored.notes.append(f"{invalid} of {len(rows)} answers are none of the classes, and wrong")
+    if empty := answers.count(""):
+        scored.notes.append(
+            f"{empty} of {len(rows)} answers are empty: it may write {asked.max_tokens} tokens, which a model that "
+            "reasons first spends on that"
+        )
     return scored
