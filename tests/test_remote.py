@@ -264,6 +264,18 @@ def test_empty_answers_are_counted_with_the_tokens_that_an_answer_may_have(serve
     assert scored.notes[1].startswith("1 of 12 answers are empty: it may write 16 tokens, which a model that reasons")
 
 
+def test_a_refused_parameter_that_is_no_name_is_one_line(server, asked, tmp_path, monkeypatch):
+    import httpx
+    import openai
+
+    def refuse(*args, **more):
+        response = httpx.Response(400, request=httpx.Request("POST", server.url))
+        raise openai.BadRequestError("no", response=response, body={"message": "no", "param": ["x"]})
+
+    monkeypatch.setattr("openai.resources.chat.completions.Completions.create", refuse)
+    assert "the API answered 400, no" in refused(server, asked, tmp_path / "a.jsonl")
+
+
 def test_the_prompt_holds_examples_of_train_that_are_not_scored(asked):
     first, *shots, last = asked.messages[3]
     assert first["role"] == "system"

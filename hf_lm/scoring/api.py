@@ -159,7 +159,7 @@ def _answer(client: "OpenAI", model: str, messages: Any, limits: dict[str, Any])
             completion = client.chat.completions.create(model=model, messages=messages, **sent)
             break
         except openai.BadRequestError as error:  # newer models refuse one or the other
-            if error.param not in sent:
+            if error.param not in list(sent):  # a server may name anything, also what has no hash
                 raise
             limits.pop(error.param, None)
     try:
