@@ -328,6 +328,18 @@ def test_runs_are_compared_by_numbers_that_are_those_of_their_reports(kind, requ
     assert all(found["p"] == 1 and not found["better"] for found in result["comparisons"])
 
 
+def test_a_run_whose_tokenizer_loses_text_is_not_compared_with_another(tmp_path):
+    rows = [{"split": "test", "nll": 90.0 + i, "tokens": 20, "bytes": 80, "words": 15} for i in range(8)]
+    for name, lost in (("all", 0.0), ("small", 0.5)):
+        (tmp_path / name).mkdir()
+        about = {"recipe": "pretrain", "tokenizer": {"text": {"test": {"unknown": 0.0, "lost": lost}}}}
+        (tmp_path / name / "report.json").write_text(json.dumps(about))
+        (tmp_path / name / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = compare_runs([str(tmp_path / "all"), str(tmp_path / "small")])
+    assert not result["comparisons"]
+    assert f"not comparable for {tmp_path / 'small'}, whose tokenizer loses text" in result["not_compared"].values()
+
+
 def test_a_better_run_is_found_whatever_the_order_of_its_rows(classifier, tmp_path):
     def better(rows):
         return [row | {"prediction": row["reference"]} for row in reversed(rows)]

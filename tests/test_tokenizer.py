@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from hf_lm.data.sources import Corpus
+from hf_lm.reporting.report import warnings
 from hf_lm.tokenization.tokenizer import (
     encode_documents,
     load_tokenizer,
@@ -95,6 +96,17 @@ def test_word_level_ids_have_no_gap_even_where_the_text_holds_the_special_tokens
     words = train_word_level(["a <unk> b <pad> <eol> <|endoftext|> c\n"])
     assert sorted(words.get_vocab().values()) == list(range(len(words)))
     assert encode_documents(words, ["<unk> a"])[0][0] == words.unk_token_id
+
+
+def test_a_tokenizer_of_small_letters_loses_text_without_an_unknown_word():
+    texts = {"a": ["The cat .", "the cat ."]}
+    small, exact = (train_word_level(texts["a"], lowercase=lowercase) for lowercase in (True, False))
+    measured = measure_tokenizer(small, texts)["text"]["a"]
+    assert (measured["unknown"], measured["lost"]) == (0, 0.5)
+    assert measure_tokenizer(exact, texts)["text"]["a"]["lost"] == 0
+    assert warnings({"tokenizer": {"text": {"train": measured}}}) == []
+    [sentence] = warnings({"tokenizer": {"text": {"test": measured}}})
+    assert "gives 50.0% of the documents of test back as other text" in sentence
 
 
 def test_basic_english_lowers_and_parts_punctuation():

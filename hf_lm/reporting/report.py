@@ -185,6 +185,12 @@ def warnings(report: dict[str, Any]) -> list[str]:
         if scored := data.get(split, {}).get("scored"):
             text = f"{scored:,} of {data[split]['documents']:,} documents of {split} were scored"
             sentences.append(f"{text}, drawn at random: training was short. hf-lm score reads all.")
+    for name, part in report.get("tokenizer", {}).get("text", {}).items():
+        if name != "train" and (share := part.get("lost", 0)):
+            sentences.append(
+                f"The tokenizer gives {share:.1%} of the documents of {name} back as other text (unknown words, small "
+                "letters): the numbers are of that text, and bits per byte are not comparable, with lzma neither."
+            )
     if left_out := [f"{n:,} {key.replace('_', ' ')}" for key, n in data.get("left_out", {}).items() if n]:
         sentences.append(f"Dropped or repaired: {', '.join(left_out)}.")
     return sentences

@@ -42,10 +42,10 @@ def compare_runs(folders: Sequence[str], *, metrics: Sequence[str] = (), split: 
     about = {folder: {"versions": report.get("versions", {})} for folder, (report, _) in runs.items()}
     data = runs[first][0].get("data", {})
     tokenizers = {folder: report.get("tokenizer", {}) for folder, (report, _) in runs.items()}
-    lossy = {  # of unknown words the likelihood is that of another text
+    lossy = {  # where a text does not come back, as of unknown words, the likelihood is that of another one
         folder: json.dumps(about)
         for folder, about in tokenizers.items()
-        if any(text.get("unknown", 0) > 0 for text in about.get("text", {}).values())
+        if any(text.get("lost", text.get("unknown", 0)) > 0 for text in about.get("text", {}).values())
     }
     return {
         "task": task,

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from hf_lm.data.packing import cache_folder, tokenize_documents
@@ -30,7 +30,7 @@ from hf_lm.scoring.predictions import GROUPS, METRICS, Example, estimates_of, re
 from hf_lm.scoring.restore import SETTINGS, Checkpoint, autocast_as, build_task, open_checkpoint
 from hf_lm.scoring.scoreboard import check_metrics, compare_models
 from hf_lm.tasks.by_name import TASKS
-from hf_lm.tokenization.tokenizer import encode_documents, load_tokenizer, tokenizer_fingerprint
+from hf_lm.tokenization.tokenizer import comes_back, encode_documents, load_tokenizer, tokenizer_fingerprint
 
 COLUMNS = {  # that may be named, by task
     "pretrain": ("text_column", "document_start", "max_bytes"),
@@ -276,17 +276,12 @@ def _measure_likelihood(checkpoint: Checkpoint, data: Data, scored: Scored) -> N
         likelihood = score_documents(model, stream, block_size=settings["block_size"], stride=settings["eval_stride"])
     scored.examples = likelihood.examples()
     scored.how = f"likelihood in windows of {settings['block_size']} tokens"
-    first = list(islice(data.corpus.documents(data.split), min(limit or 200, 200)))
-    lost = sum(not _comes_back(tokenizer, text[:10_000]) for text in first)
+    first = [text[:10_000] for text in islice(data.corpus.documents(data.split), min(limit or 200, 200))]
+    encoded = encode_documents(tokenizer, first)
+    lost = sum(not comes_back(tokenizer, text, ids) for text, ids in zip(first, encoded, strict=True))
     if lost:
         scored.lossy = tokenizer_fingerprint(tokenizer)
         scored.notes.append(f"its tokenizer gives {lost} of {len(first)} documents back as other text")
-
-
-def _comes_back(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
-    """Whether a text comes back from its ids, but for white space: with unknown words or small letters it does not."""
-    ids = encode_documents(tokenizer, [text])[0]
-    return "".join(str(tokenizer.decode(ids)).split()) == "".join(text.split())
 
 
 def _on_device(model: PreTrainedModel) -> PreTrainedModel:

@@ -355,19 +355,24 @@ def add_frame(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+def comes_back(tokenizer: PreTrainedTokenizerBase, text: str, ids: list[int]) -> bool:
+    """Whether a text comes back from its ids, but for white space: with unknown words or small letters it does not."""
+    return "".join(str(tokenizer.decode(ids)).split()) == "".join(text.split())
+
+
 def measure_tokenizer(
     tokenizer: PreTrainedTokenizerBase, groups: dict[str, Iterable[str]], *, max_bytes: int = 2_000_000
 ) -> dict[str, Any]:
     """How well a tokenizer fits named groups of texts (splits, languages, files), at most `max_bytes` of each.
 
-    Per group: bytes and characters per token, tokens per white-space word, and for word-level tokenizers the share of
-    unknown words. For all: the number of entries that never occur.
+    Per group: bytes and characters per token, tokens per white-space word, and where there is an unknown token its
+    share, and that of texts that do not come back from their ids. For all: the number of entries that never occur.
     """
     unknown_id = cast(int, tokenizer.unk_token_id)  # None where there is none
     counts = np.zeros(max(tokenizer.get_vocab().values()) + 1, np.int64)
     measured = {}
     for name, texts in groups.items():
-        tokens = characters = words = size = unknown = 0
+        tokens = characters = words = size = unknown = lost = rows = 0
         texts = iter(texts)
         while size < max_bytes and (batch := list(itertools.islice(texts, 64))):
             for text, ids in zip(batch, encode_documents(tokenizer, batch), strict=True):
@@ -375,12 +380,14 @@ def measure_tokenizer(
                 tokens, characters, words = tokens + len(ids), characters + len(text), words + len(text.split())
                 size += len(text.encode())
                 unknown += ids.count(unknown_id)
+                lost += tokenizer.unk_token_id is not None and not comes_back(tokenizer, text, ids)
+                rows += 1
         if tokens:
             measured[name] = {
                 "bytes_per_token": size / tokens,
                 "characters_per_token": characters / tokens,
                 "tokens_per_word": tokens / max(1, words),
-            } | ({} if unknown_id is None else {"unknown": unknown / tokens})
+            } | ({} if unknown_id is None else {"unknown": unknown / tokens, "lost": lost / rows})
     special = set(tokenizer.all_special_ids)
     unused = [i for i in tokenizer.get_vocab().values() if counts[i] == 0 and i not in special]
     return {"vocab_size": len(tokenizer), "unused": len(unused), "text": measured}
