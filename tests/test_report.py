@@ -232,6 +232,11 @@ def test_the_card_says_how_to_repeat_the_run_and_what_its_checks_found(card):
     assert "| 很好 \\| &lt;b> | positive | negative |" in card.text
 
 
+def test_the_card_says_of_which_text_the_tokenizer_was_measured(folder):
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "4,096 entries; 3 of them do not occur in the first 2 MB of each text" in card
+
+
 def test_the_command_that_runs_again_takes_the_folder_for_one_word(tmp_path):
     folder = tmp_path / "my run"
     folder.mkdir()

@@ -225,6 +225,6 @@ def _say_text(inspection: dict[str, Any]) -> Iterator[str]:
                 summary += ": " + " ".join(map(_one_line, fits["unknown_pieces"]))
             yield f"             {summary}"
     measured = inspection["tokenizer"]
-    yield f"vocabulary   {measured['vocab_size']:,} entries, {measured['unused']:,} of which this text does not use"
-    if written := measured.get("written"):
-        yield f"target       {written['vocab_size']:,} entries, {written['unused']:,} of which this text does not use"
+    for name, fits in (("vocabulary", measured), ("target", measured.get("written"))):
+        if fits:
+            yield f"{name:<12} {fits['vocab_size']:,} entries, {fits['unused']:,} not in the first 2 MB of text"

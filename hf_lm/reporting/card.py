@@ -271,8 +271,10 @@ def _data(report: dict[str, Any]) -> str:
     tokenizer = report.get("tokenizer")
     if tokenizer:
         bytes_per_token = [f"{name} {part['bytes_per_token']:.2f}" for name, part in tokenizer.get("text", {}).items()]
-        lines.append(f"- Tokenizer: {tokenizer['vocab_size']:,} entries, {tokenizer['unused']:,} unused.")
-        lines[-1] += f" Bytes per token: {', '.join(bytes_per_token)}."
+        lines.append(
+            f"- Tokenizer: {tokenizer['vocab_size']:,} entries; {tokenizer['unused']:,} of them do not occur in "
+        )
+        lines[-1] += f"the first 2 MB of each text, of which bytes per token are: {', '.join(bytes_per_token)}."
     return "\n".join(lines)
 
 
