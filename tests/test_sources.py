@@ -263,6 +263,8 @@ def test_the_demo_is_real_text_split_by_module():
     }
     shared = docstrings["train"] & docstrings["test"]
     assert len(shared) < 0.005 * len(docstrings["test"]), "docstrings cross from train to test"
+    held_out = f"{len(texts['validation'])} are validation and {len(texts['test'])} test, by the module's name"
+    assert held_out in corpus.notes[0]
 
 
 # The beginning of much text

@@ -264,8 +264,9 @@ def _demo() -> Corpus:
         split: (lambda texts=texts: rows_to_documents(texts, None, Counter())) for split, texts in by_split.items()
     }
     notes = [
-        f"the documentation of {len(rows)} modules of Python and of packages beside it, one document each; "
-        "split by module, 4 % for validation and 4 % for test; a docstring that occurs twice is kept once",
+        f"the documentation of {len(rows):,} modules of Python and of packages beside it, one document each; "
+        f"{len(by_split['validation'])} are validation and {len(by_split['test'])} test, by the module's name; "
+        "a docstring that occurs twice is kept once",
     ]
     size = sum(len(text.encode()) for text in by_split["train"])
     return Corpus("demo", content, size, readers, notes, languages=["en"])
