@@ -237,7 +237,7 @@ def announce(
         f"{describe_devices(trainer.args)}{describe_engine(trainer)}"
     )
     if task.recipe != "pretrain" and not origin_of(model):
-        say("  no --model was given: the weights are random, and learn from these examples alone")
+        say("  no --model was given: the model is a new one, and learns from these examples alone")
     for sentence in task.warnings:
         say(f"  warning: {sentence}")
     if resumed or not PartialState().is_main_process:
