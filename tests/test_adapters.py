@@ -15,12 +15,13 @@ from hf_lm import pipeline
 from hf_lm.arguments import TrainingArguments
 from hf_lm.cli import main
 from hf_lm.models.adapters import add_lora, has_base, load_merged, merge_adapter
+from hf_lm.models.bert import new_bert
 from hf_lm.models.configuration import load_config
 from hf_lm.models.encoder_decoder import load_text_to_text
 from hf_lm.models.loading import load_causal_lm, load_with_head
 from hf_lm.models.recurrent import RecurrentConfig, RecurrentLMHeadModel
 from hf_lm.tasks import proofs
-from hf_lm.training.fit import fit
+from hf_lm.training.fit import announce, fit
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +193,15 @@ def run(build, folder, tokenizer, out, *, merge=True, **options):  # noqa: F811
     adapted = add_lora(model, rank=2)
     adapted.model_tags = TAGS  # as a callback of the Trainer sets them, on the model that it is given
     return fit(adapted, task, arguments, merge=merge)
+
+
+def test_a_frozen_random_base_is_not_said_to_learn(tmp_path, tokenizer, capsys):  # noqa: F811
+    trainer = SimpleNamespace(args=TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none"))
+    task = SimpleNamespace(recipe="sentiment", warnings=[])
+    model = new_bert(tokenizer, n_layer=1, n_head=1, n_embd=8, block_size=16, labels=["a", "b"])
+    for rank, said in ((0, "learns from these examples alone"), (2, "--lora_rank keeps most of its weights")):
+        announce(trainer, task, add_lora(model, rank=rank), 8, started=0.0, resumed=True)
+        assert said in capsys.readouterr().out
 
 
 @pytest.mark.slow  # test_quantization trains and merges one, without the fresh processes

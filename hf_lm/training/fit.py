@@ -237,7 +237,9 @@ def announce(
         f"{describe_devices(trainer.args)}{describe_engine(trainer)}"
     )
     if task.recipe != "pretrain" and not origin_of(model):
-        say("  no --model was given: the model is a new one, and learns from these examples alone")
+        frozen = "--lora_rank keeps most of its weights as they are: leave it out"
+        learns = frozen if is_adapted(model) else "it learns from these examples alone"
+        say(f"  no --model was given: the model is a new one, and {learns}")
     for sentence in task.warnings:
         say(f"  warning: {sentence}")
     if resumed or not PartialState().is_main_process:
