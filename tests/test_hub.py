@@ -159,6 +159,29 @@ def test_a_second_push_leaves_nothing_of_the_first_model(reached, folder, model,
     assert said in capsys.readouterr().err
 
 
+def test_a_licence_that_was_given_on_the_hub_stays(reached, folder):
+    """The card of a run names none; whoever gave one in the browser lost it with the next push."""
+    from hf_lm.hub.push import push_to_hub
+
+    card = folder / "README.md"
+    card.write_text("---\n# license: apache-2.0   <- the licence\nlibrary_name: transformers\n---\n# model\n")
+    push_to_hub(folder, "user/name")
+    assert reached.repos["user/name"]["README.md"] == card.read_bytes()
+    given = b"---\nlicense: other\nlicense_name: ours\ntags: [x]\n---\n# model, edited\n"
+    reached.move_on("user/name", reached.repos["user/name"] | {"README.md": given})
+    for _ in range(2):
+        push_to_hub(folder, "user/name")
+        kept = "---\nlicense: other\nlicense_name: ours\nlibrary_name: transformers\n---\n# model\n"
+        assert reached.repos["user/name"]["README.md"].decode() == kept
+    card.write_text("---\nlicense: mit\nlibrary_name: transformers\n---\n# model\n")
+    push_to_hub(folder, "user/name")
+    assert reached.repos["user/name"]["README.md"] == card.read_bytes()
+    for broken in (b"no metadata", b"---\n[}\n---\n"):
+        reached.move_on("user/name", reached.repos["user/name"] | {"README.md": broken})
+        push_to_hub(folder, "user/name")
+        assert reached.repos["user/name"]["README.md"] == card.read_bytes()
+
+
 def test_no_hub_at_all_is_one_line(folder, hub):  # noqa: F811
     offline = push(folder, hub, HF_HUB_OFFLINE="1")
     assert offline.returncode == 1

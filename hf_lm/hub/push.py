@@ -19,7 +19,8 @@ from hf_lm.hub.check import OUR_CODE, differences, unreadable
 from hf_lm.hub.credentials import find_secrets
 from hf_lm.hub.records import read_report, read_run
 
-RUN = ("README.md", "report.json", "run.yaml", "predictions.jsonl", "plots/*.png", "additional_chat_templates/*.jinja")
+CARD = "README.md"
+RUN = (CARD, "report.json", "run.yaml", "predictions.jsonl", "plots/*.png", "additional_chat_templates/*.jinja")
 RUN += (f"{BENCHMARKS}/*.yaml",)
 PARTS = ("", "target_tokenizer/", "adapter/", "adapter/target_tokenizer/")  # the folders with files of a model
 
@@ -28,9 +29,10 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False, toke
     """Upload a run's output folder as a model repository, in one commit; returns its address.
 
     The repository is made if it is not there. What an earlier run left in one, and this one does not write, is deleted
-    by the commit, with a line on stderr: a loader would mix the two models. Other files of it stay. Nothing in the
-    folder changes, whatever happens; the published run.yaml, report.json and README.md name folders of this machine by
-    their last part. An adapter/ whose base is a folder of this machine stays here, and a line on stderr says so.
+    by the commit, with a line on stderr: a loader would mix the two models. Other files of it stay, and so does a
+    licence that only its card has. Nothing in the folder changes, whatever happens; the published run.yaml,
+    report.json and README.md name folders of this machine by their last part. An adapter/ whose base is a folder of
+    this machine stays here, and a line on stderr says so.
     Raises ValueError if the folder holds no complete model or a run that did not end, if a file holds a secret or is a
     symbolic link, if the name cannot be one or there is no token, and ConnectionError, with the command that tries
     again, if the Hub did not take it.
@@ -49,16 +51,20 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False, toke
         print(f"not uploaded: adapter/, whose base {base} is a folder of this machine", file=sys.stderr)
     names = [path.relative_to(folder).as_posix() for path in files]
     rewritten = as_published(folder, names, repo_id)
-    added = [
-        CommitOperationAdd(path_in_repo=name, path_or_fileobj=rewritten.get(name, str(folder / name)))
-        for name in names
-    ]
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=token)
     command = shlex.join(["hf-lm", "push", str(folder), repo_id, *["--private"] * private])
     again = f"The run is complete in {folder}; try again with: {command}"
     try:
         url = api.create_repo(repo_id, private=private, exist_ok=True)
-        stale = [name for name in api.list_repo_files(repo_id) if _is_written(name) and name not in names]
+        there = api.list_repo_files(repo_id)
+        if CARD in there and CARD in names:
+            text = rewritten.get(CARD, (folder / CARD).read_bytes()).decode()
+            rewritten[CARD] = _licensed(text, Path(api.hf_hub_download(repo_id, CARD))).encode()
+        added = [
+            CommitOperationAdd(path_in_repo=name, path_or_fileobj=rewritten.get(name, str(folder / name)))
+            for name in names
+        ]
+        stale = [name for name in there if _is_written(name) and name not in names]
         deleted = [CommitOperationDelete(path_in_repo=name) for name in stale]
         api.create_commit(repo_id, [*added, *deleted], commit_message="Upload with hf_lm")
     except OfflineModeIsEnabled:
@@ -80,6 +86,21 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False, toke
     if stale:
         print(f"deleted in {repo_id}, as this run has none: {', '.join(stale)}", file=sys.stderr)
     return str(url)
+
+
+def _licensed(text: str, there: Path) -> str:
+    """A card with the licence of the one that it replaces, where it names none: it may have been given on the Hub."""
+    from huggingface_hub import metadata_load
+
+    try:
+        old, own = metadata_load(there) or {}, yaml.safe_load(re.split(r"(?m)^---$", text)[1]) or {}
+    except (ValueError, IndexError, yaml.YAMLError):
+        return text  # no metadata in one of the two
+    licence = {key: value for key, value in old.items() if key.startswith("license")}
+    if not licence or "license" in own:
+        return text
+    lines = yaml.safe_dump(licence, sort_keys=False, allow_unicode=True)
+    return re.sub(r"\A---\n(# license: .*\n)?", lambda _: f"---\n{lines}", text)
 
 
 def check_repository(repo_id: str, token: str | None = None) -> str:
