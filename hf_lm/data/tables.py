@@ -136,7 +136,8 @@ def load_table(dataset: str, *, endings: Literal["columns", "labels"] = "columns
     if not rows.get("train"):
         held = sorted(split for split in rows if rows[split])
         raise ValueError(
-            f"--dataset {dataset} has no training rows" + (f", only {held}." if held else ": it is empty.")
+            f"--dataset {dataset} has no training rows"
+            + (f", only {held}: of a file given by itself all three are made." if held else ": it is empty.")
         )
     content = hash_contents((path.name, path) for path in files)
     named_files = {split: file_names(paths, root) for split, paths in origins.items()}
