@@ -77,6 +77,6 @@ def best_threshold(margins: np.ndarray, texts: Sequence[str], answers: Sequence[
         [np.cumsum(silent[order][::-1])[::-1], [0]]
     )
     ranked = margins[order]
-    bounds = np.concatenate([[ranked[0]], (ranked[:-1] + ranked[1:]) / 2, [ranked[-1] - 1.0]])
+    bounds = np.concatenate([[ranked[0] + 1.0], (ranked[:-1] + ranked[1:]) / 2, [ranked[-1] - 1.0]])
     possible = np.concatenate([[True], ranked[:-1] > ranked[1:], [True]])  # equal margins are answered together
     return float(bounds[np.argmax(np.where(possible, totals, -1.0))])
