@@ -343,8 +343,10 @@ def test_a_report_with_less_in_it_still_makes_a_card(tmp_path):
 
 
 def test_the_terminal_shows_numbers_baselines_and_no_control_characters(capsys):
-    show_report(REPORT, "out")
+    show_report(REPORT | {"samples": [*REPORT["samples"], {"prompt": "a", "continuation": "b" + "\n" * 99}]}, "out")
     printed = capsys.readouterr().out
+    assert "Sample: [a]b\n\n" in printed
+    assert "\n" * 4 not in printed
     assert "1.900 (1.800 to 2.000)" in printed
     assert "unigram 3.300\n" in printed
     assert "not finite" in printed

@@ -211,7 +211,7 @@ def show_report(report: dict[str, Any], folder: str | Path) -> None:
         )
     lines += [f"  {sentence}" for sentence in warnings(report)]
     for sample in report.get("samples", []):
-        lines += ["", f"Sample: [{sample['prompt']}]{sample['continuation']}"]
+        lines += ["", f"Sample: [{sample['prompt']}]{sample['continuation'].rstrip()}"]
     passed = [name for name, proof in report.get("proofs", {}).items() if proof["passed"]]
     skipped = [name for name, proof in report.get("proofs", {}).items() if proof["passed"] is None]
     speed = report.get("speed", {})
