@@ -26,6 +26,7 @@ from hf_lm.tasks.question_answering import read_question_answering
 from hf_lm.tasks.sentiment import read_sentiment
 from hf_lm.tasks.summarization import read_summarization
 from hf_lm.tasks.text_to_text import to_sources_and_targets
+from hf_lm.tasks.translation import read_translation
 
 ROOT = Path(__file__).parent.parent
 TEXT = "".join(f"line {i} of a text that is long enough to be compressed\n" for i in range(20_000)).encode()
@@ -132,10 +133,13 @@ def test_a_row_with_other_cells_than_the_first_is_refused_by_every_reader(tmp_pa
         for read in (documents, read_rows):
             with pytest.raises(ValueError, match=rf"{name}, row \d: \d columns, where the first row has \d"):
                 read(tmp_path / name)
-    (tmp_path / "d.csv").write_text("id;text\n1;Hello\n")
-    for read in (documents, read_rows):
-        with pytest.raises(ValueError, match=r"d\.csv has one column, 'id;text': separate cells by commas"):
-            read(tmp_path / "d.csv")
+    for mark in ";|\t":
+        (tmp_path / "d.csv").write_text(f"id{mark}text\n1{mark}Hello\n")
+        for read in (documents, read_rows):
+            with pytest.raises(
+                ValueError, match=r"d\.csv has one column, 'id.*text': separate the cells of a .csv by"
+            ):
+                read(tmp_path / "d.csv")
 
 
 def test_quotes_around_the_cells_of_a_tsv_are_read_in_one_way(tmp_path):
@@ -239,6 +243,24 @@ def test_a_thousand_labels_or_texts_for_labels_are_not_all_printed():
             read_sentiment(table(tuple(rows)))
         assert re.search(shown, str(refused.value))
         assert len(str(refused.value)) < 600
+
+
+def test_a_held_out_file_with_other_columns_is_refused_and_one_without_labels_is_not(tmp_path):
+    (tmp_path / "train.csv").write_text("text,label\n" + "".join(f"text {i},{i % 2}\n" for i in range(40)))
+    (tmp_path / "test.csv").write_text("sentence,class\nother,1\n")
+    with pytest.raises(ValueError, match=r"test has no column 'text'; it has \['sentence', 'class'\]"):
+        read_sentiment(load_table(str(tmp_path)))
+    (tmp_path / "test.csv").write_text("id,text\n1,other\n")
+    found = load_table(str(tmp_path))
+    read_sentiment(found)
+    assert "the split test has no row with both 'text' and 'label' and was left out" in found.notes
+
+
+def test_a_table_without_a_header_is_told_how_its_columns_are_called(tmp_path):
+    (tmp_path / "a.txt").write_text("Hi.\t嗨。\n" * 40)
+    for read, columns in ((read_sentiment, {}), (read_translation, {"source": "en", "target": "zh"})):
+        with pytest.raises(ValueError, match=r"In a file without a header columns are called 0, 1"):
+            read(load_table(str(tmp_path / "a.txt")), **columns)
 
 
 def test_an_offset_that_is_no_integer_is_refused_with_its_row_and_one_that_is_absent_is_found():

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from hf_lm.data.patterns import Pattern
 from hf_lm.data.reading import clean, plain_text
-from hf_lm.data.tables import Row, Table, column_names, hold_out, note_unread, pick_column
+from hf_lm.data.tables import Row, Table, check_columns, column_names, hold_out, pick_column
 from hf_lm.tokenization.chat_template import Message
 
 MESSAGES = ("messages", "conversations", "conversation")
@@ -52,7 +52,7 @@ def read_chat(table: Table, *, prompt: str = "", completion: str = "") -> None:
         completion = pick_column(train, completion, COMPLETION, option="--completion", where=where)
         form, asked = "prompt and completion", (prompt,)
 
-    note_unread(table, (*(asked or [column]), completion, *BESIDE))
+    check_columns(table, (*(asked or [column]), completion, *BESIDE))
 
     def read(row: Row) -> Row | str:
         if str(row.get("label")).strip().lower() == "false":  # of a .csv it is text
@@ -94,7 +94,7 @@ def read_preferences(table: Table) -> None:
         pick_column(table.rows["train"], name, (), option="columns chosen and rejected", where=where)
     explicit = next((name for name in ASKED if name in names), "")
     asked = INSTRUCTION if explicit == "instruction" else (explicit,) if explicit else ()
-    note_unread(table, ("chosen", "rejected", *asked, *BESIDE))
+    check_columns(table, ("chosen", "rejected", *asked, *BESIDE))
 
     def read(row: Row) -> Row | str:
         prompt, chosen, rejected = _pair(row, asked, table)
@@ -180,7 +180,7 @@ def read_prompts(
     in_turns = not reference and not names and any(isinstance(row.get(column), list) for row in train[:100])
     if reference or names or (compared and not in_turns):
         reference = pick_column(train, reference, names, option="--reference", where=where)
-    note_unread(table, (*asked, reference, *BESIDE))
+    check_columns(table, (*asked, reference, *BESIDE))
     pattern = Pattern(answer_pattern, option="--answer_pattern") if answer_pattern else None
 
     def read(row: Row) -> Row | str:

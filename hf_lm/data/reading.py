@@ -279,8 +279,8 @@ def _separated(path: Path, cleaned: Counter, *, header: bool = True) -> Iterator
         if not names:
             names = row if header else [str(i) for i in range(len(row))]
             _check_names(names, path)
-            if header and len(names) == 1 and ";" in names[0]:
-                raise ValueError(f"{path} has one column, {names[0]!r:.50}: separate cells by commas, not semicolons.")
+            if header and len(names) == 1 and suffix(path) == ".csv" and re.search(r"[;\t|]", names[0]):
+                raise ValueError(f"{path} has one column, {names[0]!r:.50}: separate the cells of a .csv by commas.")
             if header:
                 continue
         if len(row) != len(names):

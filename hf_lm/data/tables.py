@@ -215,14 +215,14 @@ def pick_column(rows: Sequence[Row], asked: str, guesses: Sequence[str], *, opti
     Raises ValueError that lists the columns there are, and for a column of lists or objects as Python prints them.
     """
     names = column_names(rows)
-    positional = all(name.isdigit() for name in names)
+    may_lack = re.search(r"\.(txt|[ct]sv)(\.gz|\.zst)?$", where)
+    without_header = " In a file without a header columns are called 0, 1 and so on." if may_lack else ""
     if asked and asked not in names:
         hint = did_you_mean(asked, names)
-        raise ValueError(f"{where} has no column {asked!r}; it has {names}.{hint} Set {option}.")
+        raise ValueError(f"{where} has no column {asked!r}; it has {names}.{hint} Set {option}.{without_header}")
     name = asked or next((name for name in guesses if name in names), "")
     if not name:
-        hint = " The file has no header?" if positional else ""
-        raise ValueError(f"{where} has the columns {names}; say which one to read with {option}.{hint}")
+        raise ValueError(f"{where} has the columns {names}; say which one to read with {option}.{without_header}")
     cells = [row[name] for row in rows[:100] if row.get(name)]
     printed = all(isinstance(one, str) and PRINTED.fullmatch(one) for one in cells)
     if printed and (other := [one for one in cells if not _is_json(one)]):  # JSON may be a text that is learned
@@ -240,9 +240,15 @@ def _is_json(text: str) -> bool:
     return False
 
 
-def note_unread(table: Table, read: Iterable[str]) -> None:
-    """Say which columns of a table are not among those that are read, before its rows are reduced to them."""
-    unread = [name for name in column_names(table.rows["train"]) if name not in set(read)]
+def check_columns(table: Table, read: Sequence[str]) -> None:
+    """Say which columns of a table are not among those that are read, before its rows are reduced to them.
+
+    Raises ValueError for a held-out split without the first of them, which asks: its rows would all be left out.
+    """
+    for split, rows in table.rows.items():
+        if rows and read[0] not in (names := column_names(rows)):
+            raise ValueError(f"--dataset {table.source}: {split} has no column {read[0]!r}; it has {names}.")
+    unread = [name for name in column_names(table.rows["train"]) if name not in read]
     if unread and table.source not in DEMOS:
         more = f" and {len(unread) - 8} more" if len(unread) > 8 else ""
         table.notes.append(f"columns that are not read: {', '.join(map(repr, unread[:8]))}{more}")

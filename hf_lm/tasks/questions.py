@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from hf_lm.data.reading import SURROGATE, plain_text
-from hf_lm.data.tables import Row, Table, cell, drop_empty_splits, hold_out, note_unread, pick_column, whole_number
+from hf_lm.data.tables import Row, Table, cell, check_columns, drop_empty_splits, hold_out, pick_column, whole_number
 
 QUESTION, CONTEXT = ("question", "query", "0"), ("context", "passage", "document")  # columns, as they are often called
 ANSWERS = ("answers", "answer", "answer_text")
@@ -33,7 +33,7 @@ def read_question_answering(table: Table, *, question: str = "", context: str = 
         "answers": pick_column(first, answers, ANSWERS, option="--answers", where=where),
     }
     table.columns = names
-    note_unread(table, (*names.values(), "answer_start", "id", "is_impossible"))
+    check_columns(table, (*names.values(), "answer_start", "id", "is_impossible"))
     for split, rows in table.rows.items():
         found = [
             _row(row, number, names, table.left_out, f"{where}, {split} row {number + 1}")

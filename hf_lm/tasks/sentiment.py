@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_lm.data.batches import Processes
 from hf_lm.data.overlap import UNSPACED
-from hf_lm.data.tables import Row, Table, cell, drop_empty_splits, hold_out, note_unread, pick_column, whole_number
+from hf_lm.data.tables import Row, Table, cell, check_columns, drop_empty_splits, hold_out, pick_column, whole_number
 from hf_lm.evaluation.intervals import Estimate
 from hf_lm.evaluation.metrics import Classification
 from hf_lm.tasks.losses import label_loss
@@ -39,7 +39,7 @@ def read_sentiment(table: Table, *, text_column: str = "", label_column: str = "
     text = pick_column(first, text_column, TEXT, option="--text_column", where=where)
     label = pick_column(first, label_column, LABEL, option="--label_column", where=where)
     table.columns = {"text": text, "label": label}
-    note_unread(table, (text, label))
+    check_columns(table, (text, label))
     negative = 20 * sum(_is_minus_one(row, label) for row in first) >= len(first)
     for split, rows in table.rows.items():
         unlabelled = {""} if negative and not all(_is_minus_one(row, label) for row in rows) else {"", "-1"}

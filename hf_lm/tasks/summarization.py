@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from hf_lm.data.overlap import UNSPACED, normal_words
-from hf_lm.data.tables import Row, Table, hold_out, note_unread, pick_column
+from hf_lm.data.tables import Row, Table, check_columns, hold_out, pick_column
 from hf_lm.evaluation.metrics import Summarization as Rouge
 from hf_lm.evaluation.metrics import sentences
 from hf_lm.tasks.text_to_text import TextToText, to_sources_and_targets
@@ -25,7 +25,7 @@ def read_summarization(table: Table, *, source: str = "", target: str = "") -> N
     source = pick_column(first, source, SOURCE, option="--source", where=where)
     target = pick_column(first, target, TARGET, option="--target", where=where)
     table.columns = {"source": source, "target": target}
-    note_unread(table, (source, target))
+    check_columns(table, (source, target))
     to_sources_and_targets(table, source, target)
     hold_out(table, {"validation": 0.05, "test": 0.05}, group=lambda row: row["source"], unit="document")
 

@@ -8,7 +8,7 @@ from typing import Any
 from hf_lm.data.overlap import UNSPACED, WORD
 from hf_lm.data.paths import file_names, find_files, root_of, split_of
 from hf_lm.data.reading import SUFFIXES, clean, plain_text, read_lines, suffix
-from hf_lm.data.tables import DEMOS, Row, Table, drop_empty_splits, hold_out, load_table, note_unread, pick_column
+from hf_lm.data.tables import DEMOS, Row, Table, check_columns, drop_empty_splits, hold_out, load_table, pick_column
 from hf_lm.files import hash_contents
 from hf_lm.tasks.entities import is_tag, normal_tag
 
@@ -115,7 +115,7 @@ def read_tagged_words(table: Table, *, text_column: str = "", label_column: str 
             "tags": pick_column(table.rows["train"], label_column, TAGS, option="--label_column", where=where),
         }
         table.columns = names
-        note_unread(table, (*names.values(), "document"))
+        check_columns(table, (*names.values(), "document"))
         for split, rows in table.rows.items():
             read = (_row(row, names, f"{where}, row {i} of {split}") for i, row in enumerate(rows, 1))
             table.rows[split] = [row for row in read if row["tags"]]

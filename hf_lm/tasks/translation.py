@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from hf_lm.data.tables import Row, Table, column_names, hold_out, note_unread, pick_column
+from hf_lm.data.tables import Row, Table, check_columns, column_names, hold_out, pick_column
 from hf_lm.evaluation.metrics import Translation as Metric
 from hf_lm.tasks.rows import Scores
 from hf_lm.tasks.start import Start
@@ -34,7 +34,7 @@ def read_translation(table: Table, *, source: str, target: str) -> None:
     source = pick_column(first, source, ("source", "src", "0"), option="--source", where=where)
     target = pick_column(first, target, ("target", "tgt", "1"), option="--target", where=where)
     table.columns = {"source": source, "target": target}
-    note_unread(table, (source, target, "translation"))
+    check_columns(table, (source, target, "translation"))
     to_sources_and_targets(table, source, target)
     hold_out(table, {"validation": 0.05, "test": 0.05}, group=lambda row: row["source"], unit="source text")
 
