@@ -329,19 +329,14 @@ def choose_sides(first: list[str], shares: dict[str, float]) -> Callable[[str], 
     if len(hashes) < len(shares) + 1:
         return None
     if len(first) < FEW or len(hashes) < FEW // 4:
-        bounds, taken = {}, 0
-        for split, share in shares.items():
-            taken += max(1, round(share * len(hashes)))
-            bounds[split] = hashes[min(taken, len(hashes) - 1)]
+        taken = itertools.accumulate(max(1, round(share * len(hashes))) for share in shares.values())
+        bounds = [hashes[min(count, len(hashes) - 1)] for count in taken]
     else:
-        bounds, total = {}, 0.0
-        for split, share in shares.items():
-            total += share
-            bounds[split] = int(total * 2**128).to_bytes(16, "big")
+        bounds = [int(total * 2**128).to_bytes(16, "big") for total in itertools.accumulate(shares.values())]
 
     def side(text: str) -> str:
         place = hash_text(text)
-        return next((split for split, bound in bounds.items() if place < bound), "train")
+        return next((split for split, bound in zip(shares, bounds, strict=True) if place < bound), "train")
 
     return side
 
