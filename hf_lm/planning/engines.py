@@ -58,19 +58,13 @@ class Engine:
         `half`: the products are in 16 bits. DeepSpeed then holds weights and gradients in 16 bits, and of the weights
         it trains a copy in 32 (`engine_memory`); FSDP2 and DDP hold them in 32 and cast them.
         """
-        part, width = self.replicas / self.devices, 0.5 if half else 1.0
-        match self.name:
-            case "ddp":
-                return {}
-            case "fsdp2":
-                part = 0.0 if self.offload else part
-                return {"weights": part, "gradients": part, "optimizer": part}
-            case "zero2":
-                kept = 0.0 if self.offload else part
-                return {"weights": width, "gradients": width * kept, "optimizer": kept}
-            case "zero3":
-                kept = 0.0 if self.offload else part
-                return {"weights": width * kept, "gradients": width * kept, "optimizer": kept}
+        kept, width = 0.0 if self.offload else self.replicas / self.devices, 0.5 if half else 1.0
+        return {
+            "ddp": {},
+            "fsdp2": {"weights": kept, "gradients": kept, "optimizer": kept},
+            "zero2": {"weights": width, "gradients": width * kept, "optimizer": kept},
+            "zero3": {"weights": width * kept, "gradients": width * kept, "optimizer": kept},
+        }[self.name]
 
 
 def engine_memory(step: Step, engine: Engine, *, model: nn.Module, dtype: torch.dtype) -> Step:
