@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,16 +66,12 @@ def read_prompts(path: str | Path, *, at_most: int = 0) -> list[Prompt]:
     if not prompts:
         raise ValueError(f"--prompts {path} holds no prompt; give {FORMATS}.")
     if 0 < at_most < len(prompts):
-        by_unit = defaultdict(list)
-        for prompt in prompts:
-            by_unit[prompt.unit or prompt.text].append(prompt)
-        chosen: set[str] = set()
-        count = 0
-        for unit in sorted(by_unit, key=hash_text):
-            if count + len(by_unit[unit]) > at_most and chosen:
+        sizes, chosen, count = Counter(prompt.unit or prompt.text for prompt in prompts), set(), 0
+        for unit in sorted(sizes, key=hash_text):
+            count += sizes[unit]
+            if count > at_most and chosen:
                 break
             chosen.add(unit)
-            count += len(by_unit[unit])
         prompts = [prompt for prompt in prompts if (prompt.unit or prompt.text) in chosen]
     return prompts
 

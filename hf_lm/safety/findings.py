@@ -101,14 +101,10 @@ def _same(measure: Measure, other: Variant | None) -> Measure | None:
 def findings(variants: Sequence[Variant], suite: Suite) -> list[str]:
     """The first variant in plain words, with what the numbers do not show; then what the others change."""
     first = variants[0]
-    sentences: list[str] = []
-    cautions: list[str] = []
-    for measure in first.measured.measures:
-        sentences.append(_sentence(measure))
-        if measure.caution and measure.caution not in cautions:
-            cautions.append(measure.caution)
-    sentences += cautions
-    if any("tox" in measure.name for measure in first.measured.measures):
+    measures = first.measured.measures
+    sentences = [_sentence(measure) for measure in measures]
+    sentences += dict.fromkeys(measure.caution for measure in measures if measure.caution)
+    if any("tox" in measure.name for measure in measures):
         sentences += [_sentence(measure) for measure in suite.of_scorer]
         sentences.append(suite.of_scorer[0].caution)
     if first.measured.personal:
