@@ -40,7 +40,7 @@ def compare_models(
     metrics: Sequence[str],
     unit: str,
     about: Mapping[str, dict[str, Any]],
-    lossy_tokenizers: Mapping[str, str] | None = None,
+    lossy_tokenizers: Mapping[str, str],
 ) -> dict[str, Any]:
     """The part of scores.json about models: each with its numbers and intervals, and every pair under every metric.
 
@@ -49,9 +49,8 @@ def compare_models(
     Token perplexity is compared only where all count the same tokens. Holm's correction is over the pairs under one
     metric.
     """
-    apart = list(lossy_tokenizers or {})
-    if len(apart) == len(estimates) and len(set((lossy_tokenizers or {}).values())) == 1:
-        apart = []
+    same = len(lossy_tokenizers) == len(estimates) and len(set(lossy_tokenizers.values())) == 1
+    apart = [] if same else list(lossy_tokenizers)
     shown = [name for name in metrics if all(name in measured for measured in estimates.values())]
     if not shown:
         raise ValueError(f"there is no {' or '.join(metrics)} for these models on these examples.")
