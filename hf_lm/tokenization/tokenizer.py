@@ -1,6 +1,5 @@
 """Tokenizers: train one on a corpus, load one by name, and measure how well it fits."""
 
-import hashlib
 import itertools
 import json
 import os
@@ -160,8 +159,7 @@ def prepare_tokenizer(
     settings = (
         f"{name} {vocab_size} {min_frequency} {max_bytes} {words}" if name == "bpe" else f"{name} {min_frequency}"
     )
-    key = hashlib.blake2b(f"{corpus.fingerprint} {settings}".encode(), digest_size=12).hexdigest()
-    folder = default_cache() / "tokenizers" / key
+    folder = default_cache() / "tokenizers" / hash_text(f"{corpus.fingerprint} {settings}").hex()
 
     def write(aside: Path) -> None:
         print(f"training a tokenizer on {corpus.source}")
@@ -347,9 +345,7 @@ def add_frame(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
     """Let a trained tokenizer add `<|endoftext|>` before, between and after texts, as encoders need."""
     end = tokenizer.eos_token
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{end} $A {end}",
-        pair=f"{end} $A {end} $B:1 {end}:1",
-        special_tokens=[(end, tokenizer.eos_token_id)],
+        single=f"{end} $A {end}", pair=f"{end} $A {end} $B:1 {end}:1", special_tokens=[(end, tokenizer.eos_token_id)]
     )
     tokenizer.cls_token = tokenizer.sep_token = end
     return tokenizer

@@ -1,7 +1,6 @@
 """Text that every installation carries: the documentation inside Python and inside the packages hf_lm depends on."""
 
 import ast
-import hashlib
 import importlib.util
 import inspect
 import json
@@ -12,7 +11,7 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-from hf_lm.files import default_cache, fill_cache
+from hf_lm.files import default_cache, fill_cache, hash_text
 
 PACKAGES = ("numpy", "datasets", "huggingface_hub")
 LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "lib2to3", "_vendor", "_generated"}
@@ -54,7 +53,7 @@ def demo_split(module: str) -> str:
 
     The reference manual's topics quote each other at length: all of them are training text.
     """
-    place = 1.0 if module.startswith("topics.") else hashlib.blake2b(module.encode(), digest_size=16).digest()[0] / 256
+    place = 1.0 if module.startswith("topics.") else hash_text(module)[0] / 256
     return "validation" if place < 0.04 else "test" if place < 0.08 else "train"
 
 
@@ -64,8 +63,7 @@ def _docstrings() -> list[dict[str, str]]:
     Cached after the first read, which takes seconds, under Hugging Face's home.
     """
     versions = [platform.python_version(), *(f"{name}-{version(name)}" for name in PACKAGES)]
-    key = hashlib.blake2b(" ".join([*versions, *sorted(LEFT_OUT)]).encode(), digest_size=8).hexdigest()
-    folder = default_cache() / "docstrings" / key
+    folder = default_cache() / "docstrings" / hash_text(" ".join([*versions, *sorted(LEFT_OUT)])).hex()
     try:
         fill_cache(folder, lambda aside: (aside / "rows.json").write_text(json.dumps(list(_modules()))))
         rows = json.loads((folder / "rows.json").read_text())
