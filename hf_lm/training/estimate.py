@@ -61,11 +61,10 @@ def work_of(
     epoch = max(1, math.ceil(batches / args.gradient_accumulation_steps))
     steps = args.max_steps if args.max_steps > 0 else max(1, math.ceil(epoch * args.num_train_epochs))
     per_epoch = int(scale * sum(lengths))
-    strategy = getattr(args.eval_strategy, "value", args.eval_strategy)
     times = 1
-    if strategy == "epoch":
+    if args.eval_strategy == "epoch":
         times = math.ceil(steps / epoch)
-    elif strategy == "steps" and args.eval_steps:
+    elif args.eval_strategy == "steps" and args.eval_steps:
         every = args.eval_steps if args.eval_steps >= 1 else max(1, round(args.eval_steps * steps))
         times = max(1, int(steps // every) + (steps % every > 0 and not args.load_best_model_at_end))
     times += args.eval_on_start
