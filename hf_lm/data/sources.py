@@ -69,13 +69,7 @@ class Corpus:
         return self.readers[split]()
 
     def report(self) -> dict[str, Any]:
-        return {
-            "source": self.source,
-            "format": self.format,
-            "fingerprint": self.fingerprint,
-            "commit": self.commit,
-            "notes": self.notes,
-        }
+        return {name: getattr(self, name) for name in ("source", "format", "fingerprint", "commit", "notes")}
 
 
 def load_corpus(
