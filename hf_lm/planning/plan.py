@@ -96,41 +96,24 @@ class Plan:
 
     def report(self) -> dict[str, Any]:
         """Plain values, for --json. What is not known or has no limit is absent."""
-        run, work = self.run, self.work
+        run, of_work = self.run, ("longest", "tokens", "tokens_per_epoch", "steps_per_epoch", "steps", "trainings")
         values = {
             "recipe": run.recipe,
             "architecture": type(base_of(run.model)).__name__,
             "device": asdict(self.device),
             "engine": asdict(self.engine),
-            "host": self.host,
-            "present": self.present,
-            "method": self.method,
-            "precision": self.precision,
+            **{name: getattr(self, name) for name in ("host", "present", "method", "precision")},
             "checkpointing": checkpoints_activations(run.args),
-            "parts": self.parts,
-            "memory": self.memory,
-            "needed": self.needed,
-            "fits": self.fits,
+            **{name: getattr(self, name) for name in ("parts", "memory", "needed", "fits")},
             "changes": [asdict(change) for change in self.changes],
             "rows": run.args.per_device_train_batch_size,
             "accumulation": run.args.gradient_accumulation_steps,
-            "longest": work.longest,
-            "tokens": work.tokens,
-            "tokens_per_epoch": work.tokens_per_epoch,
-            "steps_per_epoch": work.steps_per_epoch,
-            "steps": work.steps,
-            "trainings": work.trainings,
-            "flops_per_step": self.flops_per_step,
-            "utilisation": self.utilisation,
-            "times": self.times,
+            **{name: getattr(self.work, name) for name in of_work},
+            **{name: getattr(self, name) for name in ("flops_per_step", "utilisation", "times")},
             "price_per_hour": run.args.price_per_hour,
             "budget": run.args.budget,
-            "calibrated": self.calibrated,
-            "assumed": self.assumed,
-            "seconds": self.seconds,
-            "flops": self.flops,
+            **{name: getattr(self, name) for name in ("calibrated", "assumed", "seconds", "flops", "price")},
             "energy_kwh": self.energy,
-            "price": self.price,
         }
         return {key: value for key, value in values.items() if value is not None and value != math.inf}
 
