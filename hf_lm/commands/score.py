@@ -7,7 +7,6 @@ from hf_lm.parsing.ranges import Count, number
 EXAMPLE = "hf-lm score out/pretrain gpt2 --dataset texts/ --metrics perplexity"
 
 COLUMNS = ("text_column", "label_column", "source", "target", "question", "context", "answers")
-ASKED = ("dataset", "task", "metrics", "split", "limit", "base_url", "few_shot", "instruction", "again")
 LENGTHS = (
     *("block_size", "eval_stride", "eval_tokens"),
     *("max_length", "stride", "max_source_length", "max_target_length", "num_beams"),
@@ -56,9 +55,17 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError("--card puts numbers of --harness into the card: name its tasks.")
     result = score(
         args.models,
+        dataset=args.dataset,
+        task=args.task,
+        metrics=args.metrics,
+        split=args.split,
         columns={name: getattr(args, name) for name in (*COLUMNS, "document_start", "max_bytes")},
         settings={name: getattr(args, name) for name in LENGTHS},
-        **{name: getattr(args, name) for name in ASKED},
+        limit=args.limit,
+        base_url=args.base_url,
+        few_shot=args.few_shot,
+        instruction=args.instruction,
+        again=args.again,
     )
     if tasks:
         from hf_lm.scoring.benchmarks import write_benchmarks

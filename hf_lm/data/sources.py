@@ -69,7 +69,13 @@ class Corpus:
         return self.readers[split]()
 
     def report(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("source", "format", "fingerprint", "commit", "notes")}
+        return {
+            "source": self.source,
+            "format": self.format,
+            "fingerprint": self.fingerprint,
+            "commit": self.commit,
+            "notes": self.notes,
+        }
 
 
 def load_corpus(

@@ -38,7 +38,11 @@ def inspect_rows(task: Supervised) -> dict[str, Any]:
     }
     return {
         "data": {
-            **{name: getattr(table, name) for name in ("source", "format", "columns", "fingerprint", "notes")},
+            "source": table.source,
+            "format": table.format,
+            "columns": table.columns,
+            "fingerprint": table.fingerprint,
+            "notes": table.notes,
             "left_out": {name: count for name, count in table.left_out.items() if count},
             "splits": {split: report[split] | {"from": table.origins.get(split, "")} for split in table.splits},
         },

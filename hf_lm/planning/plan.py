@@ -96,24 +96,41 @@ class Plan:
 
     def report(self) -> dict[str, Any]:
         """Plain values, for --json. What is not known or has no limit is absent."""
-        run, of_work = self.run, ("longest", "tokens", "tokens_per_epoch", "steps_per_epoch", "steps", "trainings")
+        run, work = self.run, self.work
         values = {
             "recipe": run.recipe,
             "architecture": type(base_of(run.model)).__name__,
             "device": asdict(self.device),
             "engine": asdict(self.engine),
-            **{name: getattr(self, name) for name in ("host", "present", "method", "precision")},
+            "host": self.host,
+            "present": self.present,
+            "method": self.method,
+            "precision": self.precision,
             "checkpointing": checkpoints_activations(run.args),
-            **{name: getattr(self, name) for name in ("parts", "memory", "needed", "fits")},
+            "parts": self.parts,
+            "memory": self.memory,
+            "needed": self.needed,
+            "fits": self.fits,
             "changes": [asdict(change) for change in self.changes],
             "rows": run.args.per_device_train_batch_size,
             "accumulation": run.args.gradient_accumulation_steps,
-            **{name: getattr(self.work, name) for name in of_work},
-            **{name: getattr(self, name) for name in ("flops_per_step", "utilisation", "times")},
+            "longest": work.longest,
+            "tokens": work.tokens,
+            "tokens_per_epoch": work.tokens_per_epoch,
+            "steps_per_epoch": work.steps_per_epoch,
+            "steps": work.steps,
+            "trainings": work.trainings,
+            "flops_per_step": self.flops_per_step,
+            "utilisation": self.utilisation,
+            "times": self.times,
             "price_per_hour": run.args.price_per_hour,
             "budget": run.args.budget,
-            **{name: getattr(self, name) for name in ("calibrated", "assumed", "seconds", "flops", "price")},
+            "calibrated": self.calibrated,
+            "assumed": self.assumed,
+            "seconds": self.seconds,
+            "flops": self.flops,
             "energy_kwh": self.energy,
+            "price": self.price,
         }
         return {key: value for key, value in values.items() if value is not None and value != math.inf}
 

@@ -363,10 +363,16 @@ class Supervised:
 
     def report(self, measured: Mapping[str, Scores]) -> dict[str, Any]:
         """The report's parts about the data, and the worst answers on the last split measured."""
-        named = ("source", "format", "columns", "fingerprint", "commit", "notes")
-        data: dict[str, Any] = {name: getattr(self.table, name) for name in named}
-        data["left_out"] = dict(self.table.left_out)
-        data["cut_from_train"] = [split for split in self.splits if self.table.origins.get(split) == "cut from train"]
+        data: dict[str, Any] = {
+            "source": self.table.source,
+            "format": self.table.format,
+            "columns": self.table.columns,
+            "fingerprint": self.table.fingerprint,
+            "commit": self.table.commit,
+            "notes": self.table.notes,
+            "left_out": dict(self.table.left_out),
+            "cut_from_train": [split for split in self.splits if self.table.origins.get(split) == "cut from train"],
+        }
         some = self.table.rows["train"][:2000]
         data["scripts"] = script_shares(text for row in some for text in (self.text_of(row), *row.get("targets", ())))
         data["languages"] = self.table.languages or languages_of(data["scripts"])
