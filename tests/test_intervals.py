@@ -2,12 +2,13 @@
 
 import math
 import warnings
+from dataclasses import astuple, replace
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from hf_lm.evaluation.intervals import PERCENT, POSITIVE, Estimate, OverRuns, mean, ratio
+from hf_lm.evaluation.intervals import PERCENT, POSITIVE, Estimate, OverRuns, mean, randomisation, ratio
 from hf_lm.evaluation.perplexity import _exp_or_inf
 
 NOISE = np.random.default_rng(0).normal(size=(2, 100))
@@ -23,6 +24,24 @@ def test_a_proportion_has_the_interval_of_clopper_and_pearson(right):
 def test_examples_without_a_weight_do_not_narrow_an_interval():
     some = ratio([100.0] * 8 + [0.0] * 90, [1.0] * 8 + [0.0] * 90, bounds=PERCENT)
     assert some.interval() == mean(np.full(8, 100.0), bounds=PERCENT).interval()
+
+
+def test_examples_of_one_unit_count_as_one():
+    rng = np.random.default_rng(0)
+    right, better = (rng.random((2, 40)) < [[0.5], [0.8]]) * 100.0
+    units = rng.permutation(np.repeat(np.arange(40), 3))
+
+    def repeated(values):
+        return replace(mean(values[units], bounds=PERCENT), units=units)
+
+    one, other = repeated(right), repeated(better)
+    alone, beside = mean(right, bounds=PERCENT), mean(better, bounds=PERCENT)
+    for found, wanted in ((one.interval(), alone.interval()), (other.minus(one), beside.minus(alone))):
+        assert astuple(found) == pytest.approx(astuple(wanted))
+    assert mean(right[units], bounds=PERCENT).interval().low > one.interval().low + 5  # as independent, too narrow
+    assert randomisation(other, one) == randomisation(beside, alone)
+    seeds = OverRuns([one, other]).interval(), OverRuns([alone, beside]).interval()
+    assert astuple(seeds[0]) == pytest.approx(astuple(seeds[1]))
 
 
 @pytest.mark.parametrize(("value", "low", "high"), [(0.0, 0.0, 30.85), (50.0, 34.58, 65.42), (100.0, 69.15, 100.0)])

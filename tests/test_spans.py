@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from tokenizers.normalizers import BertNormalizer
 from transformers import BertForQuestionAnswering
 
@@ -131,6 +132,20 @@ def test_a_context_of_which_the_tokenizer_leaves_nothing_has_no_answer():
     texts, margins = task._texts("validation", task.predict(model, "validation", None))
     assert texts[-1] == ""
     assert margins[-1] < margins[:-1].min()
+
+
+def test_questions_about_one_context_count_as_one_in_an_interval():
+    right = [True, True, False, True, False, False, True, False, True, True]
+    rows = [
+        {"context": f"text {i}", "reference": ["yes"], "prediction": "yes" if one else "no"}
+        for i, one in enumerate(right)
+        for _ in range(4)
+    ]
+    for name, found in QuestionAnswering.estimates_of(rows, []).items():
+        low, high = stats.binomtest(6, 10).proportion_ci(method="exact")
+        assert found.value == pytest.approx(60), name
+        assert [found.interval().low, found.interval().high] == pytest.approx([100 * low, 100 * high], abs=0.1)
+        assert len(found.statistics) == 40
 
 
 def test_the_baseline_of_questions_is_the_better_of_two_constant_answers():

@@ -32,7 +32,8 @@ class Estimate:
 
     `statistics` is (examples, k); `value_of` maps sums (..., k) to values (...). `bounds`: the least and the greatest
     value that the metric can have; they choose the interval, see `interval_of`. `of_constant`: the value where all
-    answers are the same, whatever the examples, if the metric has one.
+    answers are the same, whatever the examples, if the metric has one. `units` (examples,) numbers what examples are
+    of, where several are right or wrong together, as the questions about one text: intervals and tests are over units.
     """
 
     statistics: np.ndarray
@@ -40,6 +41,7 @@ class Estimate:
     higher_is_better: bool = True
     bounds: tuple[float, float] = ANY
     of_constant: float | None = None
+    units: np.ndarray | None = None
 
     @property
     def value(self) -> float:
@@ -50,9 +52,16 @@ class Estimate:
         return interval_of(self.value, self.left_out(), self.bounds)
 
     def left_out(self) -> np.ndarray:
-        """The value without each example that has a weight, (examples,): the jackknife (Tukey 1958)."""
-        weighted = self.statistics[self.statistics.any(axis=1)]
-        return self.value_of(self.statistics.sum(axis=0) - weighted)
+        """The value without each example, or unit, that has a weight: the jackknife (Tukey 1958)."""
+        summed = self.by_unit()
+        weighted = summed[summed.any(axis=1)]
+        return self.value_of(summed.sum(axis=0) - weighted)
+
+    def by_unit(self) -> np.ndarray:
+        """The statistics, summed over the examples of each unit, (units, k)."""
+        if self.units is None:
+            return self.statistics
+        return np.stack([np.bincount(self.units, column) for column in self.statistics.T], axis=1)
 
     def difference(self, other: "Estimate") -> "Estimate":
         """This number minus `other` on the same examples, which are left out of both together."""
@@ -65,6 +74,7 @@ class Estimate:
             lambda sums: self.value_of(sums[..., :k]) - other.value_of(sums[..., k:]),
             self.higher_is_better,
             (low - other_high, high - other_low),
+            units=self.units,
         )
 
     def minus(self, other: "Estimate") -> Interval:
@@ -81,7 +91,7 @@ class Estimate:
         if not math.isfinite(self.value) or not math.isfinite(other.value):
             return self.value > other.value if self.higher_is_better else self.value < other.value
         if self.of_constant is not None and np.all(other.left_out() == self.of_constant):
-            interval, differ = self.interval(), (self.statistics != other.statistics).any(axis=1).sum()
+            interval, differ = self.interval(), (self.by_unit() != other.by_unit()).any(axis=1).sum()
             bound = interval.low if self.higher_is_better else interval.high
             return bool(differ >= FEWEST and bound is not None and (bound > other.value) == self.higher_is_better)
         better = (self.value > other.value) == self.higher_is_better
@@ -107,7 +117,8 @@ class OverRuns:
             parts = np.split(sums, places, axis=-1)
             return np.mean([run.value_of(part) for run, part in zip(self.runs, parts, strict=True)], axis=0)
 
-        together = Estimate(np.concatenate([run.statistics for run in self.runs], axis=1), value_of)
+        statistics = np.concatenate([run.statistics for run in self.runs], axis=1)
+        together = Estimate(statistics, value_of, units=self.runs[0].units)
         return interval_of(self.value, together.left_out(), self.runs[0].bounds, runs=[run.value for run in self.runs])
 
     def minus(self, other: "OverRuns") -> Interval:
@@ -213,7 +224,7 @@ def randomisation(one: Estimate, other: Estimate, *, resamples: int = 5000, seed
     if one.statistics.shape != other.statistics.shape:
         raise ValueError(f"{len(one.statistics)} and {len(other.statistics)} examples cannot be paired.")
     total = one.statistics.sum(axis=0) + other.statistics.sum(axis=0)
-    apart = one.statistics - other.statistics
+    apart = one.by_unit() - other.by_unit()
     apart = apart[apart.any(axis=1)]  # where both say the same a swap changes nothing
     bound = abs(one.value - other.value) * (1 - 1e-9) - 1e-12  # sums in another order differ by rounding
     if len(apart) <= EXACT:

@@ -4,7 +4,7 @@ Long contexts are read in windows that overlap; training, evaluation and predict
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_lm.data.batches import Processes
 from hf_lm.data.overlap import normal_words
 from hf_lm.data.tables import Row, Table
+from hf_lm.evaluation.intervals import Estimate
 from hf_lm.evaluation.metrics import QuestionAnswering as Metric
 from hf_lm.evaluation.metrics import answer_score, lack_spaces, sentences
 from hf_lm.tasks.losses import Batch, WithSpanLogits, span_logits, span_loss
@@ -94,6 +95,15 @@ class _Answers:
         return answered(rows, ["" if " ".join(normal_words(answer)) == NONE else answer for answer in answers]), 0
 
     @classmethod
+    def estimates_of(cls, examples: Sequence[dict[str, Any]], labels: Sequence[str]) -> dict[str, Estimate]:
+        """The metrics of examples; questions about one context are right or wrong together, and count as one unit."""
+        places: dict[str, int] = {}
+        contexts = [row.get("context", str(i)) for i, row in enumerate(examples)]
+        units = np.array([places.setdefault(context, len(places)) for context in contexts], int)
+        found = Metric().estimates([row["prediction"] for row in examples], [row["reference"] for row in examples])
+        return {name: replace(estimate, units=units) for name, estimate in found.items()}
+
+    @classmethod
     def prediction_of(cls, given: object, output: Mapping[str, Any]) -> dict[str, Any]:
         return {"prediction": output["answer"], **{key: output[key] for key in ("score", "start", "end")}}
 
@@ -118,7 +128,7 @@ class _Answers:
 
     def scores(self, split: str, texts: Sequence[str], loss: float | None) -> Scores:
         examples = answered(self.table.rows[split], texts)
-        return Scores(Metric().estimates(texts, [row["reference"] for row in examples]), examples, loss)
+        return Scores(self.estimates_of(examples, []), examples, loss)
 
     def example(self) -> dict[str, str]:
         rows = self.table.rows[self.table.splits[-1]][:200]
