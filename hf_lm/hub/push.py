@@ -60,10 +60,7 @@ def push_to_hub(folder: str | Path, repo_id: str, *, private: bool = False, toke
         if CARD in there and CARD in names:
             text = rewritten.get(CARD, (folder / CARD).read_bytes()).decode()
             rewritten[CARD] = _licensed(text, Path(api.hf_hub_download(repo_id, CARD))).encode()
-        added = [
-            CommitOperationAdd(path_in_repo=name, path_or_fileobj=rewritten.get(name, str(folder / name)))
-            for name in names
-        ]
+        added = [CommitOperationAdd(name, rewritten.get(name, str(folder / name))) for name in names]
         stale = [name for name in there if _is_written(name) and name not in names]
         deleted = [CommitOperationDelete(path_in_repo=name) for name in stale]
         api.create_commit(repo_id, [*added, *deleted], commit_message="Upload with hf_lm")
