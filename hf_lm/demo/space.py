@@ -17,6 +17,7 @@ NOT_SHOWN = ("run.yaml", "predictions.jsonl")
 NEEDED = (
     *("torch", "transformers", "tokenizers", "accelerate", "safetensors", "huggingface_hub", "peft", "jinja2"),
     *("datasets", "numpy", "matplotlib", "fonttools", "pyyaml", "tqdm", "sacrebleu", "rouge-score"),
+    "sentencepiece",  # an extra, where it is installed: the tokenizers of Marian and M2M100
 )
 APP = '''"""The page of `hf-lm demo`: python app.py"""
 
