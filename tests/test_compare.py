@@ -7,6 +7,7 @@ from scipy import stats
 from hf_lm.evaluation.compare import compare, holm
 from hf_lm.evaluation.intervals import PERCENT, Estimate, mean, randomisation, ratio
 from hf_lm.evaluation.metrics import Translation
+from hf_lm.reporting.report import in_words
 from hf_lm.scoring.scoreboard import sentence
 
 
@@ -172,6 +173,9 @@ def test_a_sentence_says_who_is_better_by_how_much_and_how_sure():
         {"a": mean(np.full(40, 100.0), bounds=PERCENT), "b": mean(np.zeros(40), bounds=PERCENT)}, "accuracy"
     )
     assert "a is better than b by 100.0 points of accuracy" in sentence(alone[0])
+    right = mean(np.array([100.0, 0.0] * 20), bounds=PERCENT)
+    assert "a and b: 0.0 points of accuracy for b" in sentence(compare({"a": right, "b": right}, "accuracy")[0])
+    assert in_words("kl", {"value": -0.001, "low": -0.004, "high": 0.002}) == "0.00 nats (0.00 nats to 0.00 nats)"
     assert "correction" not in sentence(alone[0])
 
 
