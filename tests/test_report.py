@@ -237,6 +237,12 @@ def test_the_card_says_of_which_text_the_tokenizer_was_measured(folder):
     assert "4,096 entries; 3 of them do not occur in the first 2 MB of each text" in card
 
 
+def test_the_table_of_classes_names_its_split(tmp_path):
+    scores = {"rows": 1, "precision": 1.0, "recall": 1.0, "f1": 1.0}
+    write_card(FINE_TUNED | {"classes": {"good": scores}}, tmp_path)
+    assert "Each class on test:\n\n| class | rows |" in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
 def test_the_command_that_runs_again_takes_the_folder_for_one_word(tmp_path):
     folder = tmp_path / "my run"
     folder.mkdir()

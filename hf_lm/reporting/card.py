@@ -172,7 +172,8 @@ def _classes(report: dict[str, Any]) -> str:
         (in_table(label), f"{scores['rows']:,}", *(f"{scores[key]:.1f} %" for key in ("precision", "recall", "f1")))
         for label, scores in report["classes"].items()
     ]
-    return "\n".join(table(("class", "rows", "precision", "recall", "F1"), rows))
+    *_, split = report.get("metrics") or ["the last split"]
+    return "\n".join([f"Each class on {split}:", "", *table(("class", "rows", "precision", "recall", "F1"), rows)])
 
 
 def _few_labels(report: dict[str, Any], folder: Path) -> str:
