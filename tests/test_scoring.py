@@ -19,7 +19,7 @@ from hf_lm.data.demos.opinions import opinions
 from hf_lm.models.gpt2 import new_gpt2
 from hf_lm.scoring.compare_runs import compare_runs
 from hf_lm.scoring.restore import SETTINGS, Checkpoint, head_labels, open_checkpoint
-from hf_lm.scoring.score import score
+from hf_lm.scoring.score import read_data, score
 from hf_lm.tokenization.tokenizer import add_frame, train_bpe, train_word_level
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -208,10 +208,16 @@ def test_likelihoods_are_compared_only_where_they_are_of_the_same_text(causal, d
     assert len(result["comparisons"]) == 3
 
 
-def test_a_limit_takes_the_first_examples_only(classifier, reviews):
+def test_a_limit_draws_examples_of_all_classes_in_whatever_order_they_stand(classifier, reviews, tmp_path):
     result = quietly(classifier, dataset=reviews, limit=7)
     assert result["data"]["examples"] == 7
-    assert "the first 7 examples only" in result["data"]["notes"]
+    assert "7 examples drawn at random" in result["data"]["notes"]
+    for split in ("train", "validation", "test"):
+        lines = [json.dumps({"text": f"{i} {label}", "label": label}) for label in ("bad", "good") for i in range(40)]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines))
+    rows = read_data("sentiment", str(tmp_path), "test", {}, [], 20).rows
+    assert {row["label"] for row in rows} == {"bad", "good"}
+    assert rows == read_data("sentiment", str(tmp_path), "test", {}, [], 20).rows
 
 
 def test_the_name_of_a_model_is_inert_in_a_terminal(classifier, reviews, tmp_path, capsys):

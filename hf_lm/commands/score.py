@@ -19,7 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", default="", help="perplexity, or the name of a recipe, such as sentiment")
     parser.add_argument("--metrics", nargs="+", default=[], help="some of the task's; perplexity and rouge are groups")
     parser.add_argument("--split", default="test", help="train, validation or test (default: test)")
-    parser.add_argument("--limit", type=number(Count), default=0, help="the first examples only; 0 is all")
+    parser.add_argument(
+        "--limit", type=number(Count), default=0, help="examples, drawn at random, or the first documents; 0 is all"
+    )
     parser.add_argument("--output", default="scores.json", help="a picture of the same name is drawn")
     parser.add_argument("--again", action="store_true", help="ignore the cache")
     columns = parser.add_argument_group("columns", "those of a model's own run on this data unless given")

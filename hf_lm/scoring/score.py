@@ -4,6 +4,7 @@ Predictions are cached by the model's content, the data and this code: adding a 
 """
 
 import json
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -106,7 +107,8 @@ def score(
 
     `models`: folders, names on the Hub, adapters, and `api:NAME` for a model behind an OpenAI-compatible `base_url`.
     `task` "" follows from `metrics`, else from the first folder's report. `columns` and `settings` (see COLUMNS,
-    SETTINGS) that are not given are those of each model's own run. `limit`: the first examples only, 0 for all.
+    SETTINGS) that are not given are those of each model's own run. `limit`: so many examples, drawn at random,
+    or the first documents; 0 for all.
     `few_shot` examples of train are in an API's prompt, after `instruction` ("" has one for each task). `again`
     ignores the cache. Raises ValueError or OSError in one line; what was scored until then is kept.
     """
@@ -137,7 +139,8 @@ def score(
 
 def _result(data: Data, scored: dict[str, Scored], metrics: Sequence[str]) -> dict[str, Any]:
     unit, count = unit_of(data.task), len(next(iter(scored.values())).examples)
-    notes = data.content.notes + ([f"the first {count} {unit} only"] if data.limit else [])
+    which = f"the first {count} {unit} only" if data.task == "pretrain" else f"{count} {unit} drawn at random"
+    notes = data.content.notes + ([which] if data.limit else [])
     estimates = {name: estimates_of(data.task, each.examples, labels=data.labels) for name, each in scored.items()}
     about = {
         name: {key: value for key, value in vars(each).items() if key not in ("examples", "lossy")}
@@ -191,8 +194,9 @@ def read_data(
     data = Data(task, split, content, named, limit=limit)
     if split not in data.content.splits:
         raise ValueError(f"--dataset {dataset} has no split {split!r}; it has {', '.join(data.content.splits)}.")
-    if limit and task != "pretrain":
-        data.table.rows[split] = data.rows[:limit]
+    if limit and task != "pretrain":  # drawn: rows often stand in the order of their classes or contexts
+        drawn = random.Random(0).sample(range(len(data.rows)), min(limit, len(data.rows)))
+        data.table.rows[split] = [data.rows[i] for i in sorted(drawn)]
     return data
 
 
