@@ -363,6 +363,14 @@ def test_texts_are_cut_to_the_positions_that_a_model_can_use(checkpoints):
         model(torch.full((1, 65), 5))
 
 
+def test_the_warning_of_truncated_rows_names_the_options(tokenizer):
+    rows = [{"text": f"{i} words that are many", "label": str(i % 2)} for i in range(8)]
+    table = Table("x", "", {split: [dict(row) for row in rows] for split in ("train", "validation", "test")})
+    [said] = Sentiment(table, tokenizer, labels=["0", "1"], max_length=5).warnings
+    assert said.startswith("100% of the training rows are truncated")
+    assert said.endswith("lost: a larger --max_length keeps more")
+
+
 def test_a_folder_without_tokenizer_files_is_refused(checkpoints, tmp_path):
     shutil.copytree(checkpoints["bert"], tmp_path / "bare")
     for path in (tmp_path / "bare").glob("tokenizer*"):

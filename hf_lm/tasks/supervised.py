@@ -79,11 +79,11 @@ class Supervised:
         self.train_dataset = self.encoded["train"].features
         train = self.encoded["train"].report()
         if train["tokens_lost"] >= 0.05:
-            rows, lost = (
-                f"{train['truncated']:.0%} of the training rows",
-                f"{train['tokens_lost']:.0%} of their tokens",
-            )
-            self.warnings = [f"{rows} are truncated, and {lost} lost: a larger length keeps more"]
+            lengths = [f"--{name}" for name in getattr(self, "settings", ("max_length",)) if name.startswith("max_")]
+            self.warnings = [
+                f"{train['truncated']:.0%} of the training rows are truncated, and {train['tokens_lost']:.0%} of "
+                f"their tokens lost: a larger {' or '.join(lengths)} keeps more"
+            ]
         self.context = max(1, self.encoded["train"].tokens // max(1, len(self.train_dataset)))
 
     def overlap_of_splits(self) -> dict[str, Overlap]:
