@@ -155,19 +155,40 @@ def test_the_main_process_alone_looks_for_a_checkpoint_so_that_machines_which_st
     assert "checkpoint-" not in SHELL[name]
 
 
-@pytest.mark.parametrize(("code", "queued"), [(0, False), (75, True), (143, True), (1, False)])
-def test_a_slurm_job_that_was_stopped_is_queued_again_and_continues(code, queued, tmp_path):
+RUNNING = "JobState=RUNNING PreemptEligibleTime=2026-12-01T06:01:30 PreemptTime=None"
+CANCELLED = RUNNING.replace("RUNNING", "COMPLETING")
+PREEMPTED = CANCELLED.replace("PreemptTime=None", "PreemptTime=2026-12-01T06:01:36")
+
+
+@pytest.mark.parametrize(
+    ("code", "job", "queued"),
+    [
+        (0, RUNNING, False),
+        (1, RUNNING, False),
+        (75, RUNNING, True),
+        (143, RUNNING, True),  # near the end of its time
+        (143, PREEMPTED, True),
+        (143, CANCELLED, False),  # by scancel
+    ],
+)
+def test_a_slurm_job_that_was_stopped_is_queued_again_and_continues(code, job, queued, tmp_path):
     fake = {
         "srun": f'printf "%s\\n" "$@" > srun.log; exit {code}',
-        "scontrol": 'if [ "$1" = show ]; then echo node7; echo node8; else echo "$@" > scontrol.log; fi',
+        "scontrol": f'case "$1 $2" in "show hostnames") echo node7; echo node8;; "show job") echo "{job}";; '
+        '*) echo "$@" > scontrol.log; esac',
     }
     for name, body in fake.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
         (tmp_path / name).chmod(0o755)
-    job = {"SLURM_JOB_ID": "12345", "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "4", "SLURM_JOB_NODELIST": "node[7-8]"}
-    job["PATH"] = f"{tmp_path}:{os.environ['PATH']}"
+    environment = {
+        "SLURM_JOB_ID": "12345",
+        "SLURM_NNODES": "2",
+        "SLURM_GPUS_ON_NODE": "4",
+        "SLURM_JOB_NODELIST": "node[7-8]",
+    }
+    environment["PATH"] = f"{tmp_path}:{os.environ['PATH']}"
     command = ["bash", str(LAUNCH / "slurm.sh"), "fsdp2", "pretrain", "out", "--document_start", "= x"]
-    done = subprocess.run(command, cwd=tmp_path, env=os.environ | job)
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | environment)
     assert done.returncode == code
     words = (tmp_path / "srun.log").read_text().splitlines()
     before, path, rest = _split(words[words.index("run") + 1 :])

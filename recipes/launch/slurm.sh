@@ -29,6 +29,7 @@ srun --kill-on-bad-exit=0 hf-lm run --config_file "$config" --rdzv_backend c10d 
   "$recipe" --output_dir "$output" --resume_from_checkpoint latest "$@"
 code=$?
 if [ "$code" -eq 75 ] || [ "$code" -eq 143 ]; then # out of its budget (--max_hours), or ended by SIGTERM
-  scontrol requeue "$SLURM_JOB_ID"
+  scontrol show job "$SLURM_JOB_ID" | grep -qE "JobState=RUNNING|PreemptTime=[0-9]" && # and not by scancel
+    scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"
