@@ -42,7 +42,9 @@ def export_onnx(folder: str | Path, output: str | Path) -> Difference:
     folder, output = str(folder), Path(output)
     check_places(folder, output, ours=_is_ours)
     tokenizer, model = _load(folder)
-    names = tuple(name for name in OUTPUTS if name in _outputs_of(model))
+    with torch.no_grad():
+        outputs = model(input_ids=torch.zeros(1, 2, dtype=torch.long)).keys()
+    names = tuple(name for name in OUTPUTS if name in outputs)
     batches = _batches(model, tokenizer)
     graph = _Graph(model, names).eval()
     with placed(output) as aside:
@@ -82,11 +84,6 @@ def _load(folder: str) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     if (size := 4 * model.num_parameters()) > LARGEST:
         raise ValueError(f"{folder} has {size / 1e9:.1f} GB of weights in float32; one ONNX file holds less than 2.")
     return tokenizer, model
-
-
-def _outputs_of(model: PreTrainedModel) -> set[str]:
-    with torch.no_grad():
-        return set(model(input_ids=torch.zeros(1, 2, dtype=torch.long)).keys())
 
 
 class _Graph(torch.nn.Module):
