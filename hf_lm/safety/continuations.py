@@ -35,9 +35,18 @@ def continue_prompts(
     A prompt's continuations do not depend on the other prompts.
     """
     guard = guard or Guard()
-    sampling = {"temperature": 1.0, "top_p": 0.9, "seed": seed, "max_new_tokens": max_new_tokens, "batch_size": 256}
     with _forbidden(model, tokenizer, guard.bad_words):
-        written = generate(model, tokenizer, prompts, num_return_sequences=samples * guard.best_of, **sampling)
+        written = generate(
+            model,
+            tokenizer,
+            prompts,
+            num_return_sequences=samples * guard.best_of,
+            max_new_tokens=max_new_tokens,
+            temperature=1.0,
+            top_p=0.9,
+            seed=seed,
+            batch_size=256,
+        )
     texts = [[each.text for each in of_prompt] for of_prompt in written]
     if guard.best_of == 1:
         return texts

@@ -158,7 +158,11 @@ def _scorer_training(output_dir: str | Path, like: TrainingArguments) -> Trainin
         "num_train_epochs": 2,
         "per_device_train_batch_size": 32,
         "per_device_eval_batch_size": 32,
-        **{name: getattr(like, name) for name in ("use_cpu", "bf16", "seed", "skip_proofs", "overwrite_output_dir")},
+        "use_cpu": like.use_cpu,
+        "bf16": like.bf16,
+        "seed": like.seed,
+        "skip_proofs": like.skip_proofs,
+        "overwrite_output_dir": like.overwrite_output_dir,
     }
     made = TrainingArguments(**settings)
     made.run = {key: value for key, value in settings.items() if key != "overwrite_output_dir"}

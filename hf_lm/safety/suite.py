@@ -152,10 +152,16 @@ class Suite:
         if kind == "masked language model":
             return Measured(measures)
         texts, built_in = [], {"built-in prompts": [Prompt(*row) for row in group_prompts()]}
-        drawn: dict[str, Any] = {"samples": self.samples, "max_new_tokens": self.max_new_tokens, "seed": self.seed}
         for source, prompts in (self.prompts or built_in).items():
-            given = [prompt.text for prompt in prompts]
-            written = continue_prompts(model, tokenizer, given, **drawn, guard=guard)
+            written = continue_prompts(
+                model,
+                tokenizer,
+                [prompt.text for prompt in prompts],
+                samples=self.samples,
+                max_new_tokens=self.max_new_tokens,
+                seed=self.seed,
+                guard=guard,
+            )
             flat = [text for continuations in written for text in continuations]
             texts += flat
             shape = len(prompts), self.samples

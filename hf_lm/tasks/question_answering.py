@@ -181,8 +181,14 @@ class QuestionAnswering(_Answers, Supervised):
         drop_overlap: bool = False,
     ) -> Supervised:
         if start.as_text:
-            lengths: dict[str, Any] = {"max_source_length": max_length, "max_target_length": max_target_length}
-            return QuestionAnsweringAsText(table, start.tokenizer, start.model, **lengths, drop_overlap=drop_overlap)
+            return QuestionAnsweringAsText(
+                table,
+                start.tokenizer,
+                start.model,
+                max_source_length=max_length,
+                max_target_length=max_target_length,
+                drop_overlap=drop_overlap,
+            )
         max_length = start.at_most(max_length)
         windows = {"max_length": max_length, "stride": min(stride, max_length // 3)}
         causal = start.family == "decoder"
