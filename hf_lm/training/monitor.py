@@ -121,7 +121,11 @@ class Progress(ProgressCallback):
     """
 
     SECONDS_IN_A_FILE: ClassVar = 30.0
-    TRAINING: ClassVar = {"loss": "loss {:z.3f}", "tokens_per_second": "{:,.0f} tok/s", "utilisation": "{:.0%} of peak"}
+    TRAINING: ClassVar = {
+        "loss": "loss {:z.3f}",
+        "tokens_per_second": "{:,.0f} tok/s",
+        "utilisation": "{:.0%} of peak",
+    }
 
     def __init__(self) -> None:
         super().__init__()
