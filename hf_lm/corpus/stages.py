@@ -275,10 +275,5 @@ def page(report: dict[str, Any]) -> list[str]:
             lines += ["", f"## {title}", "", *markdown.table(("", "documents"), cells)]
     if report["duplicates"]["removed"]:
         lines += ["", f"{report['duplicates']['removed']:,} near copies were removed (MinHash)."]
-    lines += [
-        "",
-        "## The run",
-        "",
-        *markdown.fenced(yaml.safe_dump(report["run"], sort_keys=False), "yaml").split("\n"),
-    ]
-    return lines
+    run = markdown.fenced(yaml.safe_dump(report["run"], sort_keys=False), "yaml")
+    return [*lines, "", "## The run", "", run]
