@@ -79,16 +79,14 @@ class _Counter(TorchDispatchMode):
         out = func(*args, **kwargs)
         for tensor in tree_leaves(out):
             if isinstance(tensor, torch.Tensor):
-                self.see(tensor, "logits" if self._is_logits(tensor) else "activations")
+                is_logits = self.vocabulary > 0 and tensor.ndim > 1 and tensor.shape[-1] == self.vocabulary
+                self.see(tensor, "logits" if is_logits else "activations")
         packet = getattr(func, "_overloadpacket", None)
         if packet in _FLOPS:
             self.flops += _FLOPS[packet](*args, **kwargs)
         elif packet in flop_registry:
             self.flops += flop_registry[packet](*args, **kwargs, out_val=out)
         return out
-
-    def _is_logits(self, tensor: torch.Tensor) -> bool:
-        return self.vocabulary > 0 and tensor.ndim > 1 and tensor.shape[-1] == self.vocabulary
 
     def see(self, tensor: torch.Tensor, kind: str) -> None:
         storage = tensor.untyped_storage()
