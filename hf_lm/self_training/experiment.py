@@ -120,11 +120,8 @@ class Settings:
 class SelfTraining(Settings, Setup):
     """A model with few labels and much text, by several methods.
 
-    `new_model()` gives a model to train on the task, `new_lm()` one to pretrain on text; `task` holds the labelled
-    rows by split, `unlabelled` the texts without. Beside what `fit` asks, a task has `row_of(text)`: a row whose label
-    means nothing; `with_label(row, prediction)`: the row with the prediction as its label, or None; `strata(rows)`:
-    groups that a selection keeps in proportion; and `confidence_threshold`: the confidence from which an answer is
-    taken, None where text is its own label.
+    `task` holds the labelled rows by split, `unlabelled` the texts without. What a task has beside what `fit` asks is
+    in hf_lm.tasks.task.SelfTrainingTask.
     """
 
     training_args: TrainingArguments
