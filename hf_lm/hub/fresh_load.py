@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedConfig
 
 # The auto class by the mapping that has an architecture, in the order in which they are tried.
 AUTO_CLASSES = {
@@ -161,7 +161,8 @@ def describe(folder: str, adapter: bool, trust: bool, auto_class: str) -> tuple[
     if config.is_encoder_decoder:
         inputs["decoder_input_ids"] = torch.tensor([target("A")["input_ids"][:1]])
     ids, rows = inputs["input_ids"], model.get_input_embeddings().weight.shape[0]
-    readable = ids.numel() and int(ids.max()) < rows
+    with torch.no_grad():  # where the tokenizer has no ids beyond the embedding
+        finite = not (ids.numel() and int(ids.max()) < rows) or bool(torch.isfinite(model(**inputs)[0]).all())
     ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     written = []  # ids and embedding rows of the target, where another tokenizer encodes it
     if target is not tokenizer:
@@ -173,7 +174,7 @@ def describe(folder: str, adapter: bool, trust: bool, auto_class: str) -> tuple[
         "parameters": model.num_parameters(),
         "dtype": str(model.dtype).removeprefix("torch."),
         "missing": missing[:3],
-        "finite": _finite(model, inputs) if readable else True,
+        "finite": finite,
         "rows": rows,
         "tokens": max(tokenizer.get_vocab().values(), default=-1) + 1,
         "encodes": bool(ids.numel()),
@@ -185,13 +186,6 @@ def describe(folder: str, adapter: bool, trust: bool, auto_class: str) -> tuple[
         "template": bool(tokenizer.chat_template),
     }
     return facts, b""
-
-
-def _finite(model: "PreTrainedModel", inputs: dict[str, Any]) -> bool:
-    import torch
-
-    with torch.no_grad():
-        return bool(torch.isfinite(model(**inputs)[0]).all())
 
 
 def _auto_class(config: "PreTrainedConfig") -> str:
