@@ -107,7 +107,7 @@ class BasePipeline:
         self.pad_id: TokenId = self.tokenizer.pad_token_id
         self.batch_size, self.causal = batch_size, family(model.config) == "decoder"
         if isinstance(device, int):
-            accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+            accelerator = torch.accelerator.current_accelerator(check_available=True)
             device = "cpu" if device < 0 or accelerator is None else torch.device(accelerator.type, device)
         self.device = device_named(device) if device is not None else model.device
         if device is not None:
