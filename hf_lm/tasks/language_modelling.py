@@ -90,12 +90,8 @@ class LanguageModelling:
             if split == "train" and corpus.stream:
                 self.streams[split] = corpus.stream(tokenizer)
                 continue
-            documents, folder = dry_run.sampled(
-                corpus.documents(split),
-                cache_folder(corpus.fingerprint, tokenizer, split),
-                split=split,
-                size=corpus.size,
-            )
+            folder = cache_folder(corpus.fingerprint, tokenizer, split)
+            documents, folder = dry_run.sampled(corpus.documents(split), folder, split=split, size=corpus.size)
             self.streams[split] = tokenize_documents(
                 documents,
                 tokenizer=tokenizer,
@@ -114,9 +110,8 @@ class LanguageModelling:
 
     def _large_shares(self) -> list[str]:
         """Of splits that were cut from train by document and are far larger than was asked for: documents are few."""
-        total, documents = (
-            sum(each) for each in zip(*((s.total, len(s)) for s in self.streams.values()), strict=True)
-        )
+        streams = self.streams.values()
+        total, documents = sum(stream.total for stream in streams), sum(map(len, streams))
         large = [
             f"{split} holds {stream.total / total:.0%} of the text, in {len(stream)} of {documents} documents"
             for split, stream in self.streams.items()
