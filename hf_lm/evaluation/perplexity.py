@@ -44,7 +44,10 @@ class Likelihood:
         Text without spaces between its words, as Chinese, has no word perplexity: above 20 bytes a word there is none.
         """
         per = partial(ratio, self.nll, higher_is_better=False, bounds=POSITIVE)
-        found = {"bits_per_byte": per(self.bytes * math.log(2)), "perplexity": per(self.tokens, transform=_exp_or_inf)}
+        found = {
+            "bits_per_byte": per(self.bytes * math.log(2)),
+            "perplexity": per(self.tokens, transform=_exp_or_inf),
+        }
         if self.bytes.sum() <= 20 * self.words.sum():
             found["word_perplexity"] = per(self.words, transform=_exp_or_inf)
         return found
