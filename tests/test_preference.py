@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -43,10 +44,10 @@ def tokenizer():
 
 @pytest.fixture
 def make(tokenizer):
-    def make(rows=None, **options):
+    def make(rows=None, splits=None, **options):
         transformers.set_seed(0)
         model = new_gpt2(tokenizer, n_layer=1, n_head=2, n_embd=32, block_size=48)
-        table = Table("x", "", {"train": rows or pairs()})
+        table = Table("x", "", dict(splits) if splits else {"train": rows or pairs()})
         read_preferences(table)
         return model, Preference(table, tokenizer, model, **{"max_length": 40, "max_new_tokens": 6} | options)
 
@@ -272,6 +273,24 @@ def test_a_model_that_has_not_moved_neither_prefers_nor_diverges(make, tmp_path)
     assert found == pytest.approx(
         {"reward_accuracy": 50, "reward_margin": 0, "kl": 0, "length_change": 0, "win_rate": 50}, abs=1e-5
     )
+
+
+def test_pairs_of_one_prompt_count_as_one_in_an_interval(make):
+    right = np.arange(12) < 9
+    reports = []
+    for copies in (1, 4):
+        rows = [row | {"rejected": f"{row['rejected']} {'?' * n}"} for row in pairs(12) for n in range(copies)]
+        table = {"train": rows, "validation": rows, "test": rows}
+        _, task = make(splits=table)
+        scores = np.zeros((12 * copies, 2))
+        task.before["test"] = {"scores": scores, "answers": []}
+        moved = scores + np.repeat(np.where(right, 1.0, -1.0), copies)[:, None] * [1, 0]
+        found = task.score("test", (moved, [], np.zeros((2, 0)))).estimates
+        baseline = task.baseline("test")[1].estimates
+        of_both = {name: (found[name].interval(), found[name].minus(baseline[name])) for name in found}
+        reports.append([x for both in of_both.values() for one in both for x in (one.value, one.low, one.high)])
+        assert found["reward_accuracy"].beats(baseline["reward_accuracy"]) is False  # 9 of 12 prompts, p = 0.15
+    assert reports[0] == pytest.approx(reports[1])
 
 
 def test_metrics_do_not_depend_on_the_order_of_rows_or_their_company(make, monkeypatch):

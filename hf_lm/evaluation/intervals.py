@@ -1,7 +1,7 @@
 """A number over examples: its value, its 95 % interval, and whether it is better than another number."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 
@@ -263,6 +263,12 @@ def ratio(
         return transform(sums[..., 0] / np.where(sums[..., 1] == 0, np.nan, sums[..., 1]))
 
     return Estimate(statistics, value_of, higher_is_better, bounds)
+
+
+def units_of(keys: Sequence[Hashable]) -> np.ndarray:
+    """Which unit each example is of, (examples,): those of equal keys are of one; see `Estimate`."""
+    places: dict[Hashable, int] = {}
+    return np.array([places.setdefault(key, len(places)) for key in keys], int)
 
 
 def mean(values: np.ndarray, *, higher_is_better: bool = True, bounds: tuple[float, float] = ANY) -> Estimate:

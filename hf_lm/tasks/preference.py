@@ -1,6 +1,7 @@
 """Preference: of two answers to a prompt the better one is made likelier, beside a reference that stays as it was."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -12,7 +13,7 @@ from hf_lm.data.batches import Feature, Processes, pad_batch
 from hf_lm.data.conversations import as_text
 from hf_lm.data.tables import Row, Table
 from hf_lm.evaluation.completions import log_probs
-from hf_lm.evaluation.intervals import PERCENT, mean
+from hf_lm.evaluation.intervals import PERCENT, Estimate, mean, units_of
 from hf_lm.evaluation.likelihood import labelled
 from hf_lm.evaluation.rewards import Scorer
 from hf_lm.models.configuration import context_length
@@ -182,10 +183,7 @@ class Preference(BesideReference):
         before = self.before[split]
         ratios = scores - before["scores"]
         margins = self.beta * (ratios[:, 0] - ratios[:, 1])
-        estimates = {
-            "reward_accuracy": mean(100.0 * (margins > 0) + 50.0 * (margins == 0), bounds=PERCENT),
-            "reward_margin": mean(margins),
-        }
+        estimates = self._of_pairs(split, 100.0 * (margins > 0) + 50.0 * (margins == 0), margins)
         examples = [
             {
                 "input": as_text(row["messages"]),
@@ -214,10 +212,16 @@ class Preference(BesideReference):
         loss = float(np.logaddexp(0, -margins).mean()) if self.loss_type == "sigmoid" else None
         return Scores(estimates, examples, loss)
 
+    def _of_pairs(self, split: str, right: np.ndarray, margins: np.ndarray) -> dict[str, Estimate]:
+        """Of each pair whether it is right, in percent, and its margin; the pairs of one prompt count as one unit."""
+        units = units_of([tuple(feature["prompt_ids"]) for feature in self.encoded[split].features])
+        found = {"reward_accuracy": mean(right, bounds=PERCENT), "reward_margin": mean(margins)}
+        return {name: replace(estimate, units=units) for name, estimate in found.items()}
+
     def baseline(self, split: str) -> tuple[str, Scores]:
         """The reference: it prefers neither answer, and wins against itself half of the time."""
         pairs, asked = len(self.before[split]["scores"]), len(self.before[split]["answers"])
-        estimates = {"reward_accuracy": mean(np.full(pairs, 50.0)), "reward_margin": mean(np.zeros(pairs))}
+        estimates = self._of_pairs(split, np.full(pairs, 50.0), np.zeros(pairs))
         return "the reference", Scores(estimates | {"win_rate": mean(np.full(asked, 50.0))}, [])
 
     def length_bias(self) -> dict[str, float]:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_lm.data.batches import Processes
 from hf_lm.data.overlap import normal_words
 from hf_lm.data.tables import Row, Table
-from hf_lm.evaluation.intervals import Estimate
+from hf_lm.evaluation.intervals import Estimate, units_of
 from hf_lm.evaluation.metrics import QuestionAnswering as Metric
 from hf_lm.evaluation.metrics import answer_score, lack_spaces, sentences
 from hf_lm.tasks.losses import Batch, WithSpanLogits, span_logits, span_loss
@@ -97,9 +97,7 @@ class _Answers:
     @classmethod
     def estimates_of(cls, examples: Sequence[dict[str, Any]], labels: Sequence[str]) -> dict[str, Estimate]:
         """The metrics of examples; questions about one context are right or wrong together, and count as one unit."""
-        places: dict[str, int] = {}
-        contexts = [row.get("context", str(i)) for i, row in enumerate(examples)]
-        units = np.array([places.setdefault(context, len(places)) for context in contexts], int)
+        units = units_of([row.get("context", str(i)) for i, row in enumerate(examples)])
         found = Metric().estimates([row["prediction"] for row in examples], [row["reference"] for row in examples])
         return {name: replace(estimate, units=units) for name, estimate in found.items()}
 
