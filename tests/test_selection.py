@@ -95,7 +95,10 @@ def test_a_sweep_takes_the_best_rate_and_run_yaml_repeats_it(data, tmp_path):
     run = yaml.safe_load((tmp_path / "run.yaml").read_text())
     assert run["learning_rate"] == pytest.approx(tried[0]["learning_rate"])
     assert run["sweep"] == 0
-    assert report["arguments"]["sweep"] == 0
+    assert "sweep" not in report["arguments"]
+    rate = report["arguments"]["learning_rate"]  # which the command of the card gives, beside the default rate
+    assert rate == pytest.approx(run["learning_rate"])
+    assert f"--learning_rate {rate}" in (tmp_path / "README.md").read_text()
     assert check_finished(tmp_path) is None  # it can be pushed
     assert here("sentiment.py", sweep=2, resume_from_checkpoint="latest", **options)["sweep"] == tried
 

@@ -140,6 +140,7 @@ def set_learning_rate(args: TrainingArguments, rate: float) -> None:
     """Train at a rate that was searched: run.yaml repeats the run, not the search."""
     args.learning_rate, args.sweep = rate, 0
     args.run = args.run | {"learning_rate": rate, "sweep": 0}
+    args.changed = {key: value for key, value in args.changed.items() if key != "sweep"} | {"learning_rate": rate}
 
 
 def _end_if_stopped(trainer: Any, budget: StopAtBudget, say: Callable[[str], None]) -> None:
