@@ -116,6 +116,19 @@ def test_windows_recover_every_answer_whatever_the_script(words, max_length, dat
         assert len(tokenizer(answer, add_special_tokens=False).input_ids) >= max_length // 3
 
 
+def test_the_proof_counts_answers_whose_tokens_hold_more():
+    rows = [{"question": "who?", "context": f"{i} 并且四次入选", "answers": ["四次"]} for i in range(9)]
+    rows += [{"question": "who?", "context": f"it is {i} blue", "answers": ["blue"]} for i in range(9)]
+    table = Table("x", "", {split: [dict(row) for row in rows] for split in ("train", "validation", "test")})
+    read_question_answering(table)
+    tokenizer = new_tokenizer(["并且四次入选 blue"] * 9, vocab_size=320)
+    task = QuestionAnswering(table, tokenizer, causal=False, max_length=40, stride=10)
+    said = (
+        "the labels of 18 questions give back their answers, each whole in a window; 9 of them with characters beside"
+    )
+    assert task.label_proof().said.startswith(said)
+
+
 def test_a_context_of_which_the_tokenizer_leaves_nothing_has_no_answer():
     rows = [
         {"question": "who?", "context": f"number {i}", "answers": {"text": [str(i)], "answer_start": [7]}}

@@ -289,14 +289,17 @@ class QuestionAnswering(_Answers, Supervised):
 
     def label_proof(self) -> Proof:
         """The labelled spans of the first windows must give back the answers."""
-        rows, encoded, found = self.table.rows["train"], self.encoded["train"], set()
+        rows, encoded, found, wider = self.table.rows["train"], self.encoded["train"], set(), set()
         windows, wrong = self.windows("train")[:400], []
+        by_character = lack_spaces([row["answers"] for row in rows])
         for window, feature in zip(windows, encoded.features, strict=False):
             first, last = feature["labels"]
             if last:
                 begin, end = window.offsets[first - window.first, 0], window.offsets[last - window.first, 1]
                 said, meant = rows[window.row]["context"][begin:end], rows[window.row]["answers"][0]
                 found.add(window.row)
+                exact = answer_score(said, rows[window.row]["answers"], by_character=by_character)[0]
+                wider |= set() if exact else {window.row}
                 if meant not in said or len(said) > len(meant) + 8:  # a token may hold more than the answer
                     wrong.append((said, meant))
         whole = {window.row for window in windows if window.row < windows[-1].row or len(windows) < 400}
@@ -307,7 +310,10 @@ class QuestionAnswering(_Answers, Supervised):
         if lost:
             more = "--stride" if self.stride < self.max_length // 3 else "--max_length (windows share a third at most)"
             return Proof(False, f"{lost} of {len(asked)} answers do not fit completely into any window: raise {more}")
-        return Proof(True, f"the labels of {len(found)} questions give back their answers, each whole in a window")
+        said = f"the labels of {len(found)} questions give back their answers, each whole in a window"
+        if wider:
+            said += f"; {len(wider)} of them with characters beside that their tokens hold, so that no match is exact"
+        return Proof(True, said)
 
     def render_row(self, row: dict[str, Any]) -> list[Part]:
         ids, (first, last) = row["input_ids"], row["labels"]
