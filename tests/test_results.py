@@ -23,11 +23,12 @@ from hf_lm.data.demos.opinions import opinions
 from hf_lm.data.sources import load_corpus
 from hf_lm.models.adapters import add_lora
 from hf_lm.models.bert import new_bert
+from hf_lm.models.gpt2 import new_gpt2
 from hf_lm.output_folder import is_run, list_checkpoints, remove_results
 from hf_lm.reporting.report import warnings
 from hf_lm.tasks import language_modelling
 from hf_lm.tasks.language_modelling import LanguageModelling
-from hf_lm.tokenization.tokenizer import new_tokenizer
+from hf_lm.tokenization.tokenizer import new_tokenizer, train_bpe
 from hf_lm.training import trainer as trainers
 from hf_lm.training.fit import fit
 
@@ -276,6 +277,15 @@ def test_a_short_run_scores_a_sample_of_the_held_out_documents_and_says_so(token
     said = warnings(short.report({}))
     assert f"{len(some)} of {len(every)} documents of test were scored, drawn at random" in " ".join(said)
     assert len(task(training_tokens=10**9).scored["test"]) == len(every)
+
+
+def test_the_prompt_of_a_sample_ends_with_a_character(tmp_path):
+    rows = [{"text": f"{i % 10}春眠不觉晓处处闻啼鸟夜来风雨声{i}"} for i in range(60)]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tokenizer = train_bpe([row["text"] for row in rows], vocab_size=258)  # three tokens a character
+    task = LanguageModelling(load_corpus(str(tmp_path / "texts.jsonl")), tokenizer, block_size=32)
+    samples = task.samples(new_gpt2(tokenizer, n_layer=1, n_head=2, n_embd=16, block_size=32))
+    assert [sample["prompt"][1:] for sample in samples] == ["春眠不"] * 2  # 12 tokens end within 觉
 
 
 # Adapters of language models

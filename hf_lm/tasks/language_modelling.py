@@ -36,7 +36,7 @@ from hf_lm.tasks.length import choose_length
 from hf_lm.tasks.losses import next_token_loss
 from hf_lm.tasks.proofs import Proof, ProvenTrainer
 from hf_lm.tasks.rendering import Part, render_causal
-from hf_lm.tokenization.tokenizer import encode_documents, measure_tokenizer
+from hf_lm.tokenization.tokenizer import INCOMPLETE, encode_documents, measure_tokenizer
 
 SEEN_BY_LZMA = 2**24  # bytes of training text that the compressor reads: more would take longer than it tells,
 PER_TOKEN = 16  # and after a short run this many for each token that it trained on
@@ -327,15 +327,20 @@ class LanguageModelling:
         stream = self.streams["test" if "test" in self.streams else "validation"]
         longest = min(13, self.block_size // 2)
         documents = [i * len(stream) // count for i in range(min(count, len(stream)))]
-        prompts = [stream.document(i)[:longest].tolist() for i in documents]
         pad: TokenId = stream.end if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
         room = min(max_new_tokens, self.block_size - longest)
-        written = write(model, prompts, pad_id=pad, ends={stream.end}, max_new_tokens=room, temperature=0.8)
 
         def text(ids: list[int]) -> str:
             """With <unk>, where there is one."""
             return str(self.tokenizer.decode([i for i in ids if i not in (stream.begin, stream.end, pad)]))
 
+        def start(ids: list[int]) -> list[int]:
+            """Without the last tokens where these are a part of a character."""
+            ends = range(len(ids), 1, -1)
+            return ids[: next((end for end in ends if not text(ids[:end]).endswith(INCOMPLETE)), None)]
+
+        prompts = [start(stream.document(i)[:longest].tolist()) for i in documents]
+        written = write(model, prompts, pad_id=pad, ends={stream.end}, max_new_tokens=room, temperature=0.8)
         return [
             {"prompt": text(prompt), "continuation": text(ids)} for prompt, ids in zip(prompts, written, strict=True)
         ]
