@@ -237,6 +237,14 @@ def test_the_card_says_of_which_text_the_tokenizer_was_measured(folder):
     assert "4,096 entries; 3 of them do not occur in the first 2 MB of each text" in card
 
 
+def test_a_character_without_a_font_is_one_line(tmp_path, capsys):
+    models = {"out/\U0001ccf0 \U0001ccf1": {"metrics": {"accuracy": {"value": 50.0}}}}
+    draw_scores({"models": models, "not_compared": {}}, tmp_path / "scores.png")
+    assert capsys.readouterr().err == (
+        f"{tmp_path / 'scores.png'}: no font here has some of its characters, which are boxes in the picture\n"
+    )
+
+
 def test_the_table_of_classes_names_its_split(tmp_path):
     scores = {"rows": 1, "precision": 1.0, "recall": 1.0, "f1": 1.0}
     write_card(FINE_TUNED | {"classes": {"good": scores}}, tmp_path)

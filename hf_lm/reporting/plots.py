@@ -1,5 +1,7 @@
 """The pictures of a run, drawn from its report, in one style."""
 
+import sys
+import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,8 +66,12 @@ def figure(
         for axes in panels:
             if axes.get_legend_handles_labels()[0]:
                 axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
-        drawing.tight_layout()
-        drawing.savefig(path)
+        with warnings.catch_warnings(record=True) as said:  # four lines for each character, with a path of ours
+            warnings.filterwarnings("always", "Glyph .* missing from font")
+            drawing.tight_layout()
+            drawing.savefig(path)
+        if any("missing from font" in str(each.message) for each in said):
+            print(f"{path}: no font here has some of its characters, which are boxes in the picture", file=sys.stderr)
 
 
 def han_fonts() -> list[str]:
