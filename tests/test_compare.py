@@ -179,6 +179,11 @@ def test_a_sentence_says_who_is_better_by_how_much_and_how_sure():
     assert "correction" not in sentence(alone[0])
 
 
+def test_equal_models_differ_by_zero_without_a_sign():
+    [found] = compare({"a": mean(np.full(9, 0.5)), "b": mean(np.full(9, 0.5))}, "accuracy")
+    assert ": 0.0 points of accuracy for b" in sentence(found)
+
+
 def test_one_document_is_too_few_to_say_anything():
     [found] = compare({"a": mean(np.array([0.9])), "b": mean(np.array([0.2]))}, "accuracy")
     expected = "a and b cannot be compared: 0.7 points of accuracy for a, and too few documents to test it (1)."

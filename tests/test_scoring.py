@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import transformers
@@ -19,7 +20,7 @@ from hf_lm.data.demos.opinions import opinions
 from hf_lm.models.gpt2 import new_gpt2
 from hf_lm.scoring.compare_runs import compare_runs
 from hf_lm.scoring.restore import SETTINGS, Checkpoint, head_labels, open_checkpoint
-from hf_lm.scoring.score import read_data, score
+from hf_lm.scoring.score import check_task, read_data, score
 from hf_lm.tokenization.tokenizer import add_frame, train_bpe, train_word_level
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -241,6 +242,11 @@ def encoder(place):
     transformers.BertForMaskedLM(BertConfig(vocab_size=320, **sizes)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+def test_models_of_a_recipe_that_score_does_not_know_are_pointed_to_their_reports():
+    with pytest.raises(ValueError, match=r"with --task: .*\. What reinforce measures is in the report of each run"):
+        check_task("", [], [SimpleNamespace(recipe="reinforce")])
 
 
 def test_what_cannot_be_scored_is_refused_in_one_line(classifier, encoder, reviews, documents, tmp_path, capsys):

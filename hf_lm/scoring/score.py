@@ -176,7 +176,9 @@ def check_task(task: str, metrics: Sequence[str], opened: Sequence[Checkpoint]) 
         return task or having.pop()
     recipes = {checkpoint.recipe for checkpoint in opened} & (having or METRICS.keys())
     if len(recipes) != 1:
-        raise ValueError(f"say what to measure with --task: perplexity, {', '.join(list(METRICS)[1:])}.")
+        own = sorted({checkpoint.recipe for checkpoint in opened} - {"", *METRICS})
+        hint = f" What {' and '.join(own)} measures is in the report of each run alone." if own else ""
+        raise ValueError(f"say what to measure with --task: perplexity, {', '.join(list(METRICS)[1:])}.{hint}")
     return recipes.pop()
 
 

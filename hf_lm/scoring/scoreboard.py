@@ -96,7 +96,7 @@ def sentence(comparison: Comparison, unit: str = "examples") -> str:
     number = number.removesuffix(" %")
     if comparison.better and float(number.format(difference.value)) == 0:  # a real difference that is small
         number = "{:.2g}"
-    gain = number.format(sign * difference.value)
+    gain = number.format(sign * difference.value + 0.0)  # no -0.0
     if difference.low is None or difference.high is None:
         few = f"too few {unit} to test it ({comparison.examples:,})"
         return f"{a} and {b} cannot be compared: {gain} {label} for {better}, and {few}."
