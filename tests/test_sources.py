@@ -48,6 +48,17 @@ def read(path: Path, **settings) -> tuple[list[str], Counter]:
 # Formats
 
 
+@pytest.mark.parametrize("name", ["a.tsv", "a.txt", "a.csv"])
+def test_a_column_that_is_a_number_is_of_a_table_without_a_header(name, tmp_path):
+    mark = "," if name == "a.csv" else "\t"
+    (tmp_path / name).write_text("".join(f"label{mark}text {i}\n" for i in range(40)))
+    corpus = load_corpus(str(tmp_path / name), text_column="1")
+    assert sorted(text for split in corpus.splits for text in corpus.documents(split)) == sorted(
+        f"text {i}" for i in range(40)
+    )
+    assert corpus.format.endswith("a document a row")
+
+
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.tsv", "a.parquet", "a.arrow"])
 @pytest.mark.parametrize("packed", ["", ".gz", ".zst"])
 def test_every_format_gives_the_same_documents(tmp_path, name, packed):

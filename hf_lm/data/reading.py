@@ -44,15 +44,18 @@ def read_documents(
     `columns`.
 
     A text file is one document, cut into sections of at most `section` characters where a paragraph, a line or a word
-    ends; a row of any other format is one document. With `document_start`, the lines of the whole file are joined and
-    a document begins at each line that matches. Raises ValueError, naming file and line, for what cannot be read.
+    ends; a row of any other format is one document. A number as `text_column` counts in a table without a header, as
+    which a .txt is then read. With `document_start`, the lines of the whole file are joined and a document begins at
+    each line that matches. Raises ValueError, naming file and line, for what cannot be read.
     """
-    if suffix(path) == ".txt":
+    without_header = text_column.isdigit() and suffix(path) in (".csv", ".tsv", ".txt")
+    if suffix(path) == ".txt" and not without_header:
         chunks: Iterable[str] = _text_chunks(path, cleaned)
         longest = section if document_start is None else LONGEST
         yield from _not_empty(cut(chunks, document_start, longest), cleaned)
     else:
-        rows = column_values(READERS[suffix(path)](path, cleaned), text_column, str(path), columns)
+        found = _separated(path, cleaned, header=False) if without_header else READERS[suffix(path)](path, cleaned)
+        rows = column_values(found, text_column, str(path), columns)
         yield from rows_to_documents(rows, document_start, cleaned)
 
 

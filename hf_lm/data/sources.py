@@ -192,7 +192,9 @@ def _from_files(name: str, files: list[Path], text_column: str, start: Pattern |
         content += f" {section}" if section < SECTION else ""
     corpus = Corpus(Path(name).name, content, size, {})
     endings = sorted({suffix(path) for paths in by_split.values() for path in paths})
-    corpus.format = " and ".join(endings) + (", a document a row" if endings != [".txt"] else ", a document a file")
+    corpus.format = " and ".join(endings) + (
+        ", a document a file" if endings == [".txt"] and not text_column.isdigit() else ", a document a row"
+    )
     if start is not None:
         corpus.format = " and ".join(endings) + f", a document from each line that matches {start.pattern!r}"
     corpus.origins = {split: file_names(paths, root) for split, paths in by_split.items()}
