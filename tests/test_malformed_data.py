@@ -245,6 +245,18 @@ def test_a_thousand_labels_or_texts_for_labels_are_not_all_printed():
         assert len(str(refused.value)) < 600
 
 
+def test_of_several_answers_those_that_stand_in_the_context_are_learned():
+    row = {"question": "who?", "answers": ["Ann Lee", "Ann", "A. Lee"]}
+    rows = [row | {"context": f"{i}: Ann came."} for i in range(30)]
+    absent = row | {"context": "Bob came.", "answers": ["Ann", "Lee"]}
+    found = Table("d", "", {"train": [*rows[:20], absent], "validation": rows[20:25], "test": rows[25:]})
+    read_question_answering(found)
+    assert [(each["answers"], each["starts"]) for each in found.rows["train"]][-1] == (["Ann"], [4])
+    assert len(found.rows["train"]) == 20
+    assert found.left_out["answers_not_in_their_context"] == 1
+    assert found.rows["test"][0]["answers"] == row["answers"]
+
+
 def test_a_held_out_file_with_other_columns_is_refused_and_one_without_labels_is_not(tmp_path):
     (tmp_path / "train.csv").write_text("text,label\n" + "".join(f"text {i},{i % 2}\n" for i in range(40)))
     (tmp_path / "test.csv").write_text("sentence,class\nother,1\n")

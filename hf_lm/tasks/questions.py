@@ -15,9 +15,9 @@ def read_question_answering(table: Table, *, question: str = "", context: str = 
     """Reduce a table to rows of {"id", "question", "context", "answers": [str], "starts": [int]}.
 
     Takes SQuAD's nested articles (v1 and v2) and flat rows, of which `answer_start` may be a column. An
-    offset at which the answer does not stand is repaired where the text occurs once in the context; otherwise the row
-    is left out of train, and counted: its answer is not there, or in several places. Missing splits are cut by
-    context.
+    offset at which the answer does not stand is repaired where the text occurs once in the context; otherwise the
+    answer is left out of train, and a row without another is left out and counted: its answer is not there, or in
+    several places. Missing splits are cut by context.
     """
     where = f"--dataset {table.source}"
     if table.rows["train"] and "paragraphs" in table.rows["train"][0]:
@@ -39,16 +39,23 @@ def read_question_answering(table: Table, *, question: str = "", context: str = 
             _row(row, number, names, table.left_out, f"{where}, {split} row {number + 1}")
             for number, row in enumerate(rows)
         ]
-        unusable = [row for row in found if row is not None and None in row["starts"]]
+        found = [row for row in found if row is not None]
         if split == "train":
-            several = sum(all(text in row["context"] for text in row["answers"]) for row in unusable)
+            unusable = [row for row in found if row["answers"] and set(row["starts"]) == {None}]
+            several = sum(any(text in row["context"] for text in row["answers"]) for row in unusable)
             table.left_out["answers_in_several_places"] += several
             table.left_out["answers_not_in_their_context"] += len(unusable) - several
-            found = [row for row in found if row is not None and None not in row["starts"]]
-        table.rows[split] = [row for row in found if row is not None]
+            found = [_placed(row) for row in found if not row["answers"] or set(row["starts"]) != {None}]
+        table.rows[split] = found
     needs = "with a question, a context and, if there is one, an answer that stands in it, once or at its start"
     drop_empty_splits(table, needs)
     hold_out(table, {"validation": 0.1, "test": 0.1}, group=lambda row: row["context"], unit="context")
+
+
+def _placed(row: Row) -> Row:
+    """A row with those of its answers that stand in its context: others may be names of the same thing."""
+    placed = [(text, start) for text, start in zip(row["answers"], row["starts"], strict=True) if start is not None]
+    return row | {"answers": [text for text, _ in placed], "starts": [start for _, start in placed]}
 
 
 def flat_rows(rows: Sequence[Row], where: str) -> Iterable[Row]:
