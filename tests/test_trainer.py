@@ -1,5 +1,6 @@
 """The loss is the mean over all label tokens of a step, speed is measured, and a NaN stops the run."""
 
+import contextlib
 import copy
 import itertools
 import json
@@ -285,6 +286,42 @@ def test_a_stop_by_a_signal_changes_neither_the_evaluations_nor_the_choice(resum
     assert evaluations(resumed) == evaluations(whole)
     assert resumed.state.best_global_step == whole.state.best_global_step
     assert same(weights(resumed), weights(whole))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "seconds", "at_once"),
+    [
+        ("SIGTERM", "SIGTERM", 0, False),  # of Slurm, which signals every process of a job, and of the launcher
+        ("SIGTERM", "SIGTERM", 60, True),
+        ("SIGINT", "SIGINT", 0, True),
+    ],
+)
+def test_a_signal_that_scheduler_and_launcher_both_send_is_one(
+    first, second, seconds, at_once, resumable, tmp_path, monkeypatch
+):
+    def end(number, frame):
+        raise SystemExit(128 + number)
+
+    now, trainer = [1000.0], resumable(max_steps=4)
+    monkeypatch.setattr("hf_lm.training.checkpoints.time", SimpleNamespace(monotonic=lambda: now[0]))
+    work = trainer.training_step
+
+    def signalled(*arguments, **keywords):
+        if trainer.state.global_step == 1:
+            signal.raise_signal(getattr(signal, first))
+            now[0] += seconds
+            signal.raise_signal(getattr(signal, second))
+        return work(*arguments, **keywords)
+
+    trainer.training_step = signalled
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        with pytest.raises(SystemExit) if at_once else contextlib.nullcontext():
+            trainer.train()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert (tmp_path / "out" / "checkpoint-2").is_dir() != at_once
 
 
 @pytest.mark.parametrize("stop", [3, 5, 6])

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +20,7 @@ from hf_lm.files import damage, full_disk, hash_text, sync, write_manifest
 from hf_lm.hub.records import read_run
 from hf_lm.models.target_tokenizer import target_tokenizer
 from hf_lm.output_folder import ASIDE, checkpoint_folders, list_checkpoints, remove_checkpoint, step_of
-from hf_lm.signals import endings, leave_closed_terminal
+from hf_lm.signals import PATIENCE, endings, leave_closed_terminal
 from hf_lm.tasks.task import Task
 from hf_lm.tokenization.tokenizer import tokenizer_fingerprint
 
@@ -320,17 +321,26 @@ class SaveBeforeWaiting(StopWithCheckpoint):
 
 
 class StopOnSignal(StopWithCheckpoint):
-    """SIGTERM, SIGHUP and Ctrl-C end training after the step in progress, with a checkpoint; a second one at once."""
+    """SIGTERM, SIGHUP and Ctrl-C end training after the step in progress, with a checkpoint; a second one at once.
+
+    One that comes within PATIENCE seconds is the first once more, but for Ctrl-C: Slurm sends SIGTERM to every process
+    of a job, and a launcher, which received it too, sends it to its own.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._received = 0.0  # when the first arrived, by time.monotonic()
         self._previous: dict[int, Any] = {}
         self._wakeup: int | None = None
 
     def _receive(self, number: int, frame: object) -> None:
-        self.signal = number
-        leave_closed_terminal()
-        self._restore()
+        now = time.monotonic()
+        if self.signal is None:
+            self.signal, self._received = number, now
+            leave_closed_terminal()
+        elif number == signal.SIGINT or now - self._received > PATIENCE:
+            self._restore()
+            signal.raise_signal(number)
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():
