@@ -19,7 +19,7 @@ from hf_lm.models.gpt2 import new_gpt2
 from hf_lm.tokenization.chat_template import set_chat_template
 from hf_lm.tokenization.tokenizer import train_bpe
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # a cell took 150 to 290 s on two busy cores
 STEPS = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 9, "learning_rate": 1e-3}
 STEPS |= {"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": False}
 FEATURES = {"adamw": {"muon_learning_rate": 0}, "muon": {"muon_learning_rate": 1e-3}, "lora": {"lora_rank": 4}}
