@@ -76,6 +76,28 @@ def end_afterwards() -> Iterator[None]:
             _end(number, None)
 
 
+@contextlib.contextmanager
+def time_limit(seconds: int, what: str) -> Iterator[None]:
+    """Raise TimeoutError in what takes longer, also within a regular expression, which no thread can interrupt.
+
+    There is no limit outside the main thread, and where there is no SIGALRM (Windows).
+    """
+    if not hasattr(signal, "SIGALRM") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        raise TimeoutError(f"{what} took more than {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def _end(number: int, frame: FrameType | None) -> None:
     global _ended
     for other in endings():

@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from hf_lm import pipeline
 from hf_lm.evaluation.rewards import load_scorer as load_reward_scorer
+from hf_lm.hub.fresh_load import fresh_load
 from hf_lm.inference.generate import load_writer
 from hf_lm.models.adapters import add_lora, load_merged, merge_adapter, save_adapted
 from hf_lm.models.devices import device_named
@@ -178,6 +180,27 @@ def test_an_adapter_that_does_not_fit_its_base_is_refused(saved, tokenizer, tmp_
     model = load_with_head(saved["adapter"], CLASSES, tokenizer=tokenizer, labels=["a", "b", "c"])
     assert model.classifier.out_features == 3
     assert "classifier" in model.at_random
+
+
+ENDLESS = r"(([a-z_.0-9]+)+)+!"
+
+
+def test_an_expression_of_an_adapter_that_never_ends_is_ended(saved, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_lm.models.loading.PATIENCE", 1)
+    before = signal.getsignal(signal.SIGALRM)
+    for number, settings in enumerate(
+        ({"target_modules": ENDLESS}, {"exclude_modules": ENDLESS}, {"rank_pattern": {ENDLESS: 3}})
+    ):
+        folder = changed(saved["adapter"], tmp_path / str(number), file="adapter_config.json", **settings)
+        refused(
+            lambda: load_merged(folder, tokenizer=tokenizer),  # noqa: B023
+            "cannot load the adapter .* an expression of its adapter_config.json took more than 1 s",
+        )
+    folder = changed(saved["adapter"], tmp_path / "loftq", file="adapter_config.json", init_lora_weights="loftq")
+    refused(lambda: load_merged(folder, tokenizer=tokenizer), "cannot load the adapter .*loftq onto .*loftq_config")
+    assert signal.getsignal(signal.SIGALRM) is before
+    with pytest.raises(ChildProcessError, match="it took more than 3 s: by a regular expression"):
+        fresh_load(folder=str(tmp_path / "0"), adapter=True, trust=False, auto_class="", patience=3)
 
 
 def test_pickled_weights_are_refused_everywhere(saved, tokenizer, tmp_path):

@@ -13,6 +13,7 @@ from hf_lm.hub.fresh_load import fresh_load
 from hf_lm.hub.records import read_report
 from hf_lm.parsing.ranges import excessive
 
+PATIENCE = 1800  # seconds that a stranger's model may take to load: a regular expression of it may never end
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".msgpack")
 # The code that a model of this package carries, as config.json names it: hf_lm.models.recurrent.
 OUR_CODE = {"AutoConfig": "recurrent.RecurrentConfig", "AutoModelForCausalLM": "recurrent.RecurrentLMHeadModel"}
@@ -206,7 +207,9 @@ def _check_loading(folder: Path, adapter: bool, report: dict[str, Any], checked:
         return
     auto_class = report.get("model", {}).get("auto_class", "")
     try:
-        loaded, _ = fresh_load(folder=str(folder.resolve()), adapter=adapter, trust=ours, auto_class=auto_class)
+        loaded, _ = fresh_load(
+            folder=str(folder.resolve()), adapter=adapter, trust=ours, auto_class=auto_class, patience=PATIENCE
+        )
     except ChildProcessError as error:
         checked.wrong.append(f"a fresh process could not load it: {str(error)[:300]}")
         return

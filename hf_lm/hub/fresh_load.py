@@ -35,16 +35,16 @@ HEADS = ("score.weight", "classifier.weight", "classifier.out_proj.weight")  # o
 TARGET = "target_tokenizer"  # as hf_lm.models.target_tokenizer has it
 
 
-def fresh_load(**request: object) -> tuple[dict[str, Any], Any]:
+def fresh_load(*, patience: float | None = None, **request: object) -> tuple[dict[str, Any], Any]:
     """A fresh process's answer about a folder, and its logits, None without `inputs`: see `describe` and `compute`.
 
-    The process uses neither a network nor an accelerator, and ends with this one. Raises ChildProcessError with the
-    last line of its error.
+    The process uses neither a network nor an accelerator, and ends with this one, or after `patience` seconds. Raises
+    ChildProcessError with the last line of its error.
     """
-    return begin_fresh_load(**request)()
+    return begin_fresh_load(patience=patience, **request)()
 
 
-def begin_fresh_load(**request: object) -> Callable[[], tuple[dict[str, Any], Any]]:
+def begin_fresh_load(*, patience: float | None = None, **request: object) -> Callable[[], tuple[dict[str, Any], Any]]:
     """As `fresh_load`, which waits only when what is returned is called: this process can go on meanwhile."""
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
     environment |= {"CUDA_VISIBLE_DEVICES": "", "PYTHONIOENCODING": "utf-8", "HF_HUB_OFFLINE": "1"}
@@ -55,13 +55,18 @@ def begin_fresh_load(**request: object) -> Callable[[], tuple[dict[str, Any], An
     process.stdin = None  # or communicate would flush what is closed
     with contextlib.suppress(BrokenPipeError), asked:  # it has ended, and its error says why
         asked.write(json.dumps(request).encode())
-    return lambda: _answer(process)
+    return lambda: _answer(process, patience)
 
 
-def _answer(process: subprocess.Popen[bytes]) -> tuple[dict[str, Any], Any]:
+def _answer(process: subprocess.Popen[bytes], patience: float | None) -> tuple[dict[str, Any], Any]:
     import numpy as np
 
-    out, errors = process.communicate()
+    try:
+        out, errors = process.communicate(timeout=patience)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        raise ChildProcessError(f"it took more than {patience} s: by a regular expression without end?") from None
     if process.returncode:
         lines = errors.decode("utf-8", "replace").strip().splitlines()
         raise ChildProcessError(lines[-1] if lines else f"exit code {process.returncode}")

@@ -38,6 +38,7 @@ from hf_lm.models.configuration import (
 from hf_lm.models.parts import embedding_rows, has_untrained_head, in_body, kept_in_full_precision
 from hf_lm.models.quantization import dequantized, keep_weights, quantization_options
 from hf_lm.models.target_tokenizer import target_tokenizer
+from hf_lm.signals import time_limit
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 SAFE = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
 Shapes = Sequence[Sequence[int]]  # of a weight: as it was saved, as it is needed
 HEAD = "head"
+PATIENCE = 600  # seconds to place an adapter: seconds on large models, minutes where a PiSSA is computed again
 # Buffers that old versions saved, and the pooler, which some heads do not use.
 UNUSED = re.compile(r"(^|\.)(position_ids|inv_freq|masked_bias|attn\.bias|attention\.bias|version|pooler\..*)$")
 
@@ -281,7 +283,11 @@ def _read_adapted(
     if bits:
         model = dequantized(model)
     try:
-        adapted = add_adapter(model, PeftConfig.from_pretrained(name_or_path))
+        with time_limit(PATIENCE, f"an expression of its {ADAPTER}"):  # which name the modules
+            adapted = add_adapter(model, PeftConfig.from_pretrained(name_or_path))
+    except Exception as error:
+        raise OSError(f"cannot load the adapter {name_or_path} onto {base}: {why(error)}") from error
+    try:
         needed = adapted.state_dict() | get_peft_model_state_dict(adapted, save_embedding_layers=False)
         shapes = {key: (weights[key].shape, needed[key].shape) for key in weights.keys() & needed.keys()}
         wrong = {key: both for key, both in shapes.items() if both[0] != both[1]}
